@@ -1,0 +1,123 @@
+"""What travels between actors: the Arrow schemas of rollouts and scored rollouts, checked at every hop.
+
+One `pa.Table` per slot, one row per response of the slot's group. Column names are written only here.
+A missing log-prob is an error at the worker that misses it; null never stands for one.
+"""
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+TOKENS = pa.list_(pa.int32())
+LOG_PROBS = pa.list_(pa.float32())
+
+VERSION_RUNS = pa.list_(pa.struct([("version", pa.int64()), ("num_tokens", pa.int32())]))
+"""Weight versions of a response as runs in token order: one run per version it was sampled under."""
+
+PROMPT_SCHEMA = pa.schema(
+    [
+        pa.field("uid", pa.string(), nullable=False),  # unique: slot-epoch-prompt_id-sample
+        pa.field("slot", pa.int64(), nullable=False),  # place in the prompt order; -1 outside training
+        pa.field("attempt", pa.int32(), nullable=False),  # 0 first; raised when the slot is issued again
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("sample", pa.int32(), nullable=False),  # index inside the group
+        pa.field("seed", pa.int64(), nullable=False),  # of this response's sampling
+        pa.field("source", pa.string(), nullable=False),  # routes to a teacher
+        pa.field("answer", pa.string(), nullable=True),  # null: the data set has none
+        pa.field("prompt_token_ids", TOKENS, nullable=False),
+    ]
+)
+"""A request to generate: one row per response wanted."""
+
+ROLLOUT_SCHEMA = pa.schema(
+    [
+        *PROMPT_SCHEMA,
+        pa.field("response_token_ids", TOKENS, nullable=False),
+        pa.field("behaviour_log_probs", LOG_PROBS, nullable=False),  # raw, one per response token
+        pa.field("weight_versions", VERSION_RUNS, nullable=False),  # run lengths sum to the response's
+        pa.field("finish_reason", pa.string(), nullable=False),  # "stop" or "length" (truncated)
+    ]
+)
+"""A finished rollout: prompt, response, and the policy that sampled it."""
+
+TEACHER_FIELDS = [
+    pa.field("teacher_target_ids", TOKENS, nullable=False),  # scored ids: the response's, unless cross_eos
+    pa.field("teacher_log_probs", LOG_PROBS, nullable=False),  # one per response token
+]
+
+SCORED_SCHEMA = pa.schema([*ROLLOUT_SCHEMA, *TEACHER_FIELDS])
+"""A rollout with the teacher's log-prob of every response token."""
+
+FINISH_REASONS = ("stop", "length")
+
+_PER_RESPONSE_TOKEN = ("behaviour_log_probs", "teacher_target_ids", "teacher_log_probs")
+
+
+def check_prompts(table: pa.Table) -> pa.Table:
+    """Return `table` if it holds generation requests; ValueError naming the column otherwise."""
+    _check_schema(table, PROMPT_SCHEMA, "prompt batch")
+    _check_not_empty(table, "prompt_token_ids", "prompt batch")
+    return table
+
+
+def check_rollouts(table: pa.Table) -> pa.Table:
+    """Return `table` if it is a rollout batch; ValueError naming the column (and row) otherwise."""
+    _check_schema(table, ROLLOUT_SCHEMA, "rollout batch")
+    _check_rollout_rows(table, "rollout batch")
+    return table
+
+
+def check_scored(table: pa.Table) -> pa.Table:
+    """Return `table` if it is a scored batch; ValueError naming the column (and row) otherwise."""
+    _check_schema(table, SCORED_SCHEMA, "scored batch")
+    _check_rollout_rows(table, "scored batch")
+    return table
+
+
+def _check_schema(table: pa.Table, schema: pa.Schema, kind: str) -> None:
+    if not isinstance(table, pa.Table):
+        raise ValueError(f"{kind}: expected a pyarrow.Table, got {type(table).__name__}")
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise ValueError(f"{kind}: column {missing[0]} is missing (has {', '.join(table.column_names)})")
+    extra = [name for name in table.column_names if name not in schema.names]
+    if extra:
+        raise ValueError(f"{kind}: unknown column {extra[0]}")
+    for field in schema:
+        column = table.column(field.name)
+        if column.type != field.type:
+            raise ValueError(f"{kind}: column {field.name} must have type {field.type}, got {column.type}")
+        if not field.nullable and column.null_count:
+            raise ValueError(f"{kind}: column {field.name} holds {column.null_count} null(s)")
+        if pa.types.is_list(field.type) and pc.list_flatten(column).null_count:  # pyright: ignore[reportAttributeAccessIssue]
+            raise ValueError(f"{kind}: column {field.name} holds a null inside a list")
+
+
+def _check_not_empty(table: pa.Table, name: str, kind: str) -> None:
+    for row, length in enumerate(_lengths(table, name)):
+        if length == 0:
+            raise ValueError(f"{kind}: column {name} is empty in row {row}")
+
+
+def _check_rollout_rows(table: pa.Table, kind: str) -> None:
+    _check_not_empty(table, "prompt_token_ids", kind)
+    _check_not_empty(table, "response_token_ids", kind)
+    wanted = _lengths(table, "response_token_ids")
+    for name in _PER_RESPONSE_TOKEN:
+        if name not in table.column_names:
+            continue
+        for row, (length, want) in enumerate(zip(_lengths(table, name), wanted, strict=True)):
+            if length != want:
+                raise ValueError(f"{kind}: column {name} has length {length} in row {row}, expected {want}")
+    runs = table.column("weight_versions").to_pylist()
+    for row, (versions, want) in enumerate(zip(runs, wanted, strict=True)):
+        if sum(run["num_tokens"] for run in versions) != want:
+            raise ValueError(f"{kind}: column weight_versions does not cover {want} tokens in row {row}")
+    for row, reason in enumerate(table.column("finish_reason").to_pylist()):
+        if reason not in FINISH_REASONS:
+            raise ValueError(
+                f"{kind}: column finish_reason is {reason!r} in row {row}, not one of {FINISH_REASONS}"
+            )
+
+
+def _lengths(table: pa.Table, name: str) -> list[int]:
+    return pc.list_value_length(table.column(name)).to_pylist()  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,342 @@
+"""The configuration of a run: one frozen, documented tree of settings, importable without torch, vLLM or Ray.
+
+The string under each field is its documentation (`launch.py train --help` prints it). Reading YAML and dotted
+overrides lives in `cluster/settings.py`. Objective parameters are checked by `rewards.validate`, which
+`launch.py` calls, since this package imports nothing of ours.
+"""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Dtype = Literal["float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused, docstrings under fields are their help."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class StudentConfig(Section):
+    """The model that is trained, and that generates."""
+
+    model_path: str
+    """Hugging Face folder (or hub name) of the student, with its tokenizer and chat template."""
+
+
+class DataConfig(Section):
+    """Prompts to roll out on: JSON lines with a `problem` and, for evaluation, an `answer`."""
+
+    train_path: str
+    """JSONL file of training problems, one object per line: `{"id", "problem", "answer", "source"}`."""
+    system_prompt: str | None = None
+    """Text of a system message put before every problem; none by default."""
+    template_arguments: dict[str, Any] = {}
+    """Extra arguments of the chat template, e.g. `{enable_thinking: false}` for Qwen3."""
+
+
+class ResourcesConfig(Section):
+    """What Ray reserves for one worker (its placement group has one bundle with exactly this)."""
+
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    """CPUs reserved per worker; may be fractional."""
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs reserved per worker; a fraction shares one device."""
+    custom: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Custom Ray resources per worker, e.g. `{teacher: 1}` to bind a pool to a group of nodes."""
+
+
+class EngineConfig(Section):
+    """Settings of one vLLM engine; `extra` passes anything else to vLLM's `EngineArgs` unchanged."""
+
+    dtype: Dtype | Literal["auto"] = "auto"
+    """Precision of the engine's weights; `auto` follows `learner.dtype`."""
+    max_model_len: Positive | None = None
+    """Longest prompt + response in tokens; by default what the model's configuration allows."""
+    max_num_seqs: Positive = 128
+    """Sequences decoded together."""
+    max_num_batched_tokens: Positive = 8192
+    """Tokens of one engine step; bounds the memory of prompt log-probs (a whole step's logits)."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    """Size of the key-value cache in GiB; by default vLLM takes `gpu_memory_fraction` of the device."""
+    gpu_memory_fraction: Fraction = 0.85
+    """Share of the device's memory the engine may use."""
+    tensor_parallel_size: Positive = 1
+    """Devices one engine is spread over."""
+    enforce_eager: bool = False
+    """Skip graph capture; always on for CPU engines."""
+    num_threads: Positive = 1
+    """CPU threads of one engine (CPU engines only)."""
+    extra: dict[str, Any] = {}
+    """Further `EngineArgs` of vLLM by name, e.g. `{quantization: fp8}`."""
+
+
+class RolloutConfig(Section):
+    """The pool of student engines, and how responses are sampled."""
+
+    num_workers: Positive = 1
+    """Rollout workers (student engines)."""
+    max_response_tokens: Positive = 1024
+    """A response is cut after this many tokens and counted as truncated."""
+    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """Sampling temperature. Teachers are scored at temperature 1, so other values bias the reward."""
+    top_p: Fraction = 1.0
+    """Nucleus sampling; the PowerOPD paper uses 0.95."""
+    top_k: Annotated[int, Field(ge=-1)] = -1
+    """Sample among the k most likely tokens; -1 is all. The PowerOPD paper uses 20."""
+    max_in_flight: Positive = 512
+    """Slots in flight on one worker; the start window bounds them further."""
+    max_attempts: Positive = 3
+    """Attempts for one prompt before it is given up, counted, and its slot takes the next prompt."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """Ray resources of one worker."""
+    engine: EngineConfig = EngineConfig()
+    """vLLM settings."""
+
+
+class TeacherConfig(Section):
+    """The pool of teacher engines, which score the student's tokens."""
+
+    model_path: str
+    """Hugging Face folder (or hub name) of the teacher; it must share the student's tokenizer."""
+    num_workers: Positive = 1
+    """Teacher workers (teacher engines)."""
+    max_batch_tokens: Positive = 16384
+    """Token budget of one scoring call (prompt and response tokens)."""
+    max_calls_in_flight: Positive = 2
+    """Scoring calls outstanding per worker; the second hides the hand-over of the first."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """Ray resources of one worker."""
+    engine: EngineConfig = EngineConfig()
+    """vLLM settings."""
+
+
+class LearnerConfig(Section):
+    """The DeepSpeed learner: data-parallel ranks, one Ray actor each."""
+
+    num_workers: Positive = 1
+    """Ranks; the batch is split over them by tokens."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """ZeRO stage: 0 replicates, 1 shards the optimizer, 2 also gradients, 3 also parameters."""
+    dtype: Dtype = "bfloat16"
+    """Precision of forward and backward; the optimizer always holds fp32 master weights."""
+    learning_rate: Rate = 5e-7
+    """Peak learning rate of AdamW."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the learning rate after warm-up, over `max_steps`."""
+    lr_final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Learning rate at `max_steps` as a share of the peak (linear and cosine)."""
+    warmup_steps: NonNegative = 0
+    """Steps of linear warm-up; the first step already trains, at peak / warmup_steps."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: Rate = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: Rate = 1.0
+    """Gradients are clipped to this global norm; 0 switches clipping off."""
+    micro_batch_tokens: Positive = 8192
+    """Token budget of one forward and backward; sequences are packed into it without padding."""
+    head_chunk_tokens: Positive = 256
+    """Positions per chunk of the log-prob head: peak memory is chunk x vocabulary, not batch x vocabulary."""
+    activation_checkpointing: bool = False
+    """Recompute layer activations in backward: less memory for about a third more time."""
+    offload_optimizer: bool = False
+    """Keep optimizer state in CPU memory (GPU learners)."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of transformers; flash_attention_2 packs best on GPUs."""
+    num_threads: Positive = 1
+    """CPU threads of one rank."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """Ray resources of one rank."""
+    deepspeed: dict[str, Any] = {}
+    """Further DeepSpeed settings, merged over the generated ones."""
+
+
+class ObjectiveConfig(BaseModel):
+    """What is optimized. Keys besides these are the objective's own parameters (`alpha`, `low`, ...)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    name: str = "power"
+    """Reward of each sampled token: power, log_ratio, log_clip, log_tanh."""
+    normaliser: str = "none"
+    """Normalisation of rewards over the window: none, zscore, sign_max_abs."""
+    aggregate: Literal["window_token_mean", "seq_mean_token_mean", "seq_mean_token_sum"] = "window_token_mean"
+    """How token losses become one number."""
+    stop_mode: Literal["raw", "mask", "cross_eos"] = "mask"
+    """The last token, if it is a stop token: raw trains it as sampled, mask drops it, cross_eos asks the
+    teacher for its own stop token in the student's place."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The objective's own parameters as given."""
+        return dict(self.model_extra or {})
+
+
+class ImportanceConfig(BaseModel):
+    """Off-policy correction of stale tokens. Keys besides `name` are its parameters (`low`, `high`)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+
+    name: str = "truncated"
+    """Weight of a token: none, or truncated (`min(exp(logp - behaviour_logp), high)`)."""
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The correction's own parameters as given."""
+        return dict(self.model_extra or {})
+
+
+class EvaluationConfig(Section):
+    """Held-out evaluation with the rollout workers."""
+
+    data_path: str | None = None
+    """JSONL file of held-out problems with answers; no evaluation without it."""
+    benchmark: str = "heldout"
+    """Name of the benchmark in `eval.jsonl`."""
+    every_steps: NonNegative = 0
+    """Evaluate every this many steps; 0 only before and after training."""
+    num_samples: Positive = 8
+    """Responses per problem (n)."""
+    k: Positive = 8
+    """avg@k and pass@k are taken over the first k responses."""
+    max_problems: Positive | None = None
+    """Use only the first so many problems."""
+    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
+    """Sampling temperature at evaluation."""
+    top_p: Fraction = 1.0
+    """Nucleus sampling at evaluation."""
+    top_k: Annotated[int, Field(ge=-1)] = -1
+    """Top-k sampling at evaluation; -1 is all."""
+    max_response_tokens: Positive | None = None
+    """Response limit at evaluation; by default the rollout's."""
+    teacher: bool = True
+    """Evaluate the teacher once before training."""
+
+    @model_validator(mode="after")
+    def _k_within_samples(self) -> Self:
+        if self.k > self.num_samples:
+            raise ValueError(f"k must be <= num_samples ({self.num_samples}), got {self.k}")
+        return self
+
+
+class CheckpointConfig(Section):
+    """When and how many checkpoints are kept."""
+
+    every_steps: NonNegative = 50
+    """Checkpoint every this many steps; 0 only at the end and on shutdown."""
+    keep: Positive = 2
+    """Newest checkpoints kept."""
+
+
+class LoggingConfig(Section):
+    """Where progress goes."""
+
+    display: Literal["auto", "live", "plain"] = "auto"
+    """Live view on a terminal, one plain line per step otherwise."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run folder."""
+    wandb_project: str | None = None
+    """Weights & Biases project; the `wandb` package must be installed."""
+
+
+class ClusterConfig(Section):
+    """The Ray cluster, and how long anything is waited for."""
+
+    address: str | None = None
+    """Address of a Ray cluster (`auto`, `HOST:6379`, `ray://...`); by default RAY_ADDRESS or a local Ray."""
+    num_cpus: Positive | None = None
+    """Logical CPUs of a local Ray; by default those of the machine."""
+    object_store_gib: Annotated[float, Field(gt=0)] = 1.0
+    """Object store of a local Ray."""
+    placement_timeout_s: Seconds = 300.0
+    """Wait so long for the cluster to provide resources that it could have."""
+    start_timeout_s: Seconds = 900.0
+    """Wait so long for engines and ranks to start."""
+    rollout_timeout_s: Seconds = 1800.0
+    """Longest wait for the next finished rollout."""
+    score_timeout_s: Seconds = 600.0
+    """Longest wait for a scoring call."""
+    step_timeout_s: Seconds = 1800.0
+    """Longest wait for a training step, publish or checkpoint; a frozen rank is found by it."""
+    load_timeout_s: Seconds = 600.0
+    """Longest wait for an engine to load weights."""
+
+
+class RunConfig(Section):
+    """A whole run. Every key can be set in YAML or on the command line (`--rollout.num_workers 2`)."""
+
+    run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Name of the run and of its folder."""
+    runs_path: str = "runs"
+    """Folder that holds run folders; it must be reachable from every node."""
+    seed: NonNegative = 0
+    """Seed of every random choice: prompt order, sampling, initialisation."""
+    max_steps: Positive = 100
+    """Optimizer steps."""
+    batch_size: Positive = 32
+    """Slots (prompts) per step."""
+    num_samples_per_prompt: Positive = 1
+    """Responses per prompt: a slot's group."""
+    max_staleness: NonNegative = 8
+    """No trained token was sampled more than this many weight versions earlier; 0 is synchronous."""
+    batches_ahead: NonNegative | None = None
+    """Batches that may be started beyond the current one; default min(2, max_staleness)."""
+    student: StudentConfig
+    """The student."""
+    data: DataConfig
+    """Training prompts."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """The objective."""
+    importance: ImportanceConfig = ImportanceConfig()
+    """Off-policy correction."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Rollout workers."""
+    teacher: TeacherConfig
+    """Teacher workers."""
+    learner: LearnerConfig = LearnerConfig()
+    """The learner."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Evaluation."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
+    logging: LoggingConfig = LoggingConfig()
+    """Progress."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Ray."""
+
+    @model_validator(mode="after")
+    def _staleness_is_consistent(self) -> Self:
+        if self.batches_ahead is None:
+            object.__setattr__(self, "batches_ahead", min(2, self.max_staleness))
+        if self.num_batches_ahead > self.max_staleness:
+            raise ValueError(
+                f"batches_ahead must be <= max_staleness ({self.max_staleness}), got {self.batches_ahead}"
+            )
+        return self
+
+    @property
+    def num_batches_ahead(self) -> int:
+        """`batches_ahead` with its default filled in."""
+        assert self.batches_ahead is not None
+        return self.batches_ahead
+
+    @property
+    def engine_dtype(self) -> str:
+        """Precision of the student engines, and so of published weights."""
+        dtype = self.rollout.engine.dtype
+        return self.learner.dtype if dtype == "auto" else dtype
+
+    @property
+    def teacher_dtype(self) -> str:
+        """Precision of the teacher engines."""
+        dtype = self.teacher.engine.dtype
+        return self.learner.dtype if dtype == "auto" else dtype

@@ -1,0 +1,122 @@
+"""How weights travel: a few large buckets of bytes and one manifest that says what lies where.
+
+The learner yields buckets through Ray's object store; the driver passes the references on; an engine checks
+the checksums, loads, and must then reproduce the manifest's golden log-probs before it serves. No torch here:
+buckets are flat uint8 arrays, dtypes are names.
+"""
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+ITEM_BYTES = {"float32": 4, "bfloat16": 2}
+
+BUCKET_BYTES = 256 * 2**20
+"""Default bucket size: large enough for full store bandwidth, small enough to gather one at a time."""
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Where one parameter lies: `bucket` index, byte `offset` in it, `shape` of the full tensor."""
+
+    name: str
+    shape: tuple[int, ...]
+    bucket: int
+    offset: int
+
+    @property
+    def num_elements(self) -> int:
+        """Elements of the full tensor."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class WeightManifest:
+    """One published weight set, identified by (incarnation, version).
+
+    `incarnation` rises at every resume or fall-back, so that versions of an abandoned course are refused.
+    `checksums` holds one CRC-32 per bucket. `golden_log_probs[i]` is the learner's log-prob of
+    `golden_token_ids[i + 1]` under these weights.
+    """
+
+    incarnation: int
+    version: int
+    dtype: str
+    tensors: tuple[TensorSpec, ...]
+    bucket_bytes: tuple[int, ...]
+    checksums: tuple[int, ...]
+    golden_token_ids: tuple[int, ...]
+    golden_log_probs: tuple[float, ...]
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all buckets."""
+        return sum(self.bucket_bytes)
+
+
+def plan_buckets(
+    shapes: Iterable[tuple[str, tuple[int, ...]]], *, dtype: str, max_bytes: int = BUCKET_BYTES
+) -> tuple[TensorSpec, ...]:
+    """Lay parameters out in order into buckets of at most `max_bytes` (a larger parameter gets its own)."""
+    specs: list[TensorSpec] = []
+    bucket, offset = 0, 0
+    for name, shape in shapes:
+        size = int(np.prod(shape, dtype=np.int64)) * ITEM_BYTES[dtype]
+        if offset and offset + size > max_bytes:
+            bucket, offset = bucket + 1, 0
+        specs.append(TensorSpec(name, tuple(shape), bucket, offset))
+        offset += size
+    return tuple(specs)
+
+
+def bucket_sizes(specs: Sequence[TensorSpec], *, dtype: str) -> tuple[int, ...]:
+    """Bytes of each bucket of a plan."""
+    sizes = [0] * (specs[-1].bucket + 1 if specs else 0)
+    for spec in specs:
+        sizes[spec.bucket] = spec.offset + spec.num_elements * ITEM_BYTES[dtype]
+    return tuple(sizes)
+
+
+def checksum(bucket: np.ndarray) -> int:
+    """CRC-32 of a uint8 bucket."""
+    return zlib.crc32(memoryview(bucket))
+
+
+def check_buckets(manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> None:
+    """Raise ValueError naming the bucket if a size or checksum differs from the manifest's."""
+    if len(buckets) != len(manifest.checksums):
+        raise ValueError(
+            f"weights v{manifest.version}: expected {len(manifest.checksums)} buckets, got {len(buckets)}"
+        )
+    for index, bucket in enumerate(buckets):
+        if bucket.dtype != np.uint8 or bucket.nbytes != manifest.bucket_bytes[index]:
+            raise ValueError(
+                f"weights v{manifest.version}: bucket {index} must hold {manifest.bucket_bytes[index]} bytes "
+                f"of uint8, got {bucket.nbytes} of {bucket.dtype}"
+            )
+        if checksum(bucket) != manifest.checksums[index]:
+            raise ValueError(
+                f"weights v{manifest.version}: checksum of bucket {index} differs; it was damaged on the way"
+            )
+
+
+GOLDEN_LIMITS = {"float32": 1e-3, "bfloat16": 0.25}
+"""Largest mean absolute difference of golden log-probs between learner and engine, by engine dtype.
+
+fp32 engines differ from transformers by about 1e-5 at most; bf16 kernels by about 0.04 on average."""
+
+
+def check_golden(manifest: WeightManifest, log_probs: Sequence[float], *, dtype: str) -> float:
+    """Return the mean absolute difference to the golden log-probs; ValueError above the dtype's limit."""
+    expected, got = np.asarray(manifest.golden_log_probs), np.asarray(log_probs)
+    if expected.shape != got.shape:
+        raise ValueError(f"golden sequence: expected {expected.shape[0]} log-probs, got {got.shape}")
+    difference = float(np.abs(expected - got).mean())
+    if not difference <= GOLDEN_LIMITS[dtype]:
+        raise ValueError(
+            f"weights v{manifest.version}: the engine's golden log-probs differ from the learner's by "
+            f"{difference:.3g} on average, limit {GOLDEN_LIMITS[dtype]} for {dtype}"
+        )
+    return difference
