@@ -20,7 +20,9 @@ Dtype = Literal["float32", "bfloat16"]
 class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused, docstrings under fields are their help."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True
+    )
 
 
 class StudentConfig(Section):
@@ -224,7 +226,7 @@ class EvaluationConfig(Section):
     @model_validator(mode="after")
     def _k_within_samples(self) -> Self:
         if self.k > self.num_samples:
-            raise ValueError(f"k must be <= num_samples ({self.num_samples}), got {self.k}")
+            raise ValueError(f"evaluation.k must be <= evaluation.num_samples ({self.num_samples}), got {self.k}")
         return self
 
 

@@ -1,0 +1,93 @@
+"""What a worker asks of its inference engine: generate, score, load weights. Workers know only this protocol.
+
+The real engine is `actors.vllm.engine.VllmEngine`; tests drive workers with small engines of their own.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from cluster.config import EngineConfig
+from cluster.weights import WeightManifest
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """One engine: which model, in which precision, on which device."""
+
+    model_path: str
+    dtype: str
+    device: str  # "cpu" or "cuda"
+    seed: int
+    vocab_size: int  # ids the tokenizer knows; larger ids are never sampled
+    stop_token_ids: tuple[int, ...]
+    config: EngineConfig
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn. Behaviour log-probs are raw: before temperature and truncation."""
+
+    max_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = -1
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """One response wanted; `request_id` is unique while the request lives."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One finished response with its raw log-probs [T] and (weight version, tokens) runs in token order."""
+
+    request_id: str
+    token_ids: list[int]
+    log_probs: np.ndarray
+    version_runs: list[tuple[int, int]]
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """One completed and verified weight load, with its seconds by part."""
+
+    incarnation: int
+    version: int
+    check_s: float
+    pause_s: float
+    load_s: float
+    verify_s: float
+    golden_difference: float
+
+
+class Engine(Protocol):
+    """An inference engine that keeps generating while weights are replaced between two of its steps."""
+
+    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> AsyncIterator[Generation]:
+        """Yield responses in finish order. Closing the iterator aborts what is unfinished."""
+        ...
+
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Return, for each sequence, the log-prob of token i + 1 given tokens 0..i: float32 [len - 1]."""
+        ...
+
+    async def load_weights(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> LoadReport:
+        """Replace the weights between two steps and verify them; requests in flight go on with the new ones."""
+        ...
+
+    def serve_own_weights(self) -> None:
+        """Serve the model as loaded from its folder, as version 0."""
+        ...
+
+    def shutdown(self) -> None:
+        """Stop the engine and free its memory."""
+        ...

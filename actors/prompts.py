@@ -1,0 +1,179 @@
+"""The source of prompts: JSON lines in, tokenized prompts in a seeded order out.
+
+Position p of the order belongs to epoch p // n; each epoch is its own seeded permutation, so any position can be
+looked up at any time, and a resumed run meets the same prompts.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from transformers import PreTrainedTokenizerBase
+
+from cluster.batches import PROMPT_SCHEMA, check_prompts
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One row of a data file."""
+
+    prompt_id: str
+    text: str
+    answer: str | None
+    source: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A problem rendered by the chat template."""
+
+    prompt_id: str
+    token_ids: list[int]
+    answer: str | None
+    source: str
+
+
+def read_problems(path: str, field: str) -> list[Problem]:
+    """Read a JSONL file; ValueError naming file and line for the first bad row, or `field` if it is empty."""
+    if not Path(path).is_file():
+        raise ValueError(f"{field}: no such file: {path}")
+    problems: list[Problem] = []
+    with open(path, encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                problems.append(_problem(line, f"{path}:{number}"))
+    if not problems:
+        raise ValueError(f"{field}: {path} holds no problems")
+    ids = [problem.prompt_id for problem in problems]
+    if len(set(ids)) < len(ids):
+        twice = next(prompt_id for prompt_id, count in Counter(ids).items() if count > 1)
+        raise ValueError(f"{field}: {path} holds the id {twice!r} twice")
+    return problems
+
+
+def _problem(line: str, place: str) -> Problem:
+    try:
+        row: Any = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place}: not valid JSON: {error.msg}") from error
+    if not isinstance(row, dict) or not isinstance(row.get("problem"), str) or not row["problem"]:
+        raise ValueError(f"{place}: needs a non-empty string under 'problem'")
+    answer = row.get("answer")
+    return Problem(
+        prompt_id=str(row.get("id", place.rpartition(":")[2])),
+        text=row["problem"],
+        answer=None if answer is None else str(answer),
+        source=str(row.get("source", "default")),
+    )
+
+
+def render_prompts(
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    system_prompt: str | None,
+    template_arguments: dict[str, Any],
+) -> list[Prompt]:
+    """Apply the chat template with a generation prompt and tokenize; ValueError without a template."""
+    if not tokenizer.chat_template:
+        raise ValueError("student.model_path: the student's tokenizer has no chat template")
+    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
+    prompts = []
+    for problem in problems:
+        messages = [*system, {"role": "user", "content": problem.text}]
+        encoded: Any = tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **template_arguments
+        )
+        prompts.append(Prompt(problem.prompt_id, list(encoded["input_ids"]), problem.answer, problem.source))
+    return prompts
+
+
+def check_prompt_lengths(prompts: Sequence[Prompt], *, max_response_tokens: int, context: int, field: str) -> None:
+    """ValueError naming the longest prompt if it leaves no room for a full response in the context."""
+    longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
+    needed = len(longest.token_ids) + max_response_tokens
+    if needed > context:
+        raise ValueError(
+            f"{field}: prompt {longest.prompt_id!r} has {len(longest.token_ids)} tokens, and with a response of up "
+            f"to {max_response_tokens} needs {needed}, but the context holds {context} (nearest valid "
+            f"rollout.max_response_tokens: {max(0, context - len(longest.token_ids))})"
+        )
+
+
+class PromptSource:
+    """Prompts in a seeded order, as generation requests. Slot i takes position i.
+
+    A slot whose prompt is given up takes the next position after the last slot's, so no other slot shifts.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], *, seed: int, num_samples: int, num_slots: int) -> None:
+        self._prompts = prompts
+        self._seed = seed
+        self._num_samples = num_samples
+        self._num_slots = num_slots
+        self.replacements: dict[int, int] = {}  # position of slots whose first prompt was given up
+
+    def prompt_of(self, slot: int) -> tuple[int, Prompt]:
+        """Return (epoch, prompt) of a slot."""
+        position = self.replacements.get(slot, slot)
+        epoch, index = divmod(position, len(self._prompts))
+        order = _permutation(len(self._prompts), self._seed, epoch)
+        return epoch, self._prompts[int(order[index])]
+
+    def requests_for(self, slots: Sequence[int], attempts: Sequence[int]) -> pa.Table:
+        """Return the generation requests of some slots: `num_samples` rows per slot."""
+        rows: list[dict[str, Any]] = []
+        for slot, attempt in zip(slots, attempts, strict=True):
+            epoch, prompt = self.prompt_of(slot)
+            for sample in range(self._num_samples):
+                uid = f"{slot}-{epoch}-{prompt.prompt_id}-{sample}"
+                rows.append(_request(prompt, uid, slot, attempt, sample, self._seed))
+        return check_prompts(pa.Table.from_pylist(rows, schema=PROMPT_SCHEMA))
+
+    def give_up(self, slot: int) -> str:
+        """Let the slot take the next unused position; returns the id of the prompt given up."""
+        given_up = self.prompt_of(slot)[1].prompt_id
+        last = max(self.replacements.values(), default=self._num_slots - 1)
+        self.replacements[slot] = last + 1
+        return given_up
+
+
+def evaluation_requests(prompts: Sequence[Prompt], *, num_samples: int, seed: int) -> pa.Table:
+    """Return requests for every prompt, `num_samples` each; the slot numbers the prompt."""
+    rows = [
+        _request(prompt, f"eval-{index}-{sample}", index, 0, sample, seed)
+        for index, prompt in enumerate(prompts)
+        for sample in range(num_samples)
+    ]
+    return check_prompts(pa.Table.from_pylist(rows, schema=PROMPT_SCHEMA))
+
+
+def sampling_seed(seed: int, uid: str) -> int:
+    """Seed of one response: the same for every attempt at it, so that a repeated attempt is no new draw."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{uid}".encode()).digest()[:4], "big")
+
+
+def _request(prompt: Prompt, uid: str, slot: int, attempt: int, sample: int, seed: int) -> dict[str, Any]:
+    return {
+        "uid": uid,
+        "slot": slot,
+        "attempt": attempt,
+        "prompt_id": prompt.prompt_id,
+        "sample": sample,
+        "seed": sampling_seed(seed, uid),
+        "source": prompt.source,
+        "answer": prompt.answer,
+        "prompt_token_ids": prompt.token_ids,
+    }
+
+
+@lru_cache(maxsize=4)
+def _permutation(length: int, seed: int, epoch: int) -> np.ndarray:
+    return np.random.default_rng([seed, epoch]).permutation(length)

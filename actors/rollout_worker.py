@@ -1,0 +1,121 @@
+"""PROMPTS -> ROLLOUTS: a student engine behind a Ray actor, streaming finished slots as Arrow tables.
+
+worker = RolloutWorker(settings, open_engine)
+await worker.start()
+await worker.load_weights(manifest, *buckets)
+async for item in worker.generate(prompts, sampling): ...   # note, table, note, table, ..., EndOfStream
+"""
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
+from cluster.batches import ROLLOUT_SCHEMA, check_prompts, check_rollouts
+from cluster.notes import EndOfStream, RolloutNote
+from cluster.weights import WeightManifest
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One response of a slot: its prompt row and what was generated."""
+
+    row: dict[str, Any]
+    generation: Generation
+
+
+class RolloutWorker:
+    """Generates responses for slots; serves only after its first verified weight load."""
+
+    def __init__(self, settings: EngineSettings, open_engine: Callable[[EngineSettings], Engine]) -> None:
+        self._settings = settings
+        self._open_engine = open_engine
+        self._num_calls = 0
+
+    async def start(self) -> float:
+        """Build the engine; returns the seconds it took."""
+        start = time.perf_counter()
+        self._engine = self._open_engine(self._settings)
+        return time.perf_counter() - start
+
+    async def load_weights(self, manifest: WeightManifest, *buckets: np.ndarray) -> LoadReport:
+        """Load a published weight set between two engine steps; requests in flight continue with it."""
+        return await self._engine.load_weights(manifest, buckets)
+
+    async def serve_own_weights(self) -> None:
+        """Serve the model as loaded from its folder (evaluation of a model that is not trained)."""
+        self._engine.serve_own_weights()
+
+    async def ping(self) -> None:
+        """Answer, to show that the actor lives."""
+
+    async def generate(
+        self, prompts: pa.Table, sampling: Sampling
+    ) -> AsyncIterator[RolloutNote | pa.Table | EndOfStream]:
+        """Yield, for every slot as its group is complete, a `RolloutNote` and the slot's rollout table.
+
+        The rows of `prompts` are handed to the engine together. The stream ends with an `EndOfStream`;
+        cancelling it aborts what is unfinished.
+        """
+        rows = check_prompts(prompts).to_pylist()
+        self._num_calls += 1
+        requests = {f"{row['uid']}/{row['attempt']}/{self._num_calls}": row for row in rows}
+        group_sizes: dict[int, int] = defaultdict(int)
+        for row in rows:
+            group_sizes[row["slot"]] += 1
+        groups: dict[int, list[Finished]] = defaultdict(list)
+        wanted = [GenerationRequest(key, row["prompt_token_ids"], row["seed"]) for key, row in requests.items()]
+        async for generation in self._engine.generate(wanted, sampling):
+            row = requests[generation.request_id]
+            group = groups[row["slot"]]
+            group.append(Finished(row, generation))
+            if len(group) == group_sizes[row["slot"]]:
+                yield rollout_note(group)
+                yield rollout_table(groups.pop(row["slot"]))
+        yield EndOfStream(num_slots=len(group_sizes))
+
+    async def shutdown(self) -> None:
+        """Stop the engine."""
+        self._engine.shutdown()
+
+
+def rollout_note(group: list[Finished]) -> RolloutNote:
+    """What the controller must know about a finished slot without reading its table."""
+    generations = [finished.generation for finished in group]
+    versions = [version for g in generations for version, _ in g.version_runs]
+    return RolloutNote(
+        slot=group[0].row["slot"],
+        attempt=group[0].row["attempt"],
+        uids=tuple(sorted(finished.row["uid"] for finished in group)),
+        num_tokens=sum(len(f.row["prompt_token_ids"]) + len(f.generation.token_ids) for f in group),
+        num_response_tokens=sum(len(g.token_ids) for g in generations),
+        num_truncated=sum(g.finish_reason == "length" for g in generations),
+        oldest_version=min(versions),
+        newest_version=max(versions),
+    )
+
+
+def rollout_table(group: list[Finished]) -> pa.Table:
+    """The rollout table of one slot, rows by sample."""
+    rows = []
+    for finished in sorted(group, key=lambda f: f.row["sample"]):
+        g = finished.generation
+        versions = [{"version": version, "num_tokens": num} for version, num in g.version_runs]
+        rows.append(
+            finished.row
+            | {
+                "response_token_ids": g.token_ids,
+                "behaviour_log_probs": g.log_probs,
+                "weight_versions": versions,
+                "finish_reason": g.finish_reason,
+            }
+        )
+    return check_rollouts(pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA))

@@ -1,0 +1,77 @@
+"""ROLLOUTS -> TEACHER SCORES: a prefill-only teacher engine behind a Ray actor.
+
+note, *scored = await worker.score(*rollout_tables)     # one scored table per rollout table
+"""
+
+import time
+from collections.abc import Callable
+
+import numpy as np
+import pyarrow as pa
+
+from actors.engine import Engine, EngineSettings
+from cluster.batches import LOG_PROBS, SCORED_SCHEMA, TOKENS, check_rollouts, check_scored
+from cluster.notes import ScoreNote
+from cluster.stop_tokens import StopMode, StopTokens, stop_labels
+
+
+class TeacherWorker:
+    """Adds the teacher's log-prob of every response token. Pure: a call may be repeated anywhere."""
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        open_engine: Callable[[EngineSettings], Engine],
+        *,
+        stop_mode: StopMode,
+        stops: StopTokens,
+    ) -> None:
+        self._settings = settings
+        self._open_engine = open_engine
+        self._stop_mode: StopMode = stop_mode
+        self._stops = stops
+
+    async def start(self) -> float:
+        """Build the engine; returns the seconds it took."""
+        start = time.perf_counter()
+        self._engine = self._open_engine(self._settings)
+        return time.perf_counter() - start
+
+    async def ping(self) -> None:
+        """Answer, to show that the actor lives."""
+
+    async def score(self, *rollouts: pa.Table) -> tuple[ScoreNote | pa.Table, ...]:
+        """Return a `ScoreNote` and one scored table per rollout table, in order.
+
+        All sequences go to the engine together. With stop mode cross_eos the last token is scored as the
+        teacher's own stop token (`teacher_target_ids`).
+        """
+        start = time.perf_counter()
+        prompts, targets = [], []
+        for table in map(check_rollouts, rollouts):
+            prompts += table.column("prompt_token_ids").to_pylist()
+            targets += [self._targets(ids) for ids in table.column("response_token_ids").to_pylist()]
+        sequences = [prompt + target for prompt, target in zip(prompts, targets, strict=True)]
+        scores = await self._engine.score(sequences)
+        log_probs = [s[len(s) - len(target) :] for s, target in zip(scores, targets, strict=True)]
+        tables, first = [], 0
+        for table in rollouts:
+            rows = slice(first, first + table.num_rows)
+            tables.append(scored_table(table, targets[rows], log_probs[rows]))
+            first += table.num_rows
+        note = ScoreNote(num_tokens=sum(map(len, sequences)), seconds=time.perf_counter() - start)
+        return note, *tables
+
+    def _targets(self, response_token_ids: list[int]) -> list[int]:
+        return stop_labels(response_token_ids, mode=self._stop_mode, stops=self._stops).teacher_token_ids
+
+    async def shutdown(self) -> None:
+        """Stop the engine."""
+        self._engine.shutdown()
+
+
+def scored_table(rollouts: pa.Table, targets: list[list[int]], log_probs: list[np.ndarray]) -> pa.Table:
+    """Add the teacher's columns to a rollout table."""
+    table = rollouts.append_column(SCORED_SCHEMA.field("teacher_target_ids"), pa.array(targets, TOKENS))
+    table = table.append_column(SCORED_SCHEMA.field("teacher_log_probs"), pa.array(log_probs, LOG_PROBS))
+    return check_scored(table)

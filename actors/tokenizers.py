@@ -1,0 +1,74 @@
+"""Tokenizers of student and teacher: loading, the check that they are the same, and their stop tokens."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+
+from cluster.stop_tokens import StopTokens
+
+
+def check_model_folder(path: str, field: str) -> None:
+    """ValueError naming `field` if `path` looks like a folder but holds no Hugging Face model."""
+    folder = Path(path)
+    is_hub_name = not folder.exists() and not path.startswith((".", "/", "~")) and path.count("/") <= 1
+    if is_hub_name and "/" in path and not Path(path.split("/")[0]).is_dir():
+        return
+    if not folder.is_dir():
+        raise ValueError(f"{field}: no such model folder: {path}")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{field}: {path} holds no config.json, so it is not a Hugging Face model folder")
+
+
+def load_tokenizer(path: str, field: str) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; ValueError naming `field` if there is none."""
+    try:
+        return AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, json.JSONDecodeError) as error:
+        raise ValueError(
+            f"{field}: no tokenizer can be loaded from {path}: {str(error).splitlines()[0]}"
+        ) from error
+
+
+def check_same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
+    """ValueError unless every id means the same token on both sides; names the first id that differs."""
+    ours = {index: token for token, index in student.get_vocab().items()}
+    theirs = {index: token for token, index in teacher.get_vocab().items()}
+    differing = sorted(i for i in ours.keys() | theirs.keys() if ours.get(i) != theirs.get(i))
+    if differing:
+        first = differing[0]
+        raise ValueError(
+            f"teacher.model_path: the teacher has another tokenizer than the student: {len(differing)} ids differ, "
+            f"the first is {first} (student {ours.get(first)!r}, teacher {theirs.get(first)!r})"
+        )
+
+
+def stop_tokens(student_path: str, teacher_path: str, tokenizer: PreTrainedTokenizerBase) -> StopTokens:
+    """Stop ids of both models, from generation config, model config and tokenizer, in that order."""
+    return StopTokens(_stop_ids(student_path, tokenizer), _stop_ids(teacher_path, tokenizer))
+
+
+def model_limits(path: str, field: str) -> tuple[int, int]:
+    """Return (context length, rows of the output head) of a model; ValueError naming `field` without a config."""
+    try:
+        config: Any = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{field}: no model configuration in {path}: {str(error).splitlines()[0]}") from error
+    text = config.get_text_config()
+    return int(text.max_position_embeddings), int(text.vocab_size)
+
+
+def _stop_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    ids: list[int] = []
+    for source in (_generation_config(path), AutoConfig.from_pretrained(path), tokenizer):
+        value = getattr(source, "eos_token_id", None)
+        ids += [] if value is None else ([value] if isinstance(value, int) else list(value))
+    if not ids:
+        raise ValueError(f"{path}: neither generation config, model config nor tokenizer names a stop token")
+    return tuple(dict.fromkeys(ids))
+
+
+def _generation_config(path: str) -> GenerationConfig | None:
+    has_file = not Path(path).is_dir() or (Path(path) / "generation_config.json").is_file()
+    return GenerationConfig.from_pretrained(path) if has_file else None

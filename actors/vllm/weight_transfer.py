@@ -1,0 +1,97 @@
+"""The worker side of a weight load: vLLM's weight-transfer registry reads published buckets from a file.
+
+The file lies in shared memory, so engines of several processes (tensor parallel) read the same bytes and no RPC
+carries tensors. Importing this module registers the backend.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from vllm.distributed.weight_transfer import WeightTransferEngineFactory
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+BACKEND = "poweropd_file"
+
+
+@dataclass
+class FileInitInfo(WeightTransferInitInfo):
+    """Nothing to agree on: each update names its file."""
+
+
+@dataclass
+class FileUpdateInfo(WeightTransferUpdateInfo):
+    """One weight set: buckets one after the other in `path`, tensors as (name, shape, byte offset)."""
+
+    path: str
+    dtype: str
+    num_bytes: int
+    tensors: list[tuple[str, tuple[int, ...], int]]
+
+
+class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
+    """Loads full Hugging Face tensors from a file into the engine's (fused, sharded) parameters."""
+
+    init_info_cls = FileInitInfo
+    update_info_cls = FileUpdateInfo
+
+    def init_transfer_engine(self, init_info: FileInitInfo) -> None:
+        """Nothing to set up."""
+
+    def start_weight_update(self) -> None:
+        """Put the layers into the state in which checkpoint tensors can be loaded."""
+        initialize_layerwise_reload(self.model)
+
+    def update_weights(self, update_info: dict) -> None:
+        """Load one weight set; on CPUs there is no stream to wait for."""
+        self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":
+            torch.accelerator.synchronize()
+
+    def receive_weights(self, update_info: FileUpdateInfo) -> None:
+        """Map the file and load its tensors."""
+        flat = torch.from_file(update_info.path, shared=False, size=update_info.num_bytes, dtype=torch.uint8)
+        dtype = getattr(torch, update_info.dtype)
+        self.model.load_weights(_views(flat, dtype, update_info.tensors))
+
+    def finish_weight_update(self) -> None:
+        """Bring the loaded tensors into their serving layout."""
+        finalize_layerwise_reload(self.model, self.model_config)
+        _refresh_tied_head(self.model, self.model_config)
+
+    def shutdown(self) -> None:
+        """Holds nothing."""
+
+
+def _views(flat: torch.Tensor, dtype: torch.dtype, tensors: list) -> list[tuple[str, torch.Tensor]]:
+    views = []
+    for name, shape, offset in tensors:
+        num_bytes = torch.Size(shape).numel() * dtype.itemsize
+        views.append((name, flat[offset : offset + num_bytes].view(dtype).view(*shape)))
+    return views
+
+
+def _refresh_tied_head(model: nn.Module, model_config: object) -> None:
+    """Point a tied lm_head at the reloaded embedding again and rebuild its packed copy.
+
+    vLLM's reload finds no `lm_head` tensor in a tied checkpoint and leaves the head's CPU-packed copy stale.
+    """
+    head, decoder = getattr(model, "lm_head", None), getattr(model, "model", None)
+    embedding = getattr(decoder, "embed_tokens", None)
+    is_tied = bool(getattr(getattr(model_config, "hf_text_config", None), "tie_word_embeddings", False))
+    if is_tied and head is not None and embedding is not None and head is not embedding:
+        head.weight = embedding.weight
+        head.quant_method.process_weights_after_loading(head)
+
+
+if BACKEND not in WeightTransferEngineFactory._registry:
+    WeightTransferEngineFactory.register_engine(BACKEND, FileWeightTransferEngine)
+
+
+class WorkerExtension:
+    """Named as `worker_extension_cls`, so that every engine process imports this module and registers it."""

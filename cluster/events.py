@@ -1,0 +1,24 @@
+"""What happened in a run, with time and reason: `events.jsonl`, and a log line for each."""
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+from cluster.jsonl import append_row
+
+logger = logging.getLogger(__name__)
+
+
+class Events:
+    """Appends events to a file; without one they are only logged."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+
+    def add(self, event: str, **details: Any) -> None:
+        """Record one event, e.g. `add("worker_died", worker="teacher-0", reason="...")`."""
+        row = {"time": round(time.time(), 3), "event": event, **details}
+        logger.info("%s %s", event, " ".join(f"{key}={value}" for key, value in details.items()))
+        if self._path is not None:
+            append_row(self._path, row)

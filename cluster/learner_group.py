@@ -1,0 +1,98 @@
+"""The learner as the controller sees it: one call per phase, made on every rank at once.
+
+Each call has a limit, so that a frozen rank is found: collectives among ranks may block far longer than that.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from cluster.config import ClusterConfig
+from cluster.pool import Pool
+from cluster.scoring import ScoredSlot
+from cluster.waiting import wait_for
+from cluster.weight_store import PublishedWeights
+from cluster.weights import WeightManifest
+
+
+class StepResult(Protocol):
+    """What a rank reports of one optimizer step; metrics are reduced over ranks."""
+
+    metrics: dict[str, float]
+    was_skipped: bool
+
+
+class LearnerGroup:
+    """All ranks of the learner."""
+
+    def __init__(self, pool: Pool, config: ClusterConfig) -> None:
+        self._pool = pool
+        self._config = config
+
+    async def setup(self) -> None:
+        """Rendezvous at rank 0 and build the model and optimizer on every rank."""
+        first = self._pool.workers[0].handle
+        address: tuple[str, int] = await self._wait(first.rendezvous.remote(), "rendezvous")
+        await self._on_all("setup", *address, timeout_s=self._config.start_timeout_s)
+
+    async def train(self, step: int, batch: Sequence[ScoredSlot]) -> StepResult:
+        """Take one optimizer step on a batch, split over the ranks by tokens."""
+        shares = split_by_tokens(batch, len(self._pool.workers))
+        calls = [
+            worker.handle.train_step.remote(step, *[scored.table for scored in share])
+            for worker, share in zip(self._pool.workers, shares, strict=True)
+        ]
+        results = await asyncio.gather(*(self._wait(call, f"training step {step}") for call in calls))
+        return results[0]
+
+    async def publish(self, incarnation: int, version: int) -> PublishedWeights:
+        """Gather the weights bucket by bucket; returns references and the manifest."""
+        start = time.perf_counter()
+        streams = [
+            worker.handle.publish.options(num_returns="streaming").remote(incarnation, version)
+            for worker in self._pool.workers
+        ]
+        refs = (await asyncio.gather(*(self._collect(stream, version) for stream in streams)))[0]
+        manifest: WeightManifest = await self._wait(refs[-1], f"manifest of v{version}")
+        return PublishedWeights(manifest, tuple(refs[:-1]), time.perf_counter() - start)
+
+    async def save_checkpoint(self, path: str, state: dict[str, Any]) -> None:
+        """Write one committed checkpoint folder."""
+        await self._on_all("save_checkpoint", path, state, timeout_s=self._config.step_timeout_s)
+
+    async def load_checkpoint(self, path: str) -> dict[str, Any]:
+        """Restore model, optimizer and random state on every rank; returns the controller's state."""
+        return (await self._on_all("load_checkpoint", path, timeout_s=self._config.step_timeout_s))[0]
+
+    async def export(self, path: str) -> None:
+        """Write the student as a Hugging Face folder."""
+        await self._on_all("export", path, timeout_s=self._config.step_timeout_s)
+
+    async def _on_all(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
+        return await self._pool.call(method, *args, timeout_s=timeout_s)
+
+    async def _collect(self, stream: Any, version: int) -> list[Any]:
+        refs: list[Any] = []
+        while True:
+            try:
+                refs.append(await self._wait(stream.__anext__(), f"publishing v{version}"))
+            except StopAsyncIteration:
+                break
+        if refs:
+            await self._wait(refs[-1], f"publishing v{version}")  # raises what the rank raised
+        return refs
+
+    async def _wait(self, awaitable: Any, what: str) -> Any:
+        return await wait_for(awaitable, timeout_s=self._config.step_timeout_s, what=f"the learner: {what}")
+
+
+def split_by_tokens(batch: Sequence[ScoredSlot], num_ranks: int) -> list[list[ScoredSlot]]:
+    """Split slots over ranks so that token counts are close: largest first, each to the lightest rank."""
+    shares: list[list[ScoredSlot]] = [[] for _ in range(num_ranks)]
+    tokens = [0] * num_ranks
+    for scored in sorted(batch, key=lambda s: (-s.note.num_tokens, s.note.slot)):
+        rank = tokens.index(min(tokens))
+        shares[rank].append(scored)
+        tokens[rank] += scored.note.num_tokens
+    return [sorted(share, key=lambda s: s.note.slot) for share in shares]

@@ -1,0 +1,22 @@
+"""Throughput of a stage between two looks at it."""
+
+import time
+
+
+class Meter:
+    """Counts, and gives the rate since it was last read."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._since = time.monotonic()
+
+    def add(self, count: int) -> None:
+        """Count some more."""
+        self._count += count
+
+    def take(self) -> float:
+        """Return the count per second since the last call, and start anew."""
+        now = time.monotonic()
+        rate = self._count / max(now - self._since, 1e-9)
+        self._count, self._since = 0, now
+        return rate

@@ -1,0 +1,132 @@
+"""A pool of Ray actors of one role: placed, started, counted, closed. The only place that applies `ray.remote`."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from cluster.config import ClusterConfig
+from cluster.events import Events
+from cluster.placement import Demand
+from cluster.waiting import wait_for
+
+logger = logging.getLogger(__name__)
+
+CONCURRENT_CALLS = 1000
+"""Calls an asyncio actor serves at once; back-pressure comes from the controller's windows, not from this."""
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """How one worker of a pool is built: a plain class and its arguments."""
+
+    cls: type
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    is_async: bool = True
+
+
+@dataclass(eq=False)
+class Worker:
+    """One actor of a pool, as the controller sees it."""
+
+    name: str
+    handle: Any
+    placement: PlacementGroup
+    version: int = -1  # weight version it has confirmed; -1: none yet
+    num_calls: int = 0
+    outstanding_tokens: int = 0
+    is_dead: bool = False
+
+
+class Pool:
+    """The workers of one role. `build(index)` says how worker `index` is made."""
+
+    def __init__(
+        self, demand: Demand, build: Callable[[int], WorkerSpec], *, config: ClusterConfig, events: Events
+    ) -> None:
+        self.role = demand.role
+        self._demand = demand
+        self._build = build
+        self._config = config
+        self._events = events
+        self.workers: list[Worker] = []
+
+    @property
+    def healthy(self) -> list[Worker]:
+        """Workers that work is given to."""
+        return [worker for worker in self.workers if not worker.is_dead]
+
+    async def place(self) -> None:
+        """Reserve resources and create the actors; TimeoutError saying what is waited for."""
+        self.workers = [await self._create(index) for index in range(self._demand.count)]
+
+    async def start(self) -> None:
+        """Let every worker load its engine, all at the same time."""
+        await asyncio.gather(*(self._start(worker) for worker in self.workers))
+
+    async def call(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
+        """Call `method` on every healthy worker and return the results in worker order."""
+        what = f"{self.role}.{method}"
+        refs = [getattr(worker.handle, method).remote(*args) for worker in self.healthy]
+        return list(await asyncio.gather(*(wait_for(ref, timeout_s=timeout_s, what=what) for ref in refs)))
+
+    def mark_dead(self, worker: Worker, reason: str) -> None:
+        """Give the worker nothing more; RuntimeError if it was the last of its pool."""
+        if worker.is_dead:
+            return
+        worker.is_dead = True
+        self._events.add("worker_died", worker=worker.name, reason=reason)
+        if not self.healthy:
+            raise RuntimeError(f"no healthy {self.role} worker is left; {worker.name} died last: {reason}")
+
+    async def close(self) -> None:
+        """Ask every worker to stop, then kill it and free its resources."""
+        await asyncio.gather(*(self._retire(worker) for worker in self.workers))
+        self.workers = []
+
+    async def _create(self, index: int) -> Worker:
+        spec = self._build(index)
+        name = f"{self.role}-{index}"
+        group = placement_group([self._demand.bundle], strategy="PACK")
+        what = f"placement of {name} ({self._demand})"
+        try:
+            await wait_for(group.ready(), timeout_s=self._config.placement_timeout_s, what=what)
+        except TimeoutError:
+            remove_placement_group(group)
+            raise
+        bundle = dict(self._demand.bundle)
+        options = {
+            "num_cpus": bundle.pop("CPU", 0),
+            "num_gpus": bundle.pop("GPU", 0),
+            "resources": bundle or None,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(placement_group=group),
+            "max_restarts": 0,
+            "max_task_retries": 0,
+        }
+        if spec.is_async:
+            options["max_concurrency"] = CONCURRENT_CALLS
+        handle = ray.remote(spec.cls).options(**options).remote(*spec.args, **spec.kwargs)
+        return Worker(name, handle, group)
+
+    async def _start(self, worker: Worker) -> None:
+        seconds: float = await wait_for(
+            worker.handle.start.remote(), timeout_s=self._config.start_timeout_s, what=f"start of {worker.name}"
+        )
+        self._events.add("worker_started", worker=worker.name, reason="run start", seconds=round(seconds, 3))
+
+    async def _retire(self, worker: Worker) -> None:
+        try:
+            if not worker.is_dead:
+                what = f"shutdown of {worker.name}"
+                await wait_for(worker.handle.shutdown.remote(), timeout_s=10.0, what=what)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            logger.info("%s did not stop by itself: %s", worker.name, error)
+        ray.kill(worker.handle)
+        remove_placement_group(worker.placement)
+        self._events.add("worker_retired", worker=worker.name, reason="run end")

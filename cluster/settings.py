@@ -1,0 +1,125 @@
+"""Reads a configuration: YAML file, then dotted overrides, into one validated `RunConfig`.
+
+    load_config("configs/demo.yaml", ["--rollout.num_workers", "2", "--max-steps=10"])
+
+OmegaConf merges (and resolves `${...}`), pydantic validates. Every mistake is one ValueError naming the field and
+the nearest valid value or key.
+"""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from yaml import YAMLError
+
+from cluster.config import RunConfig
+
+
+def load_config(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the validated configuration; ValueError with one line per mistake."""
+    try:
+        merged = OmegaConf.merge(_read_yaml(path), OmegaConf.from_dotlist(_dotlist(overrides)))
+        values: Any = OmegaConf.to_container(merged, resolve=True)
+    except OmegaConfBaseException as error:
+        raise ValueError(f"configuration: {str(error).splitlines()[0]}") from error
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ValueError("\n".join(_explain(details) for details in error.errors())) from error
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Write the resolved configuration as YAML that `load_config` reads back to an equal one."""
+    OmegaConf.save(OmegaConf.create(config.model_dump(mode="json")), path)
+
+
+def describe_fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
+    """Yield one help line per setting: dotted key, default, documentation."""
+    for name, field in model.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            yield from describe_fields(section, f"{prefix}{name}.")
+            continue
+        default = (
+            "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
+        )
+        yield f"  --{prefix}{name}  ({default})\n      {' '.join((field.description or '').split())}"
+
+
+def _read_yaml(path: str | None) -> Any:
+    if path is None:
+        return OmegaConf.create({})
+    if not Path(path).is_file():
+        raise ValueError(f"--config: no such file: {path}")
+    try:
+        loaded = OmegaConf.load(path)
+    except YAMLError as error:
+        raise ValueError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not OmegaConf.is_dict(loaded):
+        raise ValueError(f"--config: {path} must hold a mapping of settings")
+    return loaded
+
+
+def _dotlist(overrides: Sequence[str]) -> list[str]:
+    """Turn `--a.b v`, `--a-b v` and `--a.b=v` into `a.b=v`."""
+    dotlist: list[str] = []
+    items = iter(overrides)
+    for item in items:
+        if not item.startswith("--"):
+            raise ValueError(f"unexpected argument {item!r}; settings are given as --section.key value")
+        key, equals, value = item[2:].partition("=")
+        if not equals:
+            value = next(items, None)
+            if value is None or value.startswith("--"):
+                raise ValueError(f"--{key}: a value is missing")
+        dotlist.append(f"{key.replace('-', '_')}={value}")
+    return dotlist
+
+
+def _explain(details: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in details["loc"]) or "configuration"
+    context = details.get("ctx", {})
+    match details["type"]:
+        case "extra_forbidden":
+            return f"{key}: unknown key{_nearest_key(key)}"
+        case "missing":
+            return f"{key}: required, but not set"
+        case "greater_than_equal":
+            return f"{key} must be >= {context['ge']}, got {details['input']!r} (nearest valid: {context['ge']})"
+        case "less_than_equal":
+            return f"{key} must be <= {context['le']}, got {details['input']!r} (nearest valid: {context['le']})"
+        case "greater_than":
+            return f"{key} must be > {context['gt']}, got {details['input']!r}"
+        case "literal_error":
+            return f"{key} must be {context['expected']}, got {details['input']!r}{_nearest(details['input'], context)}"
+        case "value_error":
+            return str(context["error"])
+        case _:
+            return f"{key}: {details['msg']}, got {details['input']!r}"
+
+
+def _nearest(given: object, context: dict[str, Any]) -> str:
+    options = [word.strip("' ") for word in str(context["expected"]).replace(" or ", ",").split(",")]
+    close = difflib.get_close_matches(str(given), options, n=1)
+    return f" (nearest valid: {close[0]})" if close else ""
+
+
+def _nearest_key(key: str) -> str:
+    known = list(_dotted_keys(RunConfig))
+    parent, _, leaf = key.rpartition(".")
+    siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
+    close = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.5)
+    found = siblings[close[0]] if close else next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.0)), "")
+    return f"; did you mean {found}?" if found else ""
+
+
+def _dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _dotted_keys(field.annotation, f"{prefix}{name}.")

@@ -1,0 +1,125 @@
+"""The current weights, by reference, and the loaders that bring every student engine up to them.
+
+Each engine follows at its own pace: it loads the newest version when it has finished the one before, and skips
+those it missed. References of older versions are dropped, which frees them.
+"""
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from cluster.config import ClusterConfig
+from cluster.events import Events
+from cluster.pool import Pool, Worker
+from cluster.waiting import Signal, wait_for
+from cluster.weights import WeightManifest
+
+logger = logging.getLogger(__name__)
+
+MAX_LOAD_ATTEMPTS = 2
+"""A failed load is repeated once from the start; then the engine is given up."""
+
+
+@dataclass(frozen=True)
+class PublishedWeights:
+    """A weight set in the object store."""
+
+    manifest: WeightManifest
+    buckets: tuple[Any, ...]  # ray.ObjectRef of each bucket
+    publish_s: float
+
+
+class WeightStore:
+    """Holds the newest weights and keeps the rollout pool loading them."""
+
+    def __init__(self, pool: Pool, *, config: ClusterConfig, signal: Signal, events: Events) -> None:
+        self._pool = pool
+        self._config = config
+        self._signal = signal
+        self._events = events
+        self._latest: PublishedWeights | None = None
+        self.last_load_s = 0.0
+
+    @property
+    def version(self) -> int:
+        """The newest published version; -1 before the first."""
+        return -1 if self._latest is None else self._latest.manifest.version
+
+    def put(self, weights: PublishedWeights) -> None:
+        """Make a weight set the newest; engines start loading it."""
+        self._latest = weights
+        manifest = weights.manifest
+        self._events.add(
+            "weights_published",
+            version=manifest.version,
+            incarnation=manifest.incarnation,
+            bytes=manifest.total_bytes,
+            seconds=round(weights.publish_s, 4),
+        )
+        self._signal.changed()
+
+    async def run(self) -> None:
+        """Let every engine follow as long as the pipeline runs."""
+        async with asyncio.TaskGroup() as loaders:
+            for worker in self._pool.workers:
+                loaders.create_task(self._follow(worker))
+
+    async def all_loaded(self) -> None:
+        """Wait until every healthy engine holds the newest version."""
+        await self._signal.until(
+            lambda: all(worker.version == self.version for worker in self._pool.healthy),
+            timeout_s=self._config.load_timeout_s,
+            what=lambda: f"weights v{self.version} on all engines",
+        )
+
+    async def _follow(self, worker: Worker) -> None:
+        while not worker.is_dead:
+            await self._signal.until(
+                lambda: worker.is_dead or worker.version < self.version,
+                timeout_s=float("inf"),
+                what=lambda: f"newer weights for {worker.name}",
+            )
+            if not worker.is_dead:
+                await self._load(worker)
+
+    async def _load(self, worker: Worker) -> None:
+        for attempt in range(MAX_LOAD_ATTEMPTS):
+            weights = self._latest
+            assert weights is not None
+            start = time.perf_counter()
+            what = f"{worker.name} loading weights v{weights.manifest.version}"
+            try:
+                report: Any = await wait_for(
+                    worker.handle.load_weights.remote(weights.manifest, *weights.buckets),
+                    timeout_s=self._config.load_timeout_s,
+                    what=what,
+                )
+            except (ray.exceptions.RayError, TimeoutError) as error:
+                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+                self._events.add("weights_failed", worker=worker.name, attempt=attempt, reason=reason)
+                continue
+            self.last_load_s = time.perf_counter() - start
+            self._note_loaded(worker, report)
+            return
+        self._pool.mark_dead(worker, f"weights v{self.version} could not be loaded")
+        self._signal.changed()
+
+    def _note_loaded(self, worker: Worker, report: Any) -> None:
+        worker.version = report.version
+        self._events.add(
+            "weights_loaded",
+            worker=worker.name,
+            version=report.version,
+            incarnation=report.incarnation,
+            seconds=round(self.last_load_s, 4),
+            check_s=round(report.check_s, 4),
+            pause_s=round(report.pause_s, 4),
+            load_s=round(report.load_s, 4),
+            verify_s=round(report.verify_s, 4),
+            golden_difference=round(report.golden_difference, 6),
+        )
+        self._signal.changed()

@@ -1,0 +1,57 @@
+"""Log-ratio rewards: plain on-policy distillation, and its clipped and squashed forms.
+
+Shapes: B sequences, T tokens. `student_logp_BT` is under the current student. Every reward is detached and 0
+outside the mask.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rewards.log_probs import log_difference, masked_log_probs
+
+
+def log_ratio(
+    teacher_logp_BT: Tensor,
+    student_logp_BT: Tensor,
+    response_mask_BT: Tensor,
+    *,
+    logprob_floor: float | None = None,
+) -> Tensor:
+    """Return `teacher_logp - student_logp`, the single-sample estimate of minus the reverse KL.
+
+    Without a floor, a log-prob of -inf gives an infinite reward, and NaN stays NaN: pass the result through
+    `drop_non_finite`, which masks and counts such tokens. With `logprob_floor` both log-probs are raised to
+    it first.
+    """
+    teacher_BT = masked_log_probs(teacher_logp_BT, response_mask_BT)
+    student_BT = masked_log_probs(student_logp_BT, response_mask_BT)
+    if logprob_floor is not None:
+        teacher_BT = teacher_BT.clamp(min=logprob_floor)
+        student_BT = student_BT.clamp(min=logprob_floor)
+    return log_difference(teacher_BT, student_BT)
+
+
+def log_clip(
+    teacher_logp_BT: Tensor,
+    student_logp_BT: Tensor,
+    response_mask_BT: Tensor,
+    *,
+    low: float = -1.0,
+    high: float = 1.0,
+) -> Tensor:
+    """Return the log-ratio clipped to [low, high]; a teacher log-prob of -inf gives `low`."""
+    clipped_BT = log_ratio(teacher_logp_BT, student_logp_BT, response_mask_BT).clamp(min=low, max=high)
+    return torch.where(response_mask_BT.bool(), clipped_BT, 0.0)
+
+
+def log_tanh(
+    teacher_logp_BT: Tensor,
+    student_logp_BT: Tensor,
+    response_mask_BT: Tensor,
+    *,
+    temperature: float = 5.0,
+) -> Tensor:
+    """Return `tanh(log-ratio / temperature)`, in [-1, 1]; it is not multiplied back by the temperature."""
+    return torch.tanh(log_ratio(teacher_logp_BT, student_logp_BT, response_mask_BT) / temperature)

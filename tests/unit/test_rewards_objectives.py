@@ -1,0 +1,206 @@
+"""The token rewards: closed-form values, bounds, masks, limits, and the divergence that each one descends."""
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from rewards import TOKEN_REWARDS, drop_non_finite
+
+NAN, INF = math.nan, math.inf
+BOUNDED = [name for name, entry in TOKEN_REWARDS.items() if entry.is_bounded]
+log_prob = st.floats(min_value=-80.0, max_value=0.0)
+log_prob_or_zero_probability = log_prob | st.just(-INF)
+unhurried = settings(deadline=None)
+exponent = st.floats(min_value=1e-3, max_value=1000.0)
+
+
+def row(*values: float) -> Tensor:
+    return torch.tensor([values], dtype=torch.float64)
+
+
+def reward(name: str, teacher: Tensor, student: Tensor, **params: object) -> Tensor:
+    return TOKEN_REWARDS[name](teacher, student, torch.ones_like(teacher, dtype=torch.bool), **params)
+
+
+def test_power_is_the_difference_of_powers_of_the_probabilities() -> None:
+    teacher, student = row(math.log(0.5), math.log(0.25)), row(math.log(0.25), math.log(0.5))
+    torch.testing.assert_close(reward("power", teacher, student, alpha=2.0), row(0.1875, -0.1875))
+    torch.testing.assert_close(
+        reward("power", teacher, student, alpha=2.0, rescale="inv_alpha"), row(0.09375, -0.09375)
+    )
+
+
+def test_log_ratio_clip_and_tanh_have_their_closed_forms() -> None:
+    teacher, student = row(-0.5, -3.0, -1.0), row(-2.0, -0.5, -1.5)
+    torch.testing.assert_close(reward("log_ratio", teacher, student), row(1.5, -2.5, 0.5))
+    torch.testing.assert_close(reward("log_clip", teacher, student), row(1.0, -1.0, 0.5))
+    torch.testing.assert_close(
+        reward("log_tanh", teacher, student), row(math.tanh(0.3), math.tanh(-0.5), math.tanh(0.1))
+    )
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@unhurried
+@given(log_prob_or_zero_probability, log_prob_or_zero_probability, st.booleans())
+def test_a_bounded_reward_is_finite_and_at_most_one_in_size(
+    name: str, teacher: float, student: float, is_double: bool
+) -> None:
+    dtype = torch.float64 if is_double else torch.float32
+    value = reward(name, row(teacher).to(dtype), row(student).to(dtype))
+    assert value.dtype == dtype
+    assert value.abs().item() <= 1.0
+
+
+@unhurried
+@given(log_prob_or_zero_probability, log_prob_or_zero_probability, exponent)
+def test_power_is_bounded_by_the_larger_power_and_has_the_sign_of_the_log_ratio(
+    teacher: float, student: float, alpha: float
+) -> None:
+    value = reward("power", row(teacher), row(student), alpha=alpha).item()
+    assert abs(value) <= math.exp(alpha * max(teacher, student)) * (1 + 1e-12)
+    assert value * ((teacher > student) - (teacher < student)) >= 0.0
+
+
+@unhurried
+@given(log_prob, log_prob, exponent)
+def test_power_keeps_its_digits_in_float32(teacher: float, student: float, alpha: float) -> None:
+    single = torch.tensor([[teacher], [student]], dtype=torch.float32)
+    exact = reward("power", single[:1].double(), single[1:].double(), alpha=alpha)
+    torch.testing.assert_close(
+        reward("power", single[:1], single[1:], alpha=alpha).double(), exact, rtol=2e-5, atol=1e-37
+    )
+
+
+@pytest.mark.parametrize("name", TOKEN_REWARDS)
+@unhurried
+@given(log_prob_or_zero_probability)
+def test_a_teacher_that_agrees_with_the_student_gives_reward_zero(name: str, logp: float) -> None:
+    assert reward(name, row(logp), row(logp)).item() == 0.0
+
+
+@unhurried
+@given(st.floats(min_value=-20, max_value=0), st.floats(min_value=-20, max_value=0))
+def test_rescaled_power_tends_to_the_log_ratio_as_alpha_tends_to_zero(teacher: float, student: float) -> None:
+    alpha = 1e-7
+    value = reward("power", row(teacher), row(student), alpha=alpha, rescale="inv_alpha").item()
+    assert value == pytest.approx(teacher - student, rel=1e-9, abs=alpha * 400.0)
+
+
+def test_power_of_a_token_that_one_side_rules_out_is_the_other_sides_power() -> None:
+    teacher, student = row(-INF, -0.5, -INF), row(-0.5, -INF, -INF)
+    p = math.exp(-0.5) ** 3
+    torch.testing.assert_close(reward("power", teacher, student, alpha=3.0), row(-p, p, 0.0))
+
+
+@pytest.mark.parametrize("name", TOKEN_REWARDS)
+def test_a_log_prob_slightly_above_zero_counts_as_zero(name: str) -> None:
+    above, at_zero = row(1e-3, -0.5), row(0.0, -0.5)
+    student = row(-0.5, 2e-3)
+    torch.testing.assert_close(
+        reward(name, above, student), reward(name, at_zero, student.clamp(max=0)), rtol=0, atol=0
+    )
+
+
+@pytest.mark.parametrize("name", TOKEN_REWARDS)
+def test_the_reward_carries_no_gradient(name: str) -> None:
+    student = row(-0.5, -1.0).requires_grad_()
+    assert not reward(name, row(-1.0, -0.5).requires_grad_(), student).requires_grad
+
+
+@pytest.mark.parametrize("name", TOKEN_REWARDS)
+@pytest.mark.parametrize("garbage", [NAN, INF, -INF, 3.0])
+def test_masked_slots_give_exactly_zero_and_change_nothing(name: str, garbage: float) -> None:
+    mask = torch.tensor([[True, False, True, False]])
+    teacher, student = row(-0.5, garbage, -2.0, -1.0), row(-1.0, -1.0, -0.1, garbage)
+    value = TOKEN_REWARDS[name](teacher, student, mask)
+    assert value[~mask].tolist() == [0.0, 0.0]
+    torch.testing.assert_close(value[mask], reward(name, teacher[mask], student[mask]))
+
+
+def test_a_clip_interval_without_zero_still_gives_zero_outside_the_mask() -> None:
+    mask = torch.tensor([[True, False]])
+    value = TOKEN_REWARDS["log_clip"](row(-1.0, -1.0), row(-1.0, -1.0), mask, low=0.5, high=1.0)
+    assert value.tolist() == [[0.5, 0.0]]
+
+
+@pytest.mark.parametrize("name", TOKEN_REWARDS)
+def test_half_precision_log_probs_give_a_float32_reward(name: str) -> None:
+    assert reward(name, row(-0.5).bfloat16(), row(-1.0).bfloat16()).dtype == torch.float32
+
+
+def test_log_ratio_without_a_floor_is_infinite_where_the_teacher_rules_the_token_out() -> None:
+    teacher, student = row(-INF, -0.5), row(-0.5, -1.0)
+    assert reward("log_ratio", teacher, student).tolist() == [[-INF, 0.5]]
+    assert reward("log_ratio", teacher, student, logprob_floor=-100.0).tolist() == [[-99.5, 0.5]]
+
+
+def test_tokens_without_a_finite_reward_or_log_prob_are_dropped_and_counted() -> None:
+    teacher, student = row(-INF, -0.5, -0.5, NAN, -INF), row(-0.5, -1.0, -INF, -0.5, -0.5)
+    mask = torch.tensor([[True, True, True, True, False]])
+    for name, keep in (
+        ("log_ratio", [False, True, False, False, False]),
+        ("power", [True, True, False, False, False]),
+    ):
+        kept = drop_non_finite(TOKEN_REWARDS[name](teacher, student, mask), student, mask)
+        assert kept.keep_BT.tolist() == [keep]
+        assert kept.num_dropped.item() == 4 - sum(keep)
+        assert kept.reward_BT[~kept.keep_BT].abs().sum() == 0.0
+        assert kept.reward_BT.isfinite().all()
+
+
+def test_dropped_tokens_leave_the_gradient_of_the_others_unchanged() -> None:
+    student = row(-INF, -1.0, -0.7).requires_grad_()
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    value = TOKEN_REWARDS["log_ratio"](row(-0.5, -0.5, -INF), student, mask)
+    kept = drop_non_finite(value, student, mask)
+    (-kept.reward_BT * torch.where(kept.keep_BT, student, 0.0)).sum().backward()
+    assert student.grad is not None
+    torch.testing.assert_close(student.grad, row(0.0, -0.5, 0.0))
+
+
+def expected_policy_gradient(reward_V: Tensor, student_logits_V: Tensor) -> Tensor:
+    """Return the mean over the student's own tokens of the gradient of -reward * log p, in the logits."""
+    logits_V = student_logits_V.clone().requires_grad_()
+    log_p_V = logits_V.log_softmax(-1)
+    loss = -(log_p_V.detach().exp() * reward_V * log_p_V).sum()
+    return torch.autograd.grad(loss, logits_V)[0]
+
+
+def gradient_of_divergence(divergence: Callable[[Tensor], Tensor], student_logits_V: Tensor) -> Tensor:
+    logits_V = student_logits_V.clone().requires_grad_()
+    return torch.autograd.grad(divergence(logits_V.softmax(-1)), logits_V)[0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.floats(min_value=1e-3, max_value=50.0))
+def test_the_expected_policy_gradient_of_power_is_the_gradient_of_its_divergence(seed: int, alpha: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    student_logits_V, teacher_logits_V = 2 * torch.randn(2, 7, dtype=torch.float64, generator=generator)
+    t_V = teacher_logits_V.softmax(-1)
+
+    def divergence(p_V: Tensor) -> Tensor:
+        terms_V = p_V ** (1 + alpha) - (1 + alpha) * p_V * t_V**alpha + alpha * t_V ** (1 + alpha)
+        return terms_V.sum() / (1 + alpha)
+
+    reward_V = reward("power", teacher_logits_V.log_softmax(-1), student_logits_V.log_softmax(-1), alpha=alpha)
+    torch.testing.assert_close(
+        expected_policy_gradient(reward_V, student_logits_V),
+        gradient_of_divergence(divergence, student_logits_V),
+        rtol=1e-8,
+        atol=1e-13,
+    )
+
+
+def test_the_expected_policy_gradient_of_the_log_ratio_is_the_gradient_of_the_reverse_kl() -> None:
+    student_logits_V = torch.tensor([1.0, -0.5, 0.2, 2.0], dtype=torch.float64)
+    log_t_V = torch.tensor([0.1, 0.7, -1.0, 0.3], dtype=torch.float64).log_softmax(-1)
+    reward_V = reward("log_ratio", log_t_V, student_logits_V.log_softmax(-1))
+    torch.testing.assert_close(
+        expected_policy_gradient(reward_V, student_logits_V),
+        gradient_of_divergence(lambda p_V: (p_V * (p_V.log() - log_t_V)).sum(), student_logits_V),
+    )

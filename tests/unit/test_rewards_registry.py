@@ -1,0 +1,168 @@
+"""The registry: validation messages, declared needs, and that none of it imports torch."""
+
+import dataclasses
+import math
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rewards import (
+    DIVERGENCES,
+    IMPORTANCE_WEIGHTS,
+    NORMALISERS,
+    TOKEN_REWARDS,
+    Entry,
+    Needs,
+    Parameter,
+    TeacherLogits,
+    TeacherTopK,
+    lookup,
+    validate,
+)
+from rewards.catalogue import Kind
+from rewards.parameters import Params
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def test_defaults_are_filled_in() -> None:
+    assert validate("objective", "power", {}) == {"alpha": 5.0, "rescale": "none"}
+    assert validate("objective", "log_ratio", {}) == {"logprob_floor": None}
+    assert validate("objective", "log_clip", {"high": 3}) == {"low": -1.0, "high": 3.0}
+    assert validate("importance", "truncated", {}) == {"low": 0.0, "high": 2.0}
+    assert validate("normaliser", "zscore", {}) == {}
+
+
+def test_a_number_may_arrive_as_text_and_an_optional_one_as_none() -> None:
+    assert validate("objective", "power", {"alpha": "1e-3"})["alpha"] == 1e-3
+    assert validate("objective", "log_ratio", {"logprob_floor": "none"}) == {"logprob_floor": None}
+    assert validate("objective", "log_ratio", {"logprob_floor": -100}) == {"logprob_floor": -100.0}
+
+
+REFUSED: list[tuple[Kind, str, dict[str, object], str]] = [
+    ("objective", "power", {"alpha": 0}, "objective.alpha must be > 0 and <= 1000, got 0"),
+    ("objective", "power", {"alpha": -1.5}, "objective.alpha must be > 0 and <= 1000, got -1.5"),
+    ("objective", "power", {"alpha": 1000.1}, "objective.alpha must be > 0 and <= 1000, got 1000.1"),
+    ("objective", "power", {"alpha": math.nan}, "objective.alpha must be > 0 and <= 1000, got nan"),
+    ("objective", "power", {"alpha": math.inf}, "objective.alpha must be > 0 and <= 1000, got inf"),
+    ("objective", "power", {"alpha": True}, "objective.alpha must be > 0 and <= 1000, got True"),
+    ("objective", "power", {"alpha": "five"}, "objective.alpha must be > 0 and <= 1000, got 'five'"),
+    ("objective", "power", {"alpha": None}, "objective.alpha must be > 0 and <= 1000, got None"),
+    ("objective", "power", {"alpha": 10**400}, "objective.alpha must be > 0 and <= 1000, got 1000"),
+    ("objective", "power", {"rescale": "x"}, "objective.rescale must be one of none, inv_alpha, got 'x'"),
+    (
+        "objective",
+        "power",
+        {"alhpa": 5},
+        "objective.alhpa is unknown: power takes alpha, rescale (nearest: alpha)",
+    ),
+    ("objective", "log_clip", {"low": 1, "high": 1}, "objective.low must be < high, got low = 1.0, high"),
+    ("objective", "log_clip", {"low": math.nan}, "objective.low must be a finite number, got nan"),
+    ("objective", "log_tanh", {"temperature": 0}, "objective.temperature must be > 0, got 0"),
+    ("objective", "log_ratio", {"logprob_floor": 0}, "objective.logprob_floor must be < 0, or none, got 0"),
+    ("importance", "truncated", {"low": -0.1}, "importance.low must be >= 0, got -0.1"),
+    ("importance", "truncated", {"low": 2, "high": 2}, "importance.low must be < high, got low = 2.0"),
+    ("importance", "truncated", {"high": math.inf}, "importance.high must be > 0, got inf"),
+    ("importance", "none", {"high": 2}, "importance.high is unknown: none takes no parameters"),
+    ("objective", "powr", {}, "got 'powr' (nearest: power)"),
+    ("normaliser", "z_score", {}, "normaliser.name must be one of none, sign_max_abs, zscore, got 'z_score'"),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "params", "message"), REFUSED)
+def test_a_bad_setting_is_refused_in_one_line_that_names_the_field(
+    kind: Kind, name: str, params: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=r"must|unknown") as error:
+        validate(kind, name, params)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_the_field_prefix_follows_the_configuration() -> None:
+    with pytest.raises(ValueError, match=r"^learner\.importance\.low must be >= 0, got -1$"):
+        validate("importance", "truncated", {"low": -1}, field="learner.importance")
+
+
+def test_a_call_refuses_what_validation_refuses() -> None:
+    with pytest.raises(ValueError, match=r"power\.alpha must be > 0"):
+        TOKEN_REWARDS["power"](None, None, None, alpha=0.0)
+
+
+def test_an_integer_parameter_accepts_whole_numbers_only() -> None:
+    k = Parameter("k", int, 32, "Support size.", at_least=2)
+    assert k.check("16", "objective") == 16
+    for bad in (1, 2.5, "many"):
+        with pytest.raises(ValueError, match=r"objective\.k must be an integer >= 2"):
+            k.check(bad, "objective")
+
+
+def test_needs_say_what_the_system_has_to_provide() -> None:
+    assert TOKEN_REWARDS["power"].needs == Needs(form="pg", teacher=("token",), student=("token",))
+    assert IMPORTANCE_WEIGHTS["truncated"].needs.behaviour
+    assert not IMPORTANCE_WEIGHTS["none"].needs.behaviour
+    assert [name for name, entry in TOKEN_REWARDS.items() if not entry.is_bounded] == ["log_ratio"]
+    assert [name for name, entry in NORMALISERS.items() if not entry.uses_window_statistics] == ["none"]
+    assert DIVERGENCES == {}
+
+
+def test_needs_may_depend_on_a_parameter() -> None:
+    def forward_needs_all_logits(params: Params, needs: Needs) -> Needs:
+        is_forward = params["direction"] == "forward"
+        return dataclasses.replace(needs, form="direct", teacher=("full",)) if is_forward else needs
+
+    entry = Entry(
+        "two_way",
+        "",
+        "builtins:dict",
+        parameters=(Parameter("direction", str, "forward", "", choices=("forward", "reverse")),),
+        refine_needs=forward_needs_all_logits,
+    )
+    assert entry.needs_with(entry.validate({}, field="objective")).teacher == ("full",)
+    assert entry.needs_with(entry.validate({"direction": "reverse"}, field="objective")).form == "pg"
+
+
+def test_extra_inputs_reach_the_function_beside_the_parameters() -> None:
+    entry = Entry(
+        "with_reference",
+        "",
+        "builtins:dict",
+        parameters=(Parameter("lambda_", float, 1.25, ""),),
+        extras=("reference_logp_BT", "step"),
+    )
+    assert entry(reference_logp_BT="tensor", step=3) == {
+        "reference_logp_BT": "tensor",
+        "step": 3,
+        "lambda_": 1.25,
+    }
+
+
+@pytest.mark.parametrize("registry", [TOKEN_REWARDS, NORMALISERS, IMPORTANCE_WEIGHTS])
+def test_every_entry_is_documented_pickles_and_carries_its_own_name(registry: dict[str, Entry]) -> None:
+    for name, entry in registry.items():
+        assert entry.name == name
+        assert entry.doc
+        assert all(parameter.doc for parameter in entry.parameters)
+        assert pickle.loads(pickle.dumps(entry)) == entry
+    assert lookup("objective", "power") is TOKEN_REWARDS["power"]
+
+
+def test_a_teacher_payload_holds_what_it_is_given() -> None:
+    assert dataclasses.asdict(TeacherTopK([[1]], [[-0.5]])) == {"ids_NK": [[1]], "log_probs_NK": [[-0.5]]}  # pyright: ignore[reportArgumentType]
+    assert TeacherLogits([[0.0]]).logits_NV == [[0.0]]  # pyright: ignore[reportArgumentType]
+
+
+def test_validation_and_grading_work_without_importing_torch() -> None:
+    program = (
+        "import sys, rewards\n"
+        "rewards.validate('objective', 'power', {'alpha': 2})\n"
+        "rewards.grade_batch(['1'], ['1'])\n"
+        "assert rewards.TOKEN_REWARDS['power'].needs.form == 'pg'\n"
+        "assert 'torch' not in sys.modules\n"
+        "rewards.aggregate\n"
+        "assert 'torch' in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True)
