@@ -3,7 +3,7 @@
 The real engine is `actors.vllm.engine.VllmEngine`; tests drive workers with small engines of their own.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -72,7 +72,9 @@ class LoadReport:
 class Engine(Protocol):
     """An inference engine that keeps generating while weights are replaced between two of its steps."""
 
-    def generate(self, requests: Sequence[GenerationRequest], sampling: Sampling) -> AsyncIterator[Generation]:
+    def generate(
+        self, requests: Sequence[GenerationRequest], sampling: Sampling
+    ) -> AsyncGenerator[Generation, None]:
         """Yield responses in finish order. Closing the iterator aborts what is unfinished."""
         ...
 

@@ -101,8 +101,8 @@ def check_prompt_lengths(prompts: Sequence[Prompt], *, max_response_tokens: int,
     needed = len(longest.token_ids) + max_response_tokens
     if needed > context:
         raise ValueError(
-            f"{field}: prompt {longest.prompt_id!r} has {len(longest.token_ids)} tokens, and with a response of up "
-            f"to {max_response_tokens} needs {needed}, but the context holds {context} (nearest valid "
+            f"{field}: prompt {longest.prompt_id!r} has {len(longest.token_ids)} tokens, and with a response of "
+            f"up to {max_response_tokens} needs {needed}, but the context holds {context} (nearest valid "
             f"rollout.max_response_tokens: {max(0, context - len(longest.token_ids))})"
         )
 

@@ -6,10 +6,12 @@ await worker.load_weights(manifest, *buckets)
 async for item in worker.generate(prompts, sampling): ...   # note, table, note, table, ..., EndOfStream
 """
 
+import itertools
 import logging
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +24,11 @@ from cluster.notes import EndOfStream, RolloutNote
 from cluster.weights import WeightManifest
 
 logger = logging.getLogger(__name__)
+
+
+StreamItem = RolloutNote | pa.Table | EndOfStream
+
+_CALLS = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -38,7 +45,6 @@ class RolloutWorker:
     def __init__(self, settings: EngineSettings, open_engine: Callable[[EngineSettings], Engine]) -> None:
         self._settings = settings
         self._open_engine = open_engine
-        self._num_calls = 0
 
     async def start(self) -> float:
         """Build the engine; returns the seconds it took."""
@@ -57,34 +63,37 @@ class RolloutWorker:
     async def ping(self) -> None:
         """Answer, to show that the actor lives."""
 
-    async def generate(
-        self, prompts: pa.Table, sampling: Sampling
-    ) -> AsyncIterator[RolloutNote | pa.Table | EndOfStream]:
+    async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[StreamItem]:
         """Yield, for every slot as its group is complete, a `RolloutNote` and the slot's rollout table.
 
         The rows of `prompts` are handed to the engine together. The stream ends with an `EndOfStream`;
         cancelling it aborts what is unfinished.
         """
-        rows = check_prompts(prompts).to_pylist()
-        self._num_calls += 1
-        requests = {f"{row['uid']}/{row['attempt']}/{self._num_calls}": row for row in rows}
-        group_sizes: dict[int, int] = defaultdict(int)
-        for row in rows:
-            group_sizes[row["slot"]] += 1
-        groups: dict[int, list[Finished]] = defaultdict(list)
-        wanted = [GenerationRequest(key, row["prompt_token_ids"], row["seed"]) for key, row in requests.items()]
-        async for generation in self._engine.generate(wanted, sampling):
+        async for item in generate_slots(self._engine, prompts, sampling):
+            yield item
+
+    async def shutdown(self) -> None:
+        """Stop the engine."""
+        self._engine.shutdown()
+
+
+async def generate_slots(engine: Engine, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[StreamItem]:
+    """Generate all rows of `prompts` together; yields note and table of each slot, in finish order."""
+    rows = check_prompts(prompts).to_pylist()
+    call = next(_CALLS)  # ids stay unique when a slot is issued again
+    requests = {f"{row['uid']}/{row['attempt']}/{call}": row for row in rows}
+    group_sizes = Counter(row["slot"] for row in rows)
+    groups: dict[int, list[Finished]] = defaultdict(list)
+    wanted = [GenerationRequest(key, row["prompt_token_ids"], row["seed"]) for key, row in requests.items()]
+    async with aclosing(engine.generate(wanted, sampling)) as generations:
+        async for generation in generations:
             row = requests[generation.request_id]
             group = groups[row["slot"]]
             group.append(Finished(row, generation))
             if len(group) == group_sizes[row["slot"]]:
                 yield rollout_note(group)
                 yield rollout_table(groups.pop(row["slot"]))
-        yield EndOfStream(num_slots=len(group_sizes))
-
-    async def shutdown(self) -> None:
-        """Stop the engine."""
-        self._engine.shutdown()
+    yield EndOfStream(num_slots=len(group_sizes))
 
 
 def rollout_note(group: list[Finished]) -> RolloutNote:

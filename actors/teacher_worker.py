@@ -4,12 +4,13 @@ note, *scored = await worker.score(*rollout_tables)     # one scored table per r
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import numpy as np
 import pyarrow as pa
 
-from actors.engine import Engine, EngineSettings
+from actors.engine import Engine, EngineSettings, Sampling
+from actors.rollout_worker import StreamItem, generate_slots
 from cluster.batches import LOG_PROBS, SCORED_SCHEMA, TOKENS, check_rollouts, check_scored
 from cluster.notes import ScoreNote
 from cluster.stop_tokens import StopMode, StopTokens, stop_labels
@@ -35,6 +36,7 @@ class TeacherWorker:
         """Build the engine; returns the seconds it took."""
         start = time.perf_counter()
         self._engine = self._open_engine(self._settings)
+        self._engine.serve_own_weights()
         return time.perf_counter() - start
 
     async def ping(self) -> None:
@@ -61,6 +63,11 @@ class TeacherWorker:
             first += table.num_rows
         note = ScoreNote(num_tokens=sum(map(len, sequences)), seconds=time.perf_counter() - start)
         return note, *tables
+
+    async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[StreamItem]:
+        """Generate with the teacher itself, as a rollout worker does: for evaluating the teacher."""
+        async for item in generate_slots(self._engine, prompts, sampling):
+            yield item
 
     def _targets(self, response_token_ids: list[int]) -> list[int]:
         return stop_labels(response_token_ids, mode=self._stop_mode, stops=self._stops).teacher_token_ids

@@ -39,8 +39,8 @@ def check_same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedT
     if differing:
         first = differing[0]
         raise ValueError(
-            f"teacher.model_path: the teacher has another tokenizer than the student: {len(differing)} ids differ, "
-            f"the first is {first} (student {ours.get(first)!r}, teacher {theirs.get(first)!r})"
+            f"teacher.model_path: the teacher has another tokenizer than the student: {len(differing)} ids "
+            f"differ, the first is {first} (student {ours.get(first)!r}, teacher {theirs.get(first)!r})"
         )
 
 

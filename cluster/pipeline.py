@@ -16,17 +16,17 @@ Who waits for whom, and what unblocks it:
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
-from cluster.evaluation import Evaluation, EvaluationResult
+from cluster.evaluation import Evaluation
 from cluster.events import Events
 from cluster.learner_group import LearnerGroup, StepResult
 from cluster.pool import Pool
-from cluster.rollouts import RolloutStage
+from cluster.resume import Progress
+from cluster.rollouts import Prompts, Rollout, RolloutStage
 from cluster.run_folder import RunFolder
 from cluster.scoring import ScoredSlot, ScoreStage
 from cluster.slots import Slots
@@ -44,55 +44,85 @@ class Waits:
     score_s: float = 0.0
 
 
-@dataclass
 class Pipeline:
-    """All stages of a run. `run()` returns when `max_steps` are trained or `stop()` was called."""
+    """All stages of a run. `run()` returns when `max_steps` are trained or after `stop()`."""
 
-    config: RunConfig
-    slots: Slots
-    rollout_pool: Pool
-    teacher_pool: Pool
-    rollouts: RolloutStage
-    scoring: ScoreStage
-    learner: LearnerGroup
-    weights: WeightStore
-    evaluation: Evaluation | None
-    folder: RunFolder
-    events: Events
-    signal: Signal
-    on_step: Callable[[dict[str, Any]], None]
-    on_evaluation: Callable[[str, EvaluationResult], None]
-    state: Callable[[], dict[str, Any]]  # what a checkpoint stores besides the frontier
-    incarnation: int = 0
-    is_stopping: bool = False
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        pools: Mapping[str, Pool],
+        learner: LearnerGroup,
+        prompts: Prompts,
+        sampling: Any,
+        evaluation: Evaluation | None,
+        folder: RunFolder,
+        events: Events,
+        progress: Progress,
+    ) -> None:
+        """Connect the stages; `pools` are started, and `progress` says where to begin."""
+        self._config = config
+        self._rollout_pool, self._teacher_pool = pools["rollout"], pools["teacher"]
+        self._learner = learner
+        self._prompts = prompts
+        self._evaluation = evaluation
+        self._folder = folder
+        self._events = events
+        self._incarnation = progress.incarnation
+        self._is_stopping = False
+        self._show: list[Callable[[dict[str, Any]], None]] = []
+        self._signal = signal = Signal()
+        prompts.replacements.update(progress.replacements)
+        self.slots = Slots(
+            batch_size=config.batch_size,
+            max_steps=config.max_steps,
+            max_staleness=config.max_staleness,
+            batches_ahead=config.num_batches_ahead,
+            frontier=progress.frontier,
+        )
+        shared: dict[str, Any] = {"slots": self.slots, "signal": signal, "events": events}
+        self._rollouts = RolloutStage(
+            config, pool=self._rollout_pool, prompts=prompts, sampling=sampling, deliver=self._deliver, **shared
+        )
+        self._scoring = ScoreStage(config, pool=self._teacher_pool, lose=self._rollouts.fail, **shared)
+        self._weights = WeightStore(self._rollout_pool, config=config.cluster, signal=signal, events=events)
+
+    def on_step(self, show: Callable[[dict[str, Any]], None]) -> None:
+        """Call `show(metrics row)` after every step."""
+        self._show.append(show)
 
     async def run(self) -> None:
         """Run all stages side by side until training ends; an error in any of them ends the run."""
         async with asyncio.TaskGroup() as stages:
-            running = [stages.create_task(stage.run()) for stage in (self.rollouts, self.scoring, self.weights)]
+            running = [stages.create_task(stage.run()) for stage in (self._rollouts, self._scoring, self._weights)]
             await self._train()
             for stage in running:
                 stage.cancel()
 
+    async def _deliver(self, rollout: Rollout) -> None:
+        await self._scoring.put(rollout)
+
     def stop(self) -> None:
         """Finish the step in progress, checkpoint, and return from `run`."""
-        self.is_stopping = True
-        self.signal.changed()
+        self._is_stopping = True
+        self._signal.changed()
 
     async def _train(self) -> None:
         await self._publish()
         if self.slots.version == 0:
+            if self._config.evaluation.teacher:
+                await self._evaluate("teacher")
             await self._evaluate("student_before")
         started = time.monotonic()
-        while not self.slots.done and not self.is_stopping:
+        while not self.slots.done and not self._is_stopping:
             waits = Waits()
             batch = await self._next_batch(waits)
             if batch is None:
                 break
             step = self.slots.version
-            scored = self.scoring.take(batch)
+            scored = self._scoring.take(batch)
             train_started = time.monotonic()
-            result = await self.learner.train(step, scored)
+            result = await self._learner.train(step, scored)
             train_s = time.monotonic() - train_started
             self.slots.train(batch)
             publish_s = await self._publish()
@@ -106,7 +136,7 @@ class Pipeline:
     async def _next_batch(self, waits: Waits) -> list[int] | None:
         """Wait for a batch that the deadlines allow; None if the run is to stop."""
         since = time.monotonic()
-        was_scoring = self.scoring.is_busy
+        was_scoring = self._scoring.is_busy
 
         def ready() -> tuple[list[int] | None] | None:
             nonlocal since, was_scoring
@@ -115,26 +145,26 @@ class Pipeline:
                 waits.score_s += now - since
             else:
                 waits.rollout_s += now - since
-            since, was_scoring = now, self.scoring.is_busy
-            if self.is_stopping:
+            since, was_scoring = now, self._scoring.is_busy
+            if self._is_stopping:
                 return (None,)
             batch = self.slots.next_batch()
             return None if batch is None else (batch,)
 
-        (batch,) = await self.signal.until(
+        (batch,) = await self._signal.until(
             ready,
-            timeout_s=self.config.cluster.rollout_timeout_s,
+            timeout_s=self._config.cluster.rollout_timeout_s,
             what=lambda: (
-                f"a batch ({self.slots.num_finished} of {self.config.batch_size} slots scored, "
-                f"{self.rollouts.num_in_flight} in flight, deadlines wait for {self.slots.blocking()[:8]})"
+                f"a batch ({self.slots.num_finished} of {self._config.batch_size} slots scored, "
+                f"{self._rollouts.num_in_flight} in flight, deadlines wait for {self.slots.blocking()[:8]})"
             ),
         )
         return batch
 
     async def _publish(self) -> float:
         """Publish the learner's weights as the current version; returns the seconds it took."""
-        weights = await self.learner.publish(self.incarnation, self.slots.version)
-        self.weights.put(weights)
+        weights = await self._learner.publish(self._incarnation, self.slots.version)
+        self._weights.put(weights)
         return weights.publish_s
 
     def _record(self, result: StepResult, scored: list[ScoredSlot], waits: Waits, **seconds: float) -> None:
@@ -151,24 +181,25 @@ class Pipeline:
             "time/score_wait_s": waits.score_s,
             "time/train_s": seconds["train_s"],
             "time/publish_s": seconds["publish_s"],
-            "time/load_s": self.weights.last_load_s,
+            "time/load_s": self._weights.last_load_s,
             "time/step_s": seconds["step_s"],
-            "queue/rollouts": self.scoring.num_queued,
-            "queue/scored": self.scoring.num_scored,
-            "queue/in_flight": self.rollouts.num_in_flight,
-            "workers/rollout": len(self.rollout_pool.healthy),
-            "workers/teacher": len(self.teacher_pool.healthy),
+            "queue/rollouts": self._scoring.num_queued,
+            "queue/scored": self._scoring.num_scored,
+            "queue/in_flight": self._rollouts.num_in_flight,
+            "workers/rollout": len(self._rollout_pool.healthy),
+            "workers/teacher": len(self._teacher_pool.healthy),
             "throughput/learner": tokens / max(seconds["step_s"], 1e-9),
-            "throughput/rollout": self.rollouts.take_throughput(),
-            "throughput/teacher": self.scoring.take_throughput(),
-            "prompts_given_up": self.rollouts.num_given_up,
+            "throughput/rollout": self._rollouts.take_throughput(),
+            "throughput/teacher": self._scoring.take_throughput(),
+            "prompts_given_up": self._rollouts.num_given_up,
         }
-        self.folder.add_step(row, [uid for slot in scored for uid in slot.note.uids])
-        self.on_step(row)
+        self._folder.add_step(row, [uid for slot in scored for uid in slot.note.uids])
+        for show in self._show:
+            show(row)
 
     async def _after_step(self) -> None:
         """Checkpoint and evaluate where due."""
-        version, checkpoint, evaluation = self.slots.version, self.config.checkpoint, self.config.evaluation
+        version, checkpoint, evaluation = self.slots.version, self._config.checkpoint, self._config.evaluation
         if checkpoint.every_steps and version % checkpoint.every_steps == 0 and not self.slots.done:
             await self.checkpoint()
         if evaluation.every_steps and version % evaluation.every_steps == 0 and not self.slots.done:
@@ -179,32 +210,26 @@ class Pipeline:
         await self.checkpoint()
         if self.slots.done:
             await self._evaluate("student_after")
-            await self.learner.export(str(self.folder.export.resolve()))
+            await self._learner.export(str(self._folder.export.resolve()))
 
     async def checkpoint(self) -> None:
         """Write a checkpoint of the current version, unless there is one."""
-        path = self.folder.checkpoints / f"step_{self.slots.version}"
+        path = self._folder.checkpoints / f"step_{self.slots.version}"
         if path.exists():
             return
-        frontier = self.slots.frontier()
-        state = self.state() | {
-            "version": frontier.version,
-            "lowest_untrained": frontier.lowest_untrained,
-            "trained_above": list(frontier.trained_above),
-            "incarnation": self.incarnation,
-        }
+        progress = Progress(self.slots.frontier(), self._incarnation, self._prompts.replacements)
         start = time.monotonic()
-        await self.learner.save_checkpoint(str(Path(path).resolve()), state)
-        self.events.add("checkpoint", path=str(path), seconds=round(time.monotonic() - start, 3))
+        await self._learner.save_checkpoint(str(path.resolve()), progress.to_json())
+        self._events.add("checkpoint", path=str(path), seconds=round(time.monotonic() - start, 3))
 
     async def _evaluate(self, name: str) -> None:
-        if self.evaluation is None:
+        """Evaluate the student at exactly the current version (or the teacher)."""
+        if self._evaluation is None:
             return
-        await self.weights.all_loaded()
+        await self._weights.all_loaded()
+        pool = self._teacher_pool if name == "teacher" else self._rollout_pool
         start = time.monotonic()
-        result = await self.evaluation.run(self.rollout_pool, self.config.cluster)
-        self.folder.add_evaluation({"step": self.slots.version, "model": name, **result.row()})
-        self.events.add(
-            "evaluated", model=name, step=self.slots.version, seconds=round(time.monotonic() - start, 3)
-        )
-        self.on_evaluation(name, result)
+        result = await self._evaluation.run(pool, self._config.cluster)
+        version, seconds = self.slots.version, round(time.monotonic() - start, 3)
+        self._folder.add_evaluation({"step": version, "model": name, **result.row()})
+        self._events.add("evaluated", model=name, step=version, avg_at_k=result.avg_at_k, seconds=seconds)

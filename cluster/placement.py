@@ -91,6 +91,6 @@ def _shortage(demands: Sequence[Demand], nodes: Sequence[Mapping[str, float]], d
         if wanted[n] > has[n]
     ]
     return (
-        f"{demand.role}.num_workers: the cluster cannot place this run: {', '.join(missing) or 'no node has room'}; "
-        f"wanted {'; '.join(map(str, demands))} (nearest valid {demand.role}.num_workers here: {placed})"
+        f"{demand.role}.num_workers: the cluster cannot place this run: {', '.join(missing) or 'no node has room'}"
+        f"; wanted {'; '.join(map(str, demands))} (nearest valid {demand.role}.num_workers here: {placed})"
     )

@@ -1,7 +1,6 @@
 """What a person sees while a run goes on: a live view on a terminal, one plain line per step otherwise."""
 
 import logging
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,7 +24,7 @@ logger = logging.getLogger(__name__)
 class ProgressView:
     """Shows steps as they are trained. Use as a context manager."""
 
-    def __init__(self, config: RunConfig, *, first_step: int) -> None:
+    def __init__(self, config: RunConfig) -> None:
         self._console = Console()
         wanted = config.logging.display
         self._is_live = wanted == "live" or (wanted == "auto" and self._console.is_terminal)
@@ -39,9 +38,8 @@ class ProgressView:
             TimeRemainingColumn(),
             console=self._console,
         )
-        self._task = self._bar.add_task(config.run_name, total=config.max_steps, completed=first_step)
+        self._task = self._bar.add_task(config.run_name, total=config.max_steps)
         self._live = Live(console=self._console, refresh_per_second=4, transient=False)
-        self._started = time.monotonic()
 
     def __enter__(self) -> "ProgressView":
         if self._is_live:
@@ -78,7 +76,7 @@ class ProgressView:
         )
         waits = f"waits: rollouts {row['time/rollout_wait_s']:.2f} s, scores {row['time/score_wait_s']:.2f} s"
         table.add_row("[bold]queues", f"{row['queue/rollouts']} to score, {row['queue/scored']} to train", waits)
-        staleness = f"mean {row['staleness/mean']:.2f}, max {row['staleness/max']} of {self._max_staleness}"
+        staleness = f"mean {row['staleness/mean']:.2f}, max {row['staleness/max']:.0f} of {self._max_staleness}"
         table.add_row("[bold]staleness", staleness, "")
         signal = f"{row['reward/mean']:+.4f}   reverse KL {row['kl/reverse']:.4f}"
         table.add_row("[bold]reward", signal, f"gradient norm {row['grad_norm']:.3g}")
@@ -91,9 +89,10 @@ def plain_line(row: Mapping[str, Any], max_steps: int) -> str:
     """One line for one step, for logs and pipes."""
     return (
         f"step {row['step']}/{max_steps}  reward {row['reward/mean']:+.4f}  kl/reverse {row['kl/reverse']:.4f}  "
-        f"loss {row['loss']:+.5f}  grad {row['grad_norm']:.3g}  staleness {row['staleness/mean']:.2f}/{row['staleness/max']}  "
+        f"loss {row['loss']:+.5f}  grad {row['grad_norm']:.3g}  "
+        f"staleness {row['staleness/mean']:.2f}/{row['staleness/max']:.0f}  "
         f"length {row['response_length/mean']:.0f}  tok/s rollout {row['throughput/rollout']:,.0f} "
         f"teacher {row['throughput/teacher']:,.0f} learner {row['throughput/learner']:,.0f}  "
-        f"waits {row['time/rollout_wait_s']:.2f}+{row['time/score_wait_s']:.2f} s  train {row['time/train_s']:.2f} s  "
-        f"publish {row['time/publish_s']:.2f} s"
+        f"waits {row['time/rollout_wait_s']:.2f}+{row['time/score_wait_s']:.2f} s  "
+        f"train {row['time/train_s']:.2f} s  publish {row['time/publish_s']:.2f} s"
     )

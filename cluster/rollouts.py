@@ -38,6 +38,9 @@ class Rollout:
 class Prompts(Protocol):
     """What the stage needs of the prompt source."""
 
+    replacements: dict[int, int]
+    """Place in the prompt order of slots whose first prompt was given up; part of a checkpoint."""
+
     def requests_for(self, slots: Sequence[int], attempts: Sequence[int]) -> pa.Table:
         """Return the generation requests of slots."""
         ...

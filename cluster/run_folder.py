@@ -31,8 +31,8 @@ class RunFolder:
         self.tensorboard = path / "tensorboard"
 
     @classmethod
-    def create(cls, config: RunConfig, *, resume: bool) -> "RunFolder":
-        """Make the folder, or open it to resume; ValueError if it is there without `resume`, or not with it."""
+    def of(cls, config: RunConfig, *, resume: bool) -> "RunFolder":
+        """The run's folder; ValueError if it is there already without `resume`, or missing with it."""
         folder = cls(Path(config.runs_path) / config.run_name)
         if resume and not folder.path.is_dir():
             raise ValueError(f"--resume: there is no run folder {folder.path}")
@@ -40,12 +40,15 @@ class RunFolder:
             raise ValueError(
                 f"run_name: the run folder {folder.path} already exists; choose another name or pass --resume"
             )
-        folder.checkpoints.mkdir(parents=True, exist_ok=True)
-        for rows in (folder.metrics, folder.ledger, folder.events, folder.evaluations):
-            drop_torn_line(rows)
-        save_config(config, folder.path / "config.yaml")
-        _write_json(folder.path / "environment.json", describe_environment())
         return folder
+
+    def open(self, config: RunConfig) -> None:
+        """Make the folder if it is new, mend lines that a crash cut off, record configuration and environment."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        for rows in (self.metrics, self.ledger, self.events, self.evaluations):
+            drop_torn_line(rows)
+        save_config(config, self.path / "config.yaml")
+        _write_json(self.path / "environment.json", describe_environment())
 
     def add_step(self, metrics: dict[str, Any], uids: list[str]) -> None:
         """Append one optimizer step to metrics and ledger."""

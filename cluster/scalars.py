@@ -20,8 +20,9 @@ class ScalarWriter:
             wandb = importlib.import_module("wandb")
             self._wandb = wandb.init(project=config.wandb_project, name=run_name, id=run_name, resume="allow")
 
-    def write(self, row: Mapping[str, Any], step: int) -> None:
-        """Write the numbers of `row` at `step`."""
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Write the numbers of a metrics row at its step."""
+        step = row["step"]
         numbers = {key: float(value) for key, value in row.items() if isinstance(value, int | float)}
         if self._tensorboard is not None:
             for key, value in numbers.items():

@@ -35,7 +35,12 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
 
 def save_config(config: RunConfig, path: Path) -> None:
     """Write the resolved configuration as YAML that `load_config` reads back to an equal one."""
-    OmegaConf.save(OmegaConf.create(config.model_dump(mode="json")), path)
+    path.write_text(to_yaml(config), encoding="utf-8")
+
+
+def to_yaml(config: RunConfig) -> str:
+    """The resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
 
 
 def describe_fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
@@ -96,7 +101,8 @@ def _explain(details: ErrorDetails) -> str:
         case "greater_than":
             return f"{key} must be > {context['gt']}, got {details['input']!r}"
         case "literal_error":
-            return f"{key} must be {context['expected']}, got {details['input']!r}{_nearest(details['input'], context)}"
+            given = details["input"]
+            return f"{key} must be {context['expected']}, got {given!r}{_nearest(given, context)}"
         case "value_error":
             return str(context["error"])
         case _:

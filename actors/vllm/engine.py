@@ -16,8 +16,9 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import Future
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import numpy as np
@@ -55,14 +56,15 @@ class VllmEngine:
 
     async def generate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling
-    ) -> AsyncIterator[Generation]:
+    ) -> AsyncGenerator[Generation, None]:
         """Yield responses in finish order; closing the iterator aborts what is unfinished."""
         if not self._is_serving:
             raise RuntimeError("the engine holds no verified weights")
         stops = self._settings.stop_token_ids
         added = [(r.request_id, r.prompt_token_ids, sampling_params(sampling, r.seed, stops)) for r in requests]
-        async for output in self._outputs(added):
-            yield generation(output)
+        async with aclosing(self._outputs(added)) as outputs:
+            async for output in outputs:
+                yield generation(output)
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Return the log-prob of every token but the first of each sequence: float32 [len - 1]."""
@@ -109,7 +111,9 @@ class VllmEngine:
         self._thread.join(timeout=30)
         self._engine.engine_core.shutdown()
 
-    async def _outputs(self, added: list[tuple[str, list[int], SamplingParams]]) -> AsyncIterator[RequestOutput]:
+    async def _outputs(
+        self, added: list[tuple[str, list[int], SamplingParams]]
+    ) -> AsyncGenerator[RequestOutput, None]:
         loop, results = asyncio.get_running_loop(), asyncio.Queue[RequestOutput | BaseException]()
         unfinished = {request_id for request_id, _, _ in added}
 

@@ -1,0 +1,1 @@
+"""Prompts -> rollouts -> teacher scores: the workers that Ray hosts, free of Ray themselves."""

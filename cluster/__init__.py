@@ -1,0 +1,1 @@
+"""Where things run and how they travel: configuration, schemas, pools, stages, and the controller."""

@@ -1,0 +1,51 @@
+"""Connects to a Ray cluster, or starts one on this machine, and leaves nothing behind."""
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from cluster.config import ClusterConfig
+
+logger = logging.getLogger(__name__)
+
+CheckNodes = Callable[[list[dict[str, float]], bool], None]
+
+
+@contextmanager
+def connected(config: ClusterConfig, check: CheckNodes) -> Iterator[None]:
+    """Enter a connected Ray; `check(resources of each node, is_local)` may refuse it with ValueError."""
+    _prepare_environment()
+    import ray
+
+    address = config.address or os.environ.get("RAY_ADDRESS")
+    common = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "poweropd"}
+    if address is None:
+        ray.init(
+            num_cpus=config.num_cpus,
+            object_store_memory=int(config.object_store_gib * 2**30),
+            include_dashboard=False,
+            **common,
+        )
+    else:
+        ray.init(address=address, **common)
+    try:
+        _protect_token()
+        check([node["Resources"] for node in ray.nodes() if node["Alive"]], address is None)
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _prepare_environment() -> None:
+    """What Ray reads at import: authentication on, no accelerator masking surprises, no usage reports."""
+    os.environ.setdefault("RAY_AUTH_MODE", "token")  # a local Ray listens on all interfaces
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+def _protect_token() -> None:
+    token = Path.home() / ".ray" / "auth_token"
+    if token.is_file() and token.stat().st_mode & 0o077:
+        token.chmod(0o600)  # Ray creates it readable for everyone

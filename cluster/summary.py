@@ -1,0 +1,54 @@
+"""The end of a run in numbers: `summary.json` and the table on the terminal, both from the run's own files."""
+
+from typing import Any
+
+from rich.table import Table
+
+from cluster.jsonl import read_rows
+from cluster.run_folder import RunFolder
+
+MODELS = ("teacher", "student_before", "student_after")
+
+
+def summarise(folder: RunFolder, *, wall_s: float) -> dict[str, Any]:
+    """Accuracies, reverse KL of the first and last tenth of the steps, and what it took."""
+    summary: dict[str, Any] = {}
+    for row in read_rows(folder.evaluations):
+        if row["model"] in MODELS:
+            k = row["k"]
+            summary[row["model"]] = {
+                f"avg_at_{k}": row["avg_at_k"],
+                f"pass_at_{k}": row["pass_at_k"],
+                "mean_length": row["mean_length"],
+                "truncated_frac": row["truncated_frac"],
+            }
+    steps = folder.valid_metrics()
+    tenth = max(1, len(steps) // 10)
+    reverse_kl = [row["kl/reverse"] for row in steps]
+    return summary | {
+        "kl_reverse_first": _mean(reverse_kl[:tenth]),
+        "kl_reverse_last": _mean(reverse_kl[-tenth:]),
+        "staleness_max": max((row["staleness/max"] for row in steps), default=0),
+        "steps": len(steps),
+        "tokens_trained": int(sum(row["tokens_trained"] for row in steps)),
+        "wall_s": round(wall_s, 1),
+    }
+
+
+def accuracy_table(summary: dict[str, Any]) -> Table:
+    """Teacher, student before and student after, side by side."""
+    table = Table(title="held-out accuracy")
+    models = [name for name in MODELS if name in summary]
+    columns = list(summary[models[0]]) if models else []
+    table.add_column("model")
+    for column in columns:
+        table.add_column(column.replace("_at_", "@").replace("_", " "), justify="right")
+    for name in models:
+        values = summary[name]
+        cells = [f"{values[c]:.1f}" if c == "mean_length" else f"{values[c]:.3f}" for c in columns]
+        table.add_row(name.replace("_", " "), *cells)
+    return table
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -1,0 +1,351 @@
+"""The command line of poweropd: wires prompts, rollouts, teachers and learner into a run.
+
+    python launch.py train --config configs/demo.yaml --run-name first --objective.alpha 5
+    python launch.py train --config configs/demo.yaml --run-name first --resume
+    python launch.py train --config configs/demo.yaml --dry-run
+    python launch.py eval --config configs/demo.yaml --model runs/first/export
+
+Every setting of the configuration is an option: `--rollout.num_workers 2`.
+Exit codes: 0 finished, 1 failed, 2 bad input (nothing was started), 3 drained and resumable.
+"""
+
+import argparse
+import asyncio
+import json
+import logging
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+import rewards
+from cluster.config import RunConfig
+from cluster.placement import Demand, bundle, check_all_fit, check_some_node_fits, plan
+from cluster.run_folder import RunFolder
+from cluster.settings import describe_fields, load_config, to_yaml
+
+logger = logging.getLogger("launch")
+
+FINISHED, FAILED, BAD_INPUT, DRAINED = 0, 1, 2, 3
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Parse, run one command, and return its exit code."""
+    arguments, overrides = _parser().parse_known_args(argv)
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
+    for name in ("launch", "cluster", "actors"):
+        logging.getLogger(name).setLevel(arguments.log_level.upper())
+    try:
+        config = check_objective(load_config(arguments.config, overrides))
+        if arguments.command == "eval":
+            return evaluate_command(config, arguments)
+        return train_command(config, arguments)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+
+
+# -- train ------------------------------------------------------------------------------------------------
+
+
+def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
+    """Check everything, start everything, train. ValueError means bad input and that nothing runs."""
+    from actors.inputs import read_inputs
+
+    exists = (Path(config.runs_path) / config.run_name).is_dir()
+    resume = arguments.resume == "yes" or (arguments.resume == "auto" and exists)
+    folder = RunFolder.of(config, resume=resume)
+    inputs = read_inputs(config)
+    demands = plan(config)
+    if arguments.dry_run:
+        return dry_run(config, demands)
+    with ray_cluster(config, demands):
+        folder.open(config)
+        return run_to_exit_code(train(config, inputs, folder, resume=resume))
+
+
+async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bool) -> int:
+    """Start the workers, run the pipeline, close everything; returns the exit code."""
+    from cluster.events import Events
+    from cluster.progress import ProgressView
+    from cluster.scalars import ScalarWriter
+    from cluster.summary import accuracy_table, summarise
+
+    started = time.monotonic()
+    events = Events(folder.events)
+    pools = build_pools(config, inputs, events)
+    view = ProgressView(config)
+    scalars = ScalarWriter(config.logging, folder=folder.tensorboard, run_name=config.run_name)
+    try:
+        with view:
+            view.say(f"run folder {folder.path}; starting {'; '.join(map(str, plan(config)))}")
+            pipeline = await start_pipeline(config, inputs, folder, pools, events, resume=resume)
+            pipeline.on_step(view.step)
+            pipeline.on_step(scalars.write)
+            _stop_on_signals(pipeline.stop)
+            await pipeline.run()
+        summary = summarise(folder, wall_s=time.monotonic() - started)
+        folder.write_summary(summary)
+        if not pipeline.slots.done:
+            view.say(f"drained at step {pipeline.slots.version}; continue with --resume")
+            return DRAINED
+        Console().print(accuracy_table(summary))
+        view.say(f"finished {summary['steps']} steps in {summary['wall_s']} s; student in {folder.export}")
+        return FINISHED
+    finally:
+        scalars.close()
+        for pool in pools.values():
+            await pool.close()
+
+
+def build_pools(config: RunConfig, inputs: Any, events: Any) -> dict[str, Any]:
+    """The pools of a run by role; nothing is placed yet."""
+    from actors.inputs import student_settings, teacher_settings
+    from actors.rollout_worker import RolloutWorker
+    from actors.teacher_worker import TeacherWorker
+    from actors.vllm import open_engine
+    from cluster.pool import Pool, WorkerSpec
+    from learner.rank import LearnerRank
+
+    def rollout(index: int) -> WorkerSpec:
+        return WorkerSpec(RolloutWorker, (student_settings(config, inputs), open_engine))
+
+    def teacher(index: int) -> WorkerSpec:
+        stops = {"stop_mode": config.objective.stop_mode, "stops": inputs.stops}
+        return WorkerSpec(TeacherWorker, (teacher_settings(config, inputs), open_engine), stops)
+
+    def learner(index: int) -> WorkerSpec:
+        settings = {"rank": index, "world_size": config.learner.num_workers, "stops": inputs.stops}
+        golden = {"golden_token_ids": inputs.golden_token_ids, "vocab_size": inputs.num_head_rows}
+        return WorkerSpec(LearnerRank, (config,), settings | golden, is_async=False)
+
+    build = {"rollout": rollout, "teacher": teacher, "learner": learner}
+    return {d.role: Pool(d, build[d.role], config=config.cluster, events=events) for d in plan(config)}
+
+
+async def start_pipeline(
+    config: RunConfig, inputs: Any, folder: RunFolder, pools: dict[str, Any], events: Any, *, resume: bool
+) -> Any:
+    """Place and start all workers, restore a checkpoint if resuming, and connect the stages."""
+    from actors.inputs import rollout_sampling
+    from actors.prompts import PromptSource
+    from cluster.learner_group import LearnerGroup
+    from cluster.pipeline import Pipeline
+    from cluster.resume import Progress, restore
+    from learner.checkpoint import newest_checkpoint
+
+    for pool in pools.values():
+        await pool.place()
+    learner = LearnerGroup(pools["learner"], config.cluster)
+    await asyncio.gather(learner.setup(), pools["teacher"].start(), pools["rollout"].start())
+    prompts = PromptSource(
+        inputs.prompts,
+        seed=config.seed,
+        num_samples=config.num_samples_per_prompt,
+        num_slots=config.max_steps * config.batch_size,
+    )
+    progress = Progress()
+    if resume:
+        progress = await restore(learner, newest_checkpoint(folder.checkpoints), folder, events)
+    return Pipeline(
+        config,
+        pools=pools,
+        learner=learner,
+        prompts=prompts,
+        sampling=rollout_sampling(config),
+        evaluation=build_evaluation(config, inputs),
+        folder=folder,
+        events=events,
+        progress=progress,
+    )
+
+
+# -- eval -------------------------------------------------------------------------------------------------
+
+
+def evaluate_command(config: RunConfig, arguments: argparse.Namespace) -> int:
+    """Evaluate one model folder on the held-out problems with the rollout workers."""
+    from actors.inputs import read_inputs
+
+    if config.evaluation.data_path is None:
+        raise ValueError("evaluation.data_path: required for eval, but not set")
+    if arguments.model is not None:
+        student = config.student.model_copy(update={"model_path": arguments.model})
+        config = config.model_copy(update={"student": student})
+    inputs = read_inputs(config, with_training=False)
+    engine, resources = config.rollout.engine, config.rollout.resources
+    demand = Demand(
+        "rollout", config.rollout.num_workers, bundle("rollout", resources, engine.tensor_parallel_size)
+    )
+    if arguments.dry_run:
+        return dry_run(config, [demand])
+    with ray_cluster(config, [demand]):
+        return run_to_exit_code(evaluate(config, inputs))
+
+
+async def evaluate(config: RunConfig, inputs: Any) -> int:
+    """Start rollout workers on the model as it is, evaluate, print one JSON row."""
+    from cluster.events import Events
+
+    pool = build_pools(config, inputs, Events())["rollout"]
+    evaluation = build_evaluation(config, inputs)
+    assert evaluation is not None, "evaluate_command checked evaluation.data_path"
+    try:
+        await pool.place()
+        await pool.start()
+        await pool.call("serve_own_weights", timeout_s=config.cluster.load_timeout_s)
+        result = await evaluation.run(pool, config.cluster)
+        print(json.dumps({"model": config.student.model_path, **result.row()}))
+        return FINISHED
+    finally:
+        await pool.close()
+
+
+def build_evaluation(config: RunConfig, inputs: Any) -> Any:
+    """The held-out evaluation, or None without held-out data."""
+    from actors.inputs import evaluation_sampling
+    from actors.prompts import evaluation_requests
+    from cluster.evaluation import Evaluation
+
+    if not inputs.evaluation_prompts:
+        return None
+
+    def grade(responses: Sequence[Sequence[int]], answers: Sequence[str]) -> list[bool]:
+        texts = [inputs.tokenizer.decode(list(ids), skip_special_tokens=True) for ids in responses]
+        return rewards.grade_batch(texts, list(answers))
+
+    return Evaluation(
+        config.evaluation,
+        requests=evaluation_requests(
+            inputs.evaluation_prompts, num_samples=config.evaluation.num_samples, seed=config.seed
+        ),
+        sampling=evaluation_sampling(config),
+        grade=grade,
+        avg_at_k=rewards.avg_at_k,
+        pass_at_k=rewards.pass_at_k,
+    )
+
+
+# -- shared -----------------------------------------------------------------------------------------------
+
+
+def check_objective(config: RunConfig) -> RunConfig:
+    """Return the configuration with the objective's parameters complete; ValueError naming the field."""
+    objective, importance = config.objective, config.importance
+    parameters = rewards.validate("objective", objective.name, objective.parameters)
+    rewards.validate("normaliser", objective.normaliser, {}, field="objective.normaliser")
+    weights = rewards.validate("importance", importance.name, importance.parameters)
+    needs = rewards.OBJECTIVES[objective.name].needs_with(parameters)
+    if importance.name == "none" and config.max_staleness > 0 and needs.form != "direct":
+        raise ValueError(
+            f"importance.name must not be none with max_staleness {config.max_staleness}: stale tokens need a "
+            f"correction for {objective.name} (nearest valid: truncated, or max_staleness 0)"
+        )
+    if config.batch_size < config.learner.num_workers:
+        raise ValueError(
+            f"learner.num_workers must be <= batch_size ({config.batch_size}), got {config.learner.num_workers}"
+        )
+    return config.model_copy(
+        update={
+            "objective": objective.model_copy(update=parameters),
+            "importance": importance.model_copy(update=weights),
+        }
+    )
+
+
+def dry_run(config: RunConfig, demands: Sequence[Demand]) -> int:
+    """Print the resolved configuration and the placement plan; check the plan against this machine's CPUs."""
+    print(to_yaml(config), end="")
+    print("# placement plan: one placement group per worker")
+    for demand in demands:
+        print(f"#   {demand}")
+    if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+        cpus = config.cluster.num_cpus or os.cpu_count() or 1
+        if not any(demand.bundle.get("GPU") for demand in demands):
+            check_all_fit(demands, [{"CPU": float(cpus)}])
+            print(f"# fits a local Ray with {cpus} CPUs")
+    return FINISHED
+
+
+def ray_cluster(config: RunConfig, demands: Sequence[Demand]) -> Any:
+    """Connect to the cluster, or start a local one, and check that the workers fit; a context manager."""
+    from cluster.connection import connected
+
+    def check(nodes: list[dict[str, float]], is_local: bool) -> None:
+        (check_all_fit if is_local else check_some_node_fits)(demands, nodes)
+
+    return connected(config.cluster, check)
+
+
+def run_to_exit_code(coroutine: Any) -> int:
+    """Run to the end; an error is logged, its message printed, and the exit code is 1."""
+    try:
+        return asyncio.run(coroutine)
+    except KeyboardInterrupt:
+        print("interrupted before training began; nothing was lost", file=sys.stderr)
+        return DRAINED
+    except BaseException as error:
+        cause: BaseException = error
+        while isinstance(cause, BaseExceptionGroup):
+            cause = cause.exceptions[0]
+        logger.error("the run failed", exc_info=error)
+        print(f"failed: {type(cause).__name__}: {cause}", file=sys.stderr)
+        return FAILED
+
+
+def _stop_on_signals(stop: Any) -> None:
+    """Drain on SIGINT and SIGTERM; a second signal ends the process the default way."""
+    loop = asyncio.get_running_loop()
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    def drain() -> None:
+        print("stopping: the step in progress is finished and saved (again to abort)", file=sys.stderr, flush=True)
+        for each in signals:
+            loop.remove_signal_handler(each)
+        stop()
+
+    for each in signals:
+        loop.add_signal_handler(each, drain)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="launch.py",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    settings = "settings (YAML keys, or options):\n" + "\n".join(describe_fields())
+    for name, text in (("train", "distil the teacher into the student"), ("eval", "evaluate a model folder")):
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog=settings,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+        )
+        command.add_argument("--config", help="YAML file of settings")
+        command.add_argument("--dry-run", action="store_true", help="print configuration and placement plan only")
+        command.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
+    train = commands.choices["train"]
+    train.add_argument(
+        "--resume",
+        nargs="?",
+        const="yes",
+        default="no",
+        choices=["yes", "no", "auto"],
+        help="continue from the newest checkpoint; auto starts anew if there is no such run",
+    )
+    commands.choices["eval"].add_argument("--model", help="model folder to evaluate; by default the student's")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())
