@@ -18,6 +18,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     folder = RunFolder.of(config, resume=resume)
     inputs = read_inputs(config)
     demands = plan(config)
+    check_local_machine(config, demands)
     if arguments.dry_run:
         return dry_run(config, demands)
     with ray_cluster(config, demands):
@@ -182,6 +184,7 @@ def evaluate_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     demand = Demand(
         "rollout", config.rollout.num_workers, bundle("rollout", resources, engine.tensor_parallel_size)
     )
+    check_local_machine(config, [demand])
     if arguments.dry_run:
         return dry_run(config, [demand])
     with ray_cluster(config, [demand]):
@@ -258,17 +261,20 @@ def check_objective(config: RunConfig) -> RunConfig:
     )
 
 
+def check_local_machine(config: RunConfig, demands: Sequence[Demand]) -> None:
+    """ValueError if a Ray of this machine's own, which does not grow, could not hold the workers' CPUs."""
+    if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+        cpus = float(config.cluster.num_cpus or os.cpu_count() or 1)
+        only_cpus = [replace(d, bundle={"CPU": d.bundle["CPU"]}) for d in demands if "CPU" in d.bundle]
+        check_all_fit(only_cpus, [{"CPU": cpus}])
+
+
 def dry_run(config: RunConfig, demands: Sequence[Demand]) -> int:
-    """Print the resolved configuration and the placement plan; check the plan against this machine's CPUs."""
+    """Print the resolved configuration and the placement plan."""
     print(to_yaml(config), end="")
     print("# placement plan: one placement group per worker")
     for demand in demands:
         print(f"#   {demand}")
-    if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
-        cpus = config.cluster.num_cpus or os.cpu_count() or 1
-        if not any(demand.bundle.get("GPU") for demand in demands):
-            check_all_fit(demands, [{"CPU": float(cpus)}])
-            print(f"# fits a local Ray with {cpus} CPUs")
     return FINISHED
 
 

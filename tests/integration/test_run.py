@@ -1,0 +1,221 @@
+"""Whole runs from the command line, with real engines, teachers and learner on the demo's tiny models."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from cluster.jsonl import read_rows
+from cluster.run_folder import valid_ledger
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples" / "arithmetic"
+STEPS, BATCH = 10, 16
+
+SYNCHRONOUS = {
+    "max_steps": STEPS,
+    "batch_size": BATCH,
+    "max_staleness": 0,
+    "batches_ahead": 0,
+    "importance.name": "none",
+    "learner.micro_batch_tokens": 256,
+    "learner.learning_rate": 1e-3,
+    "checkpoint.every_steps": 4,
+    "logging.save_batches": "true",
+}
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with generated problems and room for runs."""
+    folder = tmp_path_factory.mktemp("runs")
+    script = EXAMPLE / "problems.py"
+    subprocess.run([sys.executable, script, "--out", folder / "data"], check=True, timeout=60)
+    return folder
+
+
+def command(workspace: Path, name: str, *flags: str, **settings: Any) -> list[str]:
+    """The command line of a run."""
+    options = {
+        "runs_path": workspace,
+        "run_name": name,
+        "data.train_path": workspace / "data" / "train.jsonl",
+        "evaluation.data_path": workspace / "data" / "heldout.jsonl",
+        "evaluation.max_problems": 8,
+        "evaluation.num_samples": 2,
+        "evaluation.k": 2,
+        "cluster.num_cpus": 4,
+    } | {key.replace("__", "."): value for key, value in settings.items()}
+    given = [f"--{key}={value}" for key, value in options.items()]
+    return [sys.executable, "launch.py", "train", "--config", "configs/demo.yaml", *flags, *given]
+
+
+def run(line: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run to the end; its output is shown if the test fails."""
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    print(done.stdout[-6000:], done.stderr[-6000:])
+    return done
+
+
+@pytest.fixture(scope="module")
+def synchronous(workspace: Path) -> Path:
+    """A finished synchronous fp32 run, not interrupted, that kept its batches."""
+    assert run(command(workspace, "synchronous", **SYNCHRONOUS)).returncode == 0
+    return workspace / "synchronous"
+
+
+def weights_of(run_path: Path) -> dict[str, torch.Tensor]:
+    return load_file(run_path / "export" / "model.safetensors")
+
+
+def assert_trained_once(run_path: Path, *, steps: int, batch: int) -> None:
+    """Every slot below steps * batch is in the valid ledger exactly once."""
+    ledger = valid_ledger(run_path / "ledger.jsonl")
+    assert sorted(ledger) == list(range(1, steps + 1))
+    slots = sorted(int(uid.split("-")[0]) for uids in ledger.values() for uid in uids)
+    assert slots == list(range(steps * batch))
+
+
+def plain_step(model: Any, optimizer: torch.optim.Optimizer, rows: list[dict[str, Any]], alpha: float) -> float:
+    """One PowerOPD step, the plain way: full logits, one sequence at a time, one token mean."""
+    num_tokens = sum(len(row["response_token_ids"]) for row in rows)
+    optimizer.zero_grad()
+    total = 0.0
+    for row in rows:
+        prompt, response = row["prompt_token_ids"], row["response_token_ids"]
+        logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].float()
+        logp = torch.log_softmax(logits, -1).gather(-1, torch.tensor(response)[:, None])[:, 0]
+        teacher = torch.tensor(row["teacher_log_probs"])
+        reward = teacher.exp() ** alpha - logp.detach().exp() ** alpha
+        loss = -(reward * logp).sum() / num_tokens
+        loss.backward()
+        total += loss.item()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return total
+
+
+def test_a_synchronous_run_equals_a_plain_training_loop_on_the_same_rollouts(synchronous: Path) -> None:
+    metrics = read_rows(synchronous / "metrics.jsonl")
+    model = AutoModelForCausalLM.from_pretrained(EXAMPLE / "models" / "student", dtype=torch.float32)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
+    for step in range(STEPS):
+        with pa.OSFile(str(synchronous / "batches" / f"step_{step}_rank_0.arrow")) as file:
+            rows = pa.ipc.open_file(file).read_all().to_pylist()
+        assert len(rows) == BATCH
+        optimizer.param_groups[0]["lr"] = metrics[step]["lr"]
+        assert plain_step(model, optimizer, rows, alpha=5.0) == pytest.approx(metrics[step]["loss"], rel=1e-5)
+    ours = weights_of(synchronous)
+    for name, parameter in model.named_parameters():
+        difference = (ours[name].float() - parameter.detach()).norm() / parameter.detach().norm()
+        assert difference < 1e-5, f"{name} differs by {difference:.2e}"
+
+
+def test_a_synchronous_run_trains_fresh_tokens_only_and_every_slot_once(synchronous: Path) -> None:
+    rows = read_rows(synchronous / "metrics.jsonl")
+    assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
+    assert max(row["staleness/max"] for row in rows) == 0
+    assert max(row["mismatch/max_lag0"] for row in rows) < 1e-4
+    assert_trained_once(synchronous, steps=STEPS, batch=BATCH)
+
+
+def test_a_drained_run_resumes_to_the_same_bits(workspace: Path, synchronous: Path) -> None:
+    line = command(workspace, "interrupted", **SYNCHRONOUS)
+    process = subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    metrics = workspace / "interrupted" / "metrics.jsonl"
+    deadline = time.monotonic() + 200
+    while len(read_rows(metrics)) < 3:
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline, "no third step within 200 s"
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    output = process.communicate(timeout=120)[0]
+    stopped_at = len(read_rows(metrics))
+    assert process.returncode == 3, output
+    assert "continue with --resume" in output
+    assert 3 <= stopped_at < STEPS
+    assert run(command(workspace, "interrupted", "--resume", **SYNCHRONOUS)).returncode == 0
+
+    expected, resumed = weights_of(synchronous), weights_of(workspace / "interrupted")
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in expected.items())
+    assert_trained_once(workspace / "interrupted", steps=STEPS, batch=BATCH)
+    repeatable = ("loss", "kl/reverse", "grad_norm", "reward/mean", "tokens_trained", "response_length/mean")
+    first, second = read_rows(synchronous / "metrics.jsonl"), read_rows(metrics)
+    assert [[row[key] for key in repeatable] for row in first] == [
+        [row[key] for key in repeatable] for row in second
+    ]
+
+
+def test_an_asynchronous_run_with_two_workers_of_each_kind_keeps_its_bound_and_exports_the_student(
+    workspace: Path,
+) -> None:
+    settings: dict[str, Any] = {
+        "max_steps": 8,
+        "batch_size": 8,
+        "num_samples_per_prompt": 2,
+        "max_staleness": 2,
+        "batches_ahead": 1,
+        "rollout.num_workers": 2,
+        "teacher.num_workers": 2,
+        "learner.num_workers": 2,
+        "learner.zero_stage": 3,
+        "learner.dtype": "bfloat16",
+        "learner.micro_batch_tokens": 256,
+        "objective.normaliser": "zscore",
+        "evaluation.every_steps": 4,
+        "checkpoint.every_steps": 2,
+    }
+    assert run(command(workspace, "asynchronous", **settings)).returncode == 0
+    path = workspace / "asynchronous"
+    rows = read_rows(path / "metrics.jsonl")
+    assert len(rows) == 8
+    assert max(row["staleness/max"] for row in rows) <= 2
+    uids = [uid for uids in valid_ledger(path / "ledger.jsonl").values() for uid in uids]
+    assert len(uids) == len(set(uids)) == 8 * 8 * 2
+    assert {row["workers/rollout"] for row in rows} == {row["workers/teacher"] for row in rows} == {2}
+    steps = [(row["model"], row["step"]) for row in read_rows(path / "eval.jsonl")]
+    assert steps == [("teacher", 0), ("student_before", 0), ("student", 4), ("student_after", 8)]
+    assert sorted(folder.name for folder in (path / "checkpoints").iterdir()) == ["step_6", "step_8"]
+    assert list((path / "tensorboard").iterdir())
+    summary = json.loads((path / "summary.json").read_text())
+    assert {"teacher", "student_before", "student_after", "kl_reverse_first", "kl_reverse_last"} < summary.keys()
+    assert AutoModelForCausalLM.from_pretrained(path / "export").num_parameters() > 0
+    assert AutoTokenizer.from_pretrained(path / "export").chat_template
+    loaded = [row for row in read_rows(path / "events.jsonl") if row["event"] == "weights_loaded"]
+    assert {row["worker"] for row in loaded} == {"rollout-0", "rollout-1"}
+
+
+def test_eval_prints_the_accuracy_of_a_model_folder(workspace: Path) -> None:
+    line = command(workspace, "unused")
+    line[2] = "eval"
+    done = run([*line, "--model", str(EXAMPLE / "models" / "teacher")])
+    assert done.returncode == 0
+    row = json.loads(done.stdout.strip().splitlines()[-1])
+    assert row["avg_at_k"] >= 0.8
+    assert not (workspace / "unused").exists()
+
+
+def test_nothing_of_a_run_is_left_running(workspace: Path, synchronous: Path) -> None:
+    """Runs after the others: no process started from this repository's command line is alive."""
+    alive = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                arguments = (entry / "cmdline").read_bytes().decode(errors="replace")
+            except OSError:  # it ended meanwhile
+                continue
+            if str(workspace) in arguments:
+                alive.append(arguments)
+    assert not alive

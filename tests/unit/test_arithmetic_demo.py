@@ -1,0 +1,116 @@
+"""The demo task: disjoint problems, a tokenizer that gives its text back, two small models on disk."""
+
+import importlib.util
+import json
+import random
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from transformers import PreTrainedTokenizerFast
+
+ARITHMETIC_PATH = Path(__file__).parents[2] / "examples" / "arithmetic"
+MODELS_PATH = ARITHMETIC_PATH / "models"
+
+
+def load_example(name: str) -> ModuleType:
+    """Import a script of the examples folder, which is no package, from its file."""
+    spec = importlib.util.spec_from_file_location(f"arithmetic_{name}", ARITHMETIC_PATH / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+problems = load_example("problems")
+tokenizer = load_example("tokenizer").build_tokenizer()
+
+
+def test_train_and_heldout_share_no_problem_in_any_order():
+    train = {tuple(sorted(numbers)) for numbers in problems.distinct("train", 5_000, seed=0)}
+    heldout = {tuple(sorted(numbers)) for numbers in problems.distinct("heldout", 200, seed=7)}
+    assert not train & heldout
+
+
+def test_a_set_holds_no_problem_twice():
+    numbers = problems.distinct("train", 5_000, seed=0)
+    assert len(set(numbers)) == 5_000
+
+
+def test_generator_repeats_from_its_seed():
+    assert problems.rows_text("train", 50, seed=3) == problems.rows_text("train", 50, seed=3)
+    assert problems.rows_text("train", 50, seed=3) != problems.rows_text("train", 50, seed=4)
+
+
+def test_first_heldout_problem_is_the_same_on_every_machine():
+    row = json.loads(problems.rows_text("heldout", 1, seed=0))
+    assert row == {"id": "heldout-00000", "problem": "83+80+40", "answer": "203", "source": "arithmetic"}
+
+
+def test_worked_solution_has_a_line_per_addition_and_ends_with_the_answer():
+    assert problems.solution_text((12, 30, 5)) == "12+30=42\n42+5=47\n####47"
+    assert problems.solution_text((7, 8)) == "7+8=15\n####15"
+
+
+def test_careless_solution_goes_on_from_its_wrong_sum():
+    text = problems.careless_solution_text((12, 30, 5), random.Random(0), slip_rate=1.0)
+    first, second, answer = text.split("\n")
+    first_sum, second_sum = first.removeprefix("12+30="), second.rpartition("=")[2]
+    assert first_sum != "42"
+    assert second.startswith(f"{int(first_sum)}+5=")
+    assert int(second_sum) != int(first_sum) + 5
+    assert answer == f"####{int(second_sum)}"
+
+
+def test_writing_again_leaves_a_current_file_alone(tmp_path: Path):
+    path = tmp_path / "data" / "train.jsonl"
+    text = problems.rows_text("train", 5, seed=0)
+    assert problems.write_if_changed(path, text)
+    assert not problems.write_if_changed(path, text)
+    assert problems.write_if_changed(path, problems.rows_text("train", 6, seed=0))
+
+
+def test_tokenizer_round_trips_every_solution():
+    texts = [problems.solution_text(numbers) for numbers in problems.distinct("train", 500, seed=0)]
+    assert [tokenizer.decode(token_ids) for token_ids in tokenizer(texts)["input_ids"]] == texts
+
+
+def test_answer_mark_and_newline_are_one_token_each():
+    assert tokenizer.tokenize("5\n####5") == ["5", "\n", "####", "5"]
+
+
+def test_chat_template_costs_two_tokens_beyond_the_problem():
+    messages = [{"role": "user", "content": "12+30"}]
+    token_ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
+    assert tokenizer.decode(token_ids) == "<|user|>12+30<|assistant|>"
+    assert len(token_ids) == len("12+30") + 2
+
+
+def test_a_finished_assistant_turn_ends_with_the_stop_token():
+    messages = [{"role": "user", "content": "1+2"}, {"role": "assistant", "content": "1+2=3\n####3"}]
+    token_ids = tokenizer.apply_chat_template(messages)["input_ids"]
+    assert token_ids[-1] == tokenizer.eos_token_id
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_shipped_model_has_the_tokenizer_of_the_code(role: str):
+    shipped = PreTrainedTokenizerFast.from_pretrained(MODELS_PATH / role)
+    config = json.loads((MODELS_PATH / role / "config.json").read_text(encoding="utf-8"))
+    assert shipped.get_vocab() == tokenizer.get_vocab()
+    assert shipped.chat_template == tokenizer.chat_template
+    assert config["vocab_size"] == len(tokenizer) == 32
+    assert config["eos_token_id"] == shipped.eos_token_id == tokenizer.eos_token_id
+
+
+def test_shipped_models_fit_in_two_megabytes():
+    sizes_bytes = [path.stat().st_size for path in MODELS_PATH.rglob("*") if path.is_file()]
+    assert 0 < sum(sizes_bytes) < 2_000_000
+
+
+def test_card_states_a_strong_teacher_and_a_weak_student():
+    card = json.loads((MODELS_PATH / "card.json").read_text(encoding="utf-8"))
+    assert card["teacher"]["avg_at_8"] >= 0.93
+    assert 0.38 <= card["student"]["avg_at_8"] <= 0.48

@@ -1,0 +1,159 @@
+"""Bad input: exit code 2, one clear line, and nothing started. Uses the demo's models; no Ray."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import launch
+from cluster.settings import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "examples" / "arithmetic" / "models"
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A small training file."""
+    path = tmp_path / "train.jsonl"
+    rows = [{"id": str(i), "problem": f"{i}+1", "answer": str(i + 1)} for i in range(10)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, data: Path) -> list[str]:
+    """A valid command line."""
+    return [
+        *("train", "--config", str(ROOT / "configs" / "demo.yaml"), "--dry-run"),
+        *(
+            "--runs-path",
+            str(tmp_path / "runs"),
+            "--data.train_path",
+            str(data),
+            "--evaluation.data_path",
+            str(data),
+        ),
+        *("--student.model_path", str(MODELS / "student"), "--teacher.model_path", str(MODELS / "teacher")),
+    ]
+
+
+@pytest.fixture
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Refused:
+    """Run with extra options; returns the error's only line after checking that nothing was left behind."""
+
+    def run(*options: str) -> str:
+        assert launch.main([*arguments, *options]) == launch.BAD_INPUT
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: ")
+        assert not (tmp_path / "runs").exists()
+        return lines[0]
+
+    return run
+
+
+def test_a_dry_run_prints_the_resolved_configuration_and_the_placement_plan(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert launch.main([*arguments, "--objective.alpha", "2", "--cluster.num_cpus", "2"]) == launch.FINISHED
+    printed = capsys.readouterr().out
+    assert "alpha: 2.0" in printed
+    assert "#   teacher: 1 x (0.5 CPU)" in printed
+    (tmp_path / "resolved.yaml").write_text(printed)
+    assert load_config(str(tmp_path / "resolved.yaml")).objective.parameters["alpha"] == 2.0
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_shipped_configuration_is_valid(path: Path) -> None:
+    launch.check_objective(load_config(str(path)))
+
+
+def test_an_unknown_key_names_the_nearest_known_one(refused: Refused) -> None:
+    assert "rollout.num_worker: unknown key; did you mean rollout.num_workers?" in refused(
+        "--rollout.num_worker", "2"
+    )
+
+
+@pytest.mark.parametrize("alpha", ["0", "-1", "nan", "inf", "1001"])
+def test_an_alpha_out_of_range_is_refused(refused: Refused, alpha: str) -> None:
+    assert "objective.alpha must be > 0 and <= 1000" in refused("--objective.alpha", alpha)
+
+
+def test_an_unknown_objective_names_the_nearest_known_one(refused: Refused) -> None:
+    assert "power" in refused("--objective.name", "powr")
+
+
+def test_a_missing_model_folder_is_refused(refused: Refused) -> None:
+    assert "student.model_path" in refused("--student.model_path", "./no/such/folder")
+    assert "teacher.model_path" in refused("--teacher.model_path", "/no/such/folder")
+
+
+def test_a_corrupt_row_names_file_and_line(refused: Refused, data: Path) -> None:
+    with data.open("a") as file:
+        file.write('{"problem": "1+\n')
+    assert f"{data}:11" in refused()
+
+
+def test_an_empty_data_set_is_refused(refused: Refused, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("\n")
+    assert "data.train_path" in refused("--data.train_path", str(tmp_path / "empty.jsonl"))
+
+
+def test_a_teacher_with_another_tokenizer_is_refused(refused: Refused, tmp_path: Path) -> None:
+    other = tmp_path / "teacher"
+    shutil.copytree(MODELS / "teacher", other)
+    text = (other / "tokenizer.json").read_text()
+    tokenizer = json.loads(text)
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["1"], vocabulary["2"] = vocabulary["2"], vocabulary["1"]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    line = refused("--teacher.model_path", str(other))
+    assert "teacher.model_path" in line
+    assert "another tokenizer" in line
+
+
+def test_more_workers_than_the_machine_can_place_says_what_is_missing(refused: Refused) -> None:
+    line = refused("--cluster.num_cpus", "2", "--rollout.num_workers", "5")
+    assert "rollout.num_workers" in line
+    assert "1.5 CPU missing (3.5 wanted, 2 there)" in line
+
+
+def test_staleness_without_an_importance_correction_is_refused(refused: Refused) -> None:
+    assert "importance.name" in refused("--importance.name", "none", "--max-staleness", "2")
+
+
+def test_a_synchronous_run_may_go_without_importance_correction(arguments: list[str]) -> None:
+    options = ["--importance.name", "none", "--max-staleness", "0", "--batches-ahead", "0"]
+    assert launch.main([*arguments, *options]) == launch.FINISHED
+
+
+def test_a_prompt_longer_than_the_context_is_refused(refused: Refused, data: Path) -> None:
+    with data.open("a") as file:
+        file.write(json.dumps({"id": "long", "problem": "1+" * 60, "answer": "0"}) + "\n")
+    line = refused()
+    assert "data.train_path" in line
+    assert "'long'" in line
+
+
+def test_an_existing_run_folder_is_refused_without_resume(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "runs" / "demo").mkdir(parents=True)
+    assert launch.main([*arguments, "--run-name", "demo"]) == launch.BAD_INPUT
+    assert "already exists" in capsys.readouterr().err
+
+
+def test_resuming_a_run_that_is_not_there_is_refused(refused: Refused) -> None:
+    assert "--resume" in refused("--resume")
+
+
+def test_more_ranks_than_slots_in_a_batch_are_refused(refused: Refused) -> None:
+    assert "learner.num_workers must be <= batch_size" in refused(
+        "--batch-size", "2", "--learner.num_workers", "3"
+    )
