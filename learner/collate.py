@@ -1,0 +1,190 @@
+"""Scored tables -> packed micro-batches: the only place where tokens are shifted against log-probs.
+
+The hidden state at a token predicts the next one. A sequence with a prompt of P tokens and a response of T
+tokens therefore enters the model as its first P + T - 1 tokens (the last response token is only ever a target),
+and the hidden states at P - 1 .. P + T - 2 predict the response.
+
+Shapes: N packed tokens of a micro-batch, T its response tokens, B its sequences.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from itertools import pairwise
+from typing import Self
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from cluster.batches import check_scored
+from cluster.stop_tokens import StopMode, StopTokens, stop_labels
+
+
+@dataclass(frozen=True, eq=False)
+class PackedBatch:
+    """One micro-batch: sequences laid end to end in one row, without padding or attention mask.
+
+    Position ids restart at 0 in every sequence; transformers reads that as "do not attend across".
+    """
+
+    input_ids_N: Tensor
+    position_ids_N: Tensor
+    source_positions_T: Tensor
+    """Index into N of the hidden state that predicts each response token."""
+    target_ids_T: Tensor
+    """The label under the student: the sampled token, unless the stop mode relabels it."""
+    behaviour_logp_T: Tensor
+    teacher_logp_T: Tensor
+    response_mask_T: Tensor
+    """True on response tokens that count; False on a final stop token in stop mode `mask`."""
+    was_sampled_T: Tensor
+    """False where the stop mode relabelled the token: the behaviour log-prob is another token's."""
+    weight_version_T: Tensor
+    """int64 version of the weights that sampled each token."""
+    row_T: Tensor
+    """Sequence (index into B) of each response token."""
+    column_T: Tensor
+    """Place of each response token in its response."""
+    response_length_B: Tensor
+    is_truncated_B: Tensor
+    has_stop_B: Tensor
+
+    def to(self, device: torch.device) -> Self:
+        """Return the batch on a device."""
+        return type(self)(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})
+
+    def unpack(self, values_T: Tensor) -> Tensor:
+        """Return per-token values as rows, values_BT, with zeros after the end of shorter responses."""
+        num_columns = int(self.column_T.max()) + 1 if self.column_T.numel() else 0
+        values_BT = values_T.new_zeros(self.response_length_B.numel(), num_columns)
+        return values_BT.index_put((self.row_T, self.column_T), values_T)
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredSequence:
+    """One scored rollout as arrays; every array but `prompt_ids` has one entry per response token."""
+
+    uid: str
+    prompt_ids: np.ndarray
+    response_ids: np.ndarray
+    target_ids: np.ndarray
+    behaviour_logp: np.ndarray
+    teacher_logp: np.ndarray
+    weight_version: np.ndarray
+    response_mask: np.ndarray
+    is_truncated: bool
+    has_stop: bool
+
+    @property
+    def num_inputs(self) -> int:
+        """Tokens that enter the model: all but the last."""
+        return len(self.prompt_ids) + len(self.response_ids) - 1
+
+
+def collate(
+    tables: Sequence[pa.Table], *, stop_mode: StopMode, stops: StopTokens, max_tokens: int
+) -> list[PackedBatch]:
+    """Return this rank's share of the window as micro-batches of at most `max_tokens` packed tokens.
+
+    A longer sequence gets a micro-batch of its own. The result depends on the rows alone, not on their order
+    or on how they are cut into tables, so that a repeated run is equal bit for bit.
+    """
+    sequences = [row for table in tables for row in read_sequences(table, stop_mode=stop_mode, stops=stops)]
+    sequences.sort(key=lambda sequence: sequence.uid)
+    for left, right in pairwise(sequences):
+        if left.uid == right.uid:
+            raise ValueError(f"scored batch: uid {left.uid} occurs twice in one step")
+    groups = split_by_tokens([sequence.num_inputs for sequence in sequences], max_tokens=max_tokens)
+    return [pack([sequences[index] for index in group]) for group in groups]
+
+
+def read_sequences(table: pa.Table, *, stop_mode: StopMode, stops: StopTokens) -> list[ScoredSequence]:
+    """Return the rows of a scored table, with the stop mode applied to labels and masks."""
+    columns = check_scored(table).to_pydict()
+    return [
+        _read_row({name: values[row] for name, values in columns.items()}, stop_mode, stops)
+        for row in range(table.num_rows)
+    ]
+
+
+def _read_row(row: dict, stop_mode: StopMode, stops: StopTokens) -> ScoredSequence:
+    response_ids = row["response_token_ids"]
+    labels = stop_labels(response_ids, mode=stop_mode, stops=stops)
+    if labels.teacher_token_ids != row["teacher_target_ids"]:
+        raise ValueError(
+            f"scored batch: row {row['uid']} was scored with teacher_target_ids other than those of stop mode "
+            f"{stop_mode}"
+        )
+    response_mask = np.ones(len(response_ids), dtype=bool)
+    response_mask[-1] = labels.keep_last
+    runs = row["weight_versions"]
+    return ScoredSequence(
+        uid=row["uid"],
+        prompt_ids=np.array(row["prompt_token_ids"], dtype=np.int64),
+        response_ids=np.array(response_ids, dtype=np.int64),
+        target_ids=np.array(labels.student_token_ids, dtype=np.int64),
+        behaviour_logp=np.array(row["behaviour_log_probs"], dtype=np.float32),
+        teacher_logp=np.array(row["teacher_log_probs"], dtype=np.float32),
+        weight_version=np.repeat(
+            np.array([run["version"] for run in runs], dtype=np.int64), [run["num_tokens"] for run in runs]
+        ),
+        response_mask=response_mask,
+        is_truncated=row["finish_reason"] == "length",
+        has_stop=labels.has_stop,
+    )
+
+
+def split_by_tokens(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
+    """Return groups of indices whose lengths sum to at most `max_tokens`; a longer one stands alone.
+
+    First-fit decreasing: at most 11/9 of the fewest possible groups (plus one). Groups are ordered by their
+    first index and so are the indices within a group.
+    """
+    groups: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
+        fitting = (group for group, left in enumerate(room) if lengths[index] <= left)
+        group = next(fitting, None)
+        if group is None:
+            groups.append([index])
+            room.append(max_tokens - lengths[index])
+        else:
+            groups[group].append(index)
+            room[group] -= lengths[index]
+    return sorted(sorted(group) for group in groups)
+
+
+def pack(sequences: Sequence[ScoredSequence]) -> PackedBatch:
+    """Lay sequences end to end; `pack([])` is the padding micro-batch.
+
+    The padding micro-batch has one input token and no target. Its loss is 0 with zero gradients for every
+    parameter, so a rank that has run out of sequences still takes part in every collective of the backward pass.
+    """
+    inputs = [np.concatenate([s.prompt_ids, s.response_ids[:-1]]) for s in sequences]
+    starts = np.cumsum([0, *(len(ids) for ids in inputs)])
+    lengths = [len(s.response_ids) for s in sequences]
+    sources = [
+        start + len(s.prompt_ids) - 1 + np.arange(length)
+        for s, start, length in zip(sequences, starts, lengths, strict=False)
+    ]
+    return PackedBatch(
+        input_ids_N=_join(inputs or [np.zeros(1)], torch.int64),
+        position_ids_N=_join([np.arange(len(ids)) for ids in inputs] or [np.zeros(1)], torch.int64),
+        source_positions_T=_join(sources, torch.int64),
+        target_ids_T=_join([s.target_ids for s in sequences], torch.int64),
+        behaviour_logp_T=_join([s.behaviour_logp for s in sequences], torch.float32),
+        teacher_logp_T=_join([s.teacher_logp for s in sequences], torch.float32),
+        response_mask_T=_join([s.response_mask for s in sequences], torch.bool),
+        was_sampled_T=_join([s.target_ids == s.response_ids for s in sequences], torch.bool),
+        weight_version_T=_join([s.weight_version for s in sequences], torch.int64),
+        row_T=_join([np.repeat(np.arange(len(lengths)), lengths)], torch.int64),
+        column_T=_join([np.arange(length) for length in lengths], torch.int64),
+        response_length_B=torch.tensor(lengths, dtype=torch.int64),
+        is_truncated_B=torch.tensor([s.is_truncated for s in sequences], dtype=torch.bool),
+        has_stop_B=torch.tensor([s.has_stop for s in sequences], dtype=torch.bool),
+    )
+
+
+def _join(parts: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros(0), *parts])).to(dtype)

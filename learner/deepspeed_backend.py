@@ -1,0 +1,229 @@
+"""The training library behind the learner: the only module that imports DeepSpeed.
+
+It builds the engine for ZeRO 0 to 3 in float32 or bfloat16, runs micro-batches so that gradients add up to
+exactly the window's, and hides where parameters lie. Import it only after RANK, WORLD_SIZE, LOCAL_RANK,
+MASTER_ADDR and MASTER_PORT are set.
+
+Shapes: T response tokens of a micro-batch.
+"""
+
+import logging
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.accelerator import get_accelerator
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+from cluster.config import LearnerConfig, RunConfig
+from learner.collate import PackedBatch
+from learner.log_probs import StudentModel
+from learner.ranks import Ranks
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_TAG = "deepspeed"
+"""Sub-folder of a checkpoint that DeepSpeed writes."""
+
+
+@dataclass(frozen=True)
+class StepOutcome:
+    """What `step` did: the gradient norm before clipping, and whether a non-finite one stopped the update."""
+
+    grad_norm: float
+    was_skipped: bool
+
+
+class DeepSpeedBackend:
+    """The student under a DeepSpeed engine. Every method but `gathered` with ZeRO < 3 is a collective."""
+
+    def __init__(self, config: RunConfig, *, ranks: Ranks, vocab_size: int) -> None:
+        """Load the student and build the engine; log-probs are over the first `vocab_size` ids."""
+        self.ranks = ranks
+        self.zero_stage = config.learner.zero_stage
+        settings = engine_settings(config.learner, world_size=ranks.world_size, device_type=ranks.device.type)
+        student = load_student(config, settings, vocab_size=vocab_size)
+        parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        self.engine: Any
+        self.engine, *_ = deepspeed.initialize(
+            model=student,
+            model_parameters=parameters,  # pyright: ignore[reportArgumentType]
+            config=settings,
+            dist_init_required=False,
+        )
+
+    @property
+    def student(self) -> StudentModel:
+        """The module under the engine; with ZeRO-3 its parameters are empty outside `gathered`."""
+        return self.engine.module
+
+    def log_probs(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
+        """Return (logp_T with gradient unless torch.no_grad is on, entropy_T)."""
+        return self.engine(batch.input_ids_N, batch.position_ids_N, batch.source_positions_T, batch.target_ids_T)
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """Add the gradient of this rank's `loss`; losses of all ranks and micro-batches count as one sum.
+
+        DeepSpeed averages gradients over ranks, hence the factor. Every rank must make the same number of
+        calls, and reductions over ranks end with the one that `is_last`.
+        """
+        self.engine.set_gradient_accumulation_boundary(is_last)
+        self.engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
+
+    def step(self, *, learning_rate: float) -> StepOutcome:
+        """Clip, update and clear the gradients; a gradient that is not finite is cleared without an update."""
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if self.zero_stage == 0 and not self.engine.bfloat16_enabled():
+            return self._plain_step()
+        self.engine.step()
+        return StepOutcome(float(self.engine.get_global_grad_norm()), not self.engine.was_step_applied())
+
+    def _plain_step(self) -> StepOutcome:
+        """Step without ZeRO in float32, where DeepSpeed neither measures nor checks the gradient."""
+        gradients = [parameter.grad for parameter in self.student.parameters() if parameter.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if is_finite := bool(norm.isfinite()):
+            self.engine.step()
+        else:
+            self.engine.optimizer.zero_grad()
+        return StepOutcome(float(norm), was_skipped=not is_finite)
+
+    def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+        """Make full parameters readable inside the context; with ZeRO-3 every rank must enter it."""
+        if self.zero_stage < 3:
+            return nullcontext()
+        return deepspeed.zero.GatheredParameters(list(parameters))
+
+    def save(self, path: Path) -> None:
+        """Write model, optimizer and master weights of every rank below `path`."""
+        self.engine.save_checkpoint(str(path), tag=CHECKPOINT_TAG, save_latest=False)
+
+    def load(self, path: Path) -> None:
+        """Restore what `save` wrote, with the same number of ranks."""
+        loaded, _ = self.engine.load_checkpoint(str(path), tag=CHECKPOINT_TAG)
+        if loaded is None:
+            raise RuntimeError(f"DeepSpeed found no checkpoint in {path / CHECKPOINT_TAG}")
+
+    def shutdown(self) -> None:
+        """Leave the process group."""
+        self.engine.destroy()
+        deepspeed.comm.destroy_process_group()
+
+
+def join_process_group(*, rank: int, world_size: int, timeout_s: float) -> Ranks:
+    """Connect the ranks; blocks until all are there. The device is the accelerator of this process."""
+    accelerator: Any = get_accelerator()
+    if accelerator.device_name() == "cpu":
+        # Otherwise the start compiles a shared-memory all-reduce for a minute; gloo does the same work.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        device = torch.device("cpu")
+    else:
+        accelerator.set_device(0)
+        device = torch.device(accelerator.device_name(0))
+    # DeepSpeed's ZeRO-3 calls it in every step.
+    warnings.filterwarnings("ignore", message=r".*reduce_scatter_tensor` is deprecated", category=FutureWarning)
+    deepspeed.init_distributed(
+        dist_backend=accelerator.communication_backend_name(),
+        timeout=timedelta(seconds=timeout_s),
+        verbose=False,
+    )
+    return Ranks(rank, world_size, device)
+
+
+def engine_settings(config: LearnerConfig, *, world_size: int, device_type: str) -> dict[str, Any]:
+    """Return DeepSpeed's settings, with `config.deepspeed` merged over them.
+
+    Batch sizes are nominal: micro-batches are counted in tokens, and their boundary is set explicitly.
+    """
+    if config.offload_optimizer and config.zero_stage == 0:
+        raise ValueError("learner.offload_optimizer needs learner.zero_stage >= 1, got 0")
+    is_bf16 = config.dtype == "bfloat16"
+    if is_bf16 and config.zero_stage == 0:
+        logger.warning("learner.zero_stage 0 adds micro-batch gradients up in bfloat16; stage 1 or 2 does not")
+    settings: dict[str, Any] = {
+        "train_batch_size": world_size,
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "steps_per_print": 2**31,
+        "gradient_clipping": config.max_grad_norm,
+        "bf16": {"enabled": is_bf16, "check_grad_overflow": True},
+        "data_types": {"grad_accum_dtype": "bf16" if is_bf16 and config.zero_stage == 0 else "fp32"},
+        "zero_optimization": {"stage": config.zero_stage},
+        "optimizer": {
+            "type": "AdamW",
+            "params": {
+                "lr": config.learning_rate,
+                "betas": list(config.betas),
+                "eps": config.eps,
+                "weight_decay": config.weight_decay,
+                # DeepSpeed's own AdamW is compiled on first use. On GPUs it is only needed where offloading
+                # moves the optimizer to the CPU, and there it is five times faster than torch's.
+                "torch_adam": not (config.offload_optimizer and device_type != "cpu"),
+            },
+        },
+    }
+    if config.offload_optimizer:
+        settings["zero_optimization"]["offload_optimizer"] = {"device": "cpu", "pin_memory": device_type != "cpu"}
+    return _merged(settings, config.deepspeed)
+
+
+def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        is_nested = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merged(merged[key], value) if is_nested else value
+    return merged
+
+
+def load_student(config: RunConfig, settings: dict[str, Any], *, vocab_size: int) -> StudentModel:
+    """Return the student in the learner's dtype; with ZeRO-3 no rank ever holds all of it."""
+    learner, path = config.learner, config.student.model_path
+    with _partitioned_loading(settings) if learner.zero_stage == 3 else nullcontext():
+        causal_lm = AutoModelForCausalLM.from_pretrained(
+            path,
+            config=without_dropout(AutoConfig.from_pretrained(path)),
+            dtype=learner.dtype,
+            attn_implementation=learner.attention,
+        )
+    causal_lm.train()  # activation checkpointing is off in eval mode
+    if learner.activation_checkpointing:
+        causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
+    return StudentModel(causal_lm, chunk_tokens=learner.head_chunk_tokens, vocab_size=vocab_size)
+
+
+def without_dropout(model_config: Any) -> Any:
+    """Return the model configuration with every dropout rate at 0: the policy that sampled had none."""
+    for name, value in model_config.to_dict().items():
+        if ("dropout" in name or name.endswith("_pdrop")) and isinstance(value, float):
+            setattr(model_config, name, 0.0)
+    return model_config
+
+
+class _PartitionedLoading:
+    """What transformers asks of its own HfDeepSpeedConfig, which needs the accelerate package."""
+
+    def __init__(self, settings: dict[str, Any]) -> None:
+        self.config = settings
+
+    def is_zero3(self) -> bool:
+        """Make `from_pretrained` build the model under `deepspeed.zero.Init`."""
+        return True
+
+
+@contextmanager
+def _partitioned_loading(settings: dict[str, Any]) -> Iterator[None]:
+    marker = _PartitionedLoading(settings)
+    set_hf_deepspeed_config(marker)  # held by a weak reference
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()

@@ -1,0 +1,164 @@
+"""Hidden states -> log-probs of the sampled tokens, without the logits of the whole micro-batch.
+
+The logits of a micro-batch, [N, V], are the largest tensor of a naive step: 8,192 tokens x 151,936 ids are 4.6
+GiB in float32. Here they exist for a few positions at a time, in forward and, recomputed, in backward.
+
+Shapes: N packed tokens, T response tokens, C positions of one chunk, H hidden size, V vocabulary.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class StudentModel(nn.Module):
+    """A Hugging Face causal language model that returns log-probs of given tokens instead of logits."""
+
+    def __init__(self, causal_lm: nn.Module, *, chunk_tokens: int, vocab_size: int) -> None:
+        """Wrap `causal_lm`; its parameters keep their names under the prefix `causal_lm.`."""
+        super().__init__()
+        self.causal_lm = causal_lm
+        self.head = LogProbHead(
+            causal_lm.get_output_embeddings(),  # pyright: ignore[reportCallIssue]
+            chunk_tokens=chunk_tokens,
+            vocab_size=vocab_size,
+        )
+
+    def forward(
+        self, input_ids_N: Tensor, position_ids_N: Tensor, source_positions_T: Tensor, target_ids_T: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return (logp_T with gradient, entropy_T without) of the targets at the source positions."""
+        decoder = self.causal_lm.get_decoder()  # pyright: ignore[reportCallIssue]
+        hidden_1NH = decoder(
+            input_ids=input_ids_N[None], position_ids=position_ids_N[None], use_cache=False
+        ).last_hidden_state
+        return self.head(hidden_1NH[0, source_positions_T], target_ids_T)
+
+    def check_head(self, token_ids_N: Tensor, *, limit: float) -> Tensor:
+        """Return log-probs of `token_ids_N[1:]`; ValueError if the model's own logits give others.
+
+        They differ for models that do more than one matrix product between hidden states and logits
+        (soft-capping, scaling): training through this head would then follow a wrong policy.
+        """
+        positions_N = torch.arange(len(token_ids_N), device=token_ids_N.device)
+        logp_N, _ = self(token_ids_N[:-1], positions_N[:-1], positions_N[:-1], token_ids_N[1:])
+        logits_1NV = self.causal_lm(
+            input_ids=token_ids_N[None, :-1], position_ids=positions_N[None, :-1], use_cache=False
+        ).logits
+        own_NV = logits_1NV[0, :, : self.head.vocab_size].float().log_softmax(dim=-1)
+        own_N = own_NV.gather(1, token_ids_N[1:, None])[:, 0]
+        difference = (own_N - logp_N).abs().mean().item()
+        if not difference <= limit:
+            raise ValueError(
+                f"the chunked log-prob head differs from {type(self.causal_lm).__name__}'s own logits by "
+                f"{difference:.3g} on average, limit {limit}: this model scales or caps its logits, which the "
+                "learner does not support"
+            )
+        return logp_N
+
+
+class LogProbHead(nn.Module):
+    """The output embedding as a log-prob layer: owns the same Parameters, so tied weights stay tied.
+
+    They are registered here as well so that ZeRO-3, which gathers each module's own parameters around its
+    forward and backward, gathers them around this one.
+    """
+
+    def __init__(self, output_embeddings: nn.Module | None, *, chunk_tokens: int, vocab_size: int) -> None:
+        """Share the weight [V, H] and bias of `output_embeddings`; ids >= `vocab_size` are cut off."""
+        super().__init__()
+        if output_embeddings is None or not hasattr(output_embeddings, "weight"):
+            raise ValueError("the student has no output embedding (lm_head) to take log-probs from")
+        self.weight: nn.Parameter = output_embeddings.weight  # pyright: ignore[reportAttributeAccessIssue]
+        self.bias: nn.Parameter | None = getattr(output_embeddings, "bias", None)
+        self.chunk_tokens = chunk_tokens
+        self.vocab_size = vocab_size
+
+    def forward(self, hidden_TH: Tensor, target_ids_T: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (logp_T with gradient, entropy_T without), at least float32."""
+        return sampled_log_probs(
+            hidden_TH,
+            self.weight,
+            self.bias,
+            target_ids_T,
+            chunk_tokens=self.chunk_tokens,
+            vocab_size=self.vocab_size,
+        )
+
+
+def sampled_log_probs(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    target_ids_T: Tensor,
+    *,
+    chunk_tokens: int,
+    vocab_size: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the targets' log-probs and the entropy (nats) of `softmax(hidden @ weight.T + bias)`.
+
+    The product is taken in the model's dtype, the log-softmax in at least float32, over the first `vocab_size`
+    ids: rows that pad the embedding are no tokens. Gradients reach hidden states, weight and bias through the
+    log-probs; the entropy carries none. Peak memory is a few tensors of `chunk_tokens` x V.
+    """
+    return _SampledLogProbs.apply(hidden_TH, weight_VH, bias_V, target_ids_T, chunk_tokens, vocab_size)  # pyright: ignore[reportReturnType]
+
+
+class _SampledLogProbs(torch.autograd.Function):
+    """Parameters must come in whole (not as slices): ZeRO-3 swaps their storage between the two passes."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        hidden_TH: Tensor,
+        weight_VH: Tensor,
+        bias_V: Tensor | None,
+        target_ids_T: Tensor,
+        chunk_tokens: int,
+        vocab_size: int,
+    ) -> tuple[Tensor, Tensor]:
+        dtype = torch.promote_types(hidden_TH.dtype, torch.float32)
+        logp_T, entropy_T, log_sum_T = hidden_TH.new_empty(3, len(hidden_TH), dtype=dtype).unbind()
+        for part in _chunks(len(hidden_TH), chunk_tokens):
+            logits_CV = _logits(hidden_TH[part], weight_VH, bias_V, vocab_size)
+            log_sum_T[part] = logits_CV.logsumexp(dim=-1)
+            log_probs_CV = logits_CV.sub_(log_sum_T[part, None])
+            logp_T[part] = log_probs_CV.gather(1, target_ids_T[part, None])[:, 0]
+            entropy_T[part] = log_probs_CV.exp().mul_(log_probs_CV).sum(dim=-1).neg_()
+        ctx.save_for_backward(hidden_TH, weight_VH, bias_V, target_ids_T, log_sum_T)
+        ctx.chunk_tokens, ctx.vocab_size = chunk_tokens, vocab_size
+        ctx.mark_non_differentiable(entropy_T)
+        return logp_T, entropy_T
+
+    @staticmethod
+    def backward(ctx: Any, grad_logp_T: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Use d logp / d logits = onehot(target) - p. Parameter gradients add up in at least float32."""
+        hidden_TH, weight_VH, bias_V, target_ids_T, log_sum_T = ctx.saved_tensors
+        vocab_size, dtype = ctx.vocab_size, grad_logp_T.dtype
+        grad_hidden_TH = torch.empty_like(hidden_TH)
+        grad_weight_VH = torch.zeros_like(weight_VH, dtype=dtype)
+        grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=dtype)
+        for part in _chunks(len(hidden_TH), ctx.chunk_tokens):
+            logits_CV = _logits(hidden_TH[part], weight_VH, bias_V, vocab_size)
+            grad_CV = logits_CV.sub_(log_sum_T[part, None]).exp_().mul_(-grad_logp_T[part, None])
+            grad_CV.scatter_add_(1, target_ids_T[part, None], grad_logp_T[part, None])
+            if grad_bias_V is not None:
+                grad_bias_V[:vocab_size] += grad_CV.sum(dim=0)
+            grad_CV = grad_CV.to(hidden_TH.dtype)
+            grad_hidden_TH[part] = grad_CV @ weight_VH[:vocab_size]
+            grad_weight_VH[:vocab_size] += grad_CV.t() @ hidden_TH[part]
+        grad_bias_V = None if grad_bias_V is None else grad_bias_V.to(weight_VH.dtype)
+        return grad_hidden_TH, grad_weight_VH.to(weight_VH.dtype), grad_bias_V, None, None, None
+
+
+def _logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, vocab_size: int) -> Tensor:
+    bias = None if bias_V is None else bias_V[:vocab_size]
+    logits_CV = nn.functional.linear(hidden_CH, weight_VH[:vocab_size], bias)
+    return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
+
+
+def _chunks(num_positions: int, chunk_tokens: int) -> Iterator[slice]:
+    for start in range(0, num_positions, chunk_tokens):
+        yield slice(start, start + chunk_tokens)

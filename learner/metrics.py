@@ -1,0 +1,142 @@
+"""What one optimizer step did, as numbers: sums over tokens on each rank, one reduction, then means.
+
+Shapes: T response tokens of this rank's window, B its sequences, M metrics.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from learner.collate import PackedBatch
+from learner.loss import MicroBatchLoss
+from learner.ranks import Ranks
+
+MAX_QUANTILE_TOKENS = 65_536
+"""Rewards per rank that enter the quantile; with more tokens, an evenly spaced sample of so many."""
+
+LARGEST_LOG_RATIO = 20.0
+"""Log-ratios are clamped to this before exp, as importance weights are."""
+
+
+class StepTokens:
+    """All response tokens of this rank's window, joined from its micro-batches; nothing carries gradient."""
+
+    def __init__(self, batches: Sequence[PackedBatch], losses: Sequence[MicroBatchLoss], *, step: int) -> None:
+        """Join micro-batches; `step` is the weight version before the update."""
+        self.is_trained_T = torch.cat([loss.is_trained_T for loss in losses])
+        self.reward_T = torch.cat([loss.reward_T for loss in losses]).double()
+        self.importance_T = torch.cat([loss.importance_T for loss in losses]).double()
+        self.logp_T = torch.cat([loss.logp_T for loss in losses]).double()
+        self.entropy_T = torch.cat([loss.entropy_T for loss in losses]).double()
+        self.teacher_logp_T = torch.cat([batch.teacher_logp_T for batch in batches]).double()
+        self.behaviour_logp_T = torch.cat([batch.behaviour_logp_T for batch in batches]).double()
+        self.response_mask_T = torch.cat([batch.response_mask_T for batch in batches])
+        self.was_sampled_T = torch.cat([batch.was_sampled_T for batch in batches])
+        self.staleness_T = step - torch.cat([batch.weight_version_T for batch in batches])
+        self.response_length_B = torch.cat([batch.response_length_B for batch in batches])
+        self.is_truncated_B = torch.cat([batch.is_truncated_B for batch in batches])
+        self.has_stop_B = torch.cat([batch.has_stop_B for batch in batches])
+        self.loss = torch.stack([loss.loss.detach() for loss in losses]).sum().double()
+
+
+def step_metrics(tokens: StepTokens, *, importance_cap: float, ranks: Ranks) -> dict[str, float]:
+    """Return the metrics of a step, the same on every rank. Every rank must call it.
+
+    `importance_cap` is the weight at which `importance/capped_frac` counts a token as capped.
+    """
+    sums = _reduce(_sums(tokens, importance_cap=importance_cap), ranks.sum)
+    maxima = _reduce(_maxima(tokens), ranks.max)
+    trained, responses = max(sums["trained"], 1.0), max(sums["responses"], 1.0)
+    sampled, fresh = max(sums["sampled"], 1.0), max(sums["fresh"], 1.0)
+    return {
+        "loss": sums["loss"],
+        "tokens_trained": sums["trained"],
+        "reward/mean": sums["reward"] / trained,
+        "reward/abs_p95": abs_quantile(tokens.reward_T[tokens.is_trained_T], 0.95, ranks=ranks),
+        "reward/frac_abs_gt_0.01": sums["reward_visible"] / trained,
+        "reward/positive_frac": sums["reward_positive"] / trained,
+        "reward/negative_frac": sums["reward_negative"] / trained,
+        "reward/positive_mean": sums["reward_positive_sum"] / max(sums["reward_positive"], 1.0),
+        "reward/negative_mean": sums["reward_negative_sum"] / max(sums["reward_negative"], 1.0),
+        "kl/reverse": sums["reverse_kl"] / max(sums["reverse_kl_tokens"], 1.0),
+        "kl/mismatch": sums["mismatch"] / sampled,
+        "kl/mismatch_lag0": sums["mismatch_fresh"] / fresh,
+        "mismatch/max_lag0": maxima["mismatch_fresh"],
+        "importance/mean": sums["importance"] / sampled,
+        "importance/capped_frac": sums["importance_capped"] / sampled,
+        "entropy": sums["entropy"] / trained,
+        "staleness/mean": sums["staleness"] / trained,
+        "staleness/max": maxima["staleness"],
+        "response_length/mean": sums["response_length"] / responses,
+        "response_length/max": maxima["response_length"],
+        "truncated_frac": sums["truncated"] / responses,
+        "masked/stop": sums["masked_stop"],
+        "masked/nonfinite": sums["masked_nonfinite"],
+        "stop/missing": sums["stop_missing"],
+    }
+
+
+def _sums(tokens: StepTokens, *, importance_cap: float) -> dict[str, Tensor]:
+    trained_T, reward_T = tokens.is_trained_T, tokens.reward_T
+    sampled_T = trained_T & tokens.was_sampled_T
+    fresh_T = sampled_T & (tokens.staleness_T == 0)
+    log_ratio_T = (tokens.logp_T - tokens.behaviour_logp_T).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
+    mismatch_T = log_ratio_T.expm1() - log_ratio_T
+    reverse_kl_T = tokens.logp_T - tokens.teacher_logp_T
+    has_kl_T = trained_T & reverse_kl_T.isfinite()
+    return {
+        "loss": tokens.loss,
+        "trained": trained_T.sum(),
+        "sampled": sampled_T.sum(),
+        "fresh": fresh_T.sum(),
+        "reward": reward_T[trained_T].sum(),
+        "reward_visible": (reward_T[trained_T].abs() > 0.01).sum(),
+        "reward_positive": (reward_T[trained_T] > 0).sum(),
+        "reward_negative": (reward_T[trained_T] < 0).sum(),
+        "reward_positive_sum": reward_T[trained_T].clamp(min=0).sum(),
+        "reward_negative_sum": reward_T[trained_T].clamp(max=0).sum(),
+        "reverse_kl": reverse_kl_T[has_kl_T].sum(),
+        "reverse_kl_tokens": has_kl_T.sum(),
+        "mismatch": mismatch_T[sampled_T].sum(),
+        "mismatch_fresh": mismatch_T[fresh_T].sum(),
+        "importance": tokens.importance_T[sampled_T].sum(),
+        "importance_capped": (tokens.importance_T[sampled_T] >= importance_cap).sum(),
+        "entropy": tokens.entropy_T[trained_T].sum(),
+        "staleness": tokens.staleness_T[trained_T].sum(),
+        "responses": torch.tensor(tokens.response_length_B.numel(), device=reward_T.device),
+        "response_length": tokens.response_length_B.sum(),
+        "truncated": tokens.is_truncated_B.sum(),
+        "masked_stop": (~tokens.response_mask_T).sum(),
+        "masked_nonfinite": (tokens.response_mask_T & ~trained_T).sum(),
+        "stop_missing": (~tokens.has_stop_B).sum(),
+    }
+
+
+def _maxima(tokens: StepTokens) -> dict[str, Tensor]:
+    fresh_T = tokens.is_trained_T & tokens.was_sampled_T & (tokens.staleness_T == 0)
+    return {
+        "mismatch_fresh": _largest((tokens.logp_T - tokens.behaviour_logp_T).abs()[fresh_T]),
+        "staleness": _largest(tokens.staleness_T[tokens.is_trained_T]),
+        "response_length": _largest(tokens.response_length_B),
+    }
+
+
+def _largest(values: Tensor) -> Tensor:
+    return torch.cat([values.double(), values.new_zeros(1, dtype=torch.float64)]).max()
+
+
+def _reduce(values: dict[str, Tensor], reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:
+    reduced_M = reduce(torch.stack([value.double() for value in values.values()]))
+    return dict(zip(values, reduced_M.tolist(), strict=True))
+
+
+def abs_quantile(values_T: Tensor, q: float, *, ranks: Ranks) -> float:
+    """Return the q-quantile of |values| over all ranks, linearly interpolated; 0 without any value.
+
+    Every rank's values are gathered: exact up to `MAX_QUANTILE_TOKENS` per rank, and beyond it over an evenly
+    spaced sample of so many. Every rank must call it.
+    """
+    stride = -(-max(values_T.numel(), 1) // MAX_QUANTILE_TOKENS)
+    all_T = ranks.gather(values_T.abs()[::stride].double())
+    return float(all_T.quantile(q)) if all_T.numel() else 0.0

@@ -1,0 +1,75 @@
+"""Weights -> buckets of bytes: gathers one bucket at a time and describes them all in a manifest."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from cluster.weights import BUCKET_BYTES, TensorSpec, WeightManifest, bucket_sizes, checksum, plan_buckets
+
+TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+Gather = Callable[[Iterable[nn.Parameter]], AbstractContextManager[None]]
+
+
+def publish_weights(
+    causal_lm: nn.Module,
+    *,
+    gathered: Gather,
+    is_first_rank: bool,
+    incarnation: int,
+    version: int,
+    dtype: str,
+    golden_token_ids: Sequence[int],
+    golden_log_probs: Sequence[float],
+    max_bytes: int = BUCKET_BYTES,
+) -> Iterator[np.ndarray | WeightManifest]:
+    """Yield the weights in `dtype` as uint8 buckets, then the manifest; on other ranks yield nothing.
+
+    Every rank must exhaust the generator, since with ZeRO-3 each bucket is gathered by all of them. Names are
+    those of the Hugging Face model; a tied output embedding is the input embedding and is sent once. At most
+    one bucket of full parameters exists at a time.
+    """
+    parameters = dict(causal_lm.named_parameters())
+    specs = plan_buckets(
+        ((name, full_shape(parameter)) for name, parameter in parameters.items()),
+        dtype=dtype,
+        max_bytes=max_bytes,
+    )
+    sizes = bucket_sizes(specs, dtype=dtype)
+    checksums: list[int] = []
+    for index, size in enumerate(sizes):
+        in_bucket = [spec for spec in specs if spec.bucket == index]
+        with gathered([parameters[spec.name] for spec in in_bucket]):
+            bucket = _fill(in_bucket, parameters, size, TORCH_DTYPES[dtype]) if is_first_rank else None
+        if bucket is not None:
+            checksums.append(checksum(bucket))
+            yield bucket
+    if is_first_rank:
+        yield WeightManifest(
+            incarnation=incarnation,
+            version=version,
+            dtype=dtype,
+            tensors=specs,
+            bucket_bytes=sizes,
+            checksums=tuple(checksums),
+            golden_token_ids=tuple(golden_token_ids),
+            golden_log_probs=tuple(golden_log_probs),
+        )
+
+
+def full_shape(parameter: Tensor) -> tuple[int, ...]:
+    """Return the shape of a parameter, also where ZeRO-3 has taken its elements away."""
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def _fill(
+    specs: Sequence[TensorSpec], parameters: dict[str, nn.Parameter], size: int, dtype: torch.dtype
+) -> np.ndarray:
+    bucket = torch.empty(size, dtype=torch.uint8)
+    for spec in specs:
+        values = parameters[spec.name].detach().to(dtype).contiguous().flatten().view(torch.uint8)
+        bucket[spec.offset : spec.offset + values.numel()].copy_(values)
+    return bucket.numpy()

@@ -1,0 +1,279 @@
+"""One rank of the learner: scored tables in, one optimizer step, new weights out.
+
+    tables -> collate -> [log-probs -> reward -> loss -> backward] per micro-batch -> optimizer step -> publish
+
+A plain class without Ray; each rank lives in a process of its own. All ranks must make the same calls in the
+same order.
+"""
+
+import logging
+import os
+import random
+import socket
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from cluster.config import RunConfig
+from cluster.stop_tokens import StopTokens
+from cluster.weights import WeightManifest
+from learner import checkpoint
+from learner.collate import PackedBatch, collate, pack
+from learner.export import export_student
+from learner.loss import Objective, WindowCounts
+from learner.metrics import StepTokens, step_metrics
+from learner.publisher import publish_weights
+from learner.schedule import learning_rate
+from rewards import window_counts
+
+if TYPE_CHECKING:
+    from learner.deepspeed_backend import DeepSpeedBackend
+
+logger = logging.getLogger(__name__)
+
+HEAD_LIMITS = {"float32": 1e-4, "bfloat16": 0.05}
+"""Largest mean difference between the chunked head and the model's own logits, by learner dtype."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """What one step did, reduced over ranks: the same on every rank."""
+
+    metrics: dict[str, float]
+    was_skipped: bool
+    """True: the gradient was not finite and no weight changed."""
+    staleness_max: int
+    """Largest `step - weight_version` of a trained token."""
+    staleness_mean: float
+    tokens_trained: int
+
+
+class LearnerRank:
+    """A data-parallel rank of the learner.
+
+    >>> rank = LearnerRank(config, rank=0, world_size=1, stops=stops, golden_token_ids=[5, 6, 7],
+    ...                    vocab_size=151_669)
+    >>> rank.setup(*rank.rendezvous())
+    >>> rank.train_step(0, scored_table).metrics["reward/mean"]
+    >>> *buckets, manifest = rank.publish(incarnation=0, version=1)
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        rank: int,
+        world_size: int,
+        stops: StopTokens,
+        golden_token_ids: list[int],
+        vocab_size: int,
+    ) -> None:
+        """Take settings only; `setup` does the work. Objective parameters must be validated and complete.
+
+        `golden_token_ids` is a short sequence whose log-probs go along with every published version.
+        Log-probs are over the first `vocab_size` ids; embedding rows beyond them are cut off.
+        """
+        self.config = config
+        self.rank = rank
+        self.world_size = world_size
+        self.stops = stops
+        self.golden_token_ids = golden_token_ids
+        self.vocab_size = vocab_size
+        self.objective = Objective(config.objective, config.importance)
+        self.backend: DeepSpeedBackend
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Return an address of this node and a free port; every rank is set up with the first rank's."""
+        with socket.socket() as listener:
+            listener.bind(("", 0))
+            return _node_address(), listener.getsockname()[1]
+
+    def setup(self, master_address: str, master_port: int) -> None:
+        """Meet the other ranks there, load the student, and check its head; blocks until every rank has come."""
+        os.environ.update(
+            RANK=str(self.rank),
+            WORLD_SIZE=str(self.world_size),
+            LOCAL_RANK="0",
+            MASTER_ADDR=master_address,
+            MASTER_PORT=str(master_port),
+        )
+        torch.set_num_threads(self.config.learner.num_threads)
+        random.seed(self.config.seed)
+        np.random.seed(self.config.seed)
+        torch.manual_seed(self.config.seed)
+        from learner.deepspeed_backend import DeepSpeedBackend, join_process_group
+
+        self.ranks = join_process_group(
+            rank=self.rank, world_size=self.world_size, timeout_s=self.config.cluster.step_timeout_s
+        )
+        self.backend = DeepSpeedBackend(self.config, ranks=self.ranks, vocab_size=self.vocab_size)
+        with torch.no_grad():
+            self.backend.student.check_head(self._golden(), limit=HEAD_LIMITS[self.config.learner.dtype])
+        logger.info("learner rank %d of %d is ready on %s", self.rank, self.world_size, self.ranks.device)
+
+    def train_step(self, step: int, *tables: pa.Table) -> StepResult:
+        """Take one optimizer step on this rank's tables; `step` is the weight version before it."""
+        batches = self._collate(tables)
+        counts = self._count_window(batches)
+        batches += [self._padding()] * (counts.num_micro_batches - len(batches))
+        statistics_S = self._window_statistics(batches) if self.objective.uses_window_statistics else None
+        losses = []
+        for index, batch in enumerate(batches):
+            logp_T, entropy_T = self.backend.log_probs(batch)
+            loss = self.objective.micro_batch_loss(
+                batch, logp_T, entropy_T, counts=counts, statistics_S=statistics_S
+            )
+            self.backend.backward(loss.loss, is_last=index == len(batches) - 1)
+            losses.append(loss.detached())
+        rate = learning_rate(self.config.learner, step=step, max_steps=self.config.max_steps)
+        outcome = self.backend.step(learning_rate=rate)
+        metrics = step_metrics(
+            StepTokens(batches, losses, step=step),
+            importance_cap=self.objective.importance_cap,
+            ranks=self.ranks,
+        )
+        metrics |= {"lr": rate, "grad_norm": outcome.grad_norm}
+        return StepResult(
+            metrics=metrics,
+            was_skipped=outcome.was_skipped,
+            staleness_max=int(metrics["staleness/max"]),
+            staleness_mean=metrics["staleness/mean"],
+            tokens_trained=int(metrics["tokens_trained"]),
+        )
+
+    def publish(self, incarnation: int, version: int) -> Iterator[np.ndarray | WeightManifest]:
+        """Yield the weights as buckets and then their manifest (first rank), or nothing (others).
+
+        Every rank must exhaust it. The golden log-probs are those of the working weights in the learner's
+        dtype: of exactly the published bytes, unless a float32 learner publishes rounded to bfloat16.
+        """
+        golden_log_probs = self._golden_log_probs()
+        yield from publish_weights(
+            self.backend.student.causal_lm,
+            gathered=self.backend.gathered,
+            is_first_rank=self.ranks.is_first,
+            incarnation=incarnation,
+            version=version,
+            dtype=self.config.engine_dtype,
+            golden_token_ids=self.golden_token_ids,
+            golden_log_probs=golden_log_probs,
+        )
+
+    def save_checkpoint(self, path: str, client_state: dict[str, Any]) -> None:
+        """Write the learner and the driver's `client_state` (JSON) to the folder `path`, atomically.
+
+        Afterwards all but the newest `checkpoint.keep` checkpoints beside it are removed.
+        """
+        if self.ranks.is_first:
+            checkpoint.start(path)
+        self.ranks.barrier()
+        temporary = checkpoint.temporary_path(path)
+        self.backend.save(temporary)
+        torch.save(_random_state(self.ranks.device), temporary / f"random_rank_{self.rank}.pt")
+        self.ranks.barrier()
+        checkpoint.flush(path)
+        self.ranks.barrier()
+        if self.ranks.is_first:
+            manifest = checkpoint.CheckpointManifest(
+                world_size=self.world_size,
+                zero_stage=self.config.learner.zero_stage,
+                dtype=self.config.learner.dtype,
+                file_bytes=checkpoint.file_sizes(temporary),
+                client_state=client_state,
+            )
+            checkpoint.commit(path, manifest)
+            checkpoint.remove_old(Path(path).parent, keep=self.config.checkpoint.keep)
+        self.ranks.barrier()
+
+    def load_checkpoint(self, path: str) -> dict[str, Any]:
+        """Restore weights, optimizer and random state; return the driver's state. Bit-exact."""
+        manifest = checkpoint.read_manifest(path)
+        checkpoint.check_world(
+            manifest, world_size=self.world_size, zero_stage=self.config.learner.zero_stage, path=path
+        )
+        self.backend.load(Path(path))
+        _set_random_state(torch.load(Path(path) / f"random_rank_{self.rank}.pt"), self.ranks.device)
+        return manifest.client_state
+
+    def export(self, path: str) -> None:
+        """Write the student as a Hugging Face folder with tokenizer, in the learner's dtype."""
+        export_student(
+            self.backend.student.causal_lm,
+            path,
+            gathered=self.backend.gathered,
+            is_first_rank=self.ranks.is_first,
+            model_path=self.config.student.model_path,
+        )
+        self.ranks.barrier()
+
+    def ping(self) -> int:
+        """Return the rank."""
+        return self.rank
+
+    def shutdown(self) -> None:
+        """Leave the process group; the rank is of no use afterwards."""
+        self.backend.shutdown()
+
+    def _collate(self, tables: Sequence[pa.Table]) -> list[PackedBatch]:
+        batches = collate(
+            tables,
+            stop_mode=self.config.objective.stop_mode,
+            stops=self.stops,
+            max_tokens=self.config.learner.micro_batch_tokens,
+        )
+        return [batch.to(self.ranks.device) for batch in batches]
+
+    def _padding(self) -> PackedBatch:
+        return pack([]).to(self.ranks.device)
+
+    def _count_window(self, batches: Sequence[PackedBatch]) -> WindowCounts:
+        own = torch.zeros(2, dtype=torch.int64, device=self.ranks.device)
+        for batch in batches:
+            own += window_counts(batch.unpack(batch.response_mask_T))
+        num_tokens, num_sequences = self.ranks.sum(own).tolist()
+        num_micro_batches = int(self.ranks.max(torch.tensor(len(batches))))
+        return WindowCounts(num_tokens, num_sequences, num_micro_batches=max(num_micro_batches, 1))
+
+    def _window_statistics(self, batches: Sequence[PackedBatch]) -> Tensor:
+        with torch.no_grad():
+            parts = [self.objective.statistics(batch, self.backend.log_probs(batch)[0]) for batch in batches]
+        own_S = self.objective.normaliser.merge(*parts)
+        return self.ranks.sum(own_S) if self.objective.normaliser.reduction == "sum" else self.ranks.max(own_S)
+
+    def _golden(self) -> Tensor:
+        return torch.tensor(self.golden_token_ids, device=self.ranks.device)
+
+    def _golden_log_probs(self) -> list[float]:
+        ids_N = self._golden()
+        positions_N = torch.arange(len(ids_N) - 1, device=ids_N.device)
+        with torch.no_grad():
+            logp_N, _ = self.backend.student(ids_N[:-1], positions_N, positions_N, ids_N[1:])
+        return logp_N.tolist()
+
+
+def _node_address() -> str:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("10.255.255.255", 1))  # sends nothing; picks the interface of the default route
+        except OSError:  # no network: all ranks are on this machine
+            return "127.0.0.1"
+        return probe.getsockname()[0]
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    state = {"torch": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
+    torch.set_rng_state(state["torch"])
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)

@@ -1,0 +1,23 @@
+"""A local Ray for the tests of this folder, started once."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cluster.config import ClusterConfig
+from cluster.connection import connected, prepare_environment
+
+ROOT = Path(__file__).resolve().parents[2]
+
+prepare_environment()  # before a test module imports ray
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """A Ray of 16 logical CPUs whose workers import our packages and the tests' own modules."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.delenv("RAY_ADDRESS", raising=False)
+        with connected(ClusterConfig(num_cpus=16, object_store_gib=0.2), lambda nodes, is_local: None):
+            yield

@@ -1,0 +1,394 @@
+"""Engines and a learner that only sleep and count, so that tests see the controller with real workers and real Ray.
+
+`SimulatedEngine` stands behind the real `RolloutWorker` and `TeacherWorker`; `SimulatedLearner` takes the place of a
+learner rank and writes down every call. A prompt is one token: its place in the prompt order.
+"""
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
+from actors.rollout_worker import RolloutWorker
+from actors.teacher_worker import TeacherWorker
+from cluster.batches import PROMPT_SCHEMA, check_scored
+from cluster.config import EngineConfig, RunConfig
+from cluster.evaluation import Evaluation
+from cluster.events import Events
+from cluster.jsonl import append_row, read_rows
+from cluster.learner_group import LearnerGroup
+from cluster.pipeline import Pipeline
+from cluster.placement import plan
+from cluster.pool import Pool, WorkerSpec
+from cluster.resume import Progress
+from cluster.run_folder import RunFolder, valid_ledger
+from cluster.stop_tokens import StopTokens
+from cluster.weights import WeightManifest, check_buckets, checksum
+
+SAMPLING = Sampling(max_tokens=20)
+SETTINGS = EngineSettings("simulated", "float32", "cpu", 0, 1000, (0,), EngineConfig())
+NEVER_S = 3600.0
+
+
+@dataclass(frozen=True)
+class EngineBehaviour:
+    """What a simulated engine does; seconds are of one response, one scoring call, one load."""
+
+    fastest_s: float = 0.001
+    slowest_s: float = 0.05
+    score_s: float = 0.002
+    load_s: float = 0.002
+    failing_loads: int = 0  # so many loads raise before one works
+    poison: frozenset[int] = frozenset()  # places of prompts that generate raises for
+    cannot_score: frozenset[int] = frozenset()  # places of prompts that score raises for
+    always_fails: bool = False  # generate and score raise
+    dies_after_note: bool = False  # the process ends between a note and its table
+    scores: Path | None = None  # where scoring calls are written down
+    aborts: Path | None = None  # where generations that were cut short are written down
+
+
+class SimulatedEngine:
+    """An engine without a model. A response holds the version of its start first, then that of its end."""
+
+    def __init__(self, behaviour: EngineBehaviour, settings: EngineSettings) -> None:
+        self._behaviour = behaviour
+        self._version = 0
+        self._num_loads = 0
+
+    async def generate(
+        self, requests: Sequence[GenerationRequest], sampling: Sampling
+    ) -> AsyncGenerator[Generation, None]:
+        """Yield responses in finish order; sleeps and lengths come from the requests' seeds."""
+        if self._behaviour.always_fails or any(r.prompt_token_ids[0] in self._behaviour.poison for r in requests):
+            raise ValueError("the engine rejects a prompt")
+        if self._behaviour.slowest_s == 0:
+            for request in requests:
+                yield self._respond(request, np.random.default_rng(request.seed), self._version)
+            return
+        tasks = [asyncio.create_task(self._sample(request)) for request in requests]
+        try:
+            for finished in asyncio.as_completed(tasks):
+                yield await finished
+        finally:
+            unfinished = sum(task.cancel() for task in tasks)
+            if unfinished and self._behaviour.aborts is not None:
+                append_row(self._behaviour.aborts, {"unfinished": unfinished})
+
+    async def _sample(self, request: GenerationRequest) -> Generation:
+        first, rng = self._version, np.random.default_rng(request.seed)
+        fastest_s, slowest_s = self._behaviour.fastest_s, self._behaviour.slowest_s
+        await asyncio.sleep(fastest_s * (slowest_s / fastest_s) ** rng.random())
+        return self._respond(request, rng, first)
+
+    def _respond(self, request: GenerationRequest, rng: np.random.Generator, first: int) -> Generation:
+        length = int(rng.integers(2, 20))
+        runs = (
+            [(first, length)] if first == self._version else [(first, length // 2), (self._version, -length // -2)]
+        )
+        tokens = rng.integers(1, 1000, length).tolist()
+        return Generation(request.request_id, tokens, np.zeros(length, np.float32), runs, "stop")
+
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        """Return zeros after a while."""
+        if self._behaviour.scores is not None:
+            append_row(self._behaviour.scores, {"sequences": [list(sequence) for sequence in sequences]})
+        await asyncio.sleep(self._behaviour.score_s)
+        if self._behaviour.always_fails or any(s[0] in self._behaviour.cannot_score for s in sequences):
+            raise ValueError("the teacher rejects a rollout")
+        return [np.zeros(len(sequence) - 1, np.float32) for sequence in sequences]
+
+    async def load_weights(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> LoadReport:
+        """Check the buckets and take the version."""
+        check_buckets(manifest, buckets)
+        self._num_loads += 1
+        if self._num_loads <= self._behaviour.failing_loads:
+            raise ValueError("the engine cannot load")
+        await asyncio.sleep(self._behaviour.load_s)
+        self._version = manifest.version
+        return LoadReport(manifest.incarnation, manifest.version, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+    def serve_own_weights(self) -> None:
+        """Nothing to do."""
+
+    def shutdown(self) -> None:
+        """Nothing to do."""
+
+
+class WorkerCutOff:
+    """A rollout worker whose process ends after the first note, before its table."""
+
+    def __init__(self, settings: EngineSettings, open_engine: Callable[[EngineSettings], Engine]) -> None:
+        self._worker = RolloutWorker(settings, open_engine)
+
+    async def start(self) -> float:
+        """As the worker."""
+        return await self._worker.start()
+
+    async def load_weights(self, manifest: WeightManifest, *buckets: np.ndarray) -> LoadReport:
+        """As the worker."""
+        return await self._worker.load_weights(manifest, *buckets)
+
+    async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[Any]:
+        """Yield one note."""
+        async with aclosing(self._worker.generate(prompts, sampling)) as items:
+            async for item in items:
+                yield item
+                await asyncio.sleep(0.2)  # until it is on its way
+                os._exit(1)
+
+    async def ping(self) -> None:
+        """Answer."""
+
+    async def shutdown(self) -> None:
+        """Nothing to do."""
+
+
+@dataclass(frozen=True)
+class LearnerBehaviour:
+    """What a simulated learner does."""
+
+    train_s: float = 0.005
+    fails_at: int = -1  # the step that raises
+    freezes_at: int = -1  # the step that never ends
+
+
+@dataclass(frozen=True)
+class SimulatedStep:
+    """What a rank returns of a step."""
+
+    metrics: dict[str, float]
+    was_skipped: bool = False
+
+
+LEARNER_METRICS = (
+    "reward/mean reward/abs_p95 reward/frac_abs_gt_0.01 kl/reverse kl/mismatch grad_norm loss lr importance/mean "
+    "importance/capped_frac entropy truncated_frac"
+).split()
+
+
+class SimulatedLearner:
+    """A learner rank that trains nothing and writes down every call in `calls`."""
+
+    def __init__(self, behaviour: LearnerBehaviour, calls: Path) -> None:
+        self._behaviour = behaviour
+        self._calls = calls
+
+    def rendezvous(self) -> tuple[str, int]:
+        """Any address."""
+        return "127.0.0.1", 1
+
+    def setup(self, address: str, port: int) -> None:
+        """Nothing to do."""
+
+    def train_step(self, step: int, *tables: pa.Table) -> SimulatedStep:
+        """Sleep; report the staleness of the rollouts and write down their slots."""
+        if step == self._behaviour.fails_at:
+            raise ValueError("the learner is broken")
+        time.sleep(NEVER_S if step == self._behaviour.freezes_at else self._behaviour.train_s)
+        rows = [row for table in tables for row in check_scored(table).to_pylist()]
+        staleness = [step - run["version"] for row in rows for run in row["weight_versions"]]
+        lengths = [len(row["response_token_ids"]) for row in rows]
+        slots = [row["slot"] for row in rows]
+        self._note("train_step", step=step, slots=slots, staleness=staleness, lengths=lengths)
+        metrics = dict.fromkeys(LEARNER_METRICS, 0.0) | {
+            "tokens_trained": sum(lengths),
+            "staleness/max": max(staleness),
+            "staleness/mean": sum(staleness) / len(staleness),
+            "response_length/mean": sum(lengths) / len(lengths),
+        }
+        return SimulatedStep(metrics)
+
+    def publish(self, incarnation: int, version: int) -> Iterator[np.ndarray | WeightManifest]:
+        """Yield one bucket and its manifest."""
+        bucket = np.full(64, version % 256, np.uint8)
+        yield bucket
+        yield WeightManifest(incarnation, version, "float32", (), (64,), (checksum(bucket),), (1, 2), (0.0,))
+
+    def save_checkpoint(self, path: str, state: dict[str, Any]) -> None:
+        """Write the controller's state only."""
+        self._note("save_checkpoint", path=path)
+        Path(path).mkdir(parents=True)
+        (Path(path) / "state.json").write_text(json.dumps(state))
+
+    def load_checkpoint(self, path: str) -> dict[str, Any]:
+        """Return the controller's state."""
+        return json.loads((Path(path) / "state.json").read_text())
+
+    def export(self, path: str) -> None:
+        """Write the call down."""
+        self._note("export", path=path)
+
+    def shutdown(self) -> None:
+        """Nothing to do."""
+
+    def _note(self, call: str, **details: Any) -> None:
+        append_row(self._calls, {"call": call, **details})
+
+
+class SimulatedPrompts:
+    """A prompt source whose prompts are their places in the order: `p0`, `p1`, ..."""
+
+    def __init__(self, config: RunConfig) -> None:
+        self._num_samples = config.num_samples_per_prompt
+        self._num_slots = config.max_steps * config.batch_size
+        self.replacements: dict[int, int] = {}
+        self.issued: list[int] = []  # slots, as often as they were issued
+
+    def requests_for(self, slots: Sequence[int], attempts: Sequence[int]) -> pa.Table:
+        """Rows of `num_samples` responses per slot."""
+        self.issued += slots
+        rows = [
+            self._request(slot, attempt, sample)
+            for slot, attempt in zip(slots, attempts, strict=True)
+            for sample in range(self._num_samples)
+        ]
+        return pa.Table.from_pylist(rows, schema=PROMPT_SCHEMA)
+
+    def give_up(self, slot: int) -> str:
+        """Let the slot take the first place that no slot has."""
+        given_up = f"p{self.replacements.get(slot, slot)}"
+        self.replacements[slot] = max(self.replacements.values(), default=self._num_slots - 1) + 1
+        return given_up
+
+    def _request(self, slot: int, attempt: int, sample: int) -> dict[str, Any]:
+        place = self.replacements.get(slot, slot)
+        return {
+            "uid": f"{slot}-0-p{place}-{sample}",
+            "slot": slot,
+            "attempt": attempt,
+            "prompt_id": f"p{place}",
+            "sample": sample,
+            "seed": 1000 * place + sample,
+            "source": "simulated",
+            "answer": "1",
+            "prompt_token_ids": [place],
+        }
+
+
+@dataclass(frozen=True)
+class SimulatedRun:
+    """A pipeline with started workers, and what it leaves."""
+
+    pipeline: Pipeline
+    prompts: SimulatedPrompts
+    rollout: Pool
+    teacher: Pool
+    folder: RunFolder
+
+    def calls(self, name: str) -> list[dict[str, Any]]:
+        """The learner's calls of one kind."""
+        return [row for row in read_rows(self.folder.path / "calls.jsonl") if row["call"] == name]
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        """The events of one kind."""
+        return [row for row in read_rows(self.folder.events) if row["event"] == name]
+
+    def trained_slots(self) -> list[int]:
+        """Slots in the order in which they count as trained; of a group, once per sample."""
+        return [int(uid.split("-")[0]) for uids in valid_ledger(self.folder.ledger).values() for uid in uids]
+
+    async def failure(self) -> BaseException:
+        """Run to the end, which must be a failure; returns the error behind it."""
+        try:
+            await self.pipeline.run()
+        except BaseExceptionGroup as error:
+            cause: BaseException = error
+            while isinstance(cause, BaseExceptionGroup):
+                cause = cause.exceptions[0]
+            return cause
+        raise AssertionError("the run did not fail")
+
+
+async def eventually(condition: Callable[[], Any], *, timeout_s: float = 20.0) -> None:
+    """Wait until a condition holds; TimeoutError after a while."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+def other_tasks() -> set[asyncio.Task[Any]]:
+    """Every asyncio task but the caller's."""
+    current = asyncio.current_task()
+    return {task for task in asyncio.all_tasks() if task is not current}
+
+
+def run_config(path: Path, **settings: Any) -> RunConfig:
+    """A small run: settings as for `RunConfig`, sections as dictionaries."""
+    tiny = {"resources": {"num_cpus": 0.01}}
+    sections = {
+        "rollout": tiny,
+        "teacher": tiny | {"model_path": "simulated"},
+        "learner": tiny,
+        "cluster": {"step_timeout_s": 30.0, "rollout_timeout_s": 30.0, "score_timeout_s": 30.0},
+        "evaluation": {"teacher": False},
+        "checkpoint": {"every_steps": 0},
+    }
+    values = {"run_name": "simulated", "runs_path": str(path), "batch_size": 8, "max_steps": 10, **settings}
+    for name, section in sections.items():
+        values[name] = section | values.get(name, {})
+    return RunConfig.model_validate(
+        {"student": {"model_path": "simulated"}, "data": {"train_path": "none"}, **values}
+    )
+
+
+@asynccontextmanager
+async def simulated_run(
+    config: RunConfig,
+    *,
+    engines: Sequence[EngineBehaviour] = (EngineBehaviour(),),
+    teachers: Sequence[EngineBehaviour] = (EngineBehaviour(),),
+    learner: LearnerBehaviour = LearnerBehaviour(),
+    evaluation: Evaluation | None = None,
+    resume_from: Progress | None = None,
+) -> AsyncIterator[SimulatedRun]:
+    """Start workers as `launch.py` does, one per behaviour, and connect the stages; closes everything at the end."""
+    sections = {"rollout": {"num_workers": len(engines)}, "teacher": {"num_workers": len(teachers)}}
+    config = config.model_copy(
+        update={name: getattr(config, name).model_copy(update=update) for name, update in sections.items()}
+    )
+    folder = RunFolder.of(config, resume=resume_from is not None)
+    folder.open(config)
+    events = Events(folder.events)
+    teacher_settings = {"stop_mode": "mask", "stops": StopTokens((0,), (0,))}
+    build = {
+        "rollout": lambda i: WorkerSpec(
+            WorkerCutOff if engines[i].dies_after_note else RolloutWorker,
+            (SETTINGS, partial(SimulatedEngine, engines[i])),
+        ),
+        "teacher": lambda i: WorkerSpec(
+            TeacherWorker, (SETTINGS, partial(SimulatedEngine, teachers[i])), teacher_settings
+        ),
+        "learner": lambda i: WorkerSpec(SimulatedLearner, (learner, folder.path / "calls.jsonl"), is_async=False),
+    }
+    pools = {d.role: Pool(d, build[d.role], config=config.cluster, events=events) for d in plan(config)}
+    try:
+        for pool in pools.values():
+            await pool.place()
+        group = LearnerGroup(pools["learner"], config.cluster)
+        await asyncio.gather(group.setup(), pools["teacher"].start(), pools["rollout"].start())
+        prompts = SimulatedPrompts(config)
+        pipeline = Pipeline(
+            config,
+            pools=pools,
+            learner=group,
+            prompts=prompts,
+            sampling=SAMPLING,
+            evaluation=evaluation,
+            folder=folder,
+            events=events,
+            progress=resume_from or Progress(),
+        )
+        yield SimulatedRun(pipeline, prompts, pools["rollout"], pools["teacher"], folder)
+    finally:
+        for pool in pools.values():
+            await pool.close()

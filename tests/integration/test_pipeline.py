@@ -1,0 +1,206 @@
+"""The flow of a run: real workers behind real Ray actors, on engines and a learner that only sleep and count."""
+
+import asyncio
+import time
+from pathlib import Path
+
+import pytest
+
+from cluster.jsonl import read_rows
+from cluster.resume import Progress
+from cluster.run_folder import valid_ledger
+from tests.integration.simulated import (
+    NEVER_S,
+    EngineBehaviour,
+    LearnerBehaviour,
+    SimulatedRun,
+    eventually,
+    other_tasks,
+    run_config,
+    simulated_run,
+)
+
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("local_ray")]
+
+METRICS = (
+    "step weight_version time_s tokens_trained reward/mean reward/abs_p95 reward/frac_abs_gt_0.01 kl/reverse "
+    "kl/mismatch grad_norm loss lr importance/mean importance/capped_frac staleness/mean staleness/max "
+    "response_length/mean truncated_frac entropy time/rollout_wait_s time/score_wait_s time/train_s time/publish_s "
+    "queue/rollouts queue/scored workers/rollout workers/teacher"
+).split()
+SLOW_ROLLOUTS = EngineBehaviour(fastest_s=0.004, slowest_s=0.2)
+FAST_ROLLOUTS = EngineBehaviour(fastest_s=0.0004, slowest_s=0.02)
+
+
+@pytest.mark.parametrize(
+    ("max_staleness", "batches_ahead", "engine", "train_s"),
+    [
+        (1, 0, SLOW_ROLLOUTS, 0.001),
+        (1, 1, SLOW_ROLLOUTS, 0.001),
+        (1, 1, FAST_ROLLOUTS, 0.05),
+        (3, 1, SLOW_ROLLOUTS, 0.001),
+        (3, 3, SLOW_ROLLOUTS, 0.001),
+        (3, 2, FAST_ROLLOUTS, 0.05),
+    ],
+)
+def test_no_trained_token_is_older_than_max_staleness_and_every_slot_is_trained_once(
+    tmp_path: Path, max_staleness: int, batches_ahead: int, engine: EngineBehaviour, train_s: float
+) -> None:
+    async def scenario() -> None:
+        config = run_config(tmp_path, max_steps=12, max_staleness=max_staleness, batches_ahead=batches_ahead)
+        slow_to_load = EngineBehaviour(engine.fastest_s, engine.slowest_s, load_s=0.05)
+        learner = LearnerBehaviour(train_s=train_s)
+        async with simulated_run(
+            config, engines=(engine, slow_to_load), teachers=(EngineBehaviour(),) * 2, learner=learner
+        ) as run:
+            await run.pipeline.run()
+            rows = run.folder.valid_metrics()
+            staleness = [value for call in run.calls("train_step") for value in call["staleness"]]
+            assert [row["step"] for row in rows] == list(range(1, 13))
+            assert max(row["staleness/max"] for row in rows) == max(staleness) <= max_staleness
+            assert min(staleness) >= 0
+            assert max(staleness) > 0, "the run is no test of the bound"
+            assert sorted(run.trained_slots()) == list(range(96))
+            assert sorted(run.prompts.issued) == list(range(96))
+
+    asyncio.run(scenario())
+
+
+def test_a_synchronous_run_trains_slots_in_order_on_fresh_weights_and_scores_the_same_batches_each_time(
+    tmp_path: Path,
+) -> None:
+    async def scenario(name: str, engine: EngineBehaviour) -> list[dict]:
+        scores = tmp_path / f"{name}.jsonl"
+        teacher = {"max_batch_tokens": 60, "max_calls_in_flight": 2}
+        config = run_config(
+            tmp_path, run_name=name, max_steps=6, max_staleness=0, num_samples_per_prompt=2, teacher=teacher
+        )
+        async with simulated_run(config, engines=(engine,) * 2, teachers=(EngineBehaviour(scores=scores),)) as run:
+            await run.pipeline.run()
+            for step, call in enumerate(run.calls("train_step")):
+                assert call["slots"] == [slot for slot in range(8 * step, 8 * step + 8) for _ in range(2)]
+                assert set(call["staleness"]) == {0}
+        return read_rows(scores)
+
+    first = asyncio.run(scenario("first", EngineBehaviour()))
+    second = asyncio.run(scenario("second", SLOW_ROLLOUTS))
+    assert first == second
+    assert len(first) > 12
+
+
+def test_a_frozen_learner_stops_the_start_of_slots_at_the_end_of_the_window(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = run_config(tmp_path, max_staleness=3, batches_ahead=2)
+        async with simulated_run(
+            config, engines=(FAST_ROLLOUTS,) * 2, learner=LearnerBehaviour(freezes_at=3)
+        ) as run:
+            running = asyncio.create_task(run.pipeline.run())
+            await eventually(lambda: run.pipeline.slots.version == 3)
+            await eventually(lambda: len(run.prompts.issued) >= (3 + 1 + 2) * 8)
+            await asyncio.sleep(0.5)
+            assert sorted(run.prompts.issued) == list(range((3 + 1 + 2) * 8))
+            assert run.pipeline.slots.num_open == (1 + 2) * 8
+            await _cancel(running)
+
+    asyncio.run(scenario())
+
+
+def test_a_stalled_teacher_stops_the_rollouts_and_the_score_queue_stays_bounded(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        teacher = {"max_batch_tokens": 1}
+        config = run_config(
+            tmp_path, max_staleness=4, batches_ahead=4, rollout={"max_in_flight": 12}, teacher=teacher
+        )
+        async with simulated_run(
+            config, engines=(FAST_ROLLOUTS,), teachers=(EngineBehaviour(score_s=NEVER_S),)
+        ) as run:
+            running = asyncio.create_task(run.pipeline.run())
+            scoring = run.pipeline._scoring
+            await eventually(lambda: scoring.num_queued == 2 * 8)
+            await asyncio.sleep(0.5)
+            assert scoring.num_queued == 2 * 8
+            assert run.teacher.workers[0].num_calls == 2
+            assert len(run.prompts.issued) <= (1 + 4) * 8
+            await _cancel(running)
+
+    asyncio.run(scenario())
+
+
+def test_stop_finishes_the_step_in_progress_saves_it_and_leaves_nothing_running(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        aborts = tmp_path / "aborts.jsonl"
+        engine = EngineBehaviour(fastest_s=0.001, slowest_s=100.0, aborts=aborts)
+        config = run_config(tmp_path, max_steps=50, max_staleness=40, batches_ahead=10)
+        async with simulated_run(config, engines=(engine,), learner=LearnerBehaviour(train_s=0.3)) as run:
+            running = asyncio.create_task(run.pipeline.run())
+            await eventually(lambda: run.pipeline.slots.version == 1)
+            await asyncio.sleep(0.1)
+            run.pipeline.stop()
+            start = time.monotonic()
+            await asyncio.wait_for(running, timeout=5)
+            version = run.pipeline.slots.version
+            assert 1 <= version <= 2
+            assert time.monotonic() - start < 3
+            assert [Path(call["path"]).name for call in run.calls("save_checkpoint")] == [f"step_{version}"]
+            assert run.calls("export") == []
+            await eventually(lambda: not other_tasks(), timeout_s=5)
+            await eventually(lambda: read_rows(aborts), timeout_s=5)
+
+    asyncio.run(scenario())
+
+
+def test_a_resumed_run_trains_every_remaining_slot_once(tmp_path: Path) -> None:
+    async def drained() -> Progress:
+        config = run_config(tmp_path, max_staleness=3, checkpoint={"every_steps": 4})
+        async with simulated_run(config, engines=(FAST_ROLLOUTS,) * 2) as run:
+            running = asyncio.create_task(run.pipeline.run())
+            await eventually(lambda: run.pipeline.slots.version >= 5)
+            await _cancel(running)  # as a crash would: nothing is saved after step 4
+            return await _stored(run, step=4)
+
+    async def resumed(progress: Progress) -> None:
+        config = run_config(tmp_path, max_staleness=3, checkpoint={"every_steps": 4})
+        async with simulated_run(config, engines=(FAST_ROLLOUTS,) * 2, resume_from=progress) as run:
+            run.folder.roll_back_to(progress.frontier.version)
+            assert list(valid_ledger(run.folder.ledger)) == [1, 2, 3, 4]
+            await run.pipeline.run()
+            assert list(valid_ledger(run.folder.ledger)) == list(range(1, 11))
+            assert sorted(run.trained_slots()) == list(range(80))
+            assert [row["step"] for row in run.folder.valid_metrics()] == list(range(1, 11))
+            assert {event["incarnation"] for event in run.events("weights_published")} == {0, 1}
+
+    asyncio.run(resumed(asyncio.run(drained())))
+
+
+def test_a_metrics_row_holds_every_documented_key_and_the_run_ends_with_checkpoint_and_export(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        rows: list[dict] = []
+        async with simulated_run(run_config(tmp_path, max_steps=3)) as run:
+            run.pipeline.on_step(rows.append)
+            await run.pipeline.run()
+            assert run.folder.valid_metrics() == rows
+            assert [name for row in rows for name in METRICS if name not in row] == []
+            assert [Path(call["path"]).name for call in run.calls("save_checkpoint")] == ["step_3"]
+            assert [call["path"] for call in run.calls("export")] == [str(run.folder.export)]
+            assert {"weights_published", "weights_loaded", "worker_started", "checkpoint"} <= {
+                row["event"] for row in read_rows(run.folder.events)
+            }
+            await eventually(lambda: not other_tasks(), timeout_s=5)
+
+    asyncio.run(scenario())
+
+
+async def _cancel(running: asyncio.Task[None]) -> None:
+    running.cancel()
+    await asyncio.wait({running}, timeout=5)
+    assert running.cancelled()
+    await eventually(lambda: not other_tasks(), timeout_s=5)
+
+
+async def _stored(run: SimulatedRun, *, step: int) -> Progress:
+    path = run.folder.checkpoints / f"step_{step}"
+    [state] = await run.pipeline._learner._pool.call("load_checkpoint", str(path), timeout_s=10.0)
+    stored = Progress.from_json(state)
+    return Progress(stored.frontier, stored.incarnation + 1, stored.replacements)

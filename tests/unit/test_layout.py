@@ -1,0 +1,138 @@
+"""The layout of the code base: who imports whom, where heavy libraries may appear, how large a file may grow."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+MAY_IMPORT: dict[str, set[str]] = {
+    "cluster": set(),
+    "rewards": set(),
+    "actors": {"cluster"},
+    "learner": {"cluster", "rewards"},
+}
+MAX_LINES = 400
+BROAD = {"Exception", "BaseException"}
+
+
+def files(*folders: str) -> list[Path]:
+    """Return the Python files below these folders of the repository, as paths relative to it."""
+    found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return sorted(path.relative_to(ROOT) for path in found if "__pycache__" not in path.parts)
+
+
+PRODUCT = [*files(*MAY_IMPORT), Path("launch.py"), *files("examples")]
+EVERY_FILE = [*PRODUCT, *files("tests")]
+
+
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """Return every node of a module: also of its functions and of `if TYPE_CHECKING` blocks."""
+    return list(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Yield the dotted name of each absolute import, `import_module("...")` included."""
+    for node in nodes(path):
+        match node:
+            case ast.Import(names=names):
+                yield from (name.name for name in names)
+            case ast.ImportFrom(module=module, level=0, names=names):
+                yield from (f"{module}.{name.name}" for name in names)
+            case ast.Call(
+                func=ast.Name(id="import_module" | "__import__") | ast.Attribute(attr="import_module"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
+                yield name
+
+
+def importers(library: str) -> set[str]:
+    """Return the files outside tests/ that import this library."""
+    return {str(path) for path in PRODUCT if any(name.split(".")[0] == library for name in imports(path))}
+
+
+def is_swallowing(node: ast.AST) -> bool:
+    match node:
+        case ast.ExceptHandler(body=[ast.Pass() | ast.Expr(value=ast.Constant())]):
+            return True
+        case ast.Call(func=ast.Name(id="suppress") | ast.Attribute(attr="suppress"), args=args):
+            return any(ast.unparse(arg) in BROAD for arg in args)
+    return False
+
+
+@pytest.mark.parametrize("package", MAY_IMPORT)
+def test_imports_go_one_way(package: str) -> None:
+    forbidden = {*MAY_IMPORT, "launch", "tests", "examples"} - MAY_IMPORT[package] - {package}
+    offenders = {
+        f"{path} imports {name}"
+        for path in files(package)
+        for name in imports(path)
+        if name.split(".")[0] in forbidden
+    }
+    assert offenders == set()
+
+
+def test_nothing_imports_launch() -> None:
+    assert importers("launch") == set()
+
+
+def test_vllm_is_imported_only_under_actors_vllm() -> None:
+    assert {path for path in importers("vllm") if not path.startswith("actors/vllm/")} == set()
+
+
+def test_deepspeed_is_imported_only_in_its_backend() -> None:
+    assert importers("deepspeed") == {"learner/deepspeed_backend.py"}
+
+
+def test_ray_remote_is_applied_only_in_the_pool() -> None:
+    offenders = {
+        str(path)
+        for path in PRODUCT
+        if "ray.remote" in imports(path)
+        or any(isinstance(node, ast.Attribute) and ast.unparse(node) == "ray.remote" for node in nodes(path))
+    }
+    assert offenders == {"cluster/pool.py"}
+
+
+def test_no_file_is_longer_than_the_limit() -> None:
+    lines = {str(path): len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in EVERY_FILE}
+    assert {path: count for path, count in lines.items() if count > MAX_LINES} == {}
+
+
+def test_no_error_is_swallowed() -> None:
+    offenders = {
+        f"{path}: {ast.unparse(node)}" for path in EVERY_FILE for node in nodes(path) if is_swallowing(node)
+    }
+    assert offenders == set()
+
+
+def test_there_is_no_drawer_module() -> None:
+    drawers = {"utils", "util", "common", "helpers", "misc"}
+    assert {str(path) for path in EVERY_FILE if drawers & {path.stem, *path.parts}} == set()
+
+
+def test_source_is_ascii() -> None:
+    assert {str(path) for path in EVERY_FILE if not (ROOT / path).read_bytes().isascii()} == set()
+
+
+def test_configuration_imports_without_the_heavy_libraries() -> None:
+    heavy = ["torch", "vllm", "ray", "transformers", "deepspeed"]
+    program = f"import sys, cluster.config, cluster.settings; print([n for n in {heavy} if n in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("[]", "")
+
+
+@pytest.mark.parametrize("extra", ["cpu", "gpu"])
+def test_the_pinned_packages_hold_every_pin_of_pyproject(extra: str) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [re.sub(r"\[.*\]", "", pin) for pin in [*project["dependencies"], *extras[extra], *extras["dev"]]]
+    pinned = {line.split("+")[0] for line in (ROOT / f"requirements/{extra}.txt").read_text().splitlines()}
+    assert set(wanted) - pinned == set()
