@@ -4,6 +4,9 @@ One `pa.Table` per slot, one row per response of the slot's group. Column names 
 A missing log-prob is an error at the worker that misses it; null never stands for one.
 """
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -71,6 +74,14 @@ def check_scored(table: pa.Table) -> pa.Table:
     _check_schema(table, SCORED_SCHEMA, "scored batch")
     _check_rollout_rows(table, "scored batch")
     return table
+
+
+def save_batch(tables: Sequence[pa.Table], path: Path) -> None:
+    """Write scored tables as one Arrow file; no file for none."""
+    if tables:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, SCORED_SCHEMA) as writer:
+            writer.write_table(pa.concat_tables(tables))
 
 
 def _check_schema(table: pa.Table, schema: pa.Schema, kind: str) -> None:

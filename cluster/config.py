@@ -246,6 +246,8 @@ class LoggingConfig(Section):
     """Live view on a terminal, one plain line per step otherwise."""
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
+    save_batches: bool = False
+    """Keep every trained batch as Arrow files under `batches/`, so that steps can be replayed and examined."""
     wandb_project: str | None = None
     """Weights & Biases project; the `wandb` package must be installed."""
 

@@ -16,7 +16,7 @@ CheckNodes = Callable[[list[dict[str, float]], bool], None]
 @contextmanager
 def connected(config: ClusterConfig, check: CheckNodes) -> Iterator[None]:
     """Enter a connected Ray; `check(resources of each node, is_local)` may refuse it with ValueError."""
-    _prepare_environment()
+    prepare_environment()
     import ray
 
     address = config.address or os.environ.get("RAY_ADDRESS")
@@ -38,7 +38,7 @@ def connected(config: ClusterConfig, check: CheckNodes) -> Iterator[None]:
         ray.shutdown()
 
 
-def _prepare_environment() -> None:
+def prepare_environment() -> None:
     """What Ray reads at import: authentication on, no accelerator masking surprises, no usage reports."""
     os.environ.setdefault("RAY_AUTH_MODE", "token")  # a local Ray listens on all interfaces
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -3,20 +3,25 @@
 All engines share the problems; the caller makes sure that they hold the same weights meanwhile.
 """
 
-import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+from ray.exceptions import RayError
 
 from cluster.config import ClusterConfig, EvaluationConfig
-from cluster.notes import EndOfStream
+from cluster.events import reason_of
 from cluster.pool import Pool, Worker
-from cluster.waiting import wait_for
+from cluster.streams import finished_slots
+from cluster.waiting import together, wait_for
 
 logger = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 3
+"""Rounds of generation; each takes what failed workers left of the one before."""
 
 Grade = Callable[[Sequence[Sequence[int]], Sequence[str]], list[bool]]
 """Grades responses (token ids) against answers."""
@@ -38,15 +43,6 @@ class EvaluationResult:
         """As written to `eval.jsonl`."""
         return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
-    def summary(self) -> dict[str, float]:
-        """As written to `summary.json`."""
-        return {
-            f"avg_at_{self.k}": self.avg_at_k,
-            f"pass_at_{self.k}": self.pass_at_k,
-            "mean_length": self.mean_length,
-            "truncated_frac": self.truncated_frac,
-        }
-
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -60,34 +56,41 @@ class Evaluation:
     pass_at_k: Callable[[Sequence[Sequence[bool]], int], float]
 
     async def run(self, pool: Pool, config: ClusterConfig) -> EvaluationResult:
-        """Generate on every healthy worker of `pool` and grade."""
-        workers = pool.healthy
-        slots = sorted(set(self.requests.column("slot").to_pylist()))
-        shares = [set(slots[i :: len(workers)]) for i in range(len(workers))]
-        parts = await asyncio.gather(
-            *(
-                self._generate(worker, share, config)
-                for worker, share in zip(workers, shares, strict=True)
-                if share
+        """Generate on every healthy worker of `pool` and grade; what a failed worker leaves goes to the others."""
+        rows: dict[int, list[dict[str, Any]]] = {}
+        errors: list[Exception] = []
+        wanted = sorted(set(self.requests.column("slot").to_pylist()))
+        for attempt in range(MAX_ATTEMPTS):
+            missing = [slot for slot in wanted if slot not in rows]
+            workers = pool.healthy
+            shares = [(worker, missing[i :: len(workers)]) for i, worker in enumerate(workers)]
+            failed = await together(
+                self._generate(pool, worker, share, rows, config) for worker, share in shares if share
             )
-        )
-        rows = sorted((row for part in parts for row in part), key=lambda row: (row["slot"], row["sample"]))
-        return self._result(rows)
+            errors = [error for error in failed if error is not None]
+            if not errors:
+                return self._result([row for slot in wanted for row in rows[slot]])
+            logger.warning("evaluation, attempt %d: %s", attempt, "; ".join(map(reason_of, errors)))
+        raise RuntimeError(f"evaluation failed {MAX_ATTEMPTS} times: {reason_of(errors[-1])}") from errors[-1]
 
-    async def _generate(self, worker: Worker, slots: set[int], config: ClusterConfig) -> list[dict[str, Any]]:
-        wanted = pa.array([slot in slots for slot in self.requests.column("slot").to_pylist()])
-        stream = worker.handle.generate.options(num_returns="streaming").remote(
-            self.requests.filter(wanted), self.sampling
+    async def _generate(
+        self, pool: Pool, worker: Worker, slots: Collection[int], rows: dict[int, Any], config: ClusterConfig
+    ) -> Exception | None:
+        """Add the rows of each slot as it is finished; returns the error that ended it early."""
+        share = pa.array([slot in slots for slot in self.requests.column("slot").to_pylist()])
+        timeout_s, what = config.rollout_timeout_s, f"evaluation on {worker.name}"
+        finished = finished_slots(
+            worker.handle, self.requests.filter(share), self.sampling, timeout_s=timeout_s, what=what
         )
-        rows: list[dict[str, Any]] = []
-        what = f"evaluation on {worker.name}"
-        while True:
-            ref = await wait_for(stream.__anext__(), timeout_s=config.rollout_timeout_s, what=what)
-            item: Any = await wait_for(ref, timeout_s=config.rollout_timeout_s, what=what)
-            if isinstance(item, EndOfStream):
-                return rows
-            if isinstance(item, pa.Table):
-                rows += item.to_pylist()
+        try:
+            async with aclosing(finished):
+                async for note, ref in finished:
+                    table: pa.Table = await wait_for(ref, timeout_s=timeout_s, what=what)
+                    rows[note.slot] = sorted(table.to_pylist(), key=lambda row: row["sample"])
+        except (RayError, TimeoutError) as error:
+            await pool.examine(worker, error)
+            return error
+        return None
 
     def _result(self, rows: list[dict[str, Any]]) -> EvaluationResult:
         n, k = self.config.num_samples, self.config.k

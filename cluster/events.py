@@ -22,3 +22,9 @@ class Events:
         logger.info("%s %s", event, " ".join(f"{key}={value}" for key, value in details.items()))
         if self._path is not None:
             append_row(self._path, row)
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in one line: its kind, and the last line of its message (of a Ray error, the cause)."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

@@ -3,7 +3,6 @@
 Each call has a limit, so that a frozen rank is found: collectives among ranks may block far longer than that.
 """
 
-import asyncio
 import time
 from collections.abc import Sequence
 from typing import Any, Protocol
@@ -11,7 +10,7 @@ from typing import Any, Protocol
 from cluster.config import ClusterConfig
 from cluster.pool import Pool
 from cluster.scoring import ScoredSlot
-from cluster.waiting import wait_for
+from cluster.waiting import together, wait_for
 from cluster.weight_store import PublishedWeights
 from cluster.weights import WeightManifest
 
@@ -43,8 +42,7 @@ class LearnerGroup:
             worker.handle.train_step.remote(step, *[scored.table for scored in share])
             for worker, share in zip(self._pool.workers, shares, strict=True)
         ]
-        results = await asyncio.gather(*(self._wait(call, f"training step {step}") for call in calls))
-        return results[0]
+        return (await together(self._wait(call, f"training step {step}") for call in calls))[0]
 
     async def publish(self, incarnation: int, version: int) -> PublishedWeights:
         """Gather the weights bucket by bucket; returns references and the manifest."""
@@ -53,7 +51,7 @@ class LearnerGroup:
             worker.handle.publish.options(num_returns="streaming").remote(incarnation, version)
             for worker in self._pool.workers
         ]
-        refs = (await asyncio.gather(*(self._collect(stream, version) for stream in streams)))[0]
+        refs = (await together(self._collect(stream, version) for stream in streams))[0]
         manifest: WeightManifest = await self._wait(refs[-1], f"manifest of v{version}")
         return PublishedWeights(manifest, tuple(refs[:-1]), time.perf_counter() - start)
 

@@ -84,7 +84,8 @@ class Pipeline:
         self._rollouts = RolloutStage(
             config, pool=self._rollout_pool, prompts=prompts, sampling=sampling, deliver=self._deliver, **shared
         )
-        self._scoring = ScoreStage(config, pool=self._teacher_pool, lose=self._rollouts.fail, **shared)
+        outcome: dict[str, Any] = {"accept": self._rollouts.accept, "lose": self._rollouts.lose}
+        self._scoring = ScoreStage(config, pool=self._teacher_pool, **outcome, **shared)
         self._weights = WeightStore(self._rollout_pool, config=config.cluster, signal=signal, events=events)
 
     def on_step(self, show: Callable[[dict[str, Any]], None]) -> None:

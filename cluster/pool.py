@@ -7,18 +7,25 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import ClusterConfig
-from cluster.events import Events
+from cluster.events import Events, reason_of
 from cluster.placement import Demand
-from cluster.waiting import wait_for
+from cluster.waiting import together, wait_for
 
 logger = logging.getLogger(__name__)
 
 CONCURRENT_CALLS = 1000
 """Calls an asyncio actor serves at once; back-pressure comes from the controller's windows, not from this."""
+
+PING_TIMEOUT_S = 60.0
+"""A worker whose call failed must answer within this, or it is given up. Engine steps may block it for a while."""
+
+SHUTDOWN_TIMEOUT_S = 10.0
+"""So long a worker may take to stop by itself."""
 
 
 @dataclass(frozen=True)
@@ -64,23 +71,40 @@ class Pool:
 
     async def place(self) -> None:
         """Reserve resources and create the actors; TimeoutError saying what is waited for."""
-        self.workers = [await self._create(index) for index in range(self._demand.count)]
+        for index in range(self._demand.count):
+            self.workers.append(await self._create(index))  # one by one: close() frees what is placed
 
     async def start(self) -> None:
         """Let every worker load its engine, all at the same time."""
-        await asyncio.gather(*(self._start(worker) for worker in self.workers))
+        await together(self._start(worker) for worker in self.workers)
 
     async def call(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
         """Call `method` on every healthy worker and return the results in worker order."""
         what = f"{self.role}.{method}"
         refs = [getattr(worker.handle, method).remote(*args) for worker in self.healthy]
-        return list(await asyncio.gather(*(wait_for(ref, timeout_s=timeout_s, what=what) for ref in refs)))
+        return await together(wait_for(ref, timeout_s=timeout_s, what=what) for ref in refs)
+
+    async def examine(self, worker: Worker, error: BaseException) -> None:
+        """After a failed call: mark the worker dead unless it answers a ping.
+
+        The error alone does not tell: a call also fails with the death of the worker its arguments came from.
+        """
+        if worker.is_dead:
+            return
+        try:
+            await wait_for(worker.handle.ping.remote(), timeout_s=PING_TIMEOUT_S, what=f"ping of {worker.name}")
+        except (RayError, TimeoutError) as silence:
+            self.mark_dead(worker, f"{reason_of(error)}; ping: {reason_of(silence)}")
 
     def mark_dead(self, worker: Worker, reason: str) -> None:
-        """Give the worker nothing more; RuntimeError if it was the last of its pool."""
+        """Kill the worker and give it nothing more; RuntimeError if it was the last of its pool.
+
+        What it still works on fails at once, and so is repeated elsewhere.
+        """
         if worker.is_dead:
             return
         worker.is_dead = True
+        ray.kill(worker.handle)
         self._events.add("worker_died", worker=worker.name, reason=reason)
         if not self.healthy:
             raise RuntimeError(f"no healthy {self.role} worker is left; {worker.name} died last: {reason}")
@@ -97,7 +121,7 @@ class Pool:
         what = f"placement of {name} ({self._demand})"
         try:
             await wait_for(group.ready(), timeout_s=self._config.placement_timeout_s, what=what)
-        except TimeoutError:
+        except BaseException:
             remove_placement_group(group)
             raise
         bundle = dict(self._demand.bundle)
@@ -124,8 +148,8 @@ class Pool:
         try:
             if not worker.is_dead:
                 what = f"shutdown of {worker.name}"
-                await wait_for(worker.handle.shutdown.remote(), timeout_s=10.0, what=what)
-        except (ray.exceptions.RayError, TimeoutError) as error:
+                await wait_for(worker.handle.shutdown.remote(), timeout_s=SHUTDOWN_TIMEOUT_S, what=what)
+        except (RayError, TimeoutError) as error:
             logger.info("%s did not stop by itself: %s", worker.name, error)
         ray.kill(worker.handle)
         remove_placement_group(worker.placement)

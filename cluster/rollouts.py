@@ -6,25 +6,27 @@ bounded queue, and Ray pauses a worker's stream while its items are not taken.
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import pyarrow as pa
-import ray
+from ray.exceptions import RayError
 
 from cluster.config import RunConfig
-from cluster.events import Events
+from cluster.events import Events, reason_of
 from cluster.metering import Meter
-from cluster.notes import EndOfStream, RolloutNote
+from cluster.notes import RolloutNote
 from cluster.pool import Pool, Worker
 from cluster.slots import Slots
-from cluster.waiting import Signal, wait_for
+from cluster.streams import finished_slots
+from cluster.waiting import NO_LIMIT_S, Signal
 
 logger = logging.getLogger(__name__)
 
-STREAM_ITEMS_AHEAD = 64
-"""Items (note and table per slot) a worker may yield before they are taken."""
+MAX_GIVEN_UP_IN_A_ROW = 16
+"""Prompts given up without a scored slot in between (or a batch of them, if larger) before the run fails."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,14 @@ class Rollout:
 
     note: RolloutNote
     table: Any  # ray.ObjectRef
+
+
+@dataclass(frozen=True)
+class Failures:
+    """Failed attempts at a slot's prompt, and the worker of the last one (None: lost after generation)."""
+
+    count: int
+    worker: Worker | None
 
 
 class Prompts(Protocol):
@@ -61,7 +71,7 @@ class RolloutStage:
         slots: Slots,
         prompts: Prompts,
         sampling: Any,
-        deliver: Callable[[Rollout], Any],
+        deliver: Callable[[Rollout], Awaitable[None]],
         signal: Signal,
         events: Events,
     ) -> None:
@@ -73,7 +83,8 @@ class RolloutStage:
         self._deliver = deliver
         self._signal = signal
         self._events = events
-        self._attempts: dict[int, int] = {}  # of slots that failed
+        self._failures: dict[int, Failures] = {}  # of slots that failed and are not scored yet
+        self._given_up_in_a_row = 0
         self._in_flight: dict[Worker, int] = dict.fromkeys(pool.workers, 0)
         self._meter = Meter()
         self.num_given_up = 0
@@ -93,99 +104,91 @@ class RolloutStage:
             while True:
                 shares = await self._signal.until(
                     self._assign,
-                    timeout_s=self._config.cluster.step_timeout_s,
+                    timeout_s=NO_LIMIT_S,
                     what=lambda: f"a startable slot ({self._slots.num_open} open, {self.num_in_flight} in flight)",
                 )
                 for worker, slots in shares:
                     streams.create_task(self._stream(worker, slots))
 
     def _assign(self) -> list[tuple[Worker, list[int]]]:
-        """Start what may start, each slot on the least loaded eligible worker."""
+        """Start what may start, each slot on the least loaded eligible worker, if possible not where it failed."""
         minimum = self._slots.minimum_engine_version
-        room = {
-            w: self._config.rollout.max_in_flight - self._in_flight[w]
-            for w in self._pool.healthy
-            if w.version >= minimum
-        }
+        most = self._config.rollout.max_in_flight
+        room = {w: most - self._in_flight[w] for w in self._pool.healthy if w.version >= minimum}
         shares: dict[Worker, list[int]] = {}
+        alone: list[tuple[Worker, list[int]]] = []
         for slot in self._slots.startable(sum(r for r in room.values() if r > 0)):
-            worker = max(room, key=lambda w: room[w])
+            failed = self._failures.get(slot)
+            avoid = None if failed is None else failed.worker
+            worker = max((w for w in room if room[w] > 0), key=lambda w: (w is not avoid, room[w]))
             room[worker] -= 1
-            shares.setdefault(worker, []).append(slot)
-        calls: list[tuple[Worker, list[int]]] = []
-        for worker, slots in shares.items():
-            for slot in slots:
-                self._slots.start(slot, worker.version)
-            self._in_flight[worker] += len(slots)
-            calls += [(worker, [slot]) for slot in slots if slot in self._attempts]  # a bad prompt fails alone
-            fresh = [slot for slot in slots if slot not in self._attempts]
-            calls += [(worker, fresh)] if fresh else []
-        return calls
+            self._in_flight[worker] += 1
+            self._slots.start(slot, worker.version)
+            if failed is None:
+                shares.setdefault(worker, []).append(slot)
+            else:
+                alone.append((worker, [slot]))  # a bad prompt fails alone
+        return alone + list(shares.items())
 
     async def _stream(self, worker: Worker, slots: list[int]) -> None:
         """Read one generation stream to its end; what it did not deliver is started again."""
         missing = set(slots)
-        requests = self._prompts.requests_for(slots, [self._attempts.get(slot, 0) for slot in slots])
-        stream = worker.handle.generate.options(
-            num_returns="streaming", _generator_backpressure_num_objects=STREAM_ITEMS_AHEAD
-        ).remote(requests, self._sampling)
         try:
-            await self._read(worker, stream, missing)
-        except ray.exceptions.ActorDiedError as error:
-            self._pool.mark_dead(worker, str(error).splitlines()[0])
-        except (ray.exceptions.RayError, TimeoutError) as error:
-            self._events.add(
-                "rollout_failed", worker=worker.name, slots=sorted(missing), reason=_first_line(error)
-            )
-        except asyncio.CancelledError:
-            ray.cancel(stream)
-            raise
-        for slot in missing:
-            self._in_flight[worker] -= 1
-            self._retry(slot)
-        self._signal.changed()
-
-    async def _read(self, worker: Worker, stream: Any, missing: set[int]) -> None:
-        timeout_s = self._config.cluster.rollout_timeout_s
-        while True:
-            what = f"the next of {len(missing)} rollouts from {worker.name}"
-            item: RolloutNote | EndOfStream = await wait_for(
-                await _next(stream, what, timeout_s), timeout_s=timeout_s, what=what
-            )
-            if isinstance(item, EndOfStream):
-                assert not missing, f"{worker.name} ended its stream without slots {sorted(missing)}"
-                return
-            table = await _next(stream, what, timeout_s)
-            missing.remove(item.slot)
-            self._in_flight[worker] -= 1
-            self._attempts.pop(item.slot, None)
-            self._meter.add(item.num_response_tokens)
+            await self._read(worker, missing)
+        except (RayError, TimeoutError) as error:
+            reason = reason_of(error)
+            self._events.add("rollout_failed", worker=worker.name, slots=sorted(missing), reason=reason)
+            await self._pool.examine(worker, error)
+            self._in_flight[worker] -= len(missing)
+            for slot in missing:
+                self._retry(slot, reason, worker)
             self._signal.changed()
-            await self._deliver(Rollout(item, table))
 
-    def fail(self, slot: int) -> None:
+    async def _read(self, worker: Worker, missing: set[int]) -> None:
+        slots = sorted(missing)
+        attempts = [self._failures[slot].count if slot in self._failures else 0 for slot in slots]
+        finished = finished_slots(
+            worker.handle,
+            self._prompts.requests_for(slots, attempts),
+            self._sampling,
+            timeout_s=self._config.cluster.rollout_timeout_s,
+            what=f"the next of {len(slots)} rollouts from {worker.name}",
+        )
+        async with aclosing(finished):
+            async for note, table in finished:
+                missing.remove(note.slot)
+                self._in_flight[worker] -= 1
+                self._meter.add(note.num_response_tokens)
+                self._signal.changed()
+                await self._deliver(Rollout(note, table))
+        assert not missing, f"{worker.name} ended its stream without slots {sorted(missing)}"
+
+    def accept(self, slot: int) -> None:
+        """Note that a slot's rollouts are scored: its earlier failures do not count any more."""
+        self._failures.pop(slot, None)
+        self._given_up_in_a_row = 0
+
+    def lose(self, slot: int, reason: str) -> None:
         """Start a slot again whose rollouts were lost after generation."""
-        self._retry(slot)
+        self._retry(slot, reason, None)
         self._signal.changed()
 
-    def _retry(self, slot: int) -> None:
+    def _retry(self, slot: int, reason: str, worker: Worker | None) -> None:
         self._slots.fail(slot)
-        self._attempts[slot] = self._attempts.get(slot, 0) + 1
-        if self._attempts[slot] >= self._config.rollout.max_attempts:
-            prompt_id = self._prompts.give_up(slot)
-            self.num_given_up += 1
-            self._attempts[slot] = 0
-            self._events.add("prompt_given_up", prompt_id=prompt_id, slot=slot, reason="failed")
+        failures = self._failures[slot].count + 1 if slot in self._failures else 1
+        if failures >= self._config.rollout.max_attempts:
+            self._give_up(slot, reason)
+            failures = 0
+        self._failures[slot] = Failures(failures, worker)
 
-
-async def _next(stream: Any, what: str, timeout_s: float) -> Any:
-    """The next reference of a stream; its end without an `EndOfStream` is an error."""
-    try:
-        return await wait_for(stream.__anext__(), timeout_s=timeout_s, what=what)
-    except StopAsyncIteration:
-        raise ray.exceptions.RayError(f"the stream was cut off while waiting for {what}") from None
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[-1] if lines else ''}"
+    def _give_up(self, slot: int, reason: str) -> None:
+        """Let the slot take the next prompt; RuntimeError if nothing else happens any more."""
+        prompt_id = self._prompts.give_up(slot)
+        self.num_given_up += 1
+        self._given_up_in_a_row += 1
+        self._events.add("prompt_given_up", prompt_id=prompt_id, slot=slot, reason="failed", error=reason)
+        if self._given_up_in_a_row >= max(MAX_GIVEN_UP_IN_A_ROW, self._config.batch_size):
+            raise RuntimeError(
+                f"{self._given_up_in_a_row} prompts in a row were given up, and no slot was scored in between; "
+                f"the last, {prompt_id}, failed with: {reason}"
+            )

@@ -70,9 +70,9 @@ class RunFolder:
         _write_json(self.summary, summary)
 
     def valid_metrics(self) -> list[dict[str, Any]]:
-        """Metrics rows in step order; of a step written twice the last counts."""
+        """Metrics rows of the steps that count, in order; of a step written twice the last one."""
         by_step = {row["step"]: row for row in read_rows(self.metrics)}
-        return [by_step[step] for step in sorted(by_step)]
+        return [by_step[step] for step in sorted(valid_ledger(self.ledger)) if step in by_step]
 
 
 def valid_ledger(path: Path) -> dict[int, list[str]]:
@@ -101,7 +101,7 @@ def describe_environment() -> dict[str, Any]:
         "cpus": os.cpu_count(),
         "packages": versions,
         "git_commit": _git("rev-parse", "HEAD"),
-        "git_is_dirty": bool(_git("status", "--porcelain")),
+        "git_is_dirty": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
     }
 
 
@@ -109,7 +109,7 @@ def _git(*arguments: str) -> str | None:
     root = Path(__file__).resolve().parent
     try:
         done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
-    except FileNotFoundError:
+    except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
 

@@ -11,16 +11,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import ray
+from ray.exceptions import RayError
 
 from cluster.config import RunConfig
-from cluster.events import Events
+from cluster.events import Events, reason_of
 from cluster.metering import Meter
 from cluster.notes import RolloutNote, ScoreNote
 from cluster.pool import Pool, Worker
 from cluster.rollouts import Rollout
 from cluster.slots import Slots
-from cluster.waiting import Signal, wait_for
+from cluster.waiting import NO_LIMIT_S, Signal, wait_for
 
 logger = logging.getLogger(__name__)
 
@@ -45,18 +45,22 @@ class ScoreStage:
         *,
         pool: Pool,
         slots: Slots,
-        lose: Callable[[int], None],
+        accept: Callable[[int], None],
+        lose: Callable[[int, str], None],
         signal: Signal,
         events: Events,
     ) -> None:
+        """`accept(slot)` is told of every scored slot, `lose(slot, reason)` of those to be generated anew."""
         self._config = config
         self._pool = pool
         self._slots = slots
+        self._accept = accept
         self._lose = lose
         self._signal = signal
         self._events = events
         self._queue: deque[Rollout] = deque()
         self._gathered: list[Rollout] = []  # with fixed batches, until the batch is complete
+        self._num_called = 0  # rollouts with a teacher
         self._scored: dict[int, ScoredSlot] = {}
         self._capacity = 2 * config.batch_size
         self._fixed_batches = config.max_staleness == 0
@@ -85,17 +89,22 @@ class ScoreStage:
         """Queue a rollout; waits while the queue is full (back-pressure on the rollout streams)."""
         await self._signal.until(
             lambda: len(self._queue) < self._capacity,
-            timeout_s=self._config.cluster.score_timeout_s,
+            timeout_s=NO_LIMIT_S,
             what=lambda: f"room in the score queue ({len(self._queue)} queued)",
         )
-        if not self._fixed_batches:
-            self._queue.append(rollout)
+        if self._fixed_batches:
+            self._gather(rollout)
         else:
-            self._gathered.append(rollout)
-            if len(self._gathered) == self._config.batch_size:
-                self._queue.extend(sorted(self._gathered, key=lambda r: r.note.slot))
-                self._gathered.clear()
+            self._queue.append(rollout)
         self._signal.changed()
+
+    def _gather(self, rollout: Rollout) -> None:
+        """Queue what was gathered, in slot order, once every slot of the batch is here or further on."""
+        self._gathered.append(rollout)
+        num_here = len(self._gathered) + len(self._queue) + self._num_called + len(self._scored)
+        if num_here == self._config.batch_size:
+            self._queue.extend(sorted(self._gathered, key=lambda r: r.note.slot))
+            self._gathered.clear()
 
     def take(self, slots: list[int]) -> list[ScoredSlot]:
         """Remove and return the scored slots of a batch."""
@@ -107,10 +116,10 @@ class ScoreStage:
             while True:
                 worker, batch = await self._signal.until(
                     self._assign,
-                    timeout_s=self._config.cluster.rollout_timeout_s,
+                    timeout_s=NO_LIMIT_S,
                     what=lambda: f"rollouts to score ({len(self._queue)} queued)",
                 )
-                calls.create_task(self._score(worker, batch, attempt=0))
+                calls.create_task(self._score(worker, batch, calls))
 
     def _assign(self) -> tuple[Worker, list[Rollout]] | None:
         """Take the next token-budget batch if a teacher has room for a call."""
@@ -128,40 +137,52 @@ class ScoreStage:
     def _book(self, worker: Worker, batch: list[Rollout]) -> tuple[Worker, list[Rollout]]:
         worker.num_calls += 1
         worker.outstanding_tokens += sum(rollout.note.num_tokens for rollout in batch)
+        self._num_called += len(batch)
         return worker, batch
 
-    async def _score(self, worker: Worker, batch: list[Rollout], attempt: int) -> None:
+    def _unbook(self, worker: Worker, batch: list[Rollout]) -> None:
+        worker.num_calls -= 1
+        worker.outstanding_tokens -= sum(rollout.note.num_tokens for rollout in batch)
+        self._num_called -= len(batch)
+
+    async def _score(
+        self, worker: Worker, batch: list[Rollout], calls: asyncio.TaskGroup, attempt: int = 0
+    ) -> None:
+        """Make one scoring call; a failed one is repeated in `calls`."""
         tables = [rollout.table for rollout in batch]
         refs = worker.handle.score.options(num_returns=1 + len(tables)).remote(*tables)
         what = f"{worker.name} scoring {len(batch)} slots"
-        error: Exception | None = None
         try:
             note: ScoreNote = await wait_for(refs[0], timeout_s=self._config.cluster.score_timeout_s, what=what)
-        except (ray.exceptions.RayError, TimeoutError) as failure:
-            error = failure
-        worker.num_calls -= 1
-        worker.outstanding_tokens -= sum(rollout.note.num_tokens for rollout in batch)
-        if error is None:
+        except (RayError, TimeoutError) as error:
+            reason = reason_of(error)
+            self._events.add(
+                "scoring_failed", worker=worker.name, slots=len(batch), attempt=attempt, reason=reason
+            )
+            await self._pool.examine(worker, error)
+            self._unbook(worker, batch)
+            self._repeat(worker, batch, calls, attempt, reason)
+        else:
+            self._unbook(worker, batch)
             self._meter.add(note.num_tokens)
             self._keep(batch, refs[1:])
-        else:
-            await self._recover(worker, batch, attempt, error)
         self._signal.changed()
 
     def _keep(self, batch: list[Rollout], refs: list[Any]) -> None:
         for rollout, ref in zip(batch, refs, strict=True):
             self._scored[rollout.note.slot] = ScoredSlot(rollout.note, ref)
             self._slots.finish(rollout.note.slot)
+            self._accept(rollout.note.slot)
 
-    async def _recover(self, worker: Worker, batch: list[Rollout], attempt: int, error: Exception) -> None:
-        """Repeat a failed call on the least loaded teacher; after some attempts generate the slots anew."""
-        reason = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
-        if isinstance(error, ray.exceptions.ActorDiedError):
-            self._pool.mark_dead(worker, reason)
-        self._events.add("scoring_failed", worker=worker.name, slots=len(batch), attempt=attempt, reason=reason)
-        if attempt + 1 < MAX_ATTEMPTS:
-            other = min(self._pool.healthy, key=lambda w: w.outstanding_tokens)
-            await self._score(*self._book(other, batch), attempt + 1)
+    def _repeat(
+        self, failed: Worker, batch: list[Rollout], calls: asyncio.TaskGroup, attempt: int, reason: str
+    ) -> None:
+        """Repeat a failed call, if possible on another teacher; after some attempts generate the slots anew."""
+        if attempt + 1 >= MAX_ATTEMPTS:
+            for rollout in batch:
+                self._lose(rollout.note.slot, reason)
             return
-        for rollout in batch:
-            self._lose(rollout.note.slot)
+        others = [worker for worker in self._pool.healthy if worker is not failed] or self._pool.healthy
+        for part in [batch] if failed.is_dead else [[rollout] for rollout in batch]:  # a bad rollout fails alone
+            other = min(others, key=lambda w: w.outstanding_tokens)
+            calls.create_task(self._score(*self._book(other, part), calls, attempt + 1))

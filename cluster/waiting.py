@@ -1,15 +1,18 @@
-"""Every wait of the controller: it has a limit, and says in the log what it waits for."""
+"""Every wait of the controller: it has a limit, or depends on calls that have one, and says what it waits for."""
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 LOG_EVERY_S = 30.0
+
+NO_LIMIT_S = float("inf")
+"""For waits that end with calls which have limits themselves."""
 
 
 async def wait_for(awaitable: Awaitable[T], *, timeout_s: float, what: str) -> T:
@@ -23,10 +26,20 @@ async def wait_for(awaitable: Awaitable[T], *, timeout_s: float, what: str) -> T
             if done:
                 return task.result()
             if time.monotonic() - start >= timeout_s:
-                raise TimeoutError(f"no answer after {timeout_s:.0f} s from: {what}")
+                raise TimeoutError(f"no answer after {timeout_s:g} s from: {what}")
             logger.info("waiting for %s (%.0f s)", what, time.monotonic() - start)
     finally:
         task.cancel()
+
+
+async def together(awaitables: Iterable[Awaitable[T]]) -> list[T]:
+    """Await all at once and return their results in order; the first error ends the waiting for the others."""
+    tasks = [asyncio.ensure_future(awaitable) for awaitable in awaitables]
+    try:
+        return list(await asyncio.gather(*tasks))
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 class Signal:
@@ -43,7 +56,7 @@ class Signal:
         self._event.set()
         self._event = asyncio.Event()
 
-    async def until(self, predicate: Callable[[], T], *, timeout_s: float, what: Callable[[], str]) -> T:
+    async def until(self, predicate: Callable[[], T | None], *, timeout_s: float, what: Callable[[], str]) -> T:
         """Return `predicate()` once it is true; logs every 30 s, TimeoutError after `timeout_s` of no change."""
         waited_since = time.monotonic()
         while not (value := predicate()):

@@ -10,12 +10,12 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-import ray
+from ray.exceptions import RayError
 
 from cluster.config import ClusterConfig
-from cluster.events import Events
+from cluster.events import Events, reason_of
 from cluster.pool import Pool, Worker
-from cluster.waiting import Signal, wait_for
+from cluster.waiting import NO_LIMIT_S, Signal, wait_for
 from cluster.weights import WeightManifest
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ class WeightStore:
         """Wait until every healthy engine holds the newest version."""
         await self._signal.until(
             lambda: all(worker.version == self.version for worker in self._pool.healthy),
-            timeout_s=self._config.load_timeout_s,
+            timeout_s=NO_LIMIT_S,
             what=lambda: f"weights v{self.version} on all engines",
         )
 
@@ -80,13 +80,14 @@ class WeightStore:
         while not worker.is_dead:
             await self._signal.until(
                 lambda: worker.is_dead or worker.version < self.version,
-                timeout_s=float("inf"),
+                timeout_s=NO_LIMIT_S,
                 what=lambda: f"newer weights for {worker.name}",
             )
             if not worker.is_dead:
                 await self._load(worker)
 
     async def _load(self, worker: Worker) -> None:
+        reason = ""
         for attempt in range(MAX_LOAD_ATTEMPTS):
             weights = self._latest
             assert weights is not None
@@ -98,14 +99,14 @@ class WeightStore:
                     timeout_s=self._config.load_timeout_s,
                     what=what,
                 )
-            except (ray.exceptions.RayError, TimeoutError) as error:
-                reason = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}"
+            except (RayError, TimeoutError) as error:
+                reason = reason_of(error)
                 self._events.add("weights_failed", worker=worker.name, attempt=attempt, reason=reason)
                 continue
             self.last_load_s = time.perf_counter() - start
             self._note_loaded(worker, report)
             return
-        self._pool.mark_dead(worker, f"weights v{self.version} could not be loaded")
+        self._pool.mark_dead(worker, f"weights v{self.version} could not be loaded: {reason}")
         self._signal.changed()
 
     def _note_loaded(self, worker: Worker, report: Any) -> None:

@@ -20,6 +20,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from cluster.batches import save_batch
 from cluster.config import RunConfig
 from cluster.stop_tokens import StopTokens
 from cluster.weights import WeightManifest
@@ -119,6 +120,8 @@ class LearnerRank:
 
     def train_step(self, step: int, *tables: pa.Table) -> StepResult:
         """Take one optimizer step on this rank's tables; `step` is the weight version before it."""
+        if self.config.logging.save_batches:
+            save_batch(tables, self._batch_path(step))
         batches = self._collate(tables)
         counts = self._count_window(batches)
         batches += [self._padding()] * (counts.num_micro_batches - len(batches))
@@ -219,6 +222,10 @@ class LearnerRank:
     def shutdown(self) -> None:
         """Leave the process group; the rank is of no use afterwards."""
         self.backend.shutdown()
+
+    def _batch_path(self, step: int) -> Path:
+        run_path = Path(self.config.runs_path) / self.config.run_name
+        return run_path / "batches" / f"step_{step}_rank_{self.rank}.arrow"
 
     def _collate(self, tables: Sequence[pa.Table]) -> list[PackedBatch]:
         batches = collate(

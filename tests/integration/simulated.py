@@ -52,6 +52,7 @@ class EngineBehaviour:
     poison: frozenset[int] = frozenset()  # places of prompts that generate raises for
     cannot_score: frozenset[int] = frozenset()  # places of prompts that score raises for
     always_fails: bool = False  # generate and score raise
+    blocks: bool = False  # score blocks the whole process while it sleeps
     dies_after_note: bool = False  # the process ends between a note and its table
     scores: Path | None = None  # where scoring calls are written down
     aborts: Path | None = None  # where generations that were cut short are written down
@@ -102,6 +103,8 @@ class SimulatedEngine:
         """Return zeros after a while."""
         if self._behaviour.scores is not None:
             append_row(self._behaviour.scores, {"sequences": [list(sequence) for sequence in sequences]})
+        if self._behaviour.blocks:
+            time.sleep(self._behaviour.score_s)
         await asyncio.sleep(self._behaviour.score_s)
         if self._behaviour.always_fails or any(s[0] in self._behaviour.cannot_score for s in sequences):
             raise ValueError("the teacher rejects a rollout")

@@ -1,0 +1,47 @@
+"""Reads a generation stream of a worker: finished slots as (note, reference of the table), in finish order."""
+
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from cluster.notes import EndOfStream, RolloutNote
+from cluster.waiting import wait_for
+
+ITEMS_AHEAD = 64
+"""Items (note and table per slot) a worker may yield before they are taken."""
+
+
+async def finished_slots(
+    handle: Any, requests: Any, sampling: Any, *, timeout_s: float, what: str
+) -> AsyncGenerator[tuple[RolloutNote, Any]]:
+    """Generate `requests` on the worker of `handle`; yields note and table reference of each finished slot.
+
+    Raises what the worker raised, a RayError if the stream was cut off, TimeoutError if no slot is finished for
+    `timeout_s`. Close it (`contextlib.aclosing`): whatever ends the reading early aborts the generation.
+    """
+    stream = handle.generate.options(
+        num_returns="streaming", _generator_backpressure_num_objects=ITEMS_AHEAD
+    ).remote(requests, sampling)
+    is_complete = False
+    try:
+        while True:
+            item: RolloutNote | EndOfStream = await wait_for(
+                await next_item(stream, timeout_s=timeout_s, what=what), timeout_s=timeout_s, what=what
+            )
+            if isinstance(item, EndOfStream):
+                is_complete = True
+                return
+            yield item, await next_item(stream, timeout_s=timeout_s, what=what)
+    finally:
+        if not is_complete:
+            ray.cancel(stream)
+
+
+async def next_item(stream: Any, *, timeout_s: float, what: str) -> Any:
+    """The next reference of a stream; its end without an `EndOfStream` is an error."""
+    try:
+        return await wait_for(stream.__anext__(), timeout_s=timeout_s, what=what)
+    except StopAsyncIteration:
+        raise RayError(f"the stream was cut off while waiting for {what}") from None

@@ -1,0 +1,297 @@
+"""What a run survives, and how it ends where it cannot: deaths, errors and stalls, with real workers on real Ray."""
+
+import asyncio
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.util.placement_group import placement_group_table
+
+from cluster.batches import PROMPT_SCHEMA
+from cluster.config import ClusterConfig, EvaluationConfig
+from cluster.evaluation import Evaluation
+from cluster.events import Events
+from cluster.placement import Demand
+from cluster.pool import Pool, WorkerSpec
+from tests.integration.simulated import (
+    NEVER_S,
+    SAMPLING,
+    EngineBehaviour,
+    LearnerBehaviour,
+    SimulatedLearner,
+    SimulatedPrompts,
+    SimulatedRun,
+    eventually,
+    other_tasks,
+    run_config,
+    simulated_run,
+)
+
+pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("local_ray")]
+
+FAST = EngineBehaviour(fastest_s=0.001, slowest_s=0.02)
+SLOW = EngineBehaviour(fastest_s=0.02, slowest_s=0.3)
+SPEED = {"max_steps": 6, "max_staleness": 3}
+ALL_SLOTS = list(range(6 * 8))
+
+
+def test_slots_of_a_killed_rollout_worker_are_generated_elsewhere(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with simulated_run(run_config(tmp_path, **SPEED), engines=(SLOW, SLOW)) as run:
+            running = asyncio.create_task(run.pipeline.run())
+            await eventually(lambda: run.pipeline.slots.version == 2)
+            ray.kill(run.rollout.workers[0].handle)
+            await running
+            assert sorted(run.trained_slots()) == ALL_SLOTS
+            assert [event["worker"] for event in run.events("worker_died")] == ["rollout-0"]
+            assert run.folder.valid_metrics()[-1]["workers/rollout"] == 1
+            assert run.events("prompt_given_up") == []
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_that_dies_between_a_note_and_its_table_costs_no_teacher_and_no_slot(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        cut_off = EngineBehaviour(fastest_s=0.001, slowest_s=0.02, dies_after_note=True)
+        async with simulated_run(run_config(tmp_path, **SPEED), engines=(cut_off, FAST)) as run:
+            await run.pipeline.run()
+            assert sorted(run.trained_slots()) == ALL_SLOTS
+            assert [event["worker"] for event in run.events("worker_died")] == ["rollout-0"]
+
+    asyncio.run(scenario())
+
+
+def test_the_death_of_the_last_rollout_worker_fails_the_run_with_its_name(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with simulated_run(run_config(tmp_path, **SPEED), engines=(SLOW,)) as run:
+            failing = asyncio.create_task(run.failure())
+            await eventually(lambda: run.pipeline.slots.version == 1)
+            ray.kill(run.rollout.workers[0].handle)
+            error = await asyncio.wait_for(failing, timeout=10)
+            assert isinstance(error, RuntimeError)
+            assert "no healthy rollout worker is left; rollout-0 died last" in str(error)
+            await eventually(lambda: not other_tasks(), timeout_s=5)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("max_staleness", [0, 3])
+def test_a_prompt_that_cannot_be_generated_is_given_up_and_no_other_is(tmp_path: Path, max_staleness: int) -> None:
+    async def scenario() -> None:
+        config = run_config(tmp_path, max_steps=6, max_staleness=max_staleness)
+        engine = EngineBehaviour(fastest_s=0.001, slowest_s=0.02, poison=frozenset({13}))
+        async with simulated_run(config, engines=(engine, engine)) as run:
+            await run.pipeline.run()
+            _check_given_up(run, slot=13)
+            assert run.prompts.issued.count(13) == config.rollout.max_attempts + 1
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("max_staleness", [0, 3])
+def test_a_rollout_that_no_teacher_can_score_is_given_up_and_no_other_is(
+    tmp_path: Path, max_staleness: int
+) -> None:
+    async def scenario() -> None:
+        config = run_config(tmp_path, max_steps=6, max_staleness=max_staleness)
+        teacher = EngineBehaviour(cannot_score=frozenset({13}))
+        async with simulated_run(config, engines=(FAST,), teachers=(teacher, teacher)) as run:
+            await run.pipeline.run()
+            _check_given_up(run, slot=13)
+
+    asyncio.run(scenario())
+
+
+def test_a_rollout_worker_that_always_fails_costs_no_prompt_while_another_works(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        broken = EngineBehaviour(always_fails=True)
+        async with simulated_run(run_config(tmp_path, **SPEED), engines=(broken, FAST)) as run:
+            await run.pipeline.run()
+            assert sorted(run.trained_slots()) == ALL_SLOTS
+            assert run.events("prompt_given_up") == []
+
+    asyncio.run(scenario())
+
+
+def test_a_teacher_that_always_fails_costs_no_rollout_while_another_works(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        broken = EngineBehaviour(always_fails=True)
+        async with simulated_run(
+            run_config(tmp_path, **SPEED), engines=(FAST,), teachers=(broken, EngineBehaviour())
+        ) as run:
+            await run.pipeline.run()
+            assert sorted(run.prompts.issued) == sorted(run.trained_slots()) == ALL_SLOTS
+
+    asyncio.run(scenario())
+
+
+def test_the_call_of_a_killed_teacher_is_repeated_on_another(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        slow = EngineBehaviour(score_s=0.3)
+        async with simulated_run(run_config(tmp_path, **SPEED), engines=(FAST,), teachers=(slow, slow)) as run:
+            running = asyncio.create_task(run.pipeline.run())
+            await eventually(lambda: run.teacher.workers[0].num_calls)
+            ray.kill(run.teacher.workers[0].handle)
+            await running
+            assert sorted(run.prompts.issued) == sorted(run.trained_slots()) == ALL_SLOTS
+            assert [event["worker"] for event in run.events("worker_died")] == ["teacher-0"]
+
+    asyncio.run(scenario())
+
+
+def test_a_run_whose_only_teacher_always_fails_ends_with_the_teachers_error(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        broken = EngineBehaviour(always_fails=True)
+        async with simulated_run(run_config(tmp_path, **SPEED), engines=(FAST,), teachers=(broken,)) as run:
+            error = await asyncio.wait_for(run.failure(), timeout=30)
+            assert isinstance(error, RuntimeError)
+            assert "16 prompts in a row were given up" in str(error)
+            assert "ValueError: the teacher rejects a rollout" in str(error)
+
+    asyncio.run(scenario())
+
+
+def test_an_error_in_the_learner_ends_the_run_with_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        learner = LearnerBehaviour(fails_at=2)
+        async with simulated_run(run_config(tmp_path, **SPEED), engines=(SLOW,), learner=learner) as run:
+            error = await asyncio.wait_for(run.failure(), timeout=30)
+            assert isinstance(error, ValueError)
+            assert "the learner is broken" in str(error)
+            assert len(run.folder.valid_metrics()) == 2
+            await eventually(lambda: not other_tasks(), timeout_s=5)
+
+    asyncio.run(scenario())
+
+
+def test_a_frozen_learner_is_found_by_the_step_timeout(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = run_config(tmp_path, **SPEED, cluster={"step_timeout_s": 2.0})
+        async with simulated_run(config, engines=(FAST,), learner=LearnerBehaviour(freezes_at=1)) as run:
+            failing = asyncio.create_task(run.failure())
+            await eventually(lambda: run.pipeline.slots.version == 1)
+            start = time.monotonic()
+            error = await asyncio.wait_for(failing, timeout=10)
+            assert isinstance(error, TimeoutError)
+            assert str(error) == "no answer after 2 s from: the learner: training step 1"
+            assert time.monotonic() - start < 5
+
+    asyncio.run(scenario())
+
+
+def test_a_stage_may_be_idle_for_longer_than_every_limit(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        cluster = {"rollout_timeout_s": 1.0, "score_timeout_s": 1.0, "load_timeout_s": 1.0}
+        config = run_config(tmp_path, max_steps=2, max_staleness=1, cluster=cluster)
+        async with simulated_run(config, engines=(FAST,), learner=LearnerBehaviour(train_s=2.5)) as run:
+            await run.pipeline.run()
+            assert sorted(run.trained_slots()) == list(range(16))
+
+    asyncio.run(scenario())
+
+
+def test_a_failed_weight_load_is_repeated(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with simulated_run(
+            run_config(tmp_path, **SPEED), engines=(EngineBehaviour(failing_loads=1), FAST)
+        ) as run:
+            await run.pipeline.run()
+            assert [event["worker"] for event in run.events("weights_failed")] == ["rollout-0"]
+            assert run.events("worker_died") == []
+            assert sorted(run.trained_slots()) == ALL_SLOTS
+
+    asyncio.run(scenario())
+
+
+def test_a_worker_whose_weight_load_fails_twice_is_given_up_and_the_run_goes_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        async with simulated_run(
+            run_config(tmp_path, **SPEED), engines=(EngineBehaviour(failing_loads=2), FAST)
+        ) as run:
+            await run.pipeline.run()
+            [event] = run.events("worker_died")
+            assert event["worker"] == "rollout-0"
+            assert "the engine cannot load" in event["reason"]
+            assert sorted(run.trained_slots()) == ALL_SLOTS
+
+    asyncio.run(scenario())
+
+
+def test_an_evaluation_repeats_on_other_workers_what_a_dead_one_left(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = run_config(tmp_path, **SPEED)
+        async with simulated_run(config, engines=(SLOW, SLOW), evaluation=_evaluation(num_problems=40)) as run:
+            running = asyncio.create_task(run.pipeline.run())
+            await eventually(lambda: run.pipeline.slots.version == 6)
+            ray.kill(run.rollout.workers[0].handle)
+            await running
+            rows = run.folder.path.joinpath("eval.jsonl").read_text().splitlines()
+            assert len(rows) == 2
+            assert '"avg_at_k": 1.0' in rows[1]
+            assert sorted(run.trained_slots()) == ALL_SLOTS
+
+    asyncio.run(scenario())
+
+
+def test_a_pool_that_cannot_be_placed_frees_what_it_had_placed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        before = _live_placement_groups()
+        demand = Demand("learner", 3, {"CPU": 7.0})  # of 16: two workers fit
+        spec = WorkerSpec(SimulatedLearner, (LearnerBehaviour(), tmp_path / "calls.jsonl"), is_async=False)
+        config = ClusterConfig(placement_timeout_s=5.0)
+        pool = Pool(demand, lambda index: spec, config=config, events=Events())
+        with pytest.raises(TimeoutError, match=r"placement of learner-2 \(learner: 3 x \(7 CPU\)\)"):
+            await pool.place()
+        await pool.close()
+        await eventually(lambda: _live_placement_groups() == before, timeout_s=5)
+
+    asyncio.run(scenario())
+
+
+def test_a_frozen_teacher_is_given_up_after_its_call_and_a_ping_went_unanswered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr("cluster.pool.PING_TIMEOUT_S", 1.0)
+        config = run_config(tmp_path, **SPEED, cluster={"score_timeout_s": 1.0})
+        frozen = EngineBehaviour(score_s=NEVER_S, blocks=True)
+        async with simulated_run(config, engines=(FAST,), teachers=(frozen, EngineBehaviour())) as run:
+            await run.pipeline.run()
+            assert [event["worker"] for event in run.events("worker_died")] == ["teacher-0"]
+            assert sorted(run.trained_slots()) == ALL_SLOTS
+
+    asyncio.run(scenario())
+
+
+def _check_given_up(run: SimulatedRun, *, slot: int) -> None:
+    """The slot's prompt, and only that, was replaced by the first place after the last slot's."""
+    [event] = run.events("prompt_given_up")
+    assert (event["slot"], event["prompt_id"]) == (slot, f"p{slot}")
+    assert run.prompts.replacements == {slot: len(ALL_SLOTS)}
+    assert run.folder.valid_metrics()[-1]["prompts_given_up"] == 1
+    assert sorted(run.trained_slots()) == ALL_SLOTS
+    assert run.events("worker_died") == []
+
+
+def _evaluation(num_problems: int) -> Evaluation:
+    requests = SimulatedPrompts(run_config(Path("none"))).requests_for(range(num_problems), [0] * num_problems)
+    assert requests.schema.equals(PROMPT_SCHEMA)
+
+    def first(correct: Any, k: int) -> float:
+        return sum(all(samples) for samples in correct) / num_problems
+
+    return Evaluation(
+        EvaluationConfig(num_samples=1, k=1),
+        requests=requests,
+        sampling=SAMPLING,
+        grade=lambda responses, answers: [answer == "1" for answer in answers],
+        avg_at_k=first,
+        pass_at_k=first,
+    )
+
+
+def _live_placement_groups() -> int:
+    table: dict[str, dict[str, Any]] = placement_group_table()
+    return sum(group["state"] != "REMOVED" for group in table.values())

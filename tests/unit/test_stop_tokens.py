@@ -1,0 +1,76 @@
+"""What the last token of a response counts as, in closed form and against published vectors."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cluster.stop_tokens import StopLabels, StopMode, StopTokens, stop_labels
+
+pytestmark = pytest.mark.timeout(20)
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+VECTORS_PATH = Path(os.environ.get("POWEROPD_VECTORS", REPOSITORY.parent / "shared")) / "reward_vectors.json"
+CASES = json.loads(VECTORS_PATH.read_text())["cases"] if VECTORS_PATH.exists() else []
+STOP_CASES = [case for case in CASES if case["id"].startswith("terminal_stop_")]
+
+STOPS = StopTokens(student_ids=(90, 91), teacher_ids=(92, 91))
+MODES: list[StopMode] = ["raw", "mask", "im_end", "cross_eos"]
+
+
+def test_generation_ends_on_the_ids_of_both_sides() -> None:
+    assert STOPS.ids == (90, 91, 92)
+
+
+@pytest.mark.parametrize("stop", STOPS.ids)
+@pytest.mark.parametrize(
+    ("mode", "student", "teacher", "keep_last"),
+    [
+        ("raw", None, None, True),
+        ("mask", None, None, False),
+        ("im_end", 92, 92, True),
+        ("cross_eos", 90, 92, True),
+    ],
+)
+def test_a_final_stop_token_is_relabelled_by_the_mode(
+    stop: int, mode: StopMode, student: int | None, teacher: int | None, keep_last: bool
+) -> None:
+    assert stop_labels([5, 6, stop], mode=mode, stops=STOPS) == StopLabels(
+        student_token_ids=[5, 6, student or stop],
+        teacher_token_ids=[5, 6, teacher or stop],
+        keep_last=keep_last,
+        has_stop=True,
+    )
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("response", [[5, 6, 7], [90, 6], [5, 92, 7], []])
+def test_a_response_that_does_not_end_with_a_stop_token_stays_as_it_is(
+    mode: StopMode, response: list[int]
+) -> None:
+    labels = stop_labels(response, mode=mode, stops=STOPS)
+    assert labels == StopLabels(response, response, keep_last=True, has_stop=False)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_labels_are_copies(mode: StopMode) -> None:
+    response = [5, 90]
+    labels = stop_labels(response, mode=mode, stops=STOPS)
+    assert response == [5, 90]
+    assert labels.student_token_ids is not labels.teacher_token_ids
+
+
+@pytest.mark.skipif(not STOP_CASES, reason=f"no {VECTORS_PATH}")
+@pytest.mark.parametrize("case", STOP_CASES, ids=lambda case: case["id"])
+def test_published_vectors_agree(case: dict[str, Any]) -> None:
+    params, expected = case["params"], case["expected"]
+    stops = StopTokens(student_ids=(params["endoftext"],), teacher_ids=(params["im_end"],))
+    for row, (labels, mask) in enumerate(zip(case["inputs"]["labels"], case["inputs"]["mask"], strict=True)):
+        length = sum(mask)
+        found = stop_labels(labels[:length], mode=params["mode"], stops=stops)
+        assert found.student_token_ids == expected["student_labels"][row][:length]
+        assert found.teacher_token_ids == expected["teacher_labels"][row][:length]
+        kept = [1] * length if found.keep_last else [1] * (length - 1) + [0]
+        assert kept + [0] * (len(mask) - length) == expected["mask"][row]

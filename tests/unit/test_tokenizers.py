@@ -1,0 +1,128 @@
+"""Model folders, tokenizers, and what counts as a stop token."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast, Qwen3Config
+
+from actors.tokenizers import (
+    check_model_folder,
+    check_same_vocabulary,
+    load_tokenizer,
+    model_limits,
+    num_known_ids,
+    stop_tokens,
+)
+
+pytestmark = pytest.mark.timeout(30)
+
+WORDS = {f"w{index}": index for index in range(10)}
+
+
+def tokenizer(words: dict[str, int] = WORDS, *, eos: str | None = None) -> PreTrainedTokenizerFast:
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")), eos_token=eos)
+
+
+def save(path: Path, *, config_eos: Any = None, generation_eos: Any = None) -> str:
+    """Write a model folder's configuration."""
+    Qwen3Config(vocab_size=16, max_position_embeddings=128, eos_token_id=config_eos).save_pretrained(path)
+    if generation_eos is not None:
+        (path / "generation_config.json").write_text(json.dumps({"eos_token_id": generation_eos}))
+    return str(path)
+
+
+def test_a_folder_with_a_configuration_is_a_model(tmp_path: Path) -> None:
+    check_model_folder(save(tmp_path), "student.model_path")
+
+
+def test_a_folder_without_a_configuration_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=rf"student.model_path: {tmp_path} holds no config\.json"):
+        check_model_folder(str(tmp_path), "student.model_path")
+
+
+@pytest.mark.parametrize("path", ["Qwen/Qwen3-0.6B", "meta-llama/Llama-3.1_8B"])
+def test_a_name_on_the_hub_is_left_to_the_hub(path: str) -> None:
+    check_model_folder(path, "teacher.model_path")
+
+
+@pytest.mark.parametrize(
+    "path", ["", "student", "./a/b", "/a/b", "~/student", "../a", "a/b/c", "a/", "models/typo"]
+)
+def test_a_path_that_is_no_folder_is_refused(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=r"teacher\.model_path: (no such model folder|.*no config\.json)"):
+        check_model_folder(path, "teacher.model_path")
+
+
+def test_a_file_is_no_model_folder(tmp_path: Path) -> None:
+    (tmp_path / "model").write_text("")
+    with pytest.raises(ValueError, match="no such model folder"):
+        check_model_folder(str(tmp_path / "model"), "teacher.model_path")
+
+
+def test_a_folder_without_a_tokenizer_is_an_error_of_its_field(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="teacher.model_path: no tokenizer can be loaded from") as caught:
+        load_tokenizer(save(tmp_path), "teacher.model_path")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_saved_tokenizer_is_loaded(tmp_path: Path) -> None:
+    tokenizer().save_pretrained(save(tmp_path))
+    assert load_tokenizer(str(tmp_path), "student.model_path").get_vocab() == WORDS
+
+
+def test_equal_vocabularies_pass() -> None:
+    check_same_vocabulary(tokenizer(), tokenizer(dict(reversed(WORDS.items()))))
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (WORDS | {"w4": 5, "w5": 4}, r"2 ids differ, the first is 4 \(student 'w4', teacher 'w5'\)"),
+        (WORDS | {"more": 10}, r"1 ids differ, the first is 10 \(student None, teacher 'more'\)"),
+        (
+            {w: i for w, i in WORDS.items() if i < 7},
+            r"3 ids differ, the first is 7 \(student 'w7', teacher None\)",
+        ),
+    ],
+)
+def test_the_first_id_that_differs_is_named(teacher: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=f"teacher.model_path: .*{message}"):
+        check_same_vocabulary(tokenizer(), tokenizer(teacher))
+
+
+def test_known_ids_reach_to_the_largest_of_a_vocabulary_with_gaps() -> None:
+    assert num_known_ids(tokenizer()) == 10
+    assert num_known_ids(tokenizer(WORDS | {"end": 14})) == 15
+
+
+def test_stop_ids_come_from_generation_config_then_model_config_then_own_tokenizer(tmp_path: Path) -> None:
+    student = save(tmp_path / "student", config_eos=[5, 6], generation_eos=[7, 6])
+    teacher = save(tmp_path / "teacher", config_eos=4)
+    stops = stop_tokens(student, teacher, student=tokenizer(eos="w9"), teacher=tokenizer(eos="w8"))
+    assert stops.student_ids == (7, 6, 5, 9)
+    assert stops.teacher_ids == (4, 8)
+
+
+def test_the_own_label_of_a_teacher_without_configured_stops_is_its_tokenizers(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    stops = stop_tokens(path, path, student=tokenizer(eos="w9"), teacher=tokenizer(eos="w8"))
+    assert (stops.student_ids, stops.teacher_ids) == ((9,), (8,))
+
+
+def test_a_model_without_any_stop_token_is_an_error(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    with pytest.raises(ValueError, match=f"{path}: neither .* names a stop token"):
+        stop_tokens(path, path, student=tokenizer(), teacher=tokenizer(eos="w8"))
+
+
+def test_context_and_head_rows_come_from_the_configuration(tmp_path: Path) -> None:
+    assert model_limits(save(tmp_path), "student.model_path") == (128, 16)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="student.model_path: no model configuration in"):
+        model_limits(str(tmp_path), "student.model_path")
