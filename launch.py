@@ -17,7 +17,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -83,13 +83,14 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
     pools = build_pools(config, inputs, events)
     view = ProgressView(config)
     scalars = ScalarWriter(config.logging, folder=folder.tensorboard, run_name=config.run_name)
+    stop = drain_on_signals()
     try:
         with view:
             view.say(f"run folder {folder.path}; starting {'; '.join(map(str, plan(config)))}")
             pipeline = await start_pipeline(config, inputs, folder, pools, events, resume=resume)
             pipeline.on_step(view.step)
             pipeline.on_step(scalars.write)
-            _stop_on_signals(pipeline.stop)
+            stop.append(pipeline.stop)
             await pipeline.run()
         summary = summarise(folder, wall_s=time.monotonic() - started)
         folder.write_summary(summary)
@@ -292,8 +293,8 @@ def run_to_exit_code(coroutine: Any) -> int:
     """Run to the end; an error is logged, its message printed, and the exit code is 1."""
     try:
         return asyncio.run(coroutine)
-    except KeyboardInterrupt:
-        print("interrupted before training began; nothing was lost", file=sys.stderr)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        print("interrupted; continue with --resume", file=sys.stderr)
         return DRAINED
     except BaseException as error:
         cause: BaseException = error
@@ -304,19 +305,25 @@ def run_to_exit_code(coroutine: Any) -> int:
         return FAILED
 
 
-def _stop_on_signals(stop: Any) -> None:
-    """Drain on SIGINT and SIGTERM; a second signal ends the process the default way."""
-    loop = asyncio.get_running_loop()
+def drain_on_signals() -> list[Callable[[], object]]:
+    """Call the last entry of the returned list on SIGINT or SIGTERM: at first it cancels this task.
+
+    A second signal ends the process the default way.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    stop: list[Callable[[], object]] = [task.cancel]
     signals = (signal.SIGINT, signal.SIGTERM)
 
     def drain() -> None:
         print("stopping: the step in progress is finished and saved (again to abort)", file=sys.stderr, flush=True)
         for each in signals:
             loop.remove_signal_handler(each)
-        stop()
+        stop[-1]()
 
     for each in signals:
         loop.add_signal_handler(each, drain)
+    return stop
 
 
 def _parser() -> argparse.ArgumentParser:

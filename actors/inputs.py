@@ -6,7 +6,14 @@ from transformers import PreTrainedTokenizerBase
 
 from actors.engine import EngineSettings, Sampling
 from actors.prompts import Prompt, check_prompt_lengths, read_problems, render_prompts
-from actors.tokenizers import check_model_folder, check_same_vocabulary, load_tokenizer, model_limits, stop_tokens
+from actors.tokenizers import (
+    check_model_folder,
+    check_same_vocabulary,
+    load_tokenizer,
+    model_limits,
+    num_known_ids,
+    stop_tokens,
+)
 from cluster.config import EngineConfig, ResourcesConfig, RunConfig
 from cluster.stop_tokens import StopTokens
 
@@ -36,7 +43,8 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
     check_model_folder(config.student.model_path, "student.model_path")
     check_model_folder(config.teacher.model_path, "teacher.model_path")
     tokenizer = load_tokenizer(config.student.model_path, "student.model_path")
-    check_same_vocabulary(tokenizer, load_tokenizer(config.teacher.model_path, "teacher.model_path"))
+    teacher_tokenizer = load_tokenizer(config.teacher.model_path, "teacher.model_path")
+    check_same_vocabulary(tokenizer, teacher_tokenizer)
     context, num_head_rows = model_limits(config.student.model_path, "student.model_path")
     teacher_context, _ = model_limits(config.teacher.model_path, "teacher.model_path")
     context = min(config.rollout.engine.max_model_len or context, context)
@@ -58,7 +66,9 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
             raise ValueError(f"{field}: problem {unanswered!r} has no answer to grade against")
     return Inputs(
         tokenizer=tokenizer,
-        stops=stop_tokens(config.student.model_path, config.teacher.model_path, tokenizer),
+        stops=stop_tokens(
+            config.student.model_path, config.teacher.model_path, student=tokenizer, teacher=teacher_tokenizer
+        ),
         num_head_rows=num_head_rows,
         prompts=prompts,
         evaluation_prompts=evaluation_prompts,
@@ -107,7 +117,7 @@ def _settings(
         dtype=dtype,
         device="cuda" if resources.num_gpus > 0 else "cpu",
         seed=config.seed,
-        vocab_size=len(inputs.tokenizer),
+        vocab_size=num_known_ids(inputs.tokenizer),
         stop_token_ids=inputs.stops.ids,
         config=engine,
     )

@@ -45,7 +45,7 @@ def read_problems(path: str, field: str) -> list[Problem]:
     if not Path(path).is_file():
         raise ValueError(f"{field}: no such file: {path}")
     problems: list[Problem] = []
-    with open(path, encoding="utf-8") as file:
+    with open(path, "rb") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 problems.append(_problem(line, f"{path}:{number}"))
@@ -58,19 +58,19 @@ def read_problems(path: str, field: str) -> list[Problem]:
     return problems
 
 
-def _problem(line: str, place: str) -> Problem:
+def _problem(line: bytes, place: str) -> Problem:
     try:
-        row: Any = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place}: not valid JSON: {error.msg}") from error
+        row: Any = json.loads(line.decode("utf-8-sig"))
+    except ValueError as error:  # also a wrong encoding, and an integer of too many digits
+        raise ValueError(f"{place}: not valid JSON: {error}") from error
     if not isinstance(row, dict) or not isinstance(row.get("problem"), str) or not row["problem"]:
         raise ValueError(f"{place}: needs a non-empty string under 'problem'")
-    answer = row.get("answer")
+    prompt_id, answer, source = row.get("id"), row.get("answer"), row.get("source")
     return Problem(
-        prompt_id=str(row.get("id", place.rpartition(":")[2])),
+        prompt_id=place.rpartition(":")[2] if prompt_id is None else str(prompt_id),
         text=row["problem"],
         answer=None if answer is None else str(answer),
-        source=str(row.get("source", "default")),
+        source="default" if source is None else str(source),
     )
 
 
@@ -140,7 +140,7 @@ class PromptSource:
     def give_up(self, slot: int) -> str:
         """Let the slot take the next unused position; returns the id of the prompt given up."""
         given_up = self.prompt_of(slot)[1].prompt_id
-        last = max(self.replacements.values(), default=self._num_slots - 1)
+        last = max([*self.replacements.values(), self._num_slots - 1])
         self.replacements[slot] = last + 1
         return given_up
 

@@ -10,7 +10,7 @@ import itertools
 import logging
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -69,15 +69,19 @@ class RolloutWorker:
         The rows of `prompts` are handed to the engine together. The stream ends with an `EndOfStream`;
         cancelling it aborts what is unfinished.
         """
-        async for item in generate_slots(self._engine, prompts, sampling):
-            yield item
+        async with aclosing(generate_slots(self._engine, prompts, sampling)) as items:
+            async for item in items:
+                yield item
 
     async def shutdown(self) -> None:
-        """Stop the engine."""
-        self._engine.shutdown()
+        """Stop the engine, if it was started."""
+        if hasattr(self, "_engine"):
+            self._engine.shutdown()
 
 
-async def generate_slots(engine: Engine, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[StreamItem]:
+async def generate_slots(
+    engine: Engine, prompts: pa.Table, sampling: Sampling
+) -> AsyncGenerator[StreamItem, None]:
     """Generate all rows of `prompts` together; yields note and table of each slot, in finish order."""
     rows = check_prompts(prompts).to_pylist()
     call = next(_CALLS)  # ids stay unique when a slot is issued again

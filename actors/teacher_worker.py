@@ -5,6 +5,7 @@ note, *scored = await worker.score(*rollout_tables)     # one scored table per r
 
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 
 import numpy as np
 import pyarrow as pa
@@ -66,15 +67,17 @@ class TeacherWorker:
 
     async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[StreamItem]:
         """Generate with the teacher itself, as a rollout worker does: for evaluating the teacher."""
-        async for item in generate_slots(self._engine, prompts, sampling):
-            yield item
+        async with aclosing(generate_slots(self._engine, prompts, sampling)) as items:
+            async for item in items:
+                yield item
 
     def _targets(self, response_token_ids: list[int]) -> list[int]:
         return stop_labels(response_token_ids, mode=self._stop_mode, stops=self._stops).teacher_token_ids
 
     async def shutdown(self) -> None:
-        """Stop the engine."""
-        self._engine.shutdown()
+        """Stop the engine, if it was started."""
+        if hasattr(self, "_engine"):
+            self._engine.shutdown()
 
 
 def scored_table(rollouts: pa.Table, targets: list[list[int]], log_probs: list[np.ndarray]) -> pa.Table:

@@ -1,6 +1,7 @@
 """Tokenizers of student and teacher: loading, the check that they are the same, and their stop tokens."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,27 +9,32 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 
 from cluster.stop_tokens import StopTokens
 
+HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
+"""`organisation/model`, where no local folder is called like the organisation."""
+
 
 def check_model_folder(path: str, field: str) -> None:
-    """ValueError naming `field` if `path` looks like a folder but holds no Hugging Face model."""
+    """ValueError naming `field` unless `path` is a folder with a Hugging Face model, or a name on the hub."""
     folder = Path(path)
-    is_hub_name = not folder.exists() and not path.startswith((".", "/", "~")) and path.count("/") <= 1
-    if is_hub_name and "/" in path and not Path(path.split("/")[0]).is_dir():
-        return
-    if not folder.is_dir():
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise ValueError(f"{field}: {path} holds no config.json, so it is not a Hugging Face model folder")
+    elif not HUB_NAME.fullmatch(path) or folder.parent.is_dir():
         raise ValueError(f"{field}: no such model folder: {path}")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{field}: {path} holds no config.json, so it is not a Hugging Face model folder")
 
 
 def load_tokenizer(path: str, field: str) -> PreTrainedTokenizerBase:
     """Load a tokenizer; ValueError naming `field` if there is none."""
     try:
-        return AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{field}: no tokenizer can be loaded from {path}: {str(error).splitlines()[0]}"
         ) from error
+    # Without tokenizer files transformers builds some tokenizers from the model's type alone: special tokens only.
+    if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
+        raise ValueError(f"{field}: no tokenizer can be loaded from {path}: its vocabulary is empty")
+    return tokenizer
 
 
 def check_same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
@@ -44,9 +50,20 @@ def check_same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedT
         )
 
 
-def stop_tokens(student_path: str, teacher_path: str, tokenizer: PreTrainedTokenizerBase) -> StopTokens:
-    """Stop ids of both models, from generation config, model config and tokenizer, in that order."""
-    return StopTokens(_stop_ids(student_path, tokenizer), _stop_ids(teacher_path, tokenizer))
+def num_known_ids(tokenizer: PreTrainedTokenizerBase) -> int:
+    """One more than the largest id of the vocabulary, which may have gaps (`len` counts its tokens)."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def stop_tokens(
+    student_path: str,
+    teacher_path: str,
+    *,
+    student: PreTrainedTokenizerBase,
+    teacher: PreTrainedTokenizerBase,
+) -> StopTokens:
+    """Stop ids of both models, from generation config, model config and own tokenizer, in that order."""
+    return StopTokens(_stop_ids(student_path, student), _stop_ids(teacher_path, teacher))
 
 
 def model_limits(path: str, field: str) -> tuple[int, int]:
@@ -70,5 +87,7 @@ def _stop_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
 
 
 def _generation_config(path: str) -> GenerationConfig | None:
-    has_file = not Path(path).is_dir() or (Path(path) / "generation_config.json").is_file()
-    return GenerationConfig.from_pretrained(path) if has_file else None
+    try:
+        return GenerationConfig.from_pretrained(path)
+    except OSError:  # many models have none
+        return None

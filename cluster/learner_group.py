@@ -32,8 +32,11 @@ class LearnerGroup:
     async def setup(self) -> None:
         """Rendezvous at rank 0 and build the model and optimizer on every rank."""
         first = self._pool.workers[0].handle
-        address: tuple[str, int] = await self._wait(first.rendezvous.remote(), "rendezvous")
-        await self._on_all("setup", *address, timeout_s=self._config.start_timeout_s)
+        start_s = self._config.start_timeout_s
+        address: tuple[str, int] = await wait_for(
+            first.rendezvous.remote(), timeout_s=start_s, what="the learner: rendezvous at rank 0"
+        )
+        await self._on_all("setup", *address, timeout_s=start_s)
 
     async def train(self, step: int, batch: Sequence[ScoredSlot]) -> StepResult:
         """Take one optimizer step on a batch, split over the ranks by tokens."""

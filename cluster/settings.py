@@ -23,14 +23,15 @@ from cluster.config import RunConfig
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Return the validated configuration; ValueError with one line per mistake."""
     try:
-        merged = OmegaConf.merge(_read_yaml(path), OmegaConf.from_dotlist(_dotlist(overrides)))
+        merged = OmegaConf.merge(_read_yaml(path), *_read_overrides(overrides))
         values: Any = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
-        raise ValueError(f"configuration: {str(error).splitlines()[0]}") from error
+        key = getattr(error, "full_key", None) or "configuration"
+        raise ValueError(f"{key}: {str(error).splitlines()[0]}") from error
     try:
         return RunConfig.model_validate(values)
     except ValidationError as error:
-        raise ValueError("\n".join(_explain(details) for details in error.errors())) from error
+        raise ValueError("\n".join(_explain_all(error.errors()))) from error
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -65,29 +66,70 @@ def _read_yaml(path: str | None) -> Any:
         loaded = OmegaConf.load(path)
     except YAMLError as error:
         raise ValueError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--config: {path} is not UTF-8 text: {error}") from error
+    except OSError as error:  # also what OmegaConf raises for a lone number
+        raise ValueError(f"--config: {path} must hold a mapping of settings: {error}") from error
     if not OmegaConf.is_dict(loaded):
         raise ValueError(f"--config: {path} must hold a mapping of settings")
     return loaded
 
 
-def _dotlist(overrides: Sequence[str]) -> list[str]:
-    """Turn `--a.b v`, `--a-b v` and `--a.b=v` into `a.b=v`."""
-    dotlist: list[str] = []
+def _read_overrides(overrides: Sequence[str]) -> Iterator[Any]:
+    """Yield one configuration for each of `--a.b v`, `--a-b v` and `--a.b=v`."""
     items = iter(overrides)
     for item in items:
-        if not item.startswith("--"):
+        option, equals, value = item.partition("=")
+        if not option.startswith("--") or option == "--":
             raise ValueError(f"unexpected argument {item!r}; settings are given as --section.key value")
-        key, equals, value = item[2:].partition("=")
         if not equals:
-            value = next(items, None)
-            if value is None or value.startswith("--"):
-                raise ValueError(f"--{key}: a value is missing")
-        dotlist.append(f"{key.replace('-', '_')}={value}")
-    return dotlist
+            following = next(items, None)
+            if following is None or following.startswith("--"):
+                raise ValueError(f"{option}: a value is missing")
+            value = following
+        key = option[2:].replace("-", "_")
+        if key in _TEXT_KEYS and value != "null":
+            yield _text(key, value)
+        else:
+            yield _parsed(option, key, value)
 
 
-def _explain(details: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in details["loc"]) or "configuration"
+def _text(key: str, value: str) -> Any:
+    """A setting whose value is text is taken as typed: `007` keeps its zeros, `a: b` is no mapping."""
+    config = OmegaConf.create({})
+    OmegaConf.update(config, key, value, force_add=True)
+    return config
+
+
+def _parsed(option: str, key: str, value: str) -> Any:
+    try:
+        return OmegaConf.from_dotlist([f"{key}={value}"])
+    except YAMLError as error:
+        raise ValueError(f"{option}: {value!r} is not valid YAML: {' '.join(str(error).split())}") from error
+
+
+def _explain_all(errors: Sequence[ErrorDetails]) -> Iterator[str]:
+    """One line per mistake; a field that may be one of several literals is explained once."""
+    expected: dict[str, list[str]] = {}
+    for details in errors:
+        if details["type"] == "literal_error":
+            expected.setdefault(_key(details), []).append(details["ctx"]["expected"])  # pyright: ignore[reportTypedDictNotRequiredAccess]
+    for details in errors:
+        key = _key(details)
+        if details["type"] != "literal_error":
+            yield _explain(key, details)
+        elif key in expected:
+            options = " or ".join(expected.pop(key))
+            yield f"{key} must be {options}, got {details['input']!r}{_nearest(details['input'], options)}"
+
+
+def _key(details: ErrorDetails) -> str:
+    """The dotted key of a mistake, without the names pydantic adds for the parts of a union."""
+    parts = [str(part) for part in details["loc"]]
+    return ".".join(part for part in parts if not part.startswith("literal[")) or "configuration"
+
+
+def _explain(key: str, details: ErrorDetails) -> str:
     context = details.get("ctx", {})
     match details["type"]:
         case "extra_forbidden":
@@ -100,17 +142,14 @@ def _explain(details: ErrorDetails) -> str:
             return f"{key} must be <= {context['le']}, got {details['input']!r} (nearest valid: {context['le']})"
         case "greater_than":
             return f"{key} must be > {context['gt']}, got {details['input']!r}"
-        case "literal_error":
-            given = details["input"]
-            return f"{key} must be {context['expected']}, got {given!r}{_nearest(given, context)}"
         case "value_error":
             return str(context["error"])
         case _:
             return f"{key}: {details['msg']}, got {details['input']!r}"
 
 
-def _nearest(given: object, context: dict[str, Any]) -> str:
-    options = [word.strip("' ") for word in str(context["expected"]).replace(" or ", ",").split(",")]
+def _nearest(given: object, expected: str) -> str:
+    options = [word.strip("' ") for word in expected.replace(" or ", ",").split(",")]
     close = difflib.get_close_matches(str(given), options, n=1)
     return f" (nearest valid: {close[0]})" if close else ""
 
@@ -129,3 +168,14 @@ def _dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
         yield prefix + name
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _dotted_keys(field.annotation, f"{prefix}{name}.")
+
+
+def _text_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        if field.annotation in (str, str | None):
+            yield prefix + name
+        elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _text_keys(field.annotation, f"{prefix}{name}.")
+
+
+_TEXT_KEYS = frozenset(_text_keys(RunConfig))

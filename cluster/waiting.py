@@ -49,26 +49,44 @@ class Signal:
     """
 
     def __init__(self) -> None:
-        self._event = asyncio.Event()
+        self._waiters: set[asyncio.Future[bool]] = set()
 
     def changed(self) -> None:
         """Let every waiter look again."""
-        self._event.set()
-        self._event = asyncio.Event()
+        for waiter in self._waiters:
+            _resolve(waiter, True)
+        self._waiters.clear()
 
     async def until(self, predicate: Callable[[], T | None], *, timeout_s: float, what: Callable[[], str]) -> T:
         """Return `predicate()` once it is true; logs every 30 s, TimeoutError after `timeout_s` of no change."""
         waited_since = time.monotonic()
         while not (value := predicate()):
-            event = self._event
-            try:
-                await asyncio.wait_for(event.wait(), timeout=min(LOG_EVERY_S, timeout_s))
+            if await self._next_change(min(LOG_EVERY_S, timeout_s)):
                 waited_since = time.monotonic()
-            except TimeoutError:
-                waited_s = time.monotonic() - waited_since
-                if waited_s >= timeout_s:
-                    raise TimeoutError(
-                        f"nothing happened for {waited_s:.0f} s while waiting for {what()}"
-                    ) from None
-                logger.info("waiting for %s (%.0f s)", what(), waited_s)
+                continue
+            waited_s = time.monotonic() - waited_since
+            if waited_s >= timeout_s:
+                raise TimeoutError(f"nothing happened for {waited_s:.0f} s while waiting for {what()}")
+            logger.info("waiting for %s (%.0f s)", what(), waited_s)
         return value
+
+    async def _next_change(self, timeout_s: float) -> bool:
+        """True at the next change, False after `timeout_s`.
+
+        `asyncio.wait_for` would not do: before Python 3.12 it swallows a cancellation that meets a change, and a
+        cancelled stage that goes on would keep the run from ending.
+        """
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[bool] = loop.create_future()
+        timer = loop.call_later(timeout_s, _resolve, waiter, False)
+        self._waiters.add(waiter)
+        try:
+            return await waiter
+        finally:
+            timer.cancel()
+            self._waiters.discard(waiter)
+
+
+def _resolve(waiter: asyncio.Future[bool], value: bool) -> None:
+    if not waiter.done():
+        waiter.set_result(value)

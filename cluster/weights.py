@@ -81,7 +81,7 @@ def bucket_sizes(specs: Sequence[TensorSpec], *, dtype: str) -> tuple[int, ...]:
 
 def checksum(bucket: np.ndarray) -> int:
     """CRC-32 of a uint8 bucket."""
-    return zlib.crc32(memoryview(bucket))
+    return zlib.crc32(bucket.data)
 
 
 def check_buckets(manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> None:

@@ -7,34 +7,39 @@
     results           <-- finished --    outputs of finished requests
     load_weights      -- call(load) -->  preempt + clear KV cache, load, verify on the golden sequence, go on
 
+(call = `Commands.call`: the engine thread runs what is queued between two steps.)
+
 Because a batch of requests is added between two steps, the same requests on an idle engine always meet the same
 schedule: with per-request seeds the same tokens come out again.
 """
 
 import asyncio
 import logging
-import queue
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import Future
-from contextlib import aclosing
-from typing import Any, TypeVar
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, suppress
+from typing import Any
 
 import numpy as np
 from vllm import SamplingParams
+from vllm.inputs import TokensPrompt
 from vllm.outputs import RequestOutput
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
+from actors.vllm.commands import Commands
 from actors.vllm.staging import staged_file
 from actors.vllm.translate import engine_args, generation, prompt_log_probs, sampling_params, scoring_params
 from cluster.weights import WeightManifest, check_buckets, check_golden
 
 logger = logging.getLogger(__name__)
 
-T = TypeVar("T")
 Deliver = Callable[[RequestOutput | BaseException], None]
+
+FIRST = -1
+"""Scheduling priority of the golden sequence: before every other request (they have 0)."""
 
 
 class VllmEngine:
@@ -44,8 +49,10 @@ class VllmEngine:
         self._settings = settings
         self._engine = LLMEngine.from_engine_args(engine_args(settings))
         self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
-        self._commands: queue.SimpleQueue[tuple[Callable[[], Any], Future]] = queue.SimpleQueue()
+        self._commands = Commands()
+        self._loader = ThreadPoolExecutor(1, "vllm-loader")  # one load after the other, in the order of the calls
         self._deliver: dict[str, Deliver] = {}
+        self._held = (-1, -1)  # (incarnation, version) of the newest load, successful or not
         self._is_serving = False
         self._is_stopping = False
         self._num_scored = 0
@@ -58,8 +65,6 @@ class VllmEngine:
         self, requests: Sequence[GenerationRequest], sampling: Sampling
     ) -> AsyncGenerator[Generation, None]:
         """Yield responses in finish order; closing the iterator aborts what is unfinished."""
-        if not self._is_serving:
-            raise RuntimeError("the engine holds no verified weights")
         stops = self._settings.stop_token_ids
         added = [(r.request_id, r.prompt_token_ids, sampling_params(sampling, r.seed, stops)) for r in requests]
         async with aclosing(self._outputs(added)) as outputs:
@@ -72,42 +77,30 @@ class VllmEngine:
         self._num_scored += len(sequences)
         ids = [f"score-{first + i}" for i in range(len(sequences))]
         added = [(i, list(s), scoring_params()) for i, s in zip(ids, sequences, strict=True)]
-        scores = {output.request_id: prompt_log_probs(output) async for output in self._outputs(added)}
+        async with aclosing(self._outputs(added)) as outputs:
+            scores = {output.request_id: prompt_log_probs(output) async for output in outputs}
         return [scores[request_id] for request_id in ids]
 
     async def load_weights(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> LoadReport:
         """Check, stage and load one weight set, then reproduce its golden log-probs before anything is delivered.
 
-        Raises ValueError on a damaged bucket (nothing was loaded) or a failed verification: then every request
-        in flight fails too, and the engine serves again only after a successful load.
+        Raises ValueError on a damaged bucket or on weights older than those held (nothing was loaded), or on a
+        failed verification: then every request in flight fails too, and the engine serves again only after a
+        successful load. Cancelling the call does not stop a load that has begun.
         """
-        start = time.perf_counter()
-        await asyncio.to_thread(check_buckets, manifest, buckets)
-        staging = staged_file(manifest, buckets)
-        update = await asyncio.to_thread(staging.__enter__)
-        try:
-            check_s = time.perf_counter() - start
-            return await self.call(lambda: self._load(manifest, update, check_s))
-        finally:
-            staging.__exit__(None, None, None)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._loader, self._stage_and_load, manifest, buckets)
 
     def serve_own_weights(self) -> None:
-        """Serve the model as loaded from its folder, as version 0."""
-        self._engine.set_weight_version("0")
-        self._is_serving = True
-
-    async def call(self, function: Callable[[], T]) -> T:
-        """Run `function` in the engine thread, between two steps."""
-        future: Future[T] = Future()
-        self._commands.put((function, future))
-        if not self._thread.is_alive():
-            raise RuntimeError("the engine thread has ended")
-        return await asyncio.wrap_future(future)
+        """Serve the model as loaded from its folder, as version 0; RuntimeError once others were loaded."""
+        self._commands.call(self._serve_own_weights).result()
 
     def shutdown(self) -> None:
         """Stop stepping and free the engine; unfinished requests are failed."""
         self._is_stopping = True
-        self._commands.put((lambda: None, Future()))
+        with suppress(RuntimeError):  # the thread may have ended already
+            self._commands.call(lambda: None)
+        self._loader.shutdown(wait=False, cancel_futures=True)
         self._thread.join(timeout=30)
         self._engine.engine_core.shutdown()
 
@@ -118,10 +111,11 @@ class VllmEngine:
         unfinished = {request_id for request_id, _, _ in added}
 
         def deliver(item: RequestOutput | BaseException) -> None:
-            loop.call_soon_threadsafe(results.put_nowait, item)
+            with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+                loop.call_soon_threadsafe(results.put_nowait, item)
 
         try:
-            await self.call(lambda: self._add(added, deliver))
+            await asyncio.wrap_future(self._commands.call(lambda: self._add(added, deliver)))
             while unfinished:
                 item = await results.get()
                 if isinstance(item, BaseException):
@@ -129,40 +123,42 @@ class VllmEngine:
                 unfinished.discard(item.request_id)
                 yield item
         finally:
-            if unfinished and self._thread.is_alive():
+            if unfinished:
                 abandoned = sorted(unfinished)
-                self._commands.put((lambda: self._abort(abandoned), Future()))
+                with suppress(RuntimeError):  # the engine has ended, and the requests with it
+                    self._commands.call(lambda: self._abort(abandoned))
+
+    def _stage_and_load(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> LoadReport:
+        start = time.perf_counter()
+        check_buckets(manifest, buckets)
+        with staged_file(manifest, buckets) as update:
+            check_s = time.perf_counter() - start
+            return self._commands.call(lambda: self._load(manifest, update, check_s)).result()
 
     # -- engine thread --------------------------------------------------------------------------------
 
     def _run(self) -> None:
+        reason: BaseException = RuntimeError("it was shut down")
         try:
             while not self._is_stopping:
-                self._run_commands()
+                self._commands.run(wait=not self._engine.has_unfinished_requests())
                 if self._engine.has_unfinished_requests():
                     self._finish(self._engine.step())
         except BaseException as error:
             logger.exception("the engine thread failed")
-            self._fail_all(error)
-        else:
-            self._fail_all(RuntimeError("the engine was shut down"))
-
-    def _run_commands(self) -> None:
-        is_idle = not self._engine.has_unfinished_requests()
-        while is_idle or not self._commands.empty():
-            function, future = self._commands.get()
-            is_idle = False
-            try:
-                result = function()
-            except Exception as error:  # noqa: BLE001 - raised where the command was called
-                future.set_exception(error)
-            else:
-                future.set_result(result)
+            reason = error
+        self._commands.close(reason)
+        self._fail_requests(reason)
 
     def _add(self, added: list[tuple[str, list[int], SamplingParams]], deliver: Deliver) -> None:
+        if not self._is_serving:
+            raise RuntimeError("the engine holds no verified weights")
         for request_id, token_ids, params in added:
-            self._engine.add_request(request_id, {"prompt_token_ids": token_ids}, params)
             self._deliver[request_id] = deliver
+            try:
+                self._engine.add_request(request_id, TokensPrompt(prompt_token_ids=token_ids), params)
+            except Exception as error:  # of a class of vLLM's, which not every process can import
+                raise ValueError(f"request {request_id}: {error}") from error
 
     def _abort(self, request_ids: list[str]) -> None:
         self._engine.abort_request([i for i in request_ids if self._deliver.pop(i, None) is not None])
@@ -173,25 +169,39 @@ class VllmEngine:
             if deliver is not None:
                 deliver(output)
 
-    def _fail_all(self, error: BaseException) -> None:
+    def _fail_requests(self, error: BaseException) -> None:
         for deliver in set(self._deliver.values()):
             deliver(error)
         self._deliver.clear()
-        while not self._commands.empty():
-            self._commands.get()[1].set_exception(RuntimeError(f"the engine has ended: {error}"))
 
-    def _load(self, manifest: WeightManifest, update: dict, check_s: float) -> LoadReport:
+    def _serve_own_weights(self) -> None:
+        if self._held != (-1, -1):
+            raise RuntimeError("the engine no longer holds its folder's weights")
+        self._engine.set_weight_version("0")
+        self._is_serving = True
+
+    def _load(self, manifest: WeightManifest, update: dict[str, Any], check_s: float) -> LoadReport:
+        new = (manifest.incarnation, manifest.version)
+        if new < self._held:
+            raise ValueError(
+                f"weights v{new[1]} of incarnation {new[0]} are older than the engine's: "
+                f"v{self._held[1]} of incarnation {self._held[0]}"
+            )
+        self._held = new
+        self._is_serving = False
+        golden_id = f"golden-{manifest.incarnation}-{manifest.version}"
         try:
-            report = self._replace_weights(manifest, update, check_s)
+            report = self._replace_weights(manifest, update, check_s, golden_id)
         except BaseException as error:
-            self._is_serving = False
-            self._engine.abort_request(list(self._deliver))
-            self._fail_all(error)
+            self._engine.abort_request([golden_id, *self._deliver])
+            self._fail_requests(error)
             raise
         self._is_serving = True
         return report
 
-    def _replace_weights(self, manifest: WeightManifest, update: dict, check_s: float) -> LoadReport:
+    def _replace_weights(
+        self, manifest: WeightManifest, update: dict[str, Any], check_s: float, golden_id: str
+    ) -> LoadReport:
         start = time.perf_counter()
         self._engine.reset_prefix_cache(reset_running_requests=True)
         paused = time.perf_counter()
@@ -200,7 +210,7 @@ class VllmEngine:
         self._engine.collective_rpc("finish_weight_update")
         self._engine.set_weight_version(str(manifest.version))
         loaded = time.perf_counter()
-        difference = self._verify(manifest)
+        difference = self._verify(manifest, golden_id)
         return LoadReport(
             incarnation=manifest.incarnation,
             version=manifest.version,
@@ -211,18 +221,16 @@ class VllmEngine:
             golden_difference=difference,
         )
 
-    def _verify(self, manifest: WeightManifest) -> float:
-        """Score the golden sequence; outputs of other requests are held back until it has passed."""
-        request_id = f"golden-{manifest.incarnation}-{manifest.version}"
-        self._engine.add_request(
-            request_id, {"prompt_token_ids": list(manifest.golden_token_ids)}, scoring_params()
-        )
+    def _verify(self, manifest: WeightManifest, golden_id: str) -> float:
+        """Score the golden sequence first; outputs of other requests are held back until it has passed."""
+        prompt = TokensPrompt(prompt_token_ids=list(manifest.golden_token_ids))
+        self._engine.add_request(golden_id, prompt, scoring_params(), priority=FIRST)
         held: list[Any] = []
-        golden = None
+        golden: Any = None
         while golden is None:
             outputs = self._engine.step()
-            golden = next((o for o in outputs if o.request_id == request_id), None)
-            held += [o for o in outputs if o.request_id != request_id]
+            golden = next((o for o in outputs if o.request_id == golden_id), None)
+            held += [o for o in outputs if o.request_id != golden_id]
         difference = check_golden(manifest, list(prompt_log_probs(golden)), dtype=self._settings.dtype)
         self._finish(held)
         return difference

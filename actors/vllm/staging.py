@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ SHARED_MEMORY = Path("/dev/shm")
 
 
 @contextmanager
-def staged_file(manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> Iterator[dict]:
+def staged_file(manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
     """Write the buckets one after the other; yields the update info for `FileUpdateInfo`, then removes the file.
 
     Falls back to the temporary folder where shared memory has no room (containers often have 64 MB).
@@ -25,13 +26,13 @@ def staged_file(manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> Iter
     try:
         with os.fdopen(handle, "wb") as file:
             for bucket in buckets:
-                file.write(memoryview(bucket))
+                file.write(bucket.data)
         yield _update_info(manifest, path)
     finally:
         Path(path).unlink(missing_ok=True)
 
 
-def _update_info(manifest: WeightManifest, path: str) -> dict:
+def _update_info(manifest: WeightManifest, path: str) -> dict[str, Any]:
     starts = np.cumsum([0, *manifest.bucket_bytes])
     tensors = [(spec.name, spec.shape, int(starts[spec.bucket]) + spec.offset) for spec in manifest.tensors]
     return {"path": path, "dtype": manifest.dtype, "num_bytes": manifest.total_bytes, "tensors": tensors}

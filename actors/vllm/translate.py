@@ -12,6 +12,9 @@ from actors.engine import EngineSettings, Generation, Sampling
 from actors.vllm import weight_transfer
 from actors.vllm.vocabulary import SETTING, VocabularyLimit
 
+CPU_KV_CACHE_GIB = 1.0
+"""Default size of a CPU engine's cache: vLLM would take a share of the machine's memory, for each engine."""
+
 
 def engine_args(settings: EngineSettings) -> EngineArgs:
     """Translate our settings into vLLM's; `settings.config.extra` has the last word."""
@@ -29,14 +32,16 @@ def engine_args(settings: EngineSettings) -> EngineArgs:
         "logprobs_mode": "raw_logprobs",
         "skip_tokenizer_init": True,
         "async_scheduling": False,  # a step's outputs belong to that step's weights
+        "scheduling_policy": "priority",  # a golden sequence does not wait behind the backlog
         "disable_log_stats": True,
         "logits_processors": [VocabularyLimit],
         "additional_config": {SETTING: settings.vocab_size},
         "weight_transfer_config": {"backend": weight_transfer.BACKEND},
         "worker_extension_cls": f"{weight_transfer.__name__}.{weight_transfer.WorkerExtension.__name__}",
     }
-    if config.kv_cache_gib is not None:
-        arguments["kv_cache_memory_bytes"] = int(config.kv_cache_gib * 2**30)
+    kv_cache_gib = config.kv_cache_gib or (CPU_KV_CACHE_GIB if settings.device == "cpu" else None)
+    if kv_cache_gib is not None:
+        arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
     return EngineArgs(**(arguments | config.extra))
 
 

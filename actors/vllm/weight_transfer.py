@@ -5,6 +5,7 @@ carries tensors. Importing this module registers the backend.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -57,7 +58,8 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         """Map the file and load its tensors."""
         flat = torch.from_file(update_info.path, shared=False, size=update_info.num_bytes, dtype=torch.uint8)
         dtype = getattr(torch, update_info.dtype)
-        self.model.load_weights(_views(flat, dtype, update_info.tensors))
+        model: Any = self.model
+        model.load_weights(_views(flat, dtype, update_info.tensors))
 
     def finish_weight_update(self) -> None:
         """Bring the loaded tensors into their serving layout."""

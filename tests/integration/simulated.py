@@ -1,7 +1,7 @@
-"""Engines and a learner that only sleep and count, so that tests see the controller with real workers and real Ray.
+"""Engines and a learner that only sleep and count, to see the controller with real workers on real Ray.
 
-`SimulatedEngine` stands behind the real `RolloutWorker` and `TeacherWorker`; `SimulatedLearner` takes the place of a
-learner rank and writes down every call. A prompt is one token: its place in the prompt order.
+`SimulatedEngine` stands behind the real `RolloutWorker` and `TeacherWorker`; `SimulatedLearner` takes the
+place of a learner rank and writes down every call. A prompt is one token: its place in the prompt order.
 """
 
 import asyncio
@@ -9,7 +9,7 @@ import json
 import os
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from contextlib import aclosing, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,7 @@ from cluster.learner_group import LearnerGroup
 from cluster.pipeline import Pipeline
 from cluster.placement import plan
 from cluster.pool import Pool, WorkerSpec
-from cluster.resume import Progress
+from cluster.resume import Progress, restore
 from cluster.run_folder import RunFolder, valid_ledger
 from cluster.stop_tokens import StopTokens
 from cluster.weights import WeightManifest, check_buckets, checksum
@@ -93,9 +93,8 @@ class SimulatedEngine:
 
     def _respond(self, request: GenerationRequest, rng: np.random.Generator, first: int) -> Generation:
         length = int(rng.integers(2, 20))
-        runs = (
-            [(first, length)] if first == self._version else [(first, length // 2), (self._version, -length // -2)]
-        )
+        half = length // 2
+        runs = [(first, half), (self._version, length - half)] if first != self._version else [(first, length)]
         tokens = rng.integers(1, 1000, length).tolist()
         return Generation(request.request_id, tokens, np.zeros(length, np.float32), runs, "stop")
 
@@ -143,11 +142,10 @@ class WorkerCutOff:
 
     async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[Any]:
         """Yield one note."""
-        async with aclosing(self._worker.generate(prompts, sampling)) as items:
-            async for item in items:
-                yield item
-                await asyncio.sleep(0.2)  # until it is on its way
-                os._exit(1)
+        async for item in self._worker.generate(prompts, sampling):
+            yield item
+            await asyncio.sleep(0.2)  # until it is on its way
+            os._exit(1)
 
     async def ping(self) -> None:
         """Answer."""
@@ -174,9 +172,9 @@ class SimulatedStep:
 
 
 LEARNER_METRICS = (
-    "reward/mean reward/abs_p95 reward/frac_abs_gt_0.01 kl/reverse kl/mismatch grad_norm loss lr importance/mean "
-    "importance/capped_frac entropy truncated_frac"
-).split()
+    *("reward/mean", "reward/abs_p95", "reward/frac_abs_gt_0.01", "kl/reverse", "kl/mismatch", "grad_norm"),
+    *("loss", "lr", "importance/mean", "importance/capped_frac", "entropy", "truncated_frac"),
+)
 
 
 class SimulatedLearner:
@@ -332,7 +330,7 @@ def run_config(path: Path, **settings: Any) -> RunConfig:
         "rollout": tiny,
         "teacher": tiny | {"model_path": "simulated"},
         "learner": tiny,
-        "cluster": {"step_timeout_s": 30.0, "rollout_timeout_s": 30.0, "score_timeout_s": 30.0},
+        "cluster": {"step_timeout_s": 20.0, "rollout_timeout_s": 20.0, "score_timeout_s": 20.0},
         "evaluation": {"teacher": False},
         "checkpoint": {"every_steps": 0},
     }
@@ -352,14 +350,14 @@ async def simulated_run(
     teachers: Sequence[EngineBehaviour] = (EngineBehaviour(),),
     learner: LearnerBehaviour = LearnerBehaviour(),
     evaluation: Evaluation | None = None,
-    resume_from: Progress | None = None,
+    resume: bool = False,
 ) -> AsyncIterator[SimulatedRun]:
-    """Start workers as `launch.py` does, one per behaviour, and connect the stages; closes everything at the end."""
+    """Start workers as `launch.py` does, one per behaviour, and connect the stages; closes all at the end."""
     sections = {"rollout": {"num_workers": len(engines)}, "teacher": {"num_workers": len(teachers)}}
     config = config.model_copy(
         update={name: getattr(config, name).model_copy(update=update) for name, update in sections.items()}
     )
-    folder = RunFolder.of(config, resume=resume_from is not None)
+    folder = RunFolder.of(config, resume=resume)
     folder.open(config)
     events = Events(folder.events)
     teacher_settings = {"stop_mode": "mask", "stops": StopTokens((0,), (0,))}
@@ -389,9 +387,14 @@ async def simulated_run(
             evaluation=evaluation,
             folder=folder,
             events=events,
-            progress=resume_from or Progress(),
+            progress=await restore(group, _newest(folder), folder, events) if resume else Progress(),
         )
         yield SimulatedRun(pipeline, prompts, pools["rollout"], pools["teacher"], folder)
     finally:
         for pool in pools.values():
             await pool.close()
+
+
+def _newest(folder: RunFolder) -> Path:
+    """The checkpoint of the last step."""
+    return max(folder.checkpoints.iterdir(), key=lambda path: int(path.name.removeprefix("step_")))

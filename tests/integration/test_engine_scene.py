@@ -100,7 +100,12 @@ def settings(
     model_path: str, *, vocab_size: int = VOCAB_SIZE, stops: tuple[int, ...] = (), **config: Any
 ) -> EngineSettings:
     """Settings of a small fp32 CPU engine."""
-    sizes: dict[str, Any] = {"max_model_len": MAX_MODEL_LEN, "max_num_seqs": 64, "max_num_batched_tokens": 2048}
+    sizes = {
+        "max_model_len": MAX_MODEL_LEN,
+        "max_num_seqs": 64,
+        "max_num_batched_tokens": 2048,
+        "kv_cache_gib": 0.1,
+    }
     return EngineSettings(
         model_path=model_path,
         dtype="float32",
@@ -108,7 +113,7 @@ def settings(
         seed=0,
         vocab_size=vocab_size,
         stop_token_ids=stops,
-        config=EngineConfig(**(sizes | {"kv_cache_gib": 0.1} | config)),
+        config=EngineConfig.model_validate(sizes | config),
     )
 
 

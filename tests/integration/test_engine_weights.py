@@ -1,7 +1,6 @@
 """Weights into a running engine: exact afterwards for every parameter, never half, and no request is lost."""
 
 import asyncio
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +23,7 @@ from tests.integration.test_engine_scene import (
     run,
     save_model,
     settings,
+    until,
 )
 
 pytestmark = pytest.mark.timeout(120)
@@ -172,6 +172,38 @@ def test_a_load_does_not_wait_for_the_backlog(student: Student) -> None:
     assert len(found) == len(wanted)
 
 
+@pytest.mark.parametrize("golden_error", [0.0, 0.5])
+def test_responses_that_end_during_the_check_are_delivered_only_if_it_passes(
+    student: Student, golden_error: float
+) -> None:
+    wanted, found = requests(600), list[Generation]()
+    models, old = {student.version: student.model}, student.version
+    student.model = read_model(student.path)
+    perturb(student.model)
+    update = student.publish(golden_error=golden_error)
+    models[student.version] = student.model
+
+    async def work() -> None:
+        task = asyncio.create_task(collect(student.engine, wanted, Sampling(max_tokens=2), found))
+        await until(lambda: len(found) > 0)
+        if golden_error == 0.0:
+            await student.engine.load_weights(*update)
+            await task
+        else:
+            with pytest.raises(ValueError, match="golden"):
+                await student.engine.load_weights(*update)
+            with pytest.raises(RuntimeError, match="failed with requests in flight"):
+                await task
+
+    run(work())
+    check_runs(found, wanted, models)
+    if golden_error == 0.0:
+        assert {generation.request_id for generation in found} == wanted.keys()
+        assert found[-1].version_runs == [(student.version, 2)]
+    else:
+        assert all(generation.version_runs == [(old, 2)] for generation in found)
+
+
 def test_a_damaged_bucket_changes_nothing(student: Student) -> None:
     wanted, held = requests(4), student.version
     old_model = student.model
@@ -259,10 +291,11 @@ def test_older_weights_are_refused(student: Student) -> None:
 
 def test_a_cancelled_load_leaves_a_working_engine(student: Student) -> None:
     async def work() -> list[Generation]:
-        for delay in itertools.islice(itertools.cycle([0.0, 0.002, 0.01]), 6):
+        for delay in (0.0, 0.002, 0.01, 0.0, 0.002, 0.01):
             task = asyncio.create_task(student.load())
             await asyncio.sleep(delay)
             task.cancel()
+        await student.load()
         return await collect(student.engine, requests(2), Sampling(max_tokens=3))
 
     assert len(run(work())) == 2

@@ -1,4 +1,4 @@
-"""What a run survives, and how it ends where it cannot: deaths, errors and stalls, with real workers on real Ray."""
+"""What a run survives, and how it ends where it cannot: real workers on real Ray die, fail and stall."""
 
 import asyncio
 import time
@@ -166,8 +166,9 @@ def test_an_error_in_the_learner_ends_the_run_with_it(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_a_frozen_learner_is_found_by_the_step_timeout(tmp_path: Path) -> None:
+def test_a_frozen_learner_is_found_by_the_step_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
+        monkeypatch.setattr("cluster.pool.SHUTDOWN_TIMEOUT_S", 0.5)
         config = run_config(tmp_path, **SPEED, cluster={"step_timeout_s": 2.0})
         async with simulated_run(config, engines=(FAST,), learner=LearnerBehaviour(freezes_at=1)) as run:
             failing = asyncio.create_task(run.failure())

@@ -107,9 +107,9 @@ def test_an_id_that_comes_twice_is_named(write: Callable[..., str]) -> None:
 def test_a_file_without_problems_is_an_error_of_its_field(write: Callable[..., str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"evaluation.data_path: .* holds no problems"):
         read_problems(write(b"", b"  "), "evaluation.data_path")
-    with pytest.raises(ValueError, match="evaluation.data_path: no such file: "):
+    with pytest.raises(ValueError, match=r"evaluation\.data_path: no such file: "):
         read_problems(str(tmp_path / "missing.jsonl"), "evaluation.data_path")
-    with pytest.raises(ValueError, match="evaluation.data_path: no such file: "):
+    with pytest.raises(ValueError, match=r"evaluation\.data_path: no such file: "):
         read_problems(str(tmp_path), "evaluation.data_path")
 
 

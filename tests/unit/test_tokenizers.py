@@ -66,7 +66,7 @@ def test_a_file_is_no_model_folder(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_tokenizer_is_an_error_of_its_field(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="teacher.model_path: no tokenizer can be loaded from") as caught:
+    with pytest.raises(ValueError, match=r"teacher\.model_path: no tokenizer can be loaded from") as caught:
         load_tokenizer(save(tmp_path), "teacher.model_path")
     assert "\n" not in str(caught.value)
 
@@ -124,5 +124,5 @@ def test_a_model_without_any_stop_token_is_an_error(tmp_path: Path) -> None:
 def test_context_and_head_rows_come_from_the_configuration(tmp_path: Path) -> None:
     assert model_limits(save(tmp_path), "student.model_path") == (128, 16)
     (tmp_path / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="student.model_path: no model configuration in"):
+    with pytest.raises(ValueError, match=r"student\.model_path: no model configuration in"):
         model_limits(str(tmp_path), "student.model_path")

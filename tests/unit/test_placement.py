@@ -1,0 +1,82 @@
+"""What each role asks of the cluster, and what is said when the cluster cannot give it."""
+
+from typing import Any
+
+import pytest
+
+from cluster.config import ResourcesConfig, RunConfig
+from cluster.placement import Demand, bundle, check_all_fit, check_some_node_fits, plan
+
+
+def config(**sections: Any) -> RunConfig:
+    """A configuration with some sections."""
+    teacher = {"model_path": "t", **sections.pop("teacher", {})}
+    return RunConfig.model_validate(
+        {"student": {"model_path": "s"}, "data": {"train_path": "d"}, "teacher": teacher, **sections}
+    )
+
+
+def test_the_plan_asks_for_learner_teacher_and_rollout_workers_in_this_order() -> None:
+    demands = plan(config(rollout={"num_workers": 3, "resources": {"num_cpus": 0.5}}, learner={"num_workers": 2}))
+    assert demands == [
+        Demand("learner", 2, {"CPU": 1.0}),
+        Demand("teacher", 1, {"CPU": 1.0}),
+        Demand("rollout", 3, {"CPU": 0.5}),
+    ]
+    assert str(demands[2]) == "rollout: 3 x (0.5 CPU)"
+
+
+def test_a_tensor_parallel_engine_reserves_all_its_devices_in_one_bundle() -> None:
+    resources = {"num_cpus": 2, "num_gpus": 1, "custom": {"teachers": 1}}
+    demands = plan(config(teacher={"resources": resources, "engine": {"tensor_parallel_size": 4}}))
+    assert demands[1] == Demand("teacher", 1, {"CPU": 2.0, "GPU": 4.0, "teachers": 1.0})
+    assert str(demands[1]) == "teacher: 1 x (2 CPU, 4 GPU, 1 teachers)"
+
+
+def test_a_worker_that_reserves_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"rollout\.resources must reserve something, got nothing"):
+        bundle("rollout", ResourcesConfig(num_cpus=0))
+
+
+def test_a_run_that_fits_exactly_is_accepted() -> None:
+    demands = [Demand("learner", 1, {"CPU": 2.0}), Demand("rollout", 4, {"CPU": 0.5, "GPU": 0.25})]
+    check_all_fit(demands, [{"CPU": 2.0}, {"CPU": 2.0, "GPU": 1.0}])
+
+
+def test_fractions_add_up_without_rounding_errors() -> None:
+    check_all_fit([Demand("rollout", 10, {"GPU": 0.1})], [{"GPU": 1.0}])
+
+
+def test_a_shortage_says_what_is_missing_and_how_many_workers_would_fit() -> None:
+    demands = [Demand("learner", 1, {"CPU": 1.0}), Demand("rollout", 4, {"CPU": 2.0})]
+    with pytest.raises(ValueError, match="missing") as error:
+        check_all_fit(demands, [{"CPU": 6.0}])
+    assert str(error.value) == (
+        "rollout.num_workers: the cluster cannot place this run: 3 CPU missing (9 wanted, 6 there); wanted "
+        "learner: 1 x (1 CPU); rollout: 4 x (2 CPU) (nearest valid rollout.num_workers here: 2)"
+    )
+
+
+def test_a_shortage_of_room_on_single_nodes_is_named_too() -> None:
+    with pytest.raises(ValueError, match="cannot place this run: no node has room") as error:
+        check_all_fit([Demand("rollout", 2, {"CPU": 2.0})], [{"CPU": 3.0}, {"CPU": 1.0}])
+    assert "nearest valid rollout.num_workers here: 1" in str(error.value)
+
+
+def test_a_worker_larger_than_every_node_can_never_be_placed() -> None:
+    demands = [Demand("teacher", 1, {"CPU": 1.0, "GPU": 8.0})]
+    with pytest.raises(ValueError, match="no node can ever hold") as error:
+        check_some_node_fits(demands, [{"CPU": 64.0, "GPU": 4.0}, {"CPU": 8.0}])
+    assert str(error.value) == (
+        "teacher.resources: no node can ever hold one teacher worker: 8 GPU wanted, the largest node has 4"
+    )
+
+
+def test_resources_that_no_single_node_has_together_can_never_be_placed() -> None:
+    demands = [Demand("teacher", 1, {"CPU": 32.0, "GPU": 4.0})]
+    with pytest.raises(ValueError, match="32 CPU wanted, the largest node has 64, 4 GPU wanted"):
+        check_some_node_fits(demands, [{"CPU": 64.0}, {"CPU": 8.0, "GPU": 4.0}])
+
+
+def test_too_few_workers_for_now_is_no_reason_to_refuse_a_growing_cluster() -> None:
+    check_some_node_fits([Demand("rollout", 100, {"CPU": 1.0})], [{"CPU": 2.0}])

@@ -1,0 +1,96 @@
+"""The end of a run in numbers, and a step in one line."""
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from cluster.config import RunConfig
+from cluster.progress import ProgressView, plain_line
+from cluster.run_folder import RunFolder
+from cluster.summary import accuracy_table, summarise
+
+ROW: dict[str, Any] = {
+    **{"step": 3, "weight_version": 3, "reward/mean": -0.01234, "kl/reverse": 0.5, "loss": 0.0123456},
+    **{"grad_norm": 1.23456, "staleness/mean": 0.75, "staleness/max": 2.0, "response_length/mean": 12.4},
+    **{"throughput/rollout": 1234.5, "throughput/teacher": 99.9, "throughput/learner": 10000.0},
+    **{"time/rollout_wait_s": 0.126, "time/score_wait_s": 0.0, "time/train_s": 1.5, "time/publish_s": 0.25},
+    **{"workers/rollout": 2, "workers/teacher": 1, "queue/rollouts": 4, "queue/scored": 5, "truncated_frac": 0.1},
+}
+
+
+def folder_with_steps(path: Path, num_steps: int) -> RunFolder:
+    """A run folder whose step i trained i tokens at reverse KL 1 / i and staleness i mod 4."""
+    folder = RunFolder(path)
+    for step in range(1, num_steps + 1):
+        row = {"step": step, "kl/reverse": 1 / step, "staleness/max": step % 4, "tokens_trained": step}
+        folder.add_step(row, [f"{step}"])
+    return folder
+
+
+def test_the_summary_counts_the_steps_that_are_valid(tmp_path: Path) -> None:
+    folder = folder_with_steps(tmp_path, 20)
+    assert summarise(folder, wall_s=12.345) == {
+        "kl_reverse_first": (1 + 1 / 2) / 2,
+        "kl_reverse_last": (1 / 19 + 1 / 20) / 2,
+        "staleness_max": 3,
+        "steps": 20,
+        "tokens_trained": 210,
+        "wall_s": 12.3,
+    }
+    folder.roll_back_to(2)
+    summary = summarise(folder, wall_s=1.0)
+    assert (summary["steps"], summary["tokens_trained"], summary["kl_reverse_last"]) == (2, 3, 0.5)
+
+
+def test_a_run_without_steps_has_a_summary_too(tmp_path: Path) -> None:
+    summary = summarise(RunFolder(tmp_path), wall_s=0.0)
+    assert summary["steps"] == summary["tokens_trained"] == summary["staleness_max"] == 0
+    assert summary["kl_reverse_first"] is summary["kl_reverse_last"] is None
+
+
+def test_the_summary_holds_the_last_evaluation_of_each_model_and_the_table_shows_them(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for model, accuracy in [("student_before", 0.25), ("student", 0.3), ("student_after", 0.5), ("teacher", 0.75)]:
+        values = {"avg_at_k": accuracy, "pass_at_k": 1.0, "mean_length": 10.0, "truncated_frac": 0.125}
+        folder.add_evaluation({"step": 0, "model": model, "k": 8, "n": 8, **values})
+    summary = summarise(folder, wall_s=0.0)
+    expected = {"avg_at_8": 0.25, "pass_at_8": 1.0, "mean_length": 10.0, "truncated_frac": 0.125}
+    assert summary["student_before"] == expected
+    assert "student" not in summary
+    output = StringIO()
+    Console(file=output, width=120).print(accuracy_table(summary))
+    lines = [line.split() for line in output.getvalue().splitlines()]
+    rows = [[word for word in line if word not in "│┃|"] for line in lines]
+    assert ["teacher", "0.750", "1.000", "10.0", "0.125"] in rows
+    assert ["student", "before", "0.250", "1.000", "10.0", "0.125"] in rows
+    assert any("avg@8" in line for line in lines)
+
+
+def test_the_table_of_a_run_without_evaluation_is_empty() -> None:
+    assert accuracy_table({}).row_count == 0
+
+
+def test_a_step_is_one_plain_line() -> None:
+    assert plain_line(ROW, 10) == (
+        "step 3/10  reward -0.0123  kl/reverse 0.5000  loss +0.01235  grad 1.23  staleness 0.75/2  length 12  "
+        "tok/s rollout 1,234 teacher 100 learner 10,000  waits 0.13+0.00 s  train 1.50 s  publish 0.25 s"
+    )
+
+
+@pytest.mark.parametrize("display", ["plain", "live", "auto"])
+def test_every_display_shows_a_step(display: str, capsys: pytest.CaptureFixture[str]) -> None:
+    config = RunConfig.model_validate(
+        {
+            **{"student": {"model_path": "s"}, "data": {"train_path": "d"}, "teacher": {"model_path": "t"}},
+            **{"logging": {"display": display}, "max_steps": 10},
+        }
+    )
+    with ProgressView(config) as view:
+        view.say("run folder [x]")
+        view.step(ROW)
+    shown = capsys.readouterr().out
+    assert "run folder [x]" in shown
+    assert ("step 3/10" if display != "live" else "reverse KL 0.5000") in shown
