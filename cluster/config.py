@@ -66,7 +66,7 @@ class EngineConfig(Section):
     max_num_batched_tokens: Positive = 8192
     """Tokens of one engine step; bounds the memory of prompt log-probs (a whole step's logits)."""
     kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
-    """Size of the key-value cache in GiB; by default vLLM takes `gpu_memory_fraction` of the device."""
+    """Size of the key-value cache in GiB; by default 1 on CPUs, and what `gpu_memory_fraction` leaves on GPUs."""
     gpu_memory_fraction: Fraction = 0.85
     """Share of the device's memory the engine may use."""
     tensor_parallel_size: Positive = 1

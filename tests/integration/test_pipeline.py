@@ -8,15 +8,8 @@ import pytest
 
 from cluster.jsonl import read_rows
 from cluster.run_folder import valid_ledger
-from tests.integration.simulated import (
-    NEVER_S,
-    EngineBehaviour,
-    LearnerBehaviour,
-    eventually,
-    other_tasks,
-    run_config,
-    simulated_run,
-)
+from tests.integration.simulated import NEVER_S, EngineBehaviour, LearnerBehaviour
+from tests.integration.simulated_run import eventually, other_tasks, run_config, simulated_run
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("local_ray")]
 

@@ -22,12 +22,8 @@ from tests.integration.simulated import (
     LearnerBehaviour,
     SimulatedLearner,
     SimulatedPrompts,
-    SimulatedRun,
-    eventually,
-    other_tasks,
-    run_config,
-    simulated_run,
 )
+from tests.integration.simulated_run import SimulatedRun, eventually, other_tasks, run_config, simulated_run
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("local_ray")]
 

@@ -3,6 +3,7 @@
 import threading
 import time
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -78,13 +79,11 @@ def test_no_future_is_left_open_by_an_end_in_the_midst_of_calls() -> None:
         started = threading.Event()
 
         def call_until_the_end(commands: Commands, futures: list[Future[None]], started: threading.Event) -> None:
-            try:
+            with suppress(RuntimeError):
                 while True:
                     futures.append(commands.call(lambda: None))
                     started.set()
                     time.sleep(0)
-            except RuntimeError:
-                pass
 
         thread = threading.Thread(target=call_until_the_end, args=(commands, futures, started))
         thread.start()
