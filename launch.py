@@ -84,10 +84,12 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
     view = ProgressView(config)
     scalars = ScalarWriter(config.logging, folder=folder.tensorboard, run_name=config.run_name)
     stop = drain_on_signals()
+    has_started = False
     try:
         with view:
             view.say(f"run folder {folder.path}; starting {'; '.join(map(str, plan(config)))}")
             pipeline = await start_pipeline(config, inputs, folder, pools, events, resume=resume)
+            has_started = True
             pipeline.on_step(view.step)
             pipeline.on_step(scalars.write)
             stop.append(pipeline.stop)
@@ -102,8 +104,7 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
         return FINISHED
     finally:
         scalars.close()
-        for pool in pools.values():
-            await pool.close()
+        await asyncio.gather(*(pool.close(gracefully=has_started) for pool in pools.values()))
 
 
 def build_pools(config: RunConfig, inputs: Any, events: Any) -> dict[str, Any]:
@@ -140,12 +141,13 @@ async def start_pipeline(
     from cluster.learner_group import LearnerGroup
     from cluster.pipeline import Pipeline
     from cluster.resume import Progress, restore
+    from cluster.waiting import together
     from learner.checkpoint import newest_checkpoint
 
     for pool in pools.values():
         await pool.place()
     learner = LearnerGroup(pools["learner"], config.cluster)
-    await asyncio.gather(learner.setup(), pools["teacher"].start(), pools["rollout"].start())
+    await together([learner.setup(), pools["teacher"].start(), pools["rollout"].start()])
     prompts = PromptSource(
         inputs.prompts,
         seed=config.seed,

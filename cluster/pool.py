@@ -109,9 +109,9 @@ class Pool:
         if not self.healthy:
             raise RuntimeError(f"no healthy {self.role} worker is left; {worker.name} died last: {reason}")
 
-    async def close(self) -> None:
-        """Ask every worker to stop, then kill it and free its resources."""
-        await asyncio.gather(*(self._retire(worker) for worker in self.workers))
+    async def close(self, *, gracefully: bool = True) -> None:
+        """Ask every worker to stop (if `gracefully`: one still starting would not hear), kill it, free its place."""
+        await asyncio.gather(*(self._retire(worker, gracefully) for worker in self.workers))
         self.workers = []
 
     async def _create(self, index: int) -> Worker:
@@ -144,9 +144,9 @@ class Pool:
         )
         self._events.add("worker_started", worker=worker.name, reason="run start", seconds=round(seconds, 3))
 
-    async def _retire(self, worker: Worker) -> None:
+    async def _retire(self, worker: Worker, gracefully: bool) -> None:
         try:
-            if not worker.is_dead:
+            if gracefully and not worker.is_dead:
                 what = f"shutdown of {worker.name}"
                 await wait_for(worker.handle.shutdown.remote(), timeout_s=SHUTDOWN_TIMEOUT_S, what=what)
         except (RayError, TimeoutError) as error:
