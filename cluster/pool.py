@@ -110,7 +110,7 @@ class Pool:
             raise RuntimeError(f"no healthy {self.role} worker is left; {worker.name} died last: {reason}")
 
     async def close(self, *, gracefully: bool = True) -> None:
-        """Ask every worker to stop (if `gracefully`: one still starting would not hear), kill it, free its place."""
+        """Ask every worker to stop, unless not `gracefully`; then kill it and free its resources."""
         await asyncio.gather(*(self._retire(worker, gracefully) for worker in self.workers))
         self.workers = []
 
