@@ -123,7 +123,8 @@ class ScoreStage:
 
     def _assign(self) -> tuple[Worker, list[Rollout]] | None:
         """Take the next token-budget batch if a teacher has room for a call."""
-        limit = self._config.teacher.max_calls_in_flight
+        # Calls side by side would meet in the engine's steps in an order of chance.
+        limit = 1 if self._fixed_batches else self._config.teacher.max_calls_in_flight
         free = [worker for worker in self._pool.healthy if worker.num_calls < limit]
         if not self._queue or not free:
             return None

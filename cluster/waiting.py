@@ -49,10 +49,10 @@ class Signal:
     """
 
     def __init__(self) -> None:
-        self._waiters: set[asyncio.Future[bool]] = set()
+        self._waiters: dict[asyncio.Future[bool], None] = {}  # in the order of waiting
 
     def changed(self) -> None:
-        """Let every waiter look again."""
+        """Let every waiter look again, first come first."""
         for waiter in self._waiters:
             _resolve(waiter, True)
         self._waiters.clear()
@@ -79,12 +79,12 @@ class Signal:
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()
         timer = loop.call_later(timeout_s, _resolve, waiter, False)
-        self._waiters.add(waiter)
+        self._waiters[waiter] = None
         try:
             return await waiter
         finally:
             timer.cancel()
-            self._waiters.discard(waiter)
+            self._waiters.pop(waiter, None)
 
 
 def _resolve(waiter: asyncio.Future[bool], value: bool) -> None:
