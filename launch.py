@@ -247,6 +247,7 @@ def check_objective(config: RunConfig) -> RunConfig:
     rewards.validate("normaliser", objective.normaliser, {}, field="objective.normaliser")
     weights = rewards.validate("importance", importance.name, importance.parameters)
     needs = rewards.OBJECTIVES[objective.name].needs_with(parameters)
+    check_is_served(config, needs)
     if importance.name == "none" and config.max_staleness > 0 and needs.form != "direct":
         raise ValueError(
             f"importance.name must not be none with max_staleness {config.max_staleness}: stale tokens need a "
@@ -262,6 +263,28 @@ def check_objective(config: RunConfig) -> RunConfig:
             "importance": importance.model_copy(update=weights),
         }
     )
+
+
+def check_is_served(config: RunConfig, needs: rewards.Needs) -> None:
+    """ValueError if the objective or the correction asks for something that no worker of a run provides."""
+    name, importance = config.objective.name, rewards.IMPORTANCE_WEIGHTS[config.importance.name]
+    entry = rewards.TOKEN_REWARDS.get(name)
+    is_served = (
+        entry is not None
+        and (needs.form, needs.teacher, needs.student) == ("pg", ("token",), ("token",))
+        and not (needs.reference or needs.outcome or entry.token_mask)
+        and {*entry.extras} <= {"step", "max_steps"}
+    )
+    if not is_served:
+        raise ValueError(
+            f"objective.name: {name} needs more than the teacher's log-prob of the sampled token, which is what "
+            f"teacher workers provide (nearest valid: power)"
+        )
+    if importance.needs.proximal:
+        raise ValueError(
+            f"importance.name: {importance.name} needs proximal log-probs, which the learner does not keep "
+            f"(nearest valid: truncated)"
+        )
 
 
 def check_local_machine(config: RunConfig, demands: Sequence[Demand]) -> None:

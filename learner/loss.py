@@ -70,9 +70,18 @@ class Objective:
             raise ValueError(f"objective.name must be one of {', '.join(TOKEN_REWARDS)}, got {objective.name}")
         self.aggregation = objective.aggregate
         self.normaliser = NORMALISERS[objective.normaliser]
-        self._reward = partial(TOKEN_REWARDS[objective.name], **objective.parameters)
+        reward = TOKEN_REWARDS[objective.name]
+        self._reward = partial(reward, **objective.parameters)
+        self._needs_finite_teacher = reward.needs_finite_teacher(objective.parameters)
+        self._takes_step = "step" in reward.extras
+        self._schedule: dict[str, int] = {}
         self._importance = partial(IMPORTANCE_WEIGHTS[importance.name], **importance.parameters)
         self.importance_cap = float(importance.parameters["high"]) if importance.name == "truncated" else inf
+
+    def begin_step(self, step: int, max_steps: int) -> None:
+        """Tell rewards with a schedule where the run stands; the others do not care."""
+        if self._takes_step:
+            self._schedule = {"step": step, "max_steps": max_steps}
 
     @property
     def uses_window_statistics(self) -> bool:
@@ -118,9 +127,14 @@ class Objective:
     def importance_weight(self, batch: PackedBatch, logp_T: Tensor) -> Tensor:
         """Return the detached weight_T; 1 for a relabelled stop token, which no policy sampled."""
         was_sampled_T = batch.was_sampled_T
-        weight_T = self._importance(logp_T, batch.behaviour_logp_T, batch.response_mask_T & was_sampled_T)
-        return torch.where(was_sampled_T, weight_T, 1.0)
+        weight_BT = self._importance(
+            batch.unpack(logp_T),
+            batch.unpack(batch.behaviour_logp_T),
+            batch.unpack(batch.response_mask_T & was_sampled_T),
+        )
+        return torch.where(was_sampled_T, weight_BT[batch.row_T, batch.column_T], 1.0)
 
     def _raw_reward(self, batch: PackedBatch, logp_T: Tensor) -> FiniteReward:
-        reward_T = self._reward(batch.teacher_logp_T, logp_T.detach(), batch.response_mask_T)
-        return drop_non_finite(reward_T, logp_T, batch.response_mask_T)
+        reward_T = self._reward(batch.teacher_logp_T, logp_T.detach(), batch.response_mask_T, **self._schedule)
+        others = (batch.teacher_logp_T,) if self._needs_finite_teacher else ()
+        return drop_non_finite(reward_T, logp_T, batch.response_mask_T, *others)

@@ -122,6 +122,7 @@ class LearnerRank:
         """Take one optimizer step on this rank's tables; `step` is the weight version before it."""
         if self.config.logging.save_batches:
             save_batch(tables, self._batch_path(step))
+        self.objective.begin_step(step, self.config.max_steps)
         batches = self._collate(tables)
         counts = self._count_window(batches)
         batches += [self._padding()] * (counts.num_micro_batches - len(batches))

@@ -1,10 +1,17 @@
-"""Scores -> reward: token rewards, divergences, normalisers and importance weights, looked up by name.
+"""Scores -> reward -> loss: pure functions of tensors, looked up by name.
 
     TOKEN_REWARDS[name](teacher_logp_BT, student_logp_BT, response_mask_BT, **params) -> reward_BT
     DIVERGENCES[name](student_logits_NV, teacher, **params) -> value_N
+    BASELINES[name](student_logits_NV, teacher, **params) -> baseline_N
     NORMALISERS[name](reward_BT, response_mask_BT) -> reward_BT
+    TOKEN_MASKS[name](response_mask_BT, **extras, **params) -> response_mask_BT
+    TOKEN_WEIGHTS[name](response_mask_BT, **extras, **params) -> weight_BT
     IMPORTANCE_WEIGHTS[name](logp_BT, behaviour_logp_BT, response_mask_BT, **params) -> weight_BT
+    SURROGATES[name](logp_BT, advantage_BT, response_mask_BT, **extras, **params) -> loss_BT
     aggregate(loss_BT, response_mask_BT, how=..., num_tokens=None) -> scalar
+
+A divergence and a surrogate carry gradient, everything else is detached. What an entry takes besides its
+parameters, such as `reference_logp_BT` or `step`, stands in `Entry.extras` and is passed by keyword.
 
 Importing this package does not import torch: names, parameters and needs are plain data that the command line
 checks before anything heavy is loaded. A function of tensors is imported when it is first used.
@@ -18,37 +25,55 @@ from typing import TYPE_CHECKING
 from rewards.accuracy import avg_at_k, pass_at_k
 from rewards.catalogue import (
     AGGREGATIONS,
+    BASELINES,
     DIVERGENCES,
     IMPORTANCE_WEIGHTS,
     NORMALISERS,
     OBJECTIVES,
+    SURROGATES,
+    TOKEN_MASKS,
     TOKEN_REWARDS,
+    TOKEN_WEIGHTS,
     lookup,
     validate,
 )
 from rewards.outcome import grade_batch
 from rewards.parameters import Parameter, Params, Rule, check_name
 from rewards.registry import Entry, Needs, NormaliserEntry
-from rewards.teacher import TeacherLogits, TeacherTopK
+from rewards.schedules import scheduled_beta
+from rewards.teacher import Teacher, TeacherLogits, TeacherTopK
 
 if TYPE_CHECKING:
+    from rewards.advantages import group_advantage, mix_outcome
     from rewards.aggregation import aggregate, window_counts
     from rewards.finite import FiniteReward, drop_non_finite
+    from rewards.masks import top_fraction_threshold
+    from rewards.monte_carlo import multi_sample_loss
+    from rewards.returns import return_to_go
 
 MODULE_OF_TENSOR_FUNCTION = {
     "aggregate": "rewards.aggregation",
     "window_counts": "rewards.aggregation",
     "FiniteReward": "rewards.finite",
     "drop_non_finite": "rewards.finite",
+    "group_advantage": "rewards.advantages",
+    "mix_outcome": "rewards.advantages",
+    "multi_sample_loss": "rewards.monte_carlo",
+    "return_to_go": "rewards.returns",
+    "top_fraction_threshold": "rewards.masks",
 }
 
 __all__ = [
     "AGGREGATIONS",
+    "BASELINES",
     "DIVERGENCES",
     "IMPORTANCE_WEIGHTS",
     "NORMALISERS",
     "OBJECTIVES",
+    "SURROGATES",
+    "TOKEN_MASKS",
     "TOKEN_REWARDS",
+    "TOKEN_WEIGHTS",
     "Entry",
     "FiniteReward",
     "Needs",
@@ -56,6 +81,7 @@ __all__ = [
     "Parameter",
     "Params",
     "Rule",
+    "Teacher",
     "TeacherLogits",
     "TeacherTopK",
     "aggregate",
@@ -63,8 +89,14 @@ __all__ = [
     "check_name",
     "drop_non_finite",
     "grade_batch",
+    "group_advantage",
     "lookup",
+    "mix_outcome",
+    "multi_sample_loss",
     "pass_at_k",
+    "return_to_go",
+    "scheduled_beta",
+    "top_fraction_threshold",
     "validate",
     "window_counts",
 ]

@@ -27,7 +27,8 @@ def drop_non_finite(
     """Keep the unmasked tokens whose reward, log-prob and `others_BT` are finite; the reward is 0 elsewhere.
 
     `logp_BT` is the log-prob that the loss multiplies with the reward: its gradient at -inf is not finite
-    even where the reward is. A teacher log-prob of -inf is no reason to drop a token with a bounded reward.
+    even where the reward is. A teacher log-prob of -inf is no reason to drop a token with a bounded reward; pass
+    it among `others_BT` where the objective needs it finite (`Entry.needs_finite_teacher`).
     Select the log-prob by `keep_BT` too before it is multiplied, or the backward pass meets 0 * inf.
 
     >>> kept = drop_non_finite(reward_BT, logp_BT, response_mask_BT)

@@ -9,19 +9,40 @@ import torch
 from torch import Tensor
 
 
-def masked_log_probs(logp_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
+def masked_log_probs(logp_BT: Tensor, response_mask_BT: Tensor, *, floor: float | None = None) -> Tensor:
     """Return detached log-probs of at most 0, in float32 (float64 if they come so), and 0 outside the mask.
+
+    With `floor`, lower ones are raised to it: also -inf.
+    """
+    return selected_log_probs(logp_BT.detach(), response_mask_BT).clamp(min=floor, max=0.0)
+
+
+def selected_log_probs(logp_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
+    """Return the same with the gradient of `logp_BT`, which stays clean of what the masked slots hold.
 
     Selecting comes before any arithmetic because NaN * 0 is NaN. Engines may return log-probs a little above
     0, which would break the bounds of bounded rewards.
     """
-    selected_BT = torch.where(response_mask_BT.bool(), logp_BT.detach(), 0.0)
-    return at_least_float32(selected_BT).clamp(max=0.0)
+    return at_least_float32(torch.where(response_mask_BT.bool(), logp_BT, 0.0)).clamp(max=0.0)
 
 
 def log_difference(left_BT: Tensor, right_BT: Tensor) -> Tensor:
-    """Return left - right, and 0 where both are equal: also where both are -inf, whose difference is NaN."""
-    return torch.where(left_BT == right_BT, 0.0, left_BT - right_BT)
+    """Return left - right, and 0 where both are -inf, whose difference is NaN."""
+    is_same_infinity_BT = (left_BT == right_BT) & left_BT.isinf()
+    return torch.where(is_same_infinity_BT, 0.0, left_BT - right_BT)
+
+
+def zero_where_infinite(reward_BT: Tensor, *logp_BT: Tensor) -> Tensor:
+    """Return the reward, and 0 where one of the log-probs that it comes from is infinite; NaN stays NaN.
+
+    An unbounded reward has no value there: the caller masks and counts such tokens (`drop_non_finite`).
+    """
+    is_infinite_BT = torch.zeros_like(reward_BT, dtype=torch.bool)
+    is_nan_BT = torch.zeros_like(is_infinite_BT)
+    for values_BT in logp_BT:
+        is_infinite_BT = is_infinite_BT | values_BT.isinf()
+        is_nan_BT = is_nan_BT | values_BT.isnan()
+    return torch.where(is_infinite_BT & ~is_nan_BT, 0.0, reward_BT)
 
 
 def at_least_float32(values: Tensor) -> Tensor:

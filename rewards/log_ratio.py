@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rewards.log_probs import log_difference, masked_log_probs
+from rewards.log_probs import log_difference, masked_log_probs, zero_where_infinite
 
 
 def log_ratio(
@@ -21,16 +21,13 @@ def log_ratio(
 ) -> Tensor:
     """Return `teacher_logp - student_logp`, the single-sample estimate of minus the reverse KL.
 
-    Without a floor, a log-prob of -inf gives an infinite reward, and NaN stays NaN: pass the result through
-    `drop_non_finite`, which masks and counts such tokens. With `logprob_floor` both log-probs are raised to
-    it first.
+    Without a floor, a token with a log-prob of -inf has no reward: it is 0 here, and the caller masks and
+    counts it (`Entry.needs_finite_teacher`, `drop_non_finite`). With `logprob_floor` both log-probs are raised
+    to it first. NaN stays NaN.
     """
-    teacher_BT = masked_log_probs(teacher_logp_BT, response_mask_BT)
-    student_BT = masked_log_probs(student_logp_BT, response_mask_BT)
-    if logprob_floor is not None:
-        teacher_BT = teacher_BT.clamp(min=logprob_floor)
-        student_BT = student_BT.clamp(min=logprob_floor)
-    return log_difference(teacher_BT, student_BT)
+    teacher_BT = masked_log_probs(teacher_logp_BT, response_mask_BT, floor=logprob_floor)
+    student_BT = masked_log_probs(student_logp_BT, response_mask_BT, floor=logprob_floor)
+    return zero_where_infinite(log_difference(teacher_BT, student_BT), teacher_BT, student_BT)
 
 
 def log_clip(
@@ -42,7 +39,7 @@ def log_clip(
     high: float = 1.0,
 ) -> Tensor:
     """Return the log-ratio clipped to [low, high]; a teacher log-prob of -inf gives `low`."""
-    clipped_BT = log_ratio(teacher_logp_BT, student_logp_BT, response_mask_BT).clamp(min=low, max=high)
+    clipped_BT = extended_log_ratio(teacher_logp_BT, student_logp_BT, response_mask_BT).clamp(min=low, max=high)
     return torch.where(response_mask_BT.bool(), clipped_BT, 0.0)
 
 
@@ -54,4 +51,12 @@ def log_tanh(
     temperature: float = 5.0,
 ) -> Tensor:
     """Return `tanh(log-ratio / temperature)`, in [-1, 1]; it is not multiplied back by the temperature."""
-    return torch.tanh(log_ratio(teacher_logp_BT, student_logp_BT, response_mask_BT) / temperature)
+    return torch.tanh(extended_log_ratio(teacher_logp_BT, student_logp_BT, response_mask_BT) / temperature)
+
+
+def extended_log_ratio(teacher_logp_BT: Tensor, student_logp_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
+    """Return the log-ratio with its infinities, for objectives that have a finite limit there."""
+    return log_difference(
+        masked_log_probs(teacher_logp_BT, response_mask_BT),
+        masked_log_probs(student_logp_BT, response_mask_BT),
+    )

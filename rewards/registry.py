@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from rewards.parameters import Parameter, Params, Rule, check_params
 
@@ -34,8 +34,13 @@ class Needs:
     """True: log-probs of a frozen reference model."""
     behaviour: bool = False
     """True: log-probs recorded at sampling time."""
+    proximal: bool = False
+    """True: log-probs that the learner computes once at the start of the window."""
     outcome: bool = False
     """True: a graded outcome per response."""
+    finite_teacher: bool = False
+    """True: at a teacher log-prob of -inf there is no reward, only a stand-in of 0. The caller masks and counts
+    such tokens: `drop_non_finite(reward_BT, logp_BT, response_mask_BT, teacher_logp_BT)`."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,8 @@ class Entry:
     """Further keyword inputs that are not configured: tensors such as `reference_logp_BT`, or the `step`."""
     refine_needs: Callable[[Params, Needs], Needs] | None = None
     """Set where a parameter changes what is needed, such as the direction of a divergence."""
+    token_mask: str | None = None
+    """The entry of TOKEN_MASKS that belongs to this reward and takes the same parameters."""
 
     def __call__(self, *inputs: Any, **keywords: Any) -> Tensor:
         extras = {name: keywords.pop(name) for name in self.extras if name in keywords}
@@ -70,6 +77,13 @@ class Entry:
     def needs_with(self, params: Params) -> Needs:
         """Return what this entry needs when it is run with these validated parameters."""
         return self.needs if self.refine_needs is None else self.refine_needs(params, self.needs)
+
+    def needs_finite_teacher(self, params: Mapping[str, object]) -> bool:
+        """Return whether a token with a teacher log-prob of -inf has no reward with these parameters.
+
+        Such a token is to be masked and counted: `drop_non_finite(reward_BT, logp_BT, mask_BT, teacher_logp_BT)`.
+        """
+        return self.needs_with(self.validate(params, field=self.name)).finite_teacher
 
     @cached_property
     def function(self) -> Callable[..., Tensor]:
@@ -130,3 +144,11 @@ def load(source: str) -> Callable[..., Tensor]:
     """Import "module:function"."""
     module, function = source.split(":")
     return getattr(import_module(module), function)
+
+
+AnyEntry = TypeVar("AnyEntry", Entry, NormaliserEntry)
+
+
+def by_name(*entries: AnyEntry) -> dict[str, AnyEntry]:
+    """Return the entries as a registry, each under its own name."""
+    return {entry.name: entry for entry in entries}

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -23,8 +24,12 @@ def row(*values: float) -> Tensor:
     return torch.tensor([values], dtype=torch.float64)
 
 
-def reward(name: str, teacher: Tensor, student: Tensor, **params: object) -> Tensor:
-    return TOKEN_REWARDS[name](teacher, student, torch.ones_like(teacher, dtype=torch.bool), **params)
+def reward(name: str, teacher: Tensor, student: Tensor, mask: Tensor | None = None, **params: object) -> Tensor:
+    """Return the reward, with the student as the reference model where the objective has one."""
+    if mask is None:
+        mask = torch.ones_like(teacher, dtype=torch.bool)
+    extras = {"reference_logp_BT": student} if TOKEN_REWARDS[name].needs.reference else {}
+    return TOKEN_REWARDS[name](teacher, student, mask, **extras, **params)
 
 
 def test_power_is_the_difference_of_powers_of_the_probabilities() -> None:
@@ -76,11 +81,24 @@ def test_power_keeps_its_digits_in_float32(teacher: float, student: float, alpha
     )
 
 
-@pytest.mark.parametrize("name", TOKEN_REWARDS)
+@pytest.mark.parametrize("name", [name for name in TOKEN_REWARDS if name != "opd_plus"])
 @unhurried
 @given(log_prob_or_zero_probability)
 def test_a_teacher_that_agrees_with_the_student_gives_reward_zero(name: str, logp: float) -> None:
-    assert reward(name, row(logp), row(logp)).item() == 0.0
+    params: dict[str, Any] = {"beta": 0.0} if name.startswith("veto") else {}
+    assert reward(name, row(logp), row(logp), **params).item() == 0.0
+
+
+@pytest.mark.parametrize("divergence", ["fkl", "rkl", "jsd"])
+@pytest.mark.parametrize("naive", [False, True])
+@unhurried
+@given(log_prob)
+def test_opd_plus_gives_a_constant_where_teacher_and_student_agree(
+    divergence: str, naive: bool, logp: float
+) -> None:
+    constant = {"fkl": 1.0, "rkl": -1.0, "jsd": 0.0}[divergence] * (not naive)
+    value = reward("opd_plus", row(logp), row(logp), divergence=divergence, naive=naive)
+    assert value.item() == pytest.approx(constant, abs=1e-15)
 
 
 @unhurried
@@ -117,7 +135,7 @@ def test_the_reward_carries_no_gradient(name: str) -> None:
 def test_masked_slots_give_exactly_zero_and_change_nothing(name: str, garbage: float) -> None:
     mask = torch.tensor([[True, False, True, False]])
     teacher, student = row(-0.5, garbage, -2.0, -1.0), row(-1.0, -1.0, -0.1, garbage)
-    value = TOKEN_REWARDS[name](teacher, student, mask)
+    value = reward(name, teacher, student, mask)
     assert value[~mask].tolist() == [0.0, 0.0]
     torch.testing.assert_close(value[mask], reward(name, teacher[mask], student[mask]))
 
@@ -133,10 +151,45 @@ def test_half_precision_log_probs_give_a_float32_reward(name: str) -> None:
     assert reward(name, row(-0.5).bfloat16(), row(-1.0).bfloat16()).dtype == torch.float32
 
 
-def test_log_ratio_without_a_floor_is_infinite_where_the_teacher_rules_the_token_out() -> None:
-    teacher, student = row(-INF, -0.5), row(-0.5, -1.0)
-    assert reward("log_ratio", teacher, student).tolist() == [[-INF, 0.5]]
-    assert reward("log_ratio", teacher, student, logprob_floor=-100.0).tolist() == [[-99.5, 0.5]]
+def test_log_ratio_without_a_floor_is_zero_where_it_would_be_infinite_and_nan_stays() -> None:
+    teacher, student = row(-INF, -0.5, -INF, -INF, NAN, -0.5), row(-0.5, -1.0, -INF, NAN, -INF, -INF)
+    assert reward("log_ratio", teacher, student)[0, [0, 1, 2, 5]].tolist() == [0.0, 0.5, 0.0, 0.0]
+    assert reward("log_ratio", teacher, student)[0, 3:5].isnan().all()
+    assert reward("log_ratio", teacher, student, logprob_floor=-100.0)[0, :2].tolist() == [-99.5, 0.5]
+
+
+@pytest.mark.parametrize("name", TOKEN_REWARDS)
+def test_a_reward_is_finite_or_nan_at_every_log_prob(name: str) -> None:
+    values = [-INF, -700.0, -0.5, 0.0]
+    teacher = row(*[value for value in values for _ in values])
+    student = row(*[value for _ in values for value in values])
+    assert reward(name, teacher, student).isfinite().all()
+    assert reward(name, row(NAN, -0.5), row(-0.5, NAN)).isnan().all()
+
+
+@pytest.mark.parametrize("divergence", ["fkl", "rkl", "jsd"])
+@pytest.mark.parametrize("naive", [False, True])
+def test_opd_plus_is_finite_at_a_log_prob_of_minus_infinity(divergence: str, naive: bool) -> None:
+    teacher, student = row(-INF, -0.5, -INF), row(-0.5, -INF, -INF)
+    assert reward("opd_plus", teacher, student, divergence=divergence, naive=naive).isfinite().all()
+    assert reward("opd_plus", row(NAN), row(-INF), divergence=divergence, naive=naive).isnan().all()
+    bounded = reward("opd_plus", teacher, student, divergence=divergence, naive=naive, log_ratio_bound=6.0)
+    at_bound = reward("opd_plus", row(-6.0, 0.0), row(0.0, -6.0), divergence=divergence, naive=naive)
+    torch.testing.assert_close(bounded[:, :2], at_bound)
+
+
+def test_the_jsd_reward_of_a_token_far_below_the_teacher_stays_finite_in_float32() -> None:
+    value = reward("opd_plus", row(0.0).float(), row(-400.0).float())
+    assert value.item() == pytest.approx(0.5 * (400.0 - math.log(2.0)))
+
+
+@pytest.mark.parametrize("name", TOKEN_REWARDS)
+def test_without_a_need_of_a_finite_teacher_the_reward_tends_to_its_value_at_zero_probability(name: str) -> None:
+    entry = TOKEN_REWARDS[name]
+    if entry.needs_finite_teacher({}):
+        assert reward(name, row(-INF), row(-0.5)).item() == 0.0
+    else:
+        torch.testing.assert_close(reward(name, row(-INF), row(-0.5)), reward(name, row(-700.0), row(-0.5)))
 
 
 def test_tokens_without_a_finite_reward_or_log_prob_are_dropped_and_counted() -> None:
@@ -146,7 +199,9 @@ def test_tokens_without_a_finite_reward_or_log_prob_are_dropped_and_counted() ->
         ("log_ratio", [False, True, False, False, False]),
         ("power", [True, True, False, False, False]),
     ):
-        kept = drop_non_finite(TOKEN_REWARDS[name](teacher, student, mask), student, mask)
+        entry = TOKEN_REWARDS[name]
+        others = (teacher,) if entry.needs_finite_teacher({}) else ()
+        kept = drop_non_finite(entry(teacher, student, mask), student, mask, *others)
         assert kept.keep_BT.tolist() == [keep]
         assert kept.num_dropped.item() == 4 - sum(keep)
         assert kept.reward_BT[~kept.keep_BT].abs().sum() == 0.0
@@ -156,8 +211,8 @@ def test_tokens_without_a_finite_reward_or_log_prob_are_dropped_and_counted() ->
 def test_dropped_tokens_leave_the_gradient_of_the_others_unchanged() -> None:
     student = row(-INF, -1.0, -0.7).requires_grad_()
     mask = torch.ones(1, 3, dtype=torch.bool)
-    value = TOKEN_REWARDS["log_ratio"](row(-0.5, -0.5, -INF), student, mask)
-    kept = drop_non_finite(value, student, mask)
+    teacher = row(-0.5, -0.5, -INF)
+    kept = drop_non_finite(TOKEN_REWARDS["log_ratio"](teacher, student, mask), student, mask, teacher)
     (-kept.reward_BT * torch.where(kept.keep_BT, student, 0.0)).sum().backward()
     assert student.grad is not None
     torch.testing.assert_close(student.grad, row(0.0, -0.5, 0.0))

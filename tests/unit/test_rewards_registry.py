@@ -10,10 +10,15 @@ from pathlib import Path
 import pytest
 
 from rewards import (
+    BASELINES,
     DIVERGENCES,
     IMPORTANCE_WEIGHTS,
     NORMALISERS,
+    OBJECTIVES,
+    SURROGATES,
+    TOKEN_MASKS,
     TOKEN_REWARDS,
+    TOKEN_WEIGHTS,
     Entry,
     Needs,
     Parameter,
@@ -26,6 +31,16 @@ from rewards.catalogue import Kind
 from rewards.parameters import Params
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+ALL_REGISTRIES = [
+    TOKEN_REWARDS,
+    DIVERGENCES,
+    BASELINES,
+    NORMALISERS,
+    TOKEN_MASKS,
+    TOKEN_WEIGHTS,
+    IMPORTANCE_WEIGHTS,
+    SURROGATES,
+]
 
 
 def test_defaults_are_filled_in() -> None:
@@ -68,6 +83,34 @@ REFUSED: list[tuple[Kind, str, dict[str, object], str]] = [
     ("importance", "truncated", {"high": math.inf}, "importance.high must be > 0, got inf"),
     ("importance", "none", {"high": 2}, "importance.high is unknown: none takes no parameters"),
     ("objective", "powr", {}, "got 'powr' (nearest: power)"),
+    ("objective", "power_full", {"alpha": 0}, "objective.alpha must be > 0 and <= 1000, got 0"),
+    ("objective", "jsd", {"beta": 1.1}, "objective.beta must be >= 0 and <= 1, got 1.1"),
+    ("objective", "jsd", {"beta": -0.1}, "objective.beta must be >= 0 and <= 1, got -0.1"),
+    ("objective", "jsd", {"temperature": 0}, "objective.temperature must be > 0, got 0"),
+    ("objective", "lsm", {"k": 1}, "objective.k must be an integer >= 2, got 1"),
+    ("objective", "lsm", {"tail": "rest"}, "objective.tail must be one of none, bucket, got 'rest'"),
+    ("objective", "lsm", {"support": "all"}, "objective.support must be one of teacher, teacher+sampled, student"),
+    ("objective", "veto", {"beta_start": 1.6}, "objective.beta_start must be >= 0 and <= 1.5, got 1.6"),
+    ("objective", "veto", {"beta": -0.1}, "objective.beta must be >= 0 and <= 1.5, or none, got -0.1"),
+    (
+        "objective",
+        "veto",
+        {"beta_start": 1.0, "schedule": "constant"},
+        "objective.beta_start must be < 1 with schedule constant, got beta = None, beta_start = 1.0",
+    ),
+    (
+        "objective",
+        "veto_reverse",
+        {"beta": 1.2, "schedule": "constant"},
+        "objective.beta_start must be < 1 with schedule constant, got beta = 1.2",
+    ),
+    ("objective", "reopold", {"lambda_": 0}, "objective.lambda_ must be > 0 and < 1, got 0"),
+    ("objective", "reopold", {"lambda_": 1}, "objective.lambda_ must be > 0 and < 1, got 1"),
+    ("objective", "reopold", {"entropy_top": 0}, "objective.entropy_top must be > 0 and <= 1, got 0"),
+    ("objective", "reopold", {"lambda": 0.3}, "objective.lambda is unknown: reopold takes lambda_, entropy_top"),
+    ("surrogate", "ppo", {"eps": 0}, "surrogate.eps must be > 0 and < 1, got 0"),
+    ("importance", "icepop", {"low": 2, "high": 0.5}, "importance.low must be < high, got low = 2.0"),
+    ("token_mask", "tip", {"keep": 0}, "token_mask.keep must be > 0 and <= 1, got 0"),
     ("normaliser", "z_score", {}, "normaliser.name must be one of none, sign_max_abs, zscore, got 'z_score'"),
 ]
 
@@ -104,9 +147,9 @@ def test_needs_say_what_the_system_has_to_provide() -> None:
     assert TOKEN_REWARDS["power"].needs == Needs(form="pg", teacher=("token",), student=("token",))
     assert IMPORTANCE_WEIGHTS["truncated"].needs.behaviour
     assert not IMPORTANCE_WEIGHTS["none"].needs.behaviour
-    assert [name for name, entry in TOKEN_REWARDS.items() if not entry.is_bounded] == ["log_ratio"]
+    assert [name for name, entry in TOKEN_REWARDS.items() if entry.is_bounded] == ["log_clip", "log_tanh", "power"]
     assert [name for name, entry in NORMALISERS.items() if not entry.uses_window_statistics] == ["none"]
-    assert DIVERGENCES == {}
+    assert all("direct" in entry.needs.form for entry in DIVERGENCES.values())
 
 
 def test_needs_may_depend_on_a_parameter() -> None:
@@ -125,6 +168,49 @@ def test_needs_may_depend_on_a_parameter() -> None:
     assert entry.needs_with(entry.validate({"direction": "reverse"}, field="objective")).form == "pg"
 
 
+def needs_of(name: str, **params: object) -> Needs:
+    return OBJECTIVES[name].needs_with(validate("objective", name, params))
+
+
+def test_the_direction_of_veto_decides_between_distributions_and_sampled_tokens() -> None:
+    assert needs_of("veto").form == "direct"
+    assert needs_of("veto").teacher == ("full",)
+    assert needs_of("veto", direction="reverse") == Needs(form="pg", teacher=("token",), finite_teacher=True)
+    assert needs_of("veto_full", direction="reverse").form == "direct"
+    reverse = validate("objective", "veto", {"direction": "reverse"})
+    assert TOKEN_REWARDS["veto"].validate(reverse, field="objective") == reverse
+
+
+def test_the_support_of_lsm_decides_what_a_teacher_is_asked_for() -> None:
+    assert needs_of("lsm").teacher == ("topk",)
+    assert needs_of("lsm", support="teacher+sampled").teacher == ("topk", "token")
+    assert needs_of("lsm", support="student").teacher == ("ids_query",)
+    assert needs_of("lsm", support="union").teacher == ("full",)
+
+
+@pytest.mark.parametrize("name", ["eopd", "aopd"])
+def test_both_parts_of_a_combined_objective_declare_the_same(name: str) -> None:
+    reward, divergence = TOKEN_REWARDS[name], DIVERGENCES[name]
+    assert reward.needs == divergence.needs
+    assert reward.needs.form == "pg+direct"
+    assert reward.parameters == divergence.parameters
+
+
+def test_a_token_mask_takes_the_parameters_of_its_reward() -> None:
+    for entry in TOKEN_REWARDS.values():
+        if entry.token_mask is not None:
+            assert TOKEN_MASKS[entry.token_mask].parameters == entry.parameters
+
+
+def test_a_floor_or_a_bound_lifts_the_need_of_a_finite_teacher() -> None:
+    assert needs_of("log_ratio").finite_teacher
+    assert not needs_of("log_ratio", logprob_floor=-100).finite_teacher
+    assert needs_of("opd_plus", divergence="rkl").finite_teacher
+    assert not needs_of("opd_plus", divergence="rkl", log_ratio_bound=6).finite_teacher
+    assert needs_of("aopd", tau=-1).finite_teacher
+    assert not any(needs_of(name).finite_teacher for name in ("power", "log_clip", "reopold", "aopd"))
+
+
 def test_extra_inputs_reach_the_function_beside_the_parameters() -> None:
     entry = Entry(
         "with_reference",
@@ -140,14 +226,20 @@ def test_extra_inputs_reach_the_function_beside_the_parameters() -> None:
     }
 
 
-@pytest.mark.parametrize("registry", [TOKEN_REWARDS, NORMALISERS, IMPORTANCE_WEIGHTS])
+@pytest.mark.parametrize("registry", ALL_REGISTRIES)
 def test_every_entry_is_documented_pickles_and_carries_its_own_name(registry: dict[str, Entry]) -> None:
     for name, entry in registry.items():
         assert entry.name == name
         assert entry.doc
         assert all(parameter.doc for parameter in entry.parameters)
         assert pickle.loads(pickle.dumps(entry)) == entry
+
+
+def test_a_name_is_looked_up_in_the_registry_of_its_kind() -> None:
     assert lookup("objective", "power") is TOKEN_REWARDS["power"]
+    assert lookup("objective", "lsm") is DIVERGENCES["lsm"]
+    assert lookup("baseline", "power") is BASELINES["power"]
+    assert lookup("surrogate", "ppo") is SURROGATES["ppo"]
 
 
 def test_a_teacher_payload_holds_what_it_is_given() -> None:

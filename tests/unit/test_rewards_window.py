@@ -87,11 +87,18 @@ def test_a_normaliser_undoes_the_scale_of_the_reward(name: str) -> None:
     torch.testing.assert_close(normaliser(100 * reward, all_kept(reward)), normaliser(reward, all_kept(reward)))
 
 
+def weight(name: str, logp: Tensor, behaviour_logp: Tensor, mask: Tensor) -> Tensor:
+    """Return the importance weight, with the current policy as the proximal one."""
+    entry = IMPORTANCE_WEIGHTS[name]
+    extras = {"proximal_logp_BT": logp} if entry.needs.proximal else {}
+    return entry(logp, behaviour_logp, mask, **extras)
+
+
 @pytest.mark.parametrize("name", IMPORTANCE_WEIGHTS)
 @unhurried
-@given(st.floats(-80, 0) | st.just(-INF))
-def test_the_importance_weight_is_one_where_both_policies_agree(name: str, logp: float) -> None:
-    assert IMPORTANCE_WEIGHTS[name](row(logp), row(logp), all_kept(row(logp))).item() == 1.0
+@given(st.lists(st.floats(-80, 0) | st.just(-INF), min_size=1, max_size=4))
+def test_the_importance_weight_is_one_where_both_policies_agree(name: str, logp: list[float]) -> None:
+    assert weight(name, row(*logp), row(*logp), all_kept(row(*logp))).tolist() == [[1.0] * len(logp)]
 
 
 def test_the_truncated_weight_is_the_clipped_importance_ratio() -> None:
@@ -110,9 +117,9 @@ def test_the_log_ratio_of_a_weight_is_clamped_before_exp() -> None:
 def test_an_importance_weight_is_detached_and_zero_outside_the_mask(name: str) -> None:
     mask = torch.tensor([[True, False, False]])
     logp = row(-1.0, NAN, -1.0).requires_grad_()
-    weight = IMPORTANCE_WEIGHTS[name](logp, row(-1.0, -1.0, NAN), mask)
-    assert not weight.requires_grad
-    assert weight.tolist() == [[1.0, 0.0, 0.0]]
+    value = weight(name, logp, row(-1.0, -1.0, NAN), mask)
+    assert not value.requires_grad
+    assert value.tolist() == [[1.0, 0.0, 0.0]]
 
 
 LOSS = torch.tensor([[1.0, 2.0, 3.0], [5.0, NAN, NAN], [NAN, NAN, NAN]], dtype=torch.float64)
