@@ -88,6 +88,12 @@ def assert_trained_once(run_path: Path, *, steps: int, batch: int) -> None:
     assert slots == list(range(steps * batch))
 
 
+def batch_rows(run_path: Path, step: int) -> list[dict[str, Any]]:
+    """The rows that a step of a run with one rank was trained on."""
+    with pa.OSFile(str(run_path / "batches" / f"step_{step}_rank_0.arrow")) as file:
+        return pa.ipc.open_file(file).read_all().to_pylist()
+
+
 def plain_step(model: Any, optimizer: torch.optim.Optimizer, rows: list[dict[str, Any]], alpha: float) -> float:
     """One PowerOPD step, the plain way: full logits, one sequence at a time, one token mean."""
     num_tokens = sum(len(row["response_token_ids"]) for row in rows)
@@ -112,8 +118,7 @@ def test_a_synchronous_run_equals_a_plain_training_loop_on_the_same_rollouts(syn
     model = AutoModelForCausalLM.from_pretrained(EXAMPLE / "models" / "student", dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1.0, betas=(0.9, 0.95), eps=1e-8, weight_decay=0.0)
     for step in range(STEPS):
-        with pa.OSFile(str(synchronous / "batches" / f"step_{step}_rank_0.arrow")) as file:
-            rows = pa.ipc.open_file(file).read_all().to_pylist()
+        rows = batch_rows(synchronous, step)
         assert len(rows) == BATCH
         optimizer.param_groups[0]["lr"] = metrics[step]["lr"]
         assert plain_step(model, optimizer, rows, alpha=5.0) == pytest.approx(metrics[step]["loss"], rel=1e-5)
@@ -195,6 +200,22 @@ def test_an_asynchronous_run_with_two_workers_of_each_kind_keeps_its_bound_and_e
     assert AutoTokenizer.from_pretrained(path / "export").chat_template
     loaded = [row for row in read_rows(path / "events.jsonl") if row["event"] == "weights_loaded"]
     assert {row["worker"] for row in loaded} == {"rollout-0", "rollout-1"}
+
+
+def test_student_engine_teacher_engine_and_learner_agree_and_a_teacher_equal_to_the_student_gives_no_reward(
+    workspace: Path,
+) -> None:
+    settings = SYNCHRONOUS | {"max_steps": 1, "teacher.model_path": EXAMPLE / "models" / "student"}
+    assert run(command(workspace, "itself", **settings)).returncode == 0
+    rows = batch_rows(workspace / "itself", step=0)
+    for row in rows:
+        engine, teacher = torch.tensor(row["behaviour_log_probs"]), torch.tensor(row["teacher_log_probs"])
+        assert (engine - teacher).abs().max() < 1e-4
+        assert ((5 * teacher).exp() - (5 * engine).exp()).abs().max() < 1e-3
+    metrics = read_rows(workspace / "itself" / "metrics.jsonl")[0]
+    assert metrics["mismatch/max_lag0"] < 1e-4
+    assert abs(metrics["kl/reverse"]) < 1e-4
+    assert metrics["reward/abs_p95"] < 1e-3
 
 
 def test_eval_prints_the_accuracy_of_a_model_folder(workspace: Path) -> None:

@@ -1,0 +1,79 @@
+"""Peak memory and CPU time of the chunked log-prob head against the naive one, forward and backward.
+
+    .venv/bin/python benchmarks/log_prob_head.py --tokens 4096 --vocabulary 151936 --hidden 1024 --dtype bfloat16
+
+Each variant runs in a process of its own (peak resident memory never falls), alternating, `--runs` times. The
+naive head is `log_softmax(linear(hidden))` over [N, V] under autograd. Prints one JSON row with medians and ratios.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+VARIANTS = ("chunked", "naive")
+
+
+def measure(variant: str, tokens: int, vocabulary: int, hidden: int, dtype: str, threads: int) -> dict[str, float]:
+    """Run one forward and backward here; memory is what it adds to the process, in MiB."""
+    import torch
+
+    sys.path.insert(0, str(ROOT))
+    from learner.log_probs import sampled_log_probs
+
+    torch.set_num_threads(threads)
+    torch.manual_seed(0)
+    hidden_NH = torch.randn(tokens, hidden, dtype=getattr(torch, dtype)).requires_grad_()
+    weight_VH = (0.02 * torch.randn(vocabulary, hidden)).to(getattr(torch, dtype)).requires_grad_()
+    ids_N = torch.randint(vocabulary, (tokens,))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.process_time()
+    if variant == "chunked":
+        logp_N, _ = sampled_log_probs(hidden_NH, weight_VH, None, ids_N, chunk_tokens=256, vocab_size=vocabulary)
+    else:
+        logits_NV = torch.nn.functional.linear(hidden_NH, weight_VH).float()
+        logp_N = torch.log_softmax(logits_NV, -1).gather(-1, ids_N[:, None])[:, 0]
+    (-logp_N.mean()).backward()
+    cpu_s = time.process_time() - start
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return {"memory_mib": (peak - before) / 1024, "cpu_s": cpu_s}
+
+
+def main() -> None:
+    """Compare both variants, or measure one (`--variant`) for the parent process."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--vocabulary", type=int, default=151_936)
+    parser.add_argument("--hidden", type=int, default=1024)
+    parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--variant", choices=VARIANTS)
+    arguments = parser.parse_args()
+    size = vars(arguments)
+    runs, variant = size.pop("runs"), size.pop("variant")
+    if variant is not None:
+        print(json.dumps(measure(variant, **size)))
+        return
+    options = [f"--{key}={value}" for key, value in size.items()]
+    results: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
+    for _ in range(runs):
+        for name in VARIANTS:
+            line = [sys.executable, __file__, *options, "--variant", name]
+            done = subprocess.run(line, check=True, capture_output=True, text=True, timeout=1800)
+            results[name].append(json.loads(done.stdout))
+    row: dict[str, object] = {**size, "runs": runs}
+    for key in ("memory_mib", "cpu_s"):
+        medians = {name: statistics.median(result[key] for result in results[name]) for name in VARIANTS}
+        row |= {f"{name}_{key}": round(value, 2) for name, value in medians.items()}
+        row[f"{key}_ratio"] = round(medians["chunked"] / medians["naive"], 3)
+    print(json.dumps(row))
+
+
+if __name__ == "__main__":
+    main()
