@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/log_prob_head.py --tokens 4096 --vocabulary 151936 --hidden 1024 --dtype bfloat16
 
 Each variant runs in a process of its own (peak resident memory never falls), alternating, `--runs` times. The
-naive head is `log_softmax(linear(hidden))` over [N, V] under autograd. Prints one JSON row with medians and ratios.
+naive head is `log_softmax(linear(hidden))` over [N, V] under autograd. Prints one JSON row: medians and ratios.
 """
 
 import argparse
