@@ -50,6 +50,12 @@ class PackedBatch:
     is_truncated_B: Tensor
     has_stop_B: Tensor
 
+    @property
+    def relative_position(self) -> Tensor:
+        """Place of each of the T response tokens in its response, from 0 (first) to 1 (last)."""
+        last_T = (self.response_length_B[self.row_T] - 1).clamp(min=1)
+        return self.column_T / last_T
+
     def to(self, device: torch.device) -> Self:
         """Return the batch on a device."""
         return type(self)(**{field.name: getattr(self, field.name).to(device) for field in fields(self)})

@@ -34,6 +34,7 @@ class StepTokens:
         self.response_mask_T = torch.cat([batch.response_mask_T for batch in batches])
         self.was_sampled_T = torch.cat([batch.was_sampled_T for batch in batches])
         self.staleness_T = step - torch.cat([batch.weight_version_T for batch in batches])
+        self.position_T = torch.cat([batch.relative_position for batch in batches]).double()
         self.response_length_B = torch.cat([batch.response_length_B for batch in batches])
         self.is_truncated_B = torch.cat([batch.is_truncated_B for batch in batches])
         self.has_stop_B = torch.cat([batch.has_stop_B for batch in batches])

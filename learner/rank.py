@@ -26,6 +26,7 @@ from cluster.stop_tokens import StopTokens
 from cluster.weights import WeightManifest
 from learner import checkpoint
 from learner.collate import PackedBatch, collate, pack
+from learner.diagnostics import step_diagnostics
 from learner.export import export_student
 from learner.loss import Objective, WindowCounts
 from learner.metrics import StepTokens, step_metrics
@@ -137,11 +138,9 @@ class LearnerRank:
             losses.append(loss.detached())
         rate = learning_rate(self.config.learner, step=step, max_steps=self.config.max_steps)
         outcome = self.backend.step(learning_rate=rate)
-        metrics = step_metrics(
-            StepTokens(batches, losses, step=step),
-            importance_cap=self.objective.importance_cap,
-            ranks=self.ranks,
-        )
+        tokens = StepTokens(batches, losses, step=step)
+        metrics = step_metrics(tokens, importance_cap=self.objective.importance_cap, ranks=self.ranks)
+        metrics |= step_diagnostics(tokens, ranks=self.ranks)
         metrics |= {"lr": rate, "grad_norm": outcome.grad_norm}
         return StepResult(
             metrics=metrics,
