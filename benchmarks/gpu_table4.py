@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -55,9 +56,10 @@ SIZES = {
 
 def build(size: str, role: str, device: torch.device) -> Qwen3ForCausalLM:
     """Return a random bfloat16 model of one of the architectures."""
-    config = Qwen3Config(**SIZES[size]["shared"], **SIZES[size][role], tie_word_embeddings=True, use_cache=False)
+    settings: dict[str, Any] = {**SIZES[size]["shared"], **SIZES[size][role]}
+    config = Qwen3Config(**settings, tie_word_embeddings=True, use_cache=False, dtype=torch.bfloat16)
     with torch.device(device):
-        return Qwen3ForCausalLM(config).to(torch.bfloat16)
+        return Qwen3ForCausalLM._from_config(config)
 
 
 class Update:
