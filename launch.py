@@ -29,6 +29,7 @@ from cluster.config import RunConfig
 from cluster.placement import Demand, bundle, check_all_fit, check_some_node_fits, plan
 from cluster.run_folder import RunFolder
 from cluster.settings import describe_fields, load_config, to_yaml
+from learner.served import check_objective, signal_kind
 
 logger = logging.getLogger("launch")
 
@@ -62,6 +63,7 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     resume = arguments.resume == "yes" or (arguments.resume == "auto" and exists)
     folder = RunFolder.of(config, resume=resume)
     inputs = read_inputs(config)
+    signal_of(config, inputs)
     demands = plan(config)
     check_local_machine(config, demands)
     if arguments.dry_run:
@@ -116,17 +118,19 @@ def build_pools(config: RunConfig, inputs: Any, events: Any) -> dict[str, Any]:
     from cluster.pool import Pool, WorkerSpec
     from learner.rank import LearnerRank
 
+    signal = signal_of(config, inputs)
+
     def rollout(index: int) -> WorkerSpec:
         return WorkerSpec(RolloutWorker, (student_settings(config, inputs), open_engine))
 
     def teacher(index: int) -> WorkerSpec:
         stops = {"stop_mode": config.objective.stop_mode, "stops": inputs.stops}
-        return WorkerSpec(TeacherWorker, (teacher_settings(config, inputs), open_engine), stops)
+        return WorkerSpec(TeacherWorker, (teacher_settings(config, inputs, signal), open_engine), stops)
 
     def learner(index: int) -> WorkerSpec:
         settings = {"rank": index, "world_size": config.learner.num_workers, "stops": inputs.stops}
         golden = {"golden_token_ids": inputs.golden_token_ids, "vocab_size": inputs.num_head_rows}
-        return WorkerSpec(LearnerRank, (config,), settings | golden, is_async=False)
+        return WorkerSpec(LearnerRank, (config,), settings | golden | {"signal": signal}, is_async=False)
 
     build = {"rollout": rollout, "teacher": teacher, "learner": learner}
     return {d.role: Pool(d, build[d.role], config=config.cluster, events=events) for d in plan(config)}
@@ -240,51 +244,11 @@ def build_evaluation(config: RunConfig, inputs: Any) -> Any:
 # -- shared -----------------------------------------------------------------------------------------------
 
 
-def check_objective(config: RunConfig) -> RunConfig:
-    """Return the configuration with the objective's parameters complete; ValueError naming the field."""
-    objective, importance = config.objective, config.importance
-    parameters = rewards.validate("objective", objective.name, objective.parameters)
-    rewards.validate("normaliser", objective.normaliser, {}, field="objective.normaliser")
-    weights = rewards.validate("importance", importance.name, importance.parameters)
-    needs = rewards.OBJECTIVES[objective.name].needs_with(parameters)
-    check_is_served(config, needs)
-    if importance.name == "none" and config.max_staleness > 0 and needs.form != "direct":
-        raise ValueError(
-            f"importance.name must not be none with max_staleness {config.max_staleness}: stale tokens need a "
-            f"correction for {objective.name} (nearest valid: truncated, or max_staleness 0)"
-        )
-    if config.batch_size < config.learner.num_workers:
-        raise ValueError(
-            f"learner.num_workers must be <= batch_size ({config.batch_size}), got {config.learner.num_workers}"
-        )
-    return config.model_copy(
-        update={
-            "objective": objective.model_copy(update=parameters),
-            "importance": importance.model_copy(update=weights),
-        }
-    )
+def signal_of(config: RunConfig, inputs: Any) -> Any:
+    """What the teacher must return for the objective; ValueError if the models do not allow it."""
+    from actors.inputs import teacher_signal
 
-
-def check_is_served(config: RunConfig, needs: rewards.Needs) -> None:
-    """ValueError if the objective or the correction asks for something that no worker of a run provides."""
-    name, importance = config.objective.name, rewards.IMPORTANCE_WEIGHTS[config.importance.name]
-    entry = rewards.TOKEN_REWARDS.get(name)
-    is_served = (
-        entry is not None
-        and (needs.form, needs.teacher, needs.student) == ("pg", ("token",), ("token",))
-        and not (needs.reference or needs.outcome or entry.token_mask)
-        and {*entry.extras} <= {"step", "max_steps"}
-    )
-    if not is_served:
-        raise ValueError(
-            f"objective.name: {name} needs more than the teacher's log-prob of the sampled token, which is what "
-            f"teacher workers provide (nearest valid: power)"
-        )
-    if importance.needs.proximal:
-        raise ValueError(
-            f"importance.name: {importance.name} needs proximal log-probs, which the learner does not keep "
-            f"(nearest valid: truncated)"
-        )
+    return teacher_signal(config, inputs, kind=signal_kind(config), k=config.objective.parameters.get("k", 0))
 
 
 def check_local_machine(config: RunConfig, demands: Sequence[Demand]) -> None:

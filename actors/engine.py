@@ -10,6 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from cluster.config import EngineConfig
+from cluster.teacher_signal import SAMPLED, TeacherSignal
 from cluster.weights import WeightManifest
 
 
@@ -24,6 +25,8 @@ class EngineSettings:
     vocab_size: int  # ids the tokenizer knows; larger ids are never sampled
     stop_token_ids: tuple[int, ...]
     config: EngineConfig
+    signal: TeacherSignal = SAMPLED
+    """What `score` returns. An engine with the signal `full` has no output head: it cannot generate."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,20 @@ class Generation:
     finish_reason: str
 
 
+@dataclass(frozen=True, eq=False)
+class TokenScores:
+    """A teacher's signal on one sequence; entry i is about token i + 1 given tokens 0..i."""
+
+    log_probs: np.ndarray | None = None
+    """float32 [len - 1]; none with the signal `full`."""
+    topk_ids: np.ndarray | None = None
+    """int32 [len - 1, k], the likeliest first; only with the signal `topk`."""
+    topk_log_probs: np.ndarray | None = None
+    """float32 [len - 1, k]."""
+    hidden: np.ndarray | None = None
+    """uint8 [len - 1, bytes of a hidden state]; only with the signal `full`."""
+
+
 @dataclass(frozen=True)
 class LoadReport:
     """One completed and verified weight load, with its seconds by part."""
@@ -78,8 +95,8 @@ class Engine(Protocol):
         """Yield responses in finish order. Closing the iterator aborts what is unfinished."""
         ...
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Return, for each sequence, the log-prob of token i + 1 given tokens 0..i: float32 [len - 1]."""
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[TokenScores]:
+        """Return, for each sequence, what the engine's signal holds."""
         ...
 
     async def load_weights(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> LoadReport:

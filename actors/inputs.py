@@ -1,6 +1,7 @@
 """Everything a run reads, read and checked before anything starts: models, tokenizers, prompts, stop tokens."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
@@ -9,6 +10,7 @@ from actors.prompts import Prompt, check_prompt_lengths, read_problems, render_p
 from actors.tokenizers import (
     check_model_folder,
     check_same_vocabulary,
+    head_width,
     load_tokenizer,
     model_limits,
     num_known_ids,
@@ -16,6 +18,7 @@ from actors.tokenizers import (
 )
 from cluster.config import EngineConfig, ResourcesConfig, RunConfig
 from cluster.stop_tokens import StopTokens
+from cluster.teacher_signal import SAMPLED, TeacherSignal
 
 GOLDEN_TOKENS = 64
 """Length limit of the golden sequence that every weight load must reproduce."""
@@ -28,6 +31,7 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     stops: StopTokens
     num_head_rows: int  # of the student; may be padded beyond the tokenizer
+    num_shared_rows: int  # the smaller head's of student and teacher
     prompts: list[Prompt]
     evaluation_prompts: list[Prompt]  # empty without evaluation
 
@@ -46,7 +50,7 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
     teacher_tokenizer = load_tokenizer(config.teacher.model_path, "teacher.model_path")
     check_same_vocabulary(tokenizer, teacher_tokenizer)
     context, num_head_rows = model_limits(config.student.model_path, "student.model_path")
-    teacher_context, _ = model_limits(config.teacher.model_path, "teacher.model_path")
+    teacher_context, num_teacher_rows = model_limits(config.teacher.model_path, "teacher.model_path")
     context = min(config.rollout.engine.max_model_len or context, context)
     # A scored sequence needs one position more: the engine generates a token after it.
     context = min(context, min(config.teacher.engine.max_model_len or teacher_context, teacher_context) - 1)
@@ -70,6 +74,7 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
             config.student.model_path, config.teacher.model_path, student=tokenizer, teacher=teacher_tokenizer
         ),
         num_head_rows=num_head_rows,
+        num_shared_rows=min(num_head_rows, num_teacher_rows),
         prompts=prompts,
         evaluation_prompts=evaluation_prompts,
     )
@@ -103,10 +108,25 @@ def student_settings(config: RunConfig, inputs: Inputs) -> EngineSettings:
     return _settings(path, config.engine_dtype, config, rollout.engine, rollout.resources, inputs)
 
 
-def teacher_settings(config: RunConfig, inputs: Inputs) -> EngineSettings:
+def teacher_settings(config: RunConfig, inputs: Inputs, signal: TeacherSignal = SAMPLED) -> EngineSettings:
     """The engine of a teacher worker."""
     path, teacher = config.teacher.model_path, config.teacher
-    return _settings(path, config.teacher_dtype, config, teacher.engine, teacher.resources, inputs)
+    settings = _settings(path, config.teacher_dtype, config, teacher.engine, teacher.resources, inputs)
+    return replace(settings, signal=signal)
+
+
+def teacher_signal(
+    config: RunConfig, inputs: Inputs, *, kind: Literal["token", "topk", "full"], k: int
+) -> TeacherSignal:
+    """The signal of this kind with its sizes; ValueError if k or the teacher's head does not allow it."""
+    if kind == "topk":
+        if k > inputs.num_shared_rows:
+            raise ValueError(f"objective.k must be <= {inputs.num_shared_rows}, the vocabulary, got {k}")
+        return TeacherSignal("topk", k=k)
+    if kind == "full":
+        width = head_width(config.teacher.model_path, "teacher.model_path")
+        return TeacherSignal("full", hidden_size=width, dtype=config.teacher_dtype)
+    return SAMPLED
 
 
 def _settings(

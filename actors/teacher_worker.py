@@ -10,15 +10,20 @@ from contextlib import aclosing
 import numpy as np
 import pyarrow as pa
 
-from actors.engine import Engine, EngineSettings, Sampling
+from actors.engine import Engine, EngineSettings, Sampling, TokenScores
 from actors.rollout_worker import StreamItem, generate_slots
-from cluster.batches import LOG_PROBS, SCORED_SCHEMA, TOKENS, check_rollouts, check_scored
+from cluster.batches import HIDDEN, SCORES, TARGETS, TOP_K_FIELDS, check_rollouts, check_scored
 from cluster.notes import ScoreNote
 from cluster.stop_tokens import StopMode, StopTokens, stop_labels
+from cluster.teacher_signal import TeacherSignal
 
 
 class TeacherWorker:
-    """Adds the teacher's log-prob of every response token. Pure: a call may be repeated anywhere."""
+    """Adds the teacher's signal at every response token. Pure: a call may be repeated anywhere.
+
+    The signal is that of `settings`: the log-prob of the token, the teacher's likeliest tokens too, or the input
+    of its output head instead.
+    """
 
     def __init__(
         self,
@@ -56,17 +61,16 @@ class TeacherWorker:
             targets += [self._targets(ids) for ids in table.column("response_token_ids").to_pylist()]
         sequences = [prompt + target for prompt, target in zip(prompts, targets, strict=True)]
         scores = await self._engine.score(sequences)
-        log_probs = [s[len(s) - len(target) :] for s, target in zip(scores, targets, strict=True)]
         tables, first = [], 0
         for table in rollouts:
             rows = slice(first, first + table.num_rows)
-            tables.append(scored_table(table, targets[rows], log_probs[rows]))
+            tables.append(scored_table(table, targets[rows], scores[rows], self._settings.signal))
             first += table.num_rows
         note = ScoreNote(num_tokens=sum(map(len, sequences)), seconds=time.perf_counter() - start)
         return note, *tables
 
     async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[StreamItem]:
-        """Generate with the teacher itself, as a rollout worker does: for evaluating the teacher."""
+        """Generate with the teacher itself, as a rollout worker does; not with the signal `full`."""
         async with aclosing(generate_slots(self._engine, prompts, sampling)) as items:
             async for item in items:
                 yield item
@@ -80,8 +84,26 @@ class TeacherWorker:
             self._engine.shutdown()
 
 
-def scored_table(rollouts: pa.Table, targets: list[list[int]], log_probs: list[np.ndarray]) -> pa.Table:
-    """Add the teacher's columns to a rollout table."""
-    table = rollouts.append_column(SCORED_SCHEMA.field("teacher_target_ids"), pa.array(targets, TOKENS))
-    table = table.append_column(SCORED_SCHEMA.field("teacher_log_probs"), pa.array(log_probs, LOG_PROBS))
-    return check_scored(table)
+def scored_table(
+    rollouts: pa.Table, targets: list[list[int]], scores: list[TokenScores], signal: TeacherSignal
+) -> pa.Table:
+    """Add the teacher's columns to a rollout table; of the scores, those of the targets."""
+
+    def column(field: pa.Field, of: Callable[[TokenScores], np.ndarray | None]) -> pa.Array:
+        parts = []
+        for target, row in zip(targets, scores, strict=True):
+            values = of(row)
+            assert values is not None, f"the engine returned no {field.name}"
+            flat = values[len(values) - len(target) :].reshape(-1)
+            parts.append(flat.tobytes() if field is HIDDEN else flat)
+        return pa.array(parts, field.type)
+
+    table = rollouts.append_column(TARGETS, pa.array(targets, TARGETS.type))
+    if signal.kind == "full":
+        return check_scored(table.append_column(HIDDEN, column(HIDDEN, lambda row: row.hidden)), signal)
+    table = table.append_column(SCORES, column(SCORES, lambda row: row.log_probs))
+    if signal.kind == "topk":
+        ids, log_probs = TOP_K_FIELDS
+        table = table.append_column(ids, column(ids, lambda row: row.topk_ids))
+        table = table.append_column(log_probs, column(log_probs, lambda row: row.topk_log_probs))
+    return check_scored(table, signal)

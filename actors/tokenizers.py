@@ -76,6 +76,20 @@ def model_limits(path: str, field: str) -> tuple[int, int]:
     return int(text.max_position_embeddings), int(text.vocab_size)
 
 
+def head_width(path: str, field: str) -> int:
+    """Return the width of the hidden states before the output head; ValueError if it is no plain product.
+
+    The learner repeats the head of a frozen teacher as one product of hidden states and weight.
+    """
+    text: Any = AutoConfig.from_pretrained(path).get_text_config()
+    for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
+        if getattr(text, name, None) not in (None, 1, 1.0):
+            raise ValueError(
+                f"{field}: {path} scales or caps its logits ({name}), so it cannot serve this objective"
+            )
+    return int(text.hidden_size)
+
+
 def _stop_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
     ids: list[int] = []
     for source in (_generation_config(path), AutoConfig.from_pretrained(path), tokenizer):

@@ -10,6 +10,8 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cluster.teacher_signal import SAMPLED, TeacherSignal
+
 TOKENS = pa.list_(pa.int32())
 LOG_PROBS = pa.list_(pa.float32())
 
@@ -42,13 +44,24 @@ ROLLOUT_SCHEMA = pa.schema(
 )
 """A finished rollout: prompt, response, and the policy that sampled it."""
 
-TEACHER_FIELDS = [
-    pa.field("teacher_target_ids", TOKENS, nullable=False),  # scored ids: the response's, unless cross_eos
-    pa.field("teacher_log_probs", LOG_PROBS, nullable=False),  # one per response token
+TARGETS = pa.field("teacher_target_ids", TOKENS, nullable=False)  # scored: the response's, unless cross_eos
+SCORES = pa.field("teacher_log_probs", LOG_PROBS, nullable=False)  # one per response token
+TOP_K_FIELDS = [  # k per response token, end to end; the likeliest first
+    pa.field("teacher_topk_ids", TOKENS, nullable=False),
+    pa.field("teacher_topk_log_probs", LOG_PROBS, nullable=False),
 ]
+HIDDEN = pa.field("teacher_hidden", pa.binary(), nullable=False)  # [response tokens, hidden size] in C order
 
-SCORED_SCHEMA = pa.schema([*ROLLOUT_SCHEMA, *TEACHER_FIELDS])
+SCORED_SCHEMA = pa.schema([*ROLLOUT_SCHEMA, TARGETS, SCORES])
 """A rollout with the teacher's log-prob of every response token."""
+
+TOP_K_SCHEMA = pa.schema([*SCORED_SCHEMA, *TOP_K_FIELDS])
+"""The same, with the teacher's likeliest tokens at every position."""
+
+HIDDEN_SCHEMA = pa.schema([*ROLLOUT_SCHEMA, TARGETS, HIDDEN])
+"""A rollout with the input of the teacher's output head at every position; log-probs follow from it."""
+
+_SCHEMAS = {"token": SCORED_SCHEMA, "topk": TOP_K_SCHEMA, "full": HIDDEN_SCHEMA}
 
 FINISH_REASONS = ("stop", "length")
 
@@ -69,10 +82,21 @@ def check_rollouts(table: pa.Table) -> pa.Table:
     return table
 
 
-def check_scored(table: pa.Table) -> pa.Table:
-    """Return `table` if it is a scored batch; ValueError naming the column (and row) otherwise."""
-    _check_schema(table, SCORED_SCHEMA, "scored batch")
+def scored_schema(signal: TeacherSignal) -> pa.Schema:
+    """Return the schema of tables that are scored with this signal."""
+    return _SCHEMAS[signal.kind]
+
+
+def check_scored(table: pa.Table, signal: TeacherSignal = SAMPLED) -> pa.Table:
+    """Return `table` if it is scored with this signal; ValueError naming the column (and row) otherwise."""
+    _check_schema(table, scored_schema(signal), "scored batch")
     _check_rollout_rows(table, "scored batch")
+    wanted = _lengths(table, "response_token_ids")
+    if signal.kind == "topk":
+        for field in TOP_K_FIELDS:
+            _check_lengths(table, field.name, [signal.k * length for length in wanted], "scored batch")
+    if signal.kind == "full":
+        _check_lengths(table, HIDDEN.name, [signal.hidden_bytes * length for length in wanted], "scored batch")
     return table
 
 
@@ -80,7 +104,7 @@ def save_batch(tables: Sequence[pa.Table], path: Path) -> None:
     """Write scored tables as one Arrow file; no file for none."""
     if tables:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, SCORED_SCHEMA) as writer:
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, tables[0].schema) as writer:
             writer.write_table(pa.concat_tables(tables))
 
 
@@ -114,11 +138,8 @@ def _check_rollout_rows(table: pa.Table, kind: str) -> None:
     _check_not_empty(table, "response_token_ids", kind)
     wanted = _lengths(table, "response_token_ids")
     for name in _PER_RESPONSE_TOKEN:
-        if name not in table.column_names:
-            continue
-        for row, (length, want) in enumerate(zip(_lengths(table, name), wanted, strict=True)):
-            if length != want:
-                raise ValueError(f"{kind}: column {name} has length {length} in row {row}, expected {want}")
+        if name in table.column_names:
+            _check_lengths(table, name, wanted, kind)
     runs = table.column("weight_versions").to_pylist()
     for row, (versions, want) in enumerate(zip(runs, wanted, strict=True)):
         if sum(run["num_tokens"] for run in versions) != want:
@@ -130,5 +151,15 @@ def _check_rollout_rows(table: pa.Table, kind: str) -> None:
             )
 
 
+def _check_lengths(table: pa.Table, name: str, wanted: Sequence[int], kind: str) -> None:
+    for row, (length, want) in enumerate(zip(_lengths(table, name), wanted, strict=True)):
+        if length != want:
+            raise ValueError(f"{kind}: column {name} has length {length} in row {row}, expected {want}")
+
+
 def _lengths(table: pa.Table, name: str) -> list[int]:
-    return pc.list_value_length(table.column(name)).to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
+    """Return elements of lists, bytes of binary values."""
+    column = table.column(name)
+    if pa.types.is_binary(column.type):
+        return pc.binary_length(column).to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
+    return pc.list_value_length(column).to_pylist()  # pyright: ignore[reportAttributeAccessIssue]

@@ -168,7 +168,8 @@ class ObjectiveConfig(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     name: str = "power"
-    """Reward of each sampled token: power, log_ratio, log_clip, log_tanh."""
+    """Reward of each sampled token (power, log_ratio, log_clip, log_tanh, ...), or divergence of the two
+    distributions (reverse_kl, forward_kl, jsd, lsm, ...), which decides what the teacher sends."""
     normaliser: str = "none"
     """Normalisation of rewards over the window: none, zscore, sign_max_abs."""
     aggregate: Literal["window_token_mean", "seq_mean_token_mean", "seq_mean_token_sum"] = "window_token_mean"
@@ -189,7 +190,7 @@ class ImportanceConfig(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     name: str = "truncated"
-    """Weight of a token: none, or truncated (`min(exp(logp - behaviour_logp), high)`)."""
+    """Weight of a token: none, or truncated (`min(exp(logp - behaviour_logp), high)`). Divergences take none."""
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -221,7 +222,8 @@ class EvaluationConfig(Section):
     max_response_tokens: Positive | None = None
     """Response limit at evaluation; by default the rollout's."""
     teacher: bool = True
-    """Evaluate the teacher once before training."""
+    """Evaluate the teacher once before training; not with objectives on whole distributions (reverse_kl, ...),
+    for which its engines have no output head."""
 
     @model_validator(mode="after")
     def _k_within_samples(self) -> Self:

@@ -4,7 +4,8 @@ The hidden state at a token predicts the next one. A sequence with a prompt of P
 tokens therefore enters the model as its first P + T - 1 tokens (the last response token is only ever a target),
 and the hidden states at P - 1 .. P + T - 2 predict the response.
 
-Shapes: N packed tokens of a micro-batch, T its response tokens, B its sequences.
+Shapes: N packed tokens of a micro-batch, T its response tokens, B its sequences, K the teacher's likeliest
+tokens, H its hidden size.
 """
 
 from collections.abc import Sequence
@@ -17,8 +18,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from cluster.batches import check_scored
+from cluster.batches import HIDDEN, TOP_K_FIELDS, check_scored
 from cluster.stop_tokens import StopMode, StopTokens, stop_labels
+from cluster.teacher_signal import SAMPLED, TeacherSignal
+
+LARGE = (HIDDEN.name, *(field.name for field in TOP_K_FIELDS))
+"""Columns with more than one value per response token."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +41,12 @@ class PackedBatch:
     """The label under the student: the sampled token, unless the stop mode relabels it."""
     behaviour_logp_T: Tensor
     teacher_logp_T: Tensor
+    """NaN where the teacher sent hidden states, until `learner.teacher_head` has filled it in."""
+    teacher_topk_ids_TK: Tensor
+    """K is 0 unless the teacher sent its likeliest tokens."""
+    teacher_topk_logp_TK: Tensor
+    teacher_hidden_TH: Tensor
+    """H is 0 unless the teacher sent the input of its output head."""
     response_mask_T: Tensor
     """True on response tokens that count; False on a final stop token in stop mode `mask`."""
     was_sampled_T: Tensor
@@ -77,6 +88,9 @@ class ScoredSequence:
     target_ids: np.ndarray
     behaviour_logp: np.ndarray
     teacher_logp: np.ndarray
+    topk_ids: np.ndarray  # [T, K]
+    topk_logp: np.ndarray  # [T, K]
+    hidden: np.ndarray  # uint8 [T, bytes of a hidden state]
     weight_version: np.ndarray
     response_mask: np.ndarray
     is_truncated: bool
@@ -89,33 +103,60 @@ class ScoredSequence:
 
 
 def collate(
-    tables: Sequence[pa.Table], *, stop_mode: StopMode, stops: StopTokens, max_tokens: int
+    tables: Sequence[pa.Table],
+    *,
+    stop_mode: StopMode,
+    stops: StopTokens,
+    max_tokens: int,
+    signal: TeacherSignal = SAMPLED,
 ) -> list[PackedBatch]:
     """Return this rank's share of the window as micro-batches of at most `max_tokens` packed tokens.
 
     A longer sequence gets a micro-batch of its own. The result depends on the rows alone, not on their order
     or on how they are cut into tables, so that a repeated run is equal bit for bit.
     """
-    sequences = [row for table in tables for row in read_sequences(table, stop_mode=stop_mode, stops=stops)]
+    sequences = [
+        row for table in tables for row in read_sequences(table, stop_mode=stop_mode, stops=stops, signal=signal)
+    ]
     sequences.sort(key=lambda sequence: sequence.uid)
     for left, right in pairwise(sequences):
         if left.uid == right.uid:
             raise ValueError(f"scored batch: uid {left.uid} occurs twice in one step")
     groups = split_by_tokens([sequence.num_inputs for sequence in sequences], max_tokens=max_tokens)
-    return [pack([sequences[index] for index in group]) for group in groups]
+    return [pack([sequences[index] for index in group], signal=signal) for group in groups]
 
 
-def read_sequences(table: pa.Table, *, stop_mode: StopMode, stops: StopTokens) -> list[ScoredSequence]:
+def read_sequences(
+    table: pa.Table, *, stop_mode: StopMode, stops: StopTokens, signal: TeacherSignal = SAMPLED
+) -> list[ScoredSequence]:
     """Return the rows of a scored table, with the stop mode applied to labels and masks."""
-    columns = check_scored(table).to_pydict()
+    small = check_scored(table, signal).drop_columns([name for name in LARGE if name in table.column_names])
+    columns = small.to_pydict()
     return [
-        _read_row({name: values[row] for name, values in columns.items()}, stop_mode, stops)
+        _read_row(
+            {name: values[row] for name, values in columns.items()} | _read_large(table, row),
+            stop_mode,
+            stops,
+            signal,
+        )
         for row in range(table.num_rows)
     ]
 
 
-def _read_row(row: dict, stop_mode: StopMode, stops: StopTokens) -> ScoredSequence:
+def _read_large(table: pa.Table, row: int) -> dict[str, np.ndarray]:
+    """Columns with many values per token, read without a Python object for each."""
+    found = {}
+    for name in LARGE:
+        if name in table.column_names:
+            value = table.column(name)[row]
+            is_bytes = isinstance(value, pa.BinaryScalar)
+            found[name] = np.frombuffer(value.as_buffer(), np.uint8) if is_bytes else value.values.to_numpy()
+    return found
+
+
+def _read_row(row: dict, stop_mode: StopMode, stops: StopTokens, signal: TeacherSignal) -> ScoredSequence:
     response_ids = row["response_token_ids"]
+    num_tokens, nothing = len(response_ids), np.zeros(0, np.uint8)
     labels = stop_labels(response_ids, mode=stop_mode, stops=stops)
     if labels.teacher_token_ids != row["teacher_target_ids"]:
         raise ValueError(
@@ -131,7 +172,10 @@ def _read_row(row: dict, stop_mode: StopMode, stops: StopTokens) -> ScoredSequen
         response_ids=np.array(response_ids, dtype=np.int64),
         target_ids=np.array(labels.student_token_ids, dtype=np.int64),
         behaviour_logp=np.array(row["behaviour_log_probs"], dtype=np.float32),
-        teacher_logp=np.array(row["teacher_log_probs"], dtype=np.float32),
+        teacher_logp=np.array(row.get("teacher_log_probs", [np.nan] * num_tokens), dtype=np.float32),
+        topk_ids=row.get("teacher_topk_ids", nothing).reshape(num_tokens, signal.k),
+        topk_logp=row.get("teacher_topk_log_probs", nothing).reshape(num_tokens, signal.k),
+        hidden=row.get("teacher_hidden", nothing).reshape(num_tokens, signal.hidden_bytes),
         weight_version=np.repeat(
             np.array([run["version"] for run in runs], dtype=np.int64), [run["num_tokens"] for run in runs]
         ),
@@ -161,7 +205,7 @@ def split_by_tokens(lengths: Sequence[int], *, max_tokens: int) -> list[list[int
     return sorted(sorted(group) for group in groups)
 
 
-def pack(sequences: Sequence[ScoredSequence]) -> PackedBatch:
+def pack(sequences: Sequence[ScoredSequence], *, signal: TeacherSignal = SAMPLED) -> PackedBatch:
     """Lay sequences end to end; `pack([])` is the padding micro-batch.
 
     The padding micro-batch has one input token and no target. Its loss is 0 with zero gradients for every
@@ -181,6 +225,11 @@ def pack(sequences: Sequence[ScoredSequence]) -> PackedBatch:
         target_ids_T=_join([s.target_ids for s in sequences], torch.int64),
         behaviour_logp_T=_join([s.behaviour_logp for s in sequences], torch.float32),
         teacher_logp_T=_join([s.teacher_logp for s in sequences], torch.float32),
+        teacher_topk_ids_TK=_stack([s.topk_ids for s in sequences], np.int64, width=signal.k),
+        teacher_topk_logp_TK=_stack([s.topk_logp for s in sequences], np.float32, width=signal.k),
+        teacher_hidden_TH=_hidden(
+            _stack([s.hidden for s in sequences], np.uint8, width=signal.hidden_bytes), signal
+        ),
         response_mask_T=_join([s.response_mask for s in sequences], torch.bool),
         was_sampled_T=_join([s.target_ids == s.response_ids for s in sequences], torch.bool),
         weight_version_T=_join([s.weight_version for s in sequences], torch.int64),
@@ -194,3 +243,14 @@ def pack(sequences: Sequence[ScoredSequence]) -> PackedBatch:
 
 def _join(parts: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
     return torch.from_numpy(np.concatenate([np.zeros(0), *parts])).to(dtype)
+
+
+def _stack(parts: Sequence[np.ndarray], dtype: type, *, width: int) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros((0, width), dtype), *parts]).astype(dtype))
+
+
+def _hidden(bytes_TH: Tensor, signal: TeacherSignal) -> Tensor:
+    dtype: torch.dtype = getattr(torch, signal.dtype)
+    if bytes_TH.numel() == 0:  # nothing to view as another type
+        return torch.zeros(len(bytes_TH), signal.hidden_size, dtype=dtype)
+    return bytes_TH.view(dtype)

@@ -25,7 +25,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from cluster.config import LearnerConfig, RunConfig
 from learner.collate import PackedBatch
-from learner.log_probs import StudentModel
+from learner.log_probs import PositionValue, StudentModel
 from learner.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -65,9 +65,15 @@ class DeepSpeedBackend:
         """The module under the engine; with ZeRO-3 its parameters are empty outside `gathered`."""
         return self.engine.module
 
-    def log_probs(self, batch: PackedBatch) -> tuple[Tensor, Tensor]:
-        """Return (logp_T with gradient unless torch.no_grad is on, entropy_T)."""
-        return self.engine(batch.input_ids_N, batch.position_ids_N, batch.source_positions_T, batch.target_ids_T)
+    def log_probs(self, batch: PackedBatch, position_value: PositionValue | None = None) -> tuple[Tensor, ...]:
+        """Return (logp_T with gradient unless torch.no_grad is on, entropy_T, and value_T if asked for)."""
+        return self.engine(
+            batch.input_ids_N,
+            batch.position_ids_N,
+            batch.source_positions_T,
+            batch.target_ids_T,
+            position_value,
+        )
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Add the gradient of this rank's `loss`; losses of all ranks and micro-batches count as one sum.

@@ -1,4 +1,5 @@
-"""Hidden states -> log-probs of the sampled tokens, without the logits of the whole micro-batch.
+"""Hidden states -> log-probs of the sampled tokens, and any other value of the student's distribution, without
+the logits of the whole micro-batch.
 
 The logits of a micro-batch, [N, V], are the largest tensor of a naive step: 8,192 tokens x 151,936 ids are 4.6
 GiB in float32. Here they exist for a few positions at a time, in forward and, recomputed, in backward.
@@ -6,11 +7,15 @@ GiB in float32. Here they exist for a few positions at a time, in forward and, r
 Shapes: N packed tokens, T response tokens, C positions of one chunk, H hidden size, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+PositionValue = Callable[[Tensor, Tensor], Tensor]
+"""(logits_CV with gradient, positions_C into T) -> value_C: a function of each position's own logits. It is
+called once in forward and again in backward, and must give the same value both times."""
 
 
 class StudentModel(nn.Module):
@@ -27,14 +32,22 @@ class StudentModel(nn.Module):
         )
 
     def forward(
-        self, input_ids_N: Tensor, position_ids_N: Tensor, source_positions_T: Tensor, target_ids_T: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Return (logp_T with gradient, entropy_T without) of the targets at the source positions."""
+        self,
+        input_ids_N: Tensor,
+        position_ids_N: Tensor,
+        source_positions_T: Tensor,
+        target_ids_T: Tensor,
+        position_value: PositionValue | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Return (logp_T with gradient, entropy_T without) of the targets at the source positions.
+
+        With `position_value` there is a third: value_T with gradient.
+        """
         decoder = self.causal_lm.get_decoder()  # pyright: ignore[reportCallIssue]
         hidden_1NH = decoder(
             input_ids=input_ids_N[None], position_ids=position_ids_N[None], use_cache=False
         ).last_hidden_state
-        return self.head(hidden_1NH[0, source_positions_T], target_ids_T)
+        return self.head(hidden_1NH[0, source_positions_T], target_ids_T, position_value)
 
     def check_head(self, token_ids_N: Tensor, *, limit: float) -> Tensor:
         """Return log-probs of `token_ids_N[1:]`; ValueError if the model's own logits give others.
@@ -43,7 +56,7 @@ class StudentModel(nn.Module):
         (soft-capping, scaling): training through this head would then follow a wrong policy.
         """
         positions_N = torch.arange(len(token_ids_N), device=token_ids_N.device)
-        logp_N, _ = self(token_ids_N[:-1], positions_N[:-1], positions_N[:-1], token_ids_N[1:])
+        logp_N = self(token_ids_N[:-1], positions_N[:-1], positions_N[:-1], token_ids_N[1:])[0]
         logits_1NV = self.causal_lm(
             input_ids=token_ids_N[None, :-1], position_ids=positions_N[None, :-1], use_cache=False
         ).logits
@@ -76,16 +89,14 @@ class LogProbHead(nn.Module):
         self.chunk_tokens = chunk_tokens
         self.vocab_size = vocab_size
 
-    def forward(self, hidden_TH: Tensor, target_ids_T: Tensor) -> tuple[Tensor, Tensor]:
-        """Return (logp_T with gradient, entropy_T without), at least float32."""
-        return sampled_log_probs(
-            hidden_TH,
-            self.weight,
-            self.bias,
-            target_ids_T,
-            chunk_tokens=self.chunk_tokens,
-            vocab_size=self.vocab_size,
-        )
+    def forward(
+        self, hidden_TH: Tensor, target_ids_T: Tensor, position_value: PositionValue | None = None
+    ) -> tuple[Tensor, ...]:
+        """Return (logp_T with gradient, entropy_T without, value_T if asked for), at least float32."""
+        sizes = {"chunk_tokens": self.chunk_tokens, "vocab_size": self.vocab_size}
+        if position_value is None:
+            return sampled_log_probs(hidden_TH, self.weight, self.bias, target_ids_T, **sizes)
+        return position_values(hidden_TH, self.weight, self.bias, target_ids_T, position_value, **sizes)
 
 
 def sampled_log_probs(
@@ -103,10 +114,32 @@ def sampled_log_probs(
     ids: rows that pad the embedding are no tokens. Gradients reach hidden states, weight and bias through the
     log-probs; the entropy carries none. Peak memory is a few tensors of `chunk_tokens` x V.
     """
-    return _SampledLogProbs.apply(hidden_TH, weight_VH, bias_V, target_ids_T, chunk_tokens, vocab_size)  # pyright: ignore[reportReturnType]
+    outputs: Any = _Positions.apply(hidden_TH, weight_VH, bias_V, target_ids_T, None, chunk_tokens, vocab_size)
+    return outputs[:2]
 
 
-class _SampledLogProbs(torch.autograd.Function):
+def position_values(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    target_ids_T: Tensor,
+    position_value: PositionValue,
+    *,
+    chunk_tokens: int,
+    vocab_size: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `sampled_log_probs` does, and value_T: `position_value` of the logits, chunk by chunk.
+
+    Its graph exists for one chunk at a time: the chunk is evaluated again in backward, for the positions whose
+    value has a gradient other than 0.
+    """
+    outputs: Any = _Positions.apply(
+        hidden_TH, weight_VH, bias_V, target_ids_T, position_value, chunk_tokens, vocab_size
+    )
+    return outputs
+
+
+class _Positions(torch.autograd.Function):
     """Parameters must come in whole (not as slices): ZeRO-3 swaps their storage between the two passes."""
 
     @staticmethod
@@ -116,41 +149,81 @@ class _SampledLogProbs(torch.autograd.Function):
         weight_VH: Tensor,
         bias_V: Tensor | None,
         target_ids_T: Tensor,
+        position_value: PositionValue | None,
         chunk_tokens: int,
         vocab_size: int,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         dtype = torch.promote_types(hidden_TH.dtype, torch.float32)
-        logp_T, entropy_T, log_sum_T = hidden_TH.new_empty(3, len(hidden_TH), dtype=dtype).unbind()
+        logp_T, entropy_T, log_sum_T = (hidden_TH.new_empty(len(hidden_TH), dtype=dtype) for _ in range(3))
+        value_T = hidden_TH.new_zeros(len(hidden_TH), dtype=dtype)
         for part in _chunks(len(hidden_TH), chunk_tokens):
             logits_CV = _logits(hidden_TH[part], weight_VH, bias_V, vocab_size)
+            if position_value is not None:
+                value_T[part] = position_value(logits_CV, _positions(part, hidden_TH))
             log_sum_T[part] = logits_CV.logsumexp(dim=-1)
             log_probs_CV = logits_CV.sub_(log_sum_T[part, None])
             logp_T[part] = log_probs_CV.gather(1, target_ids_T[part, None])[:, 0]
             entropy_T[part] = log_probs_CV.exp().mul_(log_probs_CV).sum(dim=-1).neg_()
         ctx.save_for_backward(hidden_TH, weight_VH, bias_V, target_ids_T, log_sum_T)
-        ctx.chunk_tokens, ctx.vocab_size = chunk_tokens, vocab_size
-        ctx.mark_non_differentiable(entropy_T)
-        return logp_T, entropy_T
+        ctx.position_value, ctx.chunk_tokens, ctx.vocab_size = position_value, chunk_tokens, vocab_size
+        ctx.mark_non_differentiable(entropy_T, *([] if position_value else [value_T]))
+        ctx.set_materialize_grads(False)
+        return logp_T, entropy_T, value_T
 
     @staticmethod
-    def backward(ctx: Any, grad_logp_T: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Use d logp / d logits = onehot(target) - p. Parameter gradients add up in at least float32."""
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any, grad_logp_T: Tensor | None, _: Tensor | None, grad_value_T: Tensor | None
+    ) -> tuple[Tensor | None, ...]:
+        """Parameter gradients add up in at least float32."""
         hidden_TH, weight_VH, bias_V, target_ids_T, log_sum_T = ctx.saved_tensors
-        vocab_size, dtype = ctx.vocab_size, grad_logp_T.dtype
+        vocab_size, dtype = ctx.vocab_size, log_sum_T.dtype
         grad_hidden_TH = torch.empty_like(hidden_TH)
         grad_weight_VH = torch.zeros_like(weight_VH, dtype=dtype)
         grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=dtype)
         for part in _chunks(len(hidden_TH), ctx.chunk_tokens):
             logits_CV = _logits(hidden_TH[part], weight_VH, bias_V, vocab_size)
-            grad_CV = logits_CV.sub_(log_sum_T[part, None]).exp_().mul_(-grad_logp_T[part, None])
-            grad_CV.scatter_add_(1, target_ids_T[part, None], grad_logp_T[part, None])
+            value_CV = None
+            if grad_value_T is not None:
+                positions_C = _positions(part, hidden_TH)
+                value_CV = _gradient_of_value(ctx.position_value, logits_CV, positions_C, grad_value_T[part])
+            if grad_logp_T is not None:
+                grad_CV = _gradient_of_logp(logits_CV, log_sum_T[part], target_ids_T[part], grad_logp_T[part])
+                grad_CV = grad_CV if value_CV is None else grad_CV.add_(value_CV)
+            else:
+                assert value_CV is not None, "neither output has a gradient"
+                grad_CV = value_CV
             if grad_bias_V is not None:
                 grad_bias_V[:vocab_size] += grad_CV.sum(dim=0)
             grad_CV = grad_CV.to(hidden_TH.dtype)
             grad_hidden_TH[part] = grad_CV @ weight_VH[:vocab_size]
             grad_weight_VH[:vocab_size] += grad_CV.t() @ hidden_TH[part]
         grad_bias_V = None if grad_bias_V is None else grad_bias_V.to(weight_VH.dtype)
-        return grad_hidden_TH, grad_weight_VH.to(weight_VH.dtype), grad_bias_V, None, None, None
+        return grad_hidden_TH, grad_weight_VH.to(weight_VH.dtype), grad_bias_V, None, None, None, None
+
+
+def _gradient_of_logp(logits_CV: Tensor, log_sum_C: Tensor, target_ids_C: Tensor, grad_C: Tensor) -> Tensor:
+    """Use d logp / d logits = onehot(target) - p; overwrites the logits."""
+    grad_CV = logits_CV.sub_(log_sum_C[:, None]).exp_().mul_(-grad_C[:, None])
+    return grad_CV.scatter_add_(1, target_ids_C[:, None], grad_C[:, None])
+
+
+def _gradient_of_value(
+    position_value: PositionValue, logits_CV: Tensor, positions_C: Tensor, grad_C: Tensor
+) -> Tensor:
+    """Evaluate the chunk again with a graph; positions without gradient stay out, where it may not be finite."""
+    used = grad_C.nonzero()[:, 0]
+    grad_CV = torch.zeros_like(logits_CV)
+    if used.numel():
+        with torch.enable_grad():
+            leaf_CV = logits_CV[used].requires_grad_()
+            value_C = position_value(leaf_CV, positions_C[used])
+            (used_CV,) = torch.autograd.grad(value_C, leaf_CV, grad_C[used].to(value_C.dtype))
+        grad_CV[used] = used_CV
+    return grad_CV
+
+
+def _positions(part: slice, like: Tensor) -> Tensor:
+    return torch.arange(len(like), device=like.device)[part]
 
 
 def _logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, vocab_size: int) -> Tensor:

@@ -6,6 +6,9 @@ sampled), each response token contributes
     loss = -stop_gradient(weight * reward) * logp        reward = f(teacher_logp, logp)
                                                          weight = min(exp(logp - behaviour_logp), 2)
 
+An objective may have a divergence of the two distributions in its place, or besides it: its value at the token's
+position is added to the loss, without a weight, since it depends on the sampled tokens only through the prefix.
+
 `reward` is PowerOPD's (arXiv 2606.17199, Eq. 4) or another of `rewards.TOKEN_REWARDS`, from the same forward
 pass that is differentiated; `weight` corrects staleness and the engine's numerics (`rewards.IMPORTANCE_WEIGHTS`).
 The paper itself is synchronous, with weight 1.
@@ -23,7 +26,23 @@ from torch import Tensor
 
 from cluster.config import ImportanceConfig, ObjectiveConfig
 from learner.collate import PackedBatch
-from rewards import IMPORTANCE_WEIGHTS, NORMALISERS, TOKEN_REWARDS, FiniteReward, aggregate, drop_non_finite
+from learner.divergence import BatchDivergence
+from learner.teacher_head import TeacherHead
+from rewards import (
+    DIVERGENCES,
+    IMPORTANCE_WEIGHTS,
+    NORMALISERS,
+    OBJECTIVES,
+    TOKEN_REWARDS,
+    Entry,
+    FiniteReward,
+    aggregate,
+    check_name,
+    drop_non_finite,
+)
+
+POSITION_EXTRAS = {"sampled_ids_N": "target_ids_T", "sampled_teacher_logp_N": "teacher_logp_T"}
+"""Inputs of a divergence with one value per position, and the field of a packed batch that holds them."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +66,12 @@ class MicroBatchLoss:
     logp_T: Tensor
     entropy_T: Tensor
     reward_T: Tensor
-    """0 where not trained."""
+    """0 where not trained, and for objectives without a reward."""
+    divergence_T: Tensor
+    """0 where not trained, and for objectives without a divergence."""
     importance_T: Tensor
     is_trained_T: Tensor
-    """The response mask without tokens whose reward, log-prob or weight is not finite."""
+    """The response mask without tokens whose reward, divergence, log-prob or weight is not finite."""
 
     def detached(self) -> Self:
         """Return it without the graph, so that activations are freed before the next micro-batch."""
@@ -58,7 +79,7 @@ class MicroBatchLoss:
 
 
 class Objective:
-    """The configured reward, normaliser, importance weight and aggregation.
+    """The configured reward or divergence or both, with normaliser, importance weight and aggregation.
 
     >>> objective = Objective(ObjectiveConfig(name="power", alpha=5.0), ImportanceConfig())
     >>> objective.micro_batch_loss(batch, logp_T, entropy_T, counts=counts).loss.backward()
@@ -66,22 +87,24 @@ class Objective:
 
     def __init__(self, objective: ObjectiveConfig, importance: ImportanceConfig) -> None:
         """Look the names up; parameters must have been validated (`rewards.validate`)."""
-        if objective.name not in TOKEN_REWARDS:
-            raise ValueError(f"objective.name must be one of {', '.join(TOKEN_REWARDS)}, got {objective.name}")
+        check_name("objective.name", objective.name, OBJECTIVES)
+        entry = OBJECTIVES[objective.name]
+        parameters = entry.validate(objective.parameters, field="objective")
+        form = entry.needs_with(parameters).form
+        self.has_reward, self.has_divergence = form != "direct", form != "pg"
         self.aggregation = objective.aggregate
         self.normaliser = NORMALISERS[objective.normaliser]
-        reward = TOKEN_REWARDS[objective.name]
-        self._reward = partial(reward, **objective.parameters)
-        self._needs_finite_teacher = reward.needs_finite_teacher(objective.parameters)
-        self._takes_step = "step" in reward.extras
+        self._reward = TOKEN_REWARDS[objective.name] if self.has_reward else None
+        self._divergence = DIVERGENCES[objective.name] if self.has_divergence else None
+        self._parameters = parameters
+        self._needs_finite_teacher = self._reward is not None and self._reward.needs_finite_teacher(parameters)
         self._schedule: dict[str, int] = {}
         self._importance = partial(IMPORTANCE_WEIGHTS[importance.name], **importance.parameters)
         self.importance_cap = float(importance.parameters["high"]) if importance.name == "truncated" else inf
 
     def begin_step(self, step: int, max_steps: int) -> None:
-        """Tell rewards with a schedule where the run stands; the others do not care."""
-        if self._takes_step:
-            self._schedule = {"step": step, "max_steps": max_steps}
+        """Tell objectives with a schedule where the run stands; the others do not care."""
+        self._schedule = {"step": step, "max_steps": max_steps}
 
     @property
     def uses_window_statistics(self) -> bool:
@@ -93,28 +116,46 @@ class Objective:
         raw = self._raw_reward(batch, logp_T)
         return self.normaliser.statistics(raw.reward_BT, raw.keep_BT)
 
+    def divergence(self, batch: PackedBatch, teacher_head: TeacherHead | None) -> BatchDivergence | None:
+        """Return the divergence of this micro-batch, to be evaluated where the logits are; None without one."""
+        if self._divergence is None:
+            return None
+        names = [name for name in self._divergence.extras if name in POSITION_EXTRAS]
+        per_position = {name: getattr(batch, POSITION_EXTRAS[name]) for name in names}
+        function = partial(self._divergence, **self._parameters, **self._scheduled(self._divergence))
+        return BatchDivergence(function, batch, teacher_head=teacher_head, per_position=per_position)
+
     def micro_batch_loss(
         self,
         batch: PackedBatch,
         logp_T: Tensor,
         entropy_T: Tensor,
+        divergence_T: Tensor | None = None,
         *,
         counts: WindowCounts,
         statistics_S: Tensor | None = None,
     ) -> MicroBatchLoss:
-        """Return the loss of one micro-batch; only `logp_T` carries gradient, rewards and weights do not.
+        """Return the loss of one micro-batch; only `logp_T` and `divergence_T` carry gradient.
 
-        `statistics_S` are those of the whole window, if the objective uses them.
+        `divergence_T` comes with objectives that have one. `statistics_S` are those of the whole window, if the
+        objective uses them.
         """
         raw = self._raw_reward(batch, logp_T)
         reward_T, keep_T = raw.reward_BT, raw.keep_BT
         if statistics_S is not None:
             reward_T = self.normaliser.apply(reward_T, keep_T, statistics_S)
         importance_T = self.importance_weight(batch, logp_T)
-        kept = drop_non_finite(reward_T, logp_T, keep_T, importance_T)
+        others = [importance_T] if self.has_reward else []
+        others += [] if divergence_T is None else [divergence_T]
+        kept = drop_non_finite(reward_T, logp_T, keep_T, *others)
         reward_T, keep_T = kept.reward_BT, kept.keep_BT
         importance_T = torch.where(keep_T, importance_T, 0.0)
-        loss_T = -(importance_T * reward_T) * torch.where(keep_T, logp_T, 0.0)
+        if divergence_T is None:
+            divergence_T = torch.zeros_like(reward_T)
+        divergence_T = torch.where(keep_T, divergence_T, 0.0)
+        loss_T = divergence_T
+        if self.has_reward:
+            loss_T = loss_T - (importance_T * reward_T) * torch.where(keep_T, logp_T, 0.0)
         loss = aggregate(
             batch.unpack(loss_T),
             batch.unpack(batch.response_mask_T),
@@ -122,7 +163,9 @@ class Objective:
             num_tokens=counts.num_tokens,
             num_sequences=counts.num_sequences,
         )
-        return MicroBatchLoss(loss, logp_T.detach(), entropy_T, reward_T, importance_T, keep_T)
+        return MicroBatchLoss(
+            loss, logp_T.detach(), entropy_T, reward_T, divergence_T.detach(), importance_T, keep_T
+        )
 
     def importance_weight(self, batch: PackedBatch, logp_T: Tensor) -> Tensor:
         """Return the detached weight_T; 1 for a relabelled stop token, which no policy sampled."""
@@ -135,6 +178,13 @@ class Objective:
         return torch.where(was_sampled_T, weight_BT[batch.row_T, batch.column_T], 1.0)
 
     def _raw_reward(self, batch: PackedBatch, logp_T: Tensor) -> FiniteReward:
-        reward_T = self._reward(batch.teacher_logp_T, logp_T.detach(), batch.response_mask_T, **self._schedule)
+        mask_T = batch.response_mask_T
+        if self._reward is None:
+            return drop_non_finite(torch.zeros_like(logp_T), logp_T.detach(), mask_T)
+        keywords = self._parameters | self._scheduled(self._reward)
+        reward_T = self._reward(batch.teacher_logp_T, logp_T.detach(), mask_T, **keywords)
         others = (batch.teacher_logp_T,) if self._needs_finite_teacher else ()
-        return drop_non_finite(reward_T, logp_T, batch.response_mask_T, *others)
+        return drop_non_finite(reward_T, logp_T, mask_T, *others)
+
+    def _scheduled(self, entry: Entry) -> dict[str, int]:
+        return self._schedule if "step" in entry.extras else {}

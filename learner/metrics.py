@@ -26,6 +26,11 @@ class StepTokens:
         """Join micro-batches; `step` is the weight version before the update."""
         self.is_trained_T = torch.cat([loss.is_trained_T for loss in losses])
         self.reward_T = torch.cat([loss.reward_T for loss in losses]).double()
+        self.divergence_T = torch.cat([loss.divergence_T for loss in losses]).double()
+        self.outside_top_k_T = torch.cat(
+            [(batch.teacher_topk_ids_TK != batch.target_ids_T[:, None]).all(dim=-1) for batch in batches]
+        )
+        self.top_k_mass_T = torch.cat([batch.teacher_topk_logp_TK.exp().sum(dim=-1) for batch in batches]).double()
         self.importance_T = torch.cat([loss.importance_T for loss in losses]).double()
         self.logp_T = torch.cat([loss.logp_T for loss in losses]).double()
         self.entropy_T = torch.cat([loss.entropy_T for loss in losses]).double()
@@ -41,16 +46,30 @@ class StepTokens:
         self.loss = torch.stack([loss.loss.detach() for loss in losses]).sum().double()
 
 
-def step_metrics(tokens: StepTokens, *, importance_cap: float, ranks: Ranks) -> dict[str, float]:
+def step_metrics(
+    tokens: StepTokens,
+    *,
+    importance_cap: float,
+    ranks: Ranks,
+    has_divergence: bool = False,
+    has_top_k: bool = False,
+) -> dict[str, float]:
     """Return the metrics of a step, the same on every rank. Every rank must call it.
 
-    `importance_cap` is the weight at which `importance/capped_frac` counts a token as capped.
+    `importance_cap` is the weight at which `importance/capped_frac` counts a token as capped. The last two say
+    whether the objective has a divergence, and whether the teacher sent its likeliest tokens.
     """
     sums = _reduce(_sums(tokens, importance_cap=importance_cap), ranks.sum)
     maxima = _reduce(_maxima(tokens), ranks.max)
     trained, responses = max(sums["trained"], 1.0), max(sums["responses"], 1.0)
     sampled, fresh = max(sums["sampled"], 1.0), max(sums["fresh"], 1.0)
-    return {
+    further = {}
+    if has_divergence:
+        further["divergence/mean"] = sums["divergence"] / trained
+    if has_top_k:
+        further["topk/teacher_mass"] = sums["top_k_mass"] / trained
+        further["topk/sampled_outside_frac"] = sums["outside_top_k"] / trained
+    return further | {
         "loss": sums["loss"],
         "tokens_trained": sums["trained"],
         "reward/mean": sums["reward"] / trained,
@@ -91,6 +110,9 @@ def _sums(tokens: StepTokens, *, importance_cap: float) -> dict[str, Tensor]:
         "trained": trained_T.sum(),
         "sampled": sampled_T.sum(),
         "fresh": fresh_T.sum(),
+        "divergence": tokens.divergence_T[trained_T].sum(),
+        "top_k_mass": tokens.top_k_mass_T[trained_T].sum(),
+        "outside_top_k": tokens.outside_top_k_T[trained_T].sum(),
         "reward": reward_T[trained_T].sum(),
         "reward_visible": (reward_T[trained_T].abs() > 0.01).sum(),
         "reward_positive": (reward_T[trained_T] > 0).sum(),

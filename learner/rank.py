@@ -23,6 +23,7 @@ from torch import Tensor
 from cluster.batches import save_batch
 from cluster.config import RunConfig
 from cluster.stop_tokens import StopTokens
+from cluster.teacher_signal import SAMPLED, TeacherSignal
 from cluster.weights import WeightManifest
 from learner import checkpoint
 from learner.collate import PackedBatch, collate, pack
@@ -32,6 +33,7 @@ from learner.loss import Objective, WindowCounts
 from learner.metrics import StepTokens, step_metrics
 from learner.publisher import publish_weights
 from learner.schedule import learning_rate
+from learner.teacher_head import TeacherHead
 from rewards import window_counts
 
 if TYPE_CHECKING:
@@ -75,11 +77,13 @@ class LearnerRank:
         stops: StopTokens,
         golden_token_ids: list[int],
         vocab_size: int,
+        signal: TeacherSignal = SAMPLED,
     ) -> None:
         """Take settings only; `setup` does the work. Objective parameters must be validated and complete.
 
         `golden_token_ids` is a short sequence whose log-probs go along with every published version.
-        Log-probs are over the first `vocab_size` ids; embedding rows beyond them are cut off.
+        Log-probs are over the first `vocab_size` ids; embedding rows beyond them are cut off. `signal` is what
+        the teacher's columns of a scored table hold.
         """
         self.config = config
         self.rank = rank
@@ -87,6 +91,8 @@ class LearnerRank:
         self.stops = stops
         self.golden_token_ids = golden_token_ids
         self.vocab_size = vocab_size
+        self.signal = signal
+        self.teacher_head: TeacherHead | None = None
         self.objective = Objective(config.objective, config.importance)
         self.backend: DeepSpeedBackend
 
@@ -117,6 +123,13 @@ class LearnerRank:
         self.backend = DeepSpeedBackend(self.config, ranks=self.ranks, vocab_size=self.vocab_size)
         with torch.no_grad():
             self.backend.student.check_head(self._golden(), limit=HEAD_LIMITS[self.config.learner.dtype])
+        if self.signal.kind == "full":
+            self.teacher_head = TeacherHead.load(
+                self.config.teacher.model_path,
+                dtype=self.signal.dtype,
+                max_rows=self.vocab_size,
+                device=self.ranks.device,
+            )
         logger.info("learner rank %d of %d is ready on %s", self.rank, self.world_size, self.ranks.device)
 
     def train_step(self, step: int, *tables: pa.Table) -> StepResult:
@@ -130,16 +143,20 @@ class LearnerRank:
         statistics_S = self._window_statistics(batches) if self.objective.uses_window_statistics else None
         losses = []
         for index, batch in enumerate(batches):
-            logp_T, entropy_T = self.backend.log_probs(batch)
-            loss = self.objective.micro_batch_loss(
-                batch, logp_T, entropy_T, counts=counts, statistics_S=statistics_S
-            )
+            outputs = self.backend.log_probs(batch, self.objective.divergence(batch, self.teacher_head))
+            loss = self.objective.micro_batch_loss(batch, *outputs, counts=counts, statistics_S=statistics_S)
             self.backend.backward(loss.loss, is_last=index == len(batches) - 1)
             losses.append(loss.detached())
         rate = learning_rate(self.config.learner, step=step, max_steps=self.config.max_steps)
         outcome = self.backend.step(learning_rate=rate)
         tokens = StepTokens(batches, losses, step=step)
-        metrics = step_metrics(tokens, importance_cap=self.objective.importance_cap, ranks=self.ranks)
+        metrics = step_metrics(
+            tokens,
+            importance_cap=self.objective.importance_cap,
+            ranks=self.ranks,
+            has_divergence=self.objective.has_divergence,
+            has_top_k=self.signal.kind == "topk",
+        )
         metrics |= step_diagnostics(tokens, ranks=self.ranks)
         metrics |= {"lr": rate, "grad_norm": outcome.grad_norm}
         return StepResult(
@@ -233,11 +250,16 @@ class LearnerRank:
             stop_mode=self.config.objective.stop_mode,
             stops=self.stops,
             max_tokens=self.config.learner.micro_batch_tokens,
+            signal=self.signal,
         )
-        return [batch.to(self.ranks.device) for batch in batches]
+        batches = [batch.to(self.ranks.device) for batch in batches]
+        if self.teacher_head is None:
+            return batches
+        chunk_tokens = self.config.learner.head_chunk_tokens
+        return [self.teacher_head.with_log_probs(batch, chunk_tokens=chunk_tokens) for batch in batches]
 
     def _padding(self) -> PackedBatch:
-        return pack([]).to(self.ranks.device)
+        return pack([], signal=self.signal).to(self.ranks.device)
 
     def _count_window(self, batches: Sequence[PackedBatch]) -> WindowCounts:
         own = torch.zeros(2, dtype=torch.int64, device=self.ranks.device)
@@ -260,7 +282,7 @@ class LearnerRank:
         ids_N = self._golden()
         positions_N = torch.arange(len(ids_N) - 1, device=ids_N.device)
         with torch.no_grad():
-            logp_N, _ = self.backend.student(ids_N[:-1], positions_N, positions_N, ids_N[1:])
+            logp_N = self.backend.student(ids_N[:-1], positions_N, positions_N, ids_N[1:])[0]
         return logp_N.tolist()
 
 

@@ -23,20 +23,30 @@ from contextlib import aclosing, suppress
 from typing import Any
 
 import numpy as np
-from vllm import SamplingParams
+from vllm import PoolingParams, SamplingParams
 from vllm.inputs import TokensPrompt
-from vllm.outputs import RequestOutput
+from vllm.outputs import PoolingRequestOutput, RequestOutput
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
+from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling, TokenScores
 from actors.vllm.commands import Commands
 from actors.vllm.staging import staged_file
-from actors.vllm.translate import engine_args, generation, prompt_log_probs, sampling_params, scoring_params
+from actors.vllm.translate import (
+    engine_args,
+    generation,
+    pooling_params,
+    prompt_log_probs,
+    sampling_params,
+    scoring_params,
+    token_scores,
+)
 from cluster.weights import WeightManifest, check_buckets, check_golden
 
 logger = logging.getLogger(__name__)
 
-Deliver = Callable[[RequestOutput | BaseException], None]
+Output = RequestOutput | PoolingRequestOutput
+Params = SamplingParams | PoolingParams
+Deliver = Callable[[Output | BaseException], None]
 
 FIRST = -1
 """Scheduling priority of the golden sequence: before every other request (they have 0)."""
@@ -48,7 +58,8 @@ class VllmEngine:
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._engine = LLMEngine.from_engine_args(engine_args(settings))
-        self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
+        if settings.signal.kind != "full":
+            self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
         self._commands = Commands()
         self._loader = ThreadPoolExecutor(1, "vllm-loader")  # one load after the other, in the order of the calls
         self._deliver: dict[str, Deliver] = {}
@@ -71,14 +82,16 @@ class VllmEngine:
             async for output in outputs:
                 yield generation(output)
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        """Return the log-prob of every token but the first of each sequence: float32 [len - 1]."""
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[TokenScores]:
+        """Return what the engine's signal holds of every token but the first of each sequence."""
+        signal = self._settings.signal
+        params = pooling_params() if signal.kind == "full" else scoring_params(signal.k)
         first = self._num_scored
         self._num_scored += len(sequences)
         ids = [f"score-{first + i}" for i in range(len(sequences))]
-        added = [(i, list(s), scoring_params()) for i, s in zip(ids, sequences, strict=True)]
+        added = [(i, list(s), params) for i, s in zip(ids, sequences, strict=True)]
         async with aclosing(self._outputs(added)) as outputs:
-            scores = {output.request_id: prompt_log_probs(output) async for output in outputs}
+            scores = {output.request_id: token_scores(output, signal) async for output in outputs}
         return [scores[request_id] for request_id in ids]
 
     async def load_weights(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> LoadReport:
@@ -104,13 +117,11 @@ class VllmEngine:
         self._thread.join(timeout=30)
         self._engine.engine_core.shutdown()
 
-    async def _outputs(
-        self, added: list[tuple[str, list[int], SamplingParams]]
-    ) -> AsyncGenerator[RequestOutput, None]:
-        loop, results = asyncio.get_running_loop(), asyncio.Queue[RequestOutput | BaseException]()
+    async def _outputs(self, added: Sequence[tuple[str, list[int], Params]]) -> AsyncGenerator[Any, None]:
+        loop, results = asyncio.get_running_loop(), asyncio.Queue[Output | BaseException]()
         unfinished = {request_id for request_id, _, _ in added}
 
-        def deliver(item: RequestOutput | BaseException) -> None:
+        def deliver(item: Output | BaseException) -> None:
             with suppress(RuntimeError):  # the loop was closed: nobody waits any more
                 loop.call_soon_threadsafe(results.put_nowait, item)
 
@@ -150,7 +161,7 @@ class VllmEngine:
         self._commands.close(reason)
         self._fail_requests(reason)
 
-    def _add(self, added: list[tuple[str, list[int], SamplingParams]], deliver: Deliver) -> None:
+    def _add(self, added: Sequence[tuple[str, list[int], Params]], deliver: Deliver) -> None:
         if not self._is_serving:
             raise RuntimeError("the engine holds no verified weights")
         for request_id, token_ids, params in added:

@@ -3,15 +3,22 @@
 from typing import Any
 
 import numpy as np
-from vllm import SamplingParams
+import torch
+from vllm import PoolingParams, SamplingParams
+from vllm.config import PoolerConfig
 from vllm.engine.arg_utils import EngineArgs
-from vllm.outputs import RequestOutput
+from vllm.outputs import PoolingRequestOutput, RequestOutput
 from vllm.sampling_params import RequestOutputKind
 
-from actors.engine import EngineSettings, Generation, Sampling
+from actors.engine import EngineSettings, Generation, Sampling, TokenScores
 from actors.vllm import weight_transfer
 from actors.vllm.vocabulary import SETTING, VocabularyLimit
+from cluster.teacher_signal import TeacherSignal
 
+MIN_LOG_PROBS = 20
+"""vLLM's own limit of log-probs per token."""
+HIDDEN_STATES: dict[str, Any] = {"task": "token_embed", "use_activation": False}
+"""vLLM's pooling task that returns every token's hidden state after the final norm, as it is."""
 CPU_KV_CACHE_GIB = 1.0
 """Default size of a CPU engine's cache: vLLM would take a share of the machine's memory, for each engine."""
 
@@ -34,15 +41,33 @@ def engine_args(settings: EngineSettings) -> EngineArgs:
         "async_scheduling": False,  # a step's outputs belong to that step's weights
         "scheduling_policy": "priority",  # a golden sequence does not wait behind the backlog
         "disable_log_stats": True,
+    }
+    arguments |= _pooling_args() if settings.signal.kind == "full" else _generating_args(settings)
+    kv_cache_gib = config.kv_cache_gib or (CPU_KV_CACHE_GIB if settings.device == "cpu" else None)
+    if kv_cache_gib is not None:
+        arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
+    return EngineArgs(**(arguments | config.extra))
+
+
+def _generating_args(settings: EngineSettings) -> dict[str, Any]:
+    return {
+        "max_logprobs": max(MIN_LOG_PROBS, settings.signal.k),
         "logits_processors": [VocabularyLimit],
         "additional_config": {SETTING: settings.vocab_size},
         "weight_transfer_config": {"backend": weight_transfer.BACKEND},
         "worker_extension_cls": f"{weight_transfer.__name__}.{weight_transfer.WorkerExtension.__name__}",
     }
-    kv_cache_gib = config.kv_cache_gib or (CPU_KV_CACHE_GIB if settings.device == "cpu" else None)
-    if kv_cache_gib is not None:
-        arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
-    return EngineArgs(**(arguments | config.extra))
+
+
+def _pooling_args() -> dict[str, Any]:
+    """A cached prefix has no hidden states, hence no prefix caching."""
+    return {
+        "runner": "pooling",
+        "convert": "embed",
+        "pooler_config": PoolerConfig(**HIDDEN_STATES),
+        "enable_prefix_caching": False,
+        "enable_chunked_prefill": True,
+    }
 
 
 def sampling_params(sampling: Sampling, seed: int, stop_token_ids: tuple[int, ...]) -> SamplingParams:
@@ -61,9 +86,51 @@ def sampling_params(sampling: Sampling, seed: int, stop_token_ids: tuple[int, ..
     )
 
 
-def scoring_params() -> SamplingParams:
-    """vLLM's parameters of one scoring: log-probs of the prompt, and the one token vLLM insists on."""
-    return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
+def scoring_params(k: int = 0) -> SamplingParams:
+    """vLLM's parameters of one scoring: log-probs of the prompt, and the one token vLLM insists on.
+
+    With `k` the likeliest tokens of every position come along.
+    """
+    return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=k, flat_logprobs=True, detokenize=False)
+
+
+def pooling_params() -> PoolingParams:
+    """vLLM's parameters of one scoring that returns hidden states."""
+    return PoolingParams(**HIDDEN_STATES)
+
+
+def token_scores(output: RequestOutput | PoolingRequestOutput, signal: TeacherSignal) -> TokenScores:
+    """Our record of a scored sequence; ValueError if a token has no score."""
+    if isinstance(output, PoolingRequestOutput):
+        return TokenScores(hidden=hidden_bytes(output.outputs.data, signal))
+    log_probs = prompt_log_probs(output)
+    if signal.kind == "token":
+        return TokenScores(log_probs)
+    ids, values = top_k(output, signal.k)
+    return TokenScores(log_probs, ids, values)
+
+
+def top_k(output: RequestOutput, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Ids (int32) and log-probs (float32) [len - 1, k] of the likeliest tokens; ValueError if some are missing.
+
+    A position holds the token itself and then the likeliest k in order, which may repeat it.
+    """
+    flat: Any = output.prompt_logprobs
+    shape = (len(flat.start_indices) - 1, k + 1)
+    starts = np.asarray(flat.start_indices[1:])
+    if len(flat.token_ids) != shape[0] * shape[1] or not np.array_equal(starts, np.arange(shape[0]) * (k + 1)):
+        raise ValueError(f"request {output.request_id}: the engine did not return {k} tokens at every position")
+    ids = np.asarray(flat.token_ids, dtype=np.int32).reshape(shape)
+    values = np.asarray(flat.logprobs, dtype=np.float32).reshape(shape)
+    return ids[:, 1:], values[:, 1:]
+
+
+def hidden_bytes(hidden: torch.Tensor, signal: TeacherSignal) -> np.ndarray:
+    """Hidden states [len, H] of vLLM, of which the last predicts nothing that is asked: uint8 [len - 1, bytes]."""
+    if hidden.shape[-1] != signal.hidden_size:
+        raise ValueError(f"the engine's hidden states have {hidden.shape[-1]} values, not {signal.hidden_size}")
+    kept = hidden[:-1].to(getattr(torch, signal.dtype)).contiguous()
+    return kept.view(torch.uint8).numpy()
 
 
 def prompt_log_probs(output: RequestOutput) -> np.ndarray:

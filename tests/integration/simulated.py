@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
+from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling, TokenScores
 from actors.rollout_worker import RolloutWorker
 from cluster.batches import PROMPT_SCHEMA, check_scored
 from cluster.config import EngineConfig, RunConfig
@@ -86,7 +86,7 @@ class SimulatedEngine:
         tokens = rng.integers(1, 1000, length).tolist()
         return Generation(request.request_id, tokens, np.zeros(length, np.float32), runs, "stop")
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[TokenScores]:
         """Return zeros after a while."""
         if self._behaviour.scores is not None:
             append_row(self._behaviour.scores, {"sequences": [list(sequence) for sequence in sequences]})
@@ -95,7 +95,7 @@ class SimulatedEngine:
         await asyncio.sleep(self._behaviour.score_s)
         if self._behaviour.always_fails or any(s[0] in self._behaviour.cannot_score for s in sequences):
             raise ValueError("the teacher rejects a rollout")
-        return [np.zeros(len(sequence) - 1, np.float32) for sequence in sequences]
+        return [TokenScores(np.zeros(len(sequence) - 1, np.float32)) for sequence in sequences]
 
     async def load_weights(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> LoadReport:
         """Check the buckets and take the version."""

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from actors.engine import Generation, GenerationRequest, Sampling
+from actors.engine import Generation, GenerationRequest, Sampling, TokenScores
 from tests.integration.test_engine_scene import (
     Student,
     collect,
@@ -171,11 +171,12 @@ def test_a_prompt_beyond_the_context_is_an_error_of_its_call_only(student: Stude
 def test_scores_come_in_the_order_of_their_sequences(student: Student) -> None:
     sequences = [[3 + (5 * i + j) % 60 for j in range(2 + 3 * i)] for i in range(40)]
 
-    async def work() -> list[list[np.ndarray]]:
+    async def work() -> list[list[TokenScores]]:
         return await asyncio.gather(*(student.engine.score(sequences[i::3]) for i in range(3)))
 
     for part, scores in enumerate(run(work())):
-        for sequence, log_probs in zip(sequences[part::3], scores, strict=True):
+        for sequence, found in zip(sequences[part::3], scores, strict=True):
             exact = exact_log_probs(student.model, sequence[:1], sequence[1:])
-            assert log_probs.dtype == np.float32
-            assert np.abs(log_probs - exact).max() < 1e-4
+            assert found.log_probs is not None
+            assert found.log_probs.dtype == np.float32
+            assert np.abs(found.log_probs - exact).max() < 1e-4

@@ -101,7 +101,7 @@ def test_every_parameter_kind_reaches_the_engine_exactly(student: Student) -> No
             assert largest_error(student.model, prompt, found.token_ids, found.log_probs) < 1e-4, kind
             assert found.version_runs == [(student.version, 12)]
         (scores,) = run(student.engine.score([probe]))
-        assert largest_error(student.model, probe[:1], probe[1:], scores) < 1e-4, kind
+        assert largest_error(student.model, probe[:1], probe[1:], scores.log_probs) < 1e-4, kind
 
 
 def test_loading_leaves_no_staged_weights_mapped(student: Student) -> None:

@@ -218,6 +218,38 @@ def test_student_engine_teacher_engine_and_learner_agree_and_a_teacher_equal_to_
     assert metrics["reward/abs_p95"] < 1e-3
 
 
+def test_a_run_on_whole_distributions_trains_stale_tokens_without_correction(workspace: Path) -> None:
+    """The teacher's engines have no head then: it is not evaluated, and the learner holds its head."""
+    settings: dict[str, Any] = {
+        "max_steps": 6,
+        "batch_size": 32,
+        "max_staleness": 2,
+        "batches_ahead": 1,
+        "objective.name": "reverse_kl",
+        "importance.name": "none",
+        "learner.micro_batch_tokens": 256,
+        "learner.warmup_steps": 2,
+        "checkpoint.every_steps": 0,
+        "evaluation.max_problems": 2,
+        "logging.save_batches": "true",
+    }
+    done = run(command(workspace, "distributions", **settings))
+    assert done.returncode == 0
+    assert "the teacher is not evaluated: for reverse_kl" in done.stderr
+    path = workspace / "distributions"
+    rows = read_rows(path / "metrics.jsonl")
+    assert len(rows) == 6
+    assert all(row["divergence/mean"] >= 0 and row["reward/mean"] == 0 for row in rows)
+    for name in ("divergence/mean", "kl/reverse"):
+        values = [row[name] for row in rows]
+        assert sum(values[-2:]) < sum(values[:2]), (name, values)
+    assert [row["model"] for row in read_rows(path / "eval.jsonl")] == ["student_before", "student_after"]
+    with pa.OSFile(str(path / "batches" / "step_0_rank_0.arrow")) as file:
+        schema = pa.ipc.open_file(file).schema
+    assert "teacher_hidden" in schema.names
+    assert "teacher_log_probs" not in schema.names
+
+
 def test_eval_prints_the_accuracy_of_a_model_folder(workspace: Path) -> None:
     line = command(workspace, "unused")
     line[2] = "eval"

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
+from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling, TokenScores
 from actors.prompts import Prompt, PromptSource
 from actors.rollout_worker import RolloutWorker
 from actors.teacher_worker import TeacherWorker
@@ -52,9 +52,9 @@ class CountingEngine:
             finish_reason="length" if length >= sampling.max_tokens else "stop",
         )
 
-    async def score(self, sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+    async def score(self, sequences: Sequence[Sequence[int]]) -> list[TokenScores]:
         self.events.append(f"score {len(sequences)}")
-        return [-np.asarray(sequence[1:], dtype=np.float32) for sequence in sequences]
+        return [TokenScores(-np.asarray(sequence[1:], dtype=np.float32)) for sequence in sequences]
 
     async def load_weights(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> LoadReport:
         self.events.append(f"load {manifest} {len(buckets)}")

@@ -157,3 +157,33 @@ def test_more_ranks_than_slots_in_a_batch_are_refused(refused: Refused) -> None:
     assert "learner.num_workers must be <= batch_size" in refused(
         "--batch-size", "2", "--learner.num_workers", "3"
     )
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--objective.name", "g_opd"), "a reference model"),
+        (("--objective.name", "student_top_k"), "tokens that the student chooses"),
+        (("--objective.name", "lsm", "--objective.support", "student", "--objective.k", "8"), "student chooses"),
+        (("--objective.name", "reopold"), "a token mask"),
+        (("--objective.name", "lsm"), "objective.k must be <= 32, the vocabulary, got 64"),
+        (("--objective.name", "reverse_kl", "--objective.normaliser", "zscore"), "normaliser must be none"),
+        (("--objective.name", "eopd", "--importance.name", "none"), "importance.name must not be none"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_objective_that_no_worker_can_serve_is_refused(
+    refused: Refused, options: tuple[str, ...], reason: str
+) -> None:
+    options = (*options, "--objective.k", "64") if "got 64" in reason else options
+    assert reason in refused(*options)
+
+
+@pytest.mark.parametrize("name", ["reverse_kl", "forward_kl", "jsd", "power_full", "veto", "linear_kl"])
+def test_divergences_may_train_stale_tokens_without_correction(arguments: list[str], name: str) -> None:
+    assert launch.main([*arguments, "--objective.name", name, "--importance.name", "none"]) == launch.FINISHED
+
+
+@pytest.mark.parametrize("name", ["lsm", "eopd", "aopd", "top_k_forward_kl"])
+def test_objectives_on_the_likeliest_tokens_are_served(arguments: list[str], name: str) -> None:
+    assert launch.main([*arguments, "--objective.name", name, "--objective.k", "8"]) == launch.FINISHED

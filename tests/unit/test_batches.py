@@ -13,7 +13,9 @@ from cluster.batches import (
     check_prompts,
     check_rollouts,
     check_scored,
+    scored_schema,
 )
+from cluster.teacher_signal import TeacherSignal
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -151,3 +153,40 @@ def test_version_runs_must_cover_the_response(num_tokens: list[int]) -> None:
 def test_an_aborted_response_is_no_rollout() -> None:
     with pytest.raises(ValueError, match="column finish_reason is 'abort' in row 1"):
         check_rollouts(table(ROLLOUT_SCHEMA, finish_reason="abort"))
+
+
+TOP_2, HIDDEN_3 = TeacherSignal("topk", k=2), TeacherSignal("full", hidden_size=3, dtype="bfloat16")
+SIGNAL_ROWS = ROW | {
+    "teacher_topk_ids": [1, 2, 3, 4, 5, 6],
+    "teacher_topk_log_probs": [-0.5, -1.0] * 3,
+    "teacher_hidden": bytes(18),
+}
+
+
+def signal_table(signal: TeacherSignal, **changes: Any) -> pa.Table:
+    schema = scored_schema(signal)
+    return pa.Table.from_pylist([{name: (SIGNAL_ROWS | changes)[name] for name in schema.names}], schema=schema)
+
+
+@pytest.mark.parametrize("signal", [TOP_2, HIDDEN_3], ids=["topk", "full"])
+def test_a_table_of_one_signal_is_correct_for_that_signal_alone(signal: TeacherSignal) -> None:
+    correct = signal_table(signal)
+    assert check_scored(correct, signal) is correct
+    assert check_scored(scored_schema(signal).empty_table(), signal).num_rows == 0
+    with pytest.raises(ValueError, match=r"column teacher_log_probs is missing|unknown column teacher_topk_ids"):
+        check_scored(correct)
+    with pytest.raises(ValueError, match=r"column teacher_\w+ is missing"):
+        check_scored(table(SCORED_SCHEMA), signal)
+
+
+@pytest.mark.parametrize(
+    ("signal", "name", "value", "lengths"),
+    [
+        (TOP_2, "teacher_topk_ids", [1] * 5, "length 5 in row 0, expected 6"),
+        (TOP_2, "teacher_topk_log_probs", [-1.0] * 3, "length 3 in row 0, expected 6"),
+        (HIDDEN_3, "teacher_hidden", bytes(36), "length 36 in row 0, expected 18"),
+    ],
+)
+def test_a_signal_of_another_size_is_an_error(signal: TeacherSignal, name: str, value: Any, lengths: str) -> None:
+    with pytest.raises(ValueError, match=f"column {name} has {lengths}"):
+        check_scored(signal_table(signal, **{name: value}), signal)

@@ -187,5 +187,5 @@ def test_the_quantile_interpolates_over_absolute_values() -> None:
 
 
 def test_an_unknown_objective_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"objective\.name must be one of .*power.*, got nonsense"):
+    with pytest.raises(ValueError, match=r"objective\.name .*nonsense"):
         objective(name="nonsense")
