@@ -4,6 +4,7 @@
     python launch.py train --config configs/demo.yaml --run-name first --resume
     python launch.py train --config configs/demo.yaml --dry-run
     python launch.py eval --config configs/demo.yaml --model runs/first/export
+    python launch.py compare --config configs/compare.yaml
 
 Every setting of the configuration is an option: `--rollout.num_workers 2`.
 Exit codes: 0 finished, 1 failed, 2 bad input (nothing was started), 3 drained and resumable.
@@ -14,6 +15,7 @@ import asyncio
 import json
 import logging
 import os
+import shlex
 import signal
 import sys
 import time
@@ -25,24 +27,26 @@ from typing import Any
 from rich.console import Console
 
 import rewards
+from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED, build_parser
+from cluster.comparison import CompareConfig, PlannedRun, describe, plan_runs
 from cluster.config import RunConfig
 from cluster.placement import Demand, bundle, check_all_fit, check_some_node_fits, plan
 from cluster.run_folder import RunFolder
-from cluster.settings import describe_fields, load_config, to_yaml
+from cluster.settings import load_config, load_settings, to_yaml
 from learner.served import check_objective, signal_kind
 
 logger = logging.getLogger("launch")
 
-FINISHED, FAILED, BAD_INPUT, DRAINED = 0, 1, 2, 3
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run one command, and return its exit code."""
-    arguments, overrides = _parser().parse_known_args(argv)
+    arguments, overrides = build_parser(__doc__).parse_known_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     for name in ("launch", "cluster", "actors"):
         logging.getLogger(name).setLevel(arguments.log_level.upper())
     try:
+        if arguments.command == "compare":
+            return compare_command(load_settings(CompareConfig, arguments.config, overrides), arguments)
         config = check_objective(load_config(arguments.config, overrides))
         if arguments.command == "eval":
             return evaluate_command(config, arguments)
@@ -241,6 +245,35 @@ def build_evaluation(config: RunConfig, inputs: Any) -> Any:
     )
 
 
+# -- compare ----------------------------------------------------------------------------------------------
+
+
+def compare_command(config: CompareConfig, arguments: argparse.Namespace) -> int:
+    """Check every run, train what is not finished yet, and write table and figures of what is."""
+    runs = plan_runs(config, lambda path, options: check_objective(load_config(path, options)))
+    train = [sys.executable, str(Path(__file__).resolve()), "train", "--log-level", arguments.log_level]
+
+    def command_of(run: PlannedRun) -> list[str]:
+        return [*train, "--config", config.base, *run.options, "--resume=auto"]
+
+    if arguments.dry_run:
+        for run in runs:
+            print(f"# {run.config.run_name} ({describe(run)})\n{shlex.join(command_of(run))}")
+        return FINISHED
+    from cluster.comparison_results import write_results
+    from cluster.comparison_runs import run_all
+    from rewards.sampled import sampled_reward
+
+    def reward_of(run: PlannedRun, teacher_p: Any, student_p: Any) -> Any:
+        objective, max_steps = run.config.objective, run.config.max_steps
+        return sampled_reward(objective.name, objective.parameters, teacher_p, student_p, max_steps=max_steps)
+
+    is_local = "RAY_ADDRESS" not in os.environ and all(run.config.cluster.address is None for run in runs)
+    code = run_all(runs, command_of, is_local=is_local)
+    write_results(config, runs, reward_of=reward_of)
+    return code
+
+
 # -- shared -----------------------------------------------------------------------------------------------
 
 
@@ -313,40 +346,6 @@ def drain_on_signals() -> list[Callable[[], object]]:
     for each in signals:
         loop.add_signal_handler(each, drain)
     return stop
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="launch.py",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    settings = "settings (YAML keys, or options):\n" + "\n".join(describe_fields())
-    for name, text in (("train", "distil the teacher into the student"), ("eval", "evaluate a model folder")):
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog=settings,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            allow_abbrev=False,
-        )
-        command.add_argument("--config", help="YAML file of settings")
-        command.add_argument("--dry-run", action="store_true", help="print configuration and placement plan only")
-        command.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
-    train = commands.choices["train"]
-    train.add_argument(
-        "--resume",
-        nargs="?",
-        const="yes",
-        default="no",
-        choices=["yes", "no", "auto"],
-        help="continue from the newest checkpoint; auto starts anew if there is no such run",
-    )
-    commands.choices["eval"].add_argument("--model", help="model folder to evaluate; by default the student's")
-    return parser
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ the nearest valid value or key.
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_args
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -19,19 +19,26 @@ from yaml import YAMLError
 
 from cluster.config import RunConfig
 
+Model = TypeVar("Model", bound=BaseModel)
+
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Return the validated configuration; ValueError with one line per mistake."""
+    """Return the validated configuration of a run; ValueError with one line per mistake."""
+    return load_settings(RunConfig, path, overrides)
+
+
+def load_settings(model: type[Model], path: str | None, overrides: Sequence[str] = ()) -> Model:
+    """Return the validated settings; ValueError with one line per mistake."""
     try:
-        merged = OmegaConf.merge(_read_yaml(path), *_read_overrides(overrides))
+        merged = OmegaConf.merge(_read_yaml(path), *_read_overrides(overrides, frozenset(_text_keys(model))))
         values: Any = OmegaConf.to_container(merged, resolve=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "configuration"
         raise ValueError(f"{key}: {str(error).splitlines()[0]}") from error
     try:
-        return RunConfig.model_validate(values)
+        return model.model_validate(values)
     except ValidationError as error:
-        raise ValueError("\n".join(_explain_all(error.errors()))) from error
+        raise ValueError("\n".join(_explain_all(error.errors(), model))) from error
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -75,7 +82,7 @@ def _read_yaml(path: str | None) -> Any:
     return loaded
 
 
-def _read_overrides(overrides: Sequence[str]) -> Iterator[Any]:
+def _read_overrides(overrides: Sequence[str], text_keys: Collection[str]) -> Iterator[Any]:
     """Yield one configuration for each of `--a.b v`, `--a-b v` and `--a.b=v`."""
     items = iter(overrides)
     for item in items:
@@ -88,7 +95,7 @@ def _read_overrides(overrides: Sequence[str]) -> Iterator[Any]:
                 raise ValueError(f"{option}: a value is missing")
             value = following
         key = option[2:].replace("-", "_")
-        if key in _TEXT_KEYS and value != "null":
+        if key in text_keys and value != "null":
             yield _text(key, value)
         else:
             yield _parsed(option, key, value)
@@ -108,7 +115,7 @@ def _parsed(option: str, key: str, value: str) -> Any:
         raise ValueError(f"{option}: {value!r} is not valid YAML: {' '.join(str(error).split())}") from error
 
 
-def _explain_all(errors: Sequence[ErrorDetails]) -> Iterator[str]:
+def _explain_all(errors: Sequence[ErrorDetails], model: type[BaseModel]) -> Iterator[str]:
     """One line per mistake; a field that may be one of several literals is explained once."""
     expected: dict[str, list[str]] = {}
     for details in errors:
@@ -117,7 +124,7 @@ def _explain_all(errors: Sequence[ErrorDetails]) -> Iterator[str]:
     for details in errors:
         key = _key(details)
         if details["type"] != "literal_error":
-            yield _explain(key, details)
+            yield _explain(key, details, model)
         elif key in expected:
             options = " or ".join(expected.pop(key))
             yield f"{key} must be {options}, got {details['input']!r}{_nearest(details['input'], options)}"
@@ -129,11 +136,11 @@ def _key(details: ErrorDetails) -> str:
     return ".".join(part for part in parts if not part.startswith("literal[")) or "configuration"
 
 
-def _explain(key: str, details: ErrorDetails) -> str:
+def _explain(key: str, details: ErrorDetails, model: type[BaseModel]) -> str:
     context = details.get("ctx", {})
     match details["type"]:
         case "extra_forbidden":
-            return f"{key}: unknown key{_nearest_key(key)}"
+            return f"{key}: unknown key{_nearest_key(key, model)}"
         case "missing":
             return f"{key}: required, but not set"
         case "greater_than_equal":
@@ -154,9 +161,9 @@ def _nearest(given: object, expected: str) -> str:
     return f" (nearest valid: {close[0]})" if close else ""
 
 
-def _nearest_key(key: str) -> str:
-    known = list(_dotted_keys(RunConfig))
-    parent, _, leaf = key.rpartition(".")
+def _nearest_key(key: str, model: type[BaseModel]) -> str:
+    known = list(_dotted_keys(model))
+    parent, _, leaf = ".".join(part for part in key.split(".") if not part.isdigit()).rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
     close = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.5)
     found = siblings[close[0]] if close else next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.0)), "")
@@ -166,8 +173,9 @@ def _nearest_key(key: str) -> str:
 def _dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield prefix + name
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-            yield from _dotted_keys(field.annotation, f"{prefix}{name}.")
+        for section in (field.annotation, *get_args(field.annotation)):  # the second: of a list of sections
+            if isinstance(section, type) and issubclass(section, BaseModel):
+                yield from _dotted_keys(section, f"{prefix}{name}.")
 
 
 def _text_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
@@ -176,6 +184,3 @@ def _text_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
             yield prefix + name
         elif isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             yield from _text_keys(field.annotation, f"{prefix}{name}.")
-
-
-_TEXT_KEYS = frozenset(_text_keys(RunConfig))

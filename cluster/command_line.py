@@ -1,0 +1,47 @@
+"""The commands of `launch.py`, their options, and what their exit codes mean."""
+
+import argparse
+
+from cluster.comparison import CompareConfig
+from cluster.config import RunConfig
+from cluster.settings import describe_fields
+
+FINISHED, FAILED, BAD_INPUT, DRAINED = 0, 1, 2, 3
+
+COMMANDS = {
+    "train": "distil the teacher into the student",
+    "eval": "evaluate a model folder",
+    "compare": "train with several objectives, one after the other, and put them side by side",
+}
+
+
+def build_parser(description: str | None) -> argparse.ArgumentParser:
+    """The parser; settings stay unparsed, `cluster/settings.py` reads them."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="launch.py", description=description, formatter_class=formatter, allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in COMMANDS.items():
+        model = CompareConfig if name == "compare" else RunConfig
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog="settings (YAML keys, or options):\n" + "\n".join(describe_fields(model)),
+            formatter_class=formatter,
+            allow_abbrev=False,
+        )
+        command.add_argument("--config", help="YAML file of settings")
+        command.add_argument("--dry-run", action="store_true", help="print what would be done only")
+        command.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
+    commands.choices["train"].add_argument(
+        "--resume",
+        nargs="?",
+        const="yes",
+        default="no",
+        choices=["yes", "no", "auto"],
+        help="continue from the newest checkpoint; auto starts anew if there is no such run",
+    )
+    commands.choices["eval"].add_argument("--model", help="model folder to evaluate; by default the student's")
+    return parser
