@@ -10,7 +10,7 @@ import numpy as np
 
 from cluster.comparison import CompareConfig, PlannedRun
 from cluster.comparison_table import accuracies, build_rows, to_markdown
-from cluster.figures import CURVES, Curves, draw_curves, draw_planes
+from cluster.figures import CURVES, Curves, draw_curves, draw_planes, draw_positions
 from cluster.jsonl import read_rows
 
 RewardOf = Callable[[PlannedRun, Any, Any], Any]
@@ -37,6 +37,8 @@ def write_results(
     for figure in CURVES:
         if curves := curves_of(runs, figure.key):
             draw_curves(figure, curves, folder / figure.file)
+    if positions := positions_of(runs):
+        draw_positions(positions, folder / "reward_by_position")
     if planes := planes_of(runs, reward_of):
         draw_planes(PLANE_P, planes, folder / "reward_plane")
     say(f"\n{table}\ntable and figures in {folder}")
@@ -54,6 +56,28 @@ def curves_of(runs: Sequence[PlannedRun], key: str) -> dict[str, Curves]:
             if values:
                 found.setdefault(run.label, []).append(values)
     return found
+
+
+def positions_of(runs: Sequence[PlannedRun]) -> dict[str, tuple[Any, Any]]:
+    """By label (mean_P, std_P) of the reward by tenth of the response, over all steps and finished seeds.
+
+    Labels whose rewards are all zero are left out: divergences have none.
+    """
+    found: dict[str, tuple[Any, Any]] = {}
+    for label in dict.fromkeys(run.label for run in runs):
+        finished = [run for run in runs if run.label == label and run.is_finished]
+        rows = [row for run in finished for row in run.folder.valid_metrics()]
+        mean_SP, std_SP = (_position_values(rows, name) for name in ("reward", "reward_std"))
+        if mean_SP.any():
+            mean_P = mean_SP.mean(0)
+            found[label] = (mean_P, np.sqrt((std_SP**2 + mean_SP**2).mean(0) - mean_P**2))
+    return found
+
+
+def _position_values(rows: Sequence[dict[str, Any]], name: str) -> Any:
+    """Values by step and tenth of the response; of steps that have them."""
+    keys = [f"{name}/position_{index}" for index in range(10)]
+    return np.array([[row[key] for key in keys] for row in rows if keys[0] in row], dtype=float)
 
 
 def planes_of(runs: Sequence[PlannedRun], reward_of: RewardOf) -> dict[str, Any]:

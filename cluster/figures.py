@@ -69,6 +69,31 @@ def draw_curves(figure: CurveFigure, curves: Mapping[str, Curves], path: Path) -
     _save(canvas, path)
 
 
+def draw_positions(positions: Mapping[str, tuple[Any, Any]], path: Path) -> None:
+    """Draw the reward by tenth of the response, (mean, standard deviation) for each label: a panel each.
+
+    Panels have a scale of their own: rewards differ by orders of magnitude, the shape is what compares.
+    """
+    columns = min(len(positions), 4)
+    rows = -(-len(positions) // columns)
+    size = (2.9 * columns + 0.6, 2.2 * rows + 0.6)
+    canvas, axes = plt.subplots(rows, columns, figsize=size, layout="constrained", sharex=True, squeeze=False)
+    for index, (panel, (label, (mean_P, std_P))) in enumerate(zip(axes.flat, positions.items(), strict=False)):
+        color = COLORS[index % len(COLORS)]
+        middle_P = (np.arange(len(mean_P)) + 0.5) / len(mean_P)
+        panel.plot(middle_P, mean_P, color=color, marker="o", markersize=3, linewidth=1.6)
+        panel.fill_between(middle_P, mean_P - std_P, mean_P + std_P, color=color, alpha=0.18, linewidth=0)
+        panel.axhline(0.0, color="gray", linewidth=0.6)
+        panel.set_title(label, fontsize=10)
+        panel.set_xlim(0.0, 1.0)
+        panel.grid(alpha=0.25)
+    for panel in axes.flat[len(positions) :]:
+        panel.axis("off")
+    canvas.supxlabel("position in the response (0 first token, 1 last)")
+    canvas.supylabel("reward, mean and std over tokens")
+    _save(canvas, path)
+
+
 def draw_planes(p: Any, planes: Mapping[str, Any], path: Path) -> None:
     """Draw the magnitude of each reward over the two probabilities `p`; all panels share one scale of colours."""
     columns = min(len(planes), 4)

@@ -14,7 +14,7 @@ from learner.ranks import Ranks
 
 THIRDS = ("early", "middle", "late")
 CURVE_BUCKETS = 10
-"""Buckets of the curve `reward/position_0` (first tenth of a response) to `reward/position_9`."""
+"""Buckets of the curves `reward/position_0` (first tenth of a response) to `_9`, and `reward_std/position_0`."""
 
 REWARD_QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 LOG_RATIO_QUANTILES = (0.001, 0.01, 0.05)
@@ -39,13 +39,18 @@ def step_diagnostics(tokens: StepTokens, *, ranks: Ranks) -> dict[str, float]:
 
 
 def _by_position(reward_T: Tensor, position_T: Tensor, *, ranks: Ranks) -> dict[str, float]:
-    """Mean reward and mean |reward| by third of the response, and the curve over tenths."""
+    """Mean reward and mean |reward| by third of the response; over tenths, mean and standard deviation."""
     metrics: dict[str, float] = {}
     thirds = _bucket_means(torch.stack([reward_T, reward_T.abs()]), position_T, len(THIRDS), ranks=ranks)
     for name, reward, magnitude in zip(THIRDS, *thirds, strict=True):
         metrics |= {f"reward/{name}": reward, f"reward_abs/{name}": magnitude}
-    (curve,) = _bucket_means(reward_T[None], position_T, CURVE_BUCKETS, ranks=ranks)
-    return metrics | {f"reward/position_{index}": reward for index, reward in enumerate(curve)}
+    tenths = _bucket_means(torch.stack([reward_T, reward_T.square()]), position_T, CURVE_BUCKETS, ranks=ranks)
+    for index, (mean, square) in enumerate(zip(*tenths, strict=True)):
+        metrics |= {
+            f"reward/position_{index}": mean,
+            f"reward_std/position_{index}": max(square - mean * mean, 0.0) ** 0.5,
+        }
+    return metrics
 
 
 def _bucket_means(values_XT: Tensor, position_T: Tensor, num_buckets: int, *, ranks: Ranks) -> list[list[float]]:

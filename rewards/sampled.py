@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from rewards.catalogue import TOKEN_REWARDS
+from rewards.catalogue import OBJECTIVES, TOKEN_REWARDS
 
 
 def sampled_reward(
@@ -21,6 +21,8 @@ def sampled_reward(
     extras = {"step": 0, "max_steps": max_steps}
     entry = TOKEN_REWARDS.get(name)
     if entry is None or not {*entry.extras} <= extras.keys():
+        return None
+    if OBJECTIVES[name].needs_with(OBJECTIVES[name].validate(parameters, field="objective")).form == "direct":
         return None
     mask_BT = torch.ones_like(student_p_BT, dtype=torch.bool)
     given = {name: extras[name] for name in entry.extras}
