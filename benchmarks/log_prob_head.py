@@ -2,20 +2,22 @@
 
     .venv/bin/python benchmarks/log_prob_head.py --tokens 4096 --vocabulary 151936 --hidden 1024 --dtype bfloat16
 
-Each variant runs in a process of its own (peak resident memory never falls), alternating, `--runs` times. The
+Each variant runs in a process of its own, alternating, `--runs` times. The
 naive head is `log_softmax(linear(hidden))` over [N, V] under autograd. Prints one JSON row: medians and ratios.
 """
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.peak_memory import peak_mib, start_peak_mib
+
 VARIANTS = ("chunked", "naive")
 
 
@@ -23,7 +25,6 @@ def measure(variant: str, tokens: int, vocabulary: int, hidden: int, dtype: str,
     """Run one forward and backward here; memory is what it adds to the process, in MiB."""
     import torch
 
-    sys.path.insert(0, str(ROOT))
     from learner.log_probs import sampled_log_probs
 
     torch.set_num_threads(threads)
@@ -31,7 +32,7 @@ def measure(variant: str, tokens: int, vocabulary: int, hidden: int, dtype: str,
     hidden_NH = torch.randn(tokens, hidden, dtype=getattr(torch, dtype)).requires_grad_()
     weight_VH = (0.02 * torch.randn(vocabulary, hidden)).to(getattr(torch, dtype)).requires_grad_()
     ids_N = torch.randint(vocabulary, (tokens,))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = start_peak_mib()
     start = time.process_time()
     if variant == "chunked":
         logp_N, _ = sampled_log_probs(hidden_NH, weight_VH, None, ids_N, chunk_tokens=256, vocab_size=vocabulary)
@@ -40,8 +41,8 @@ def measure(variant: str, tokens: int, vocabulary: int, hidden: int, dtype: str,
         logp_N = torch.log_softmax(logits_NV, -1).gather(-1, ids_N[:, None])[:, 0]
     (-logp_N.mean()).backward()
     cpu_s = time.process_time() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return {"memory_mib": (peak - before) / 1024, "cpu_s": cpu_s}
+    peak = peak_mib()
+    return {"memory_mib": peak - before, "cpu_s": cpu_s}
 
 
 def main() -> None:

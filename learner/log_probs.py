@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from learner.weight_gradient import WeightGradient
+
 PositionValue = Callable[[Tensor, Tensor], Tensor]
 """(logits_CV with gradient, positions_C into T) -> value_C: a function of each position's own logits. It is
 called once in forward and again in backward, and must give the same value both times."""
@@ -160,10 +162,7 @@ class _Positions(torch.autograd.Function):
             logits_CV = _logits(hidden_TH[part], weight_VH, bias_V, vocab_size)
             if position_value is not None:
                 value_T[part] = position_value(logits_CV, _positions(part, hidden_TH))
-            log_sum_T[part] = logits_CV.logsumexp(dim=-1)
-            log_probs_CV = logits_CV.sub_(log_sum_T[part, None])
-            logp_T[part] = log_probs_CV.gather(1, target_ids_T[part, None])[:, 0]
-            entropy_T[part] = log_probs_CV.exp().mul_(log_probs_CV).sum(dim=-1).neg_()
+            logp_T[part], entropy_T[part], log_sum_T[part] = _read_chunk(logits_CV, target_ids_T[part])
         ctx.save_for_backward(hidden_TH, weight_VH, bias_V, target_ids_T, log_sum_T)
         ctx.position_value, ctx.chunk_tokens, ctx.vocab_size = position_value, chunk_tokens, vocab_size
         ctx.mark_non_differentiable(entropy_T, *([] if position_value else [value_T]))
@@ -178,7 +177,7 @@ class _Positions(torch.autograd.Function):
         hidden_TH, weight_VH, bias_V, target_ids_T, log_sum_T = ctx.saved_tensors
         vocab_size, dtype = ctx.vocab_size, log_sum_T.dtype
         grad_hidden_TH = torch.empty_like(hidden_TH)
-        grad_weight_VH = torch.zeros_like(weight_VH, dtype=dtype)
+        weight_gradient = WeightGradient(weight_VH, vocab_size=vocab_size, dtype=dtype)
         grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=dtype)
         for part in _chunks(len(hidden_TH), ctx.chunk_tokens):
             logits_CV = _logits(hidden_TH[part], weight_VH, bias_V, vocab_size)
@@ -196,9 +195,21 @@ class _Positions(torch.autograd.Function):
                 grad_bias_V[:vocab_size] += grad_CV.sum(dim=0)
             grad_CV = grad_CV.to(hidden_TH.dtype)
             grad_hidden_TH[part] = grad_CV @ weight_VH[:vocab_size]
-            grad_weight_VH[:vocab_size] += grad_CV.t() @ hidden_TH[part]
+            weight_gradient.add(grad_CV, hidden_TH[part])
         grad_bias_V = None if grad_bias_V is None else grad_bias_V.to(weight_VH.dtype)
-        return grad_hidden_TH, grad_weight_VH.to(weight_VH.dtype), grad_bias_V, None, None, None, None
+        return grad_hidden_TH, weight_gradient.result(), grad_bias_V, None, None, None, None
+
+
+def _read_chunk(logits_CV: Tensor, target_ids_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the targets' log-probs, the entropies and the logsumexp; overwrites the logits."""
+    highest_C = logits_CV.amax(dim=-1)
+    logits_CV.sub_(highest_C[:, None])
+    weights_CV = logits_CV.exp()
+    sum_C = weights_CV.sum(dim=-1)
+    log_sum_C = sum_C.log()
+    entropy_C = log_sum_C - torch.linalg.vecdot(weights_CV, logits_CV) / sum_C
+    logp_C = logits_CV.gather(1, target_ids_C[:, None])[:, 0] - log_sum_C
+    return logp_C, entropy_C, log_sum_C + highest_C
 
 
 def _gradient_of_logp(logits_CV: Tensor, log_sum_C: Tensor, target_ids_C: Tensor, grad_C: Tensor) -> Tensor:
