@@ -269,7 +269,7 @@ def compare_command(config: CompareConfig, arguments: argparse.Namespace) -> int
         return sampled_reward(objective.name, objective.parameters, teacher_p, student_p, max_steps=max_steps)
 
     is_local = "RAY_ADDRESS" not in os.environ and all(run.config.cluster.address is None for run in runs)
-    code = run_all(runs, command_of, is_local=is_local)
+    code = FINISHED if arguments.results_only else run_all(runs, command_of, is_local=is_local)
     write_results(config, runs, reward_of=reward_of)
     return code
 

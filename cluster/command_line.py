@@ -43,5 +43,8 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         choices=["yes", "no", "auto"],
         help="continue from the newest checkpoint; auto starts anew if there is no such run",
     )
+    commands.choices["compare"].add_argument(
+        "--results-only", action="store_true", help="train nothing; write table and figures of what is finished"
+    )
     commands.choices["eval"].add_argument("--model", help="model folder to evaluate; by default the student's")
     return parser
