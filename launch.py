@@ -68,6 +68,7 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     folder = RunFolder.of(config, resume=resume)
     inputs = read_inputs(config)
     signal_of(config, inputs)
+    special_token_ids(config, inputs)
     demands = plan(config)
     check_local_machine(config, demands)
     if arguments.dry_run:
@@ -134,7 +135,8 @@ def build_pools(config: RunConfig, inputs: Any, events: Any) -> dict[str, Any]:
     def learner(index: int) -> WorkerSpec:
         settings = {"rank": index, "world_size": config.learner.num_workers, "stops": inputs.stops}
         golden = {"golden_token_ids": inputs.golden_token_ids, "vocab_size": inputs.num_head_rows}
-        return WorkerSpec(LearnerRank, (config,), settings | golden | {"signal": signal}, is_async=False)
+        tokens = {"signal": signal, "special_token_ids": special_token_ids(config, inputs)}
+        return WorkerSpec(LearnerRank, (config,), settings | golden | tokens, is_async=False)
 
     build = {"rollout": rollout, "teacher": teacher, "learner": learner}
     return {d.role: Pool(d, build[d.role], config=config.cluster, events=events) for d in plan(config)}
@@ -282,6 +284,17 @@ def signal_of(config: RunConfig, inputs: Any) -> Any:
     from actors.inputs import teacher_signal
 
     return teacher_signal(config, inputs, kind=signal_kind(config), k=config.objective.parameters.get("k", 0))
+
+
+def special_token_ids(config: RunConfig, inputs: Any) -> list[int]:
+    """Every token id of the texts in `masks.special_tokens`; ValueError for a text without one."""
+    found: list[int] = []
+    for text in config.masks.special_tokens:
+        ids = inputs.tokenizer.encode(text, add_special_tokens=False)
+        if not ids or inputs.tokenizer.unk_token_id in ids:
+            raise ValueError(f"masks.special_tokens: the student's tokenizer has no token for {text!r}")
+        found += ids
+    return found
 
 
 def check_local_machine(config: RunConfig, demands: Sequence[Demand]) -> None:

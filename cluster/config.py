@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cluster.token_config import MasksConfig, SurrogateConfig, TokenWeightsConfig
+
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -172,6 +174,13 @@ class ObjectiveConfig(BaseModel):
     distributions (reverse_kl, forward_kl, jsd, lsm, ...), which decides what the teacher sends."""
     normaliser: str = "none"
     """Normalisation of rewards over the window: none, zscore, sign_max_abs."""
+    discount: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """A token is credited with the rewards that follow it in its response too, each `discount` times less per
+    token; taken of normalised rewards. 0, the default of every published method, credits its own reward alone."""
+    baseline: Literal["none", "closed_form"] = "none"
+    """closed_form subtracts from each reward what the student expects at its position (power, log_ratio,
+    veto_reverse): the same gradient in expectation, with another variance; `gradient_variance/ratio` reports it.
+    The teacher sends whole distributions then."""
     aggregate: Literal["window_token_mean", "seq_mean_token_mean", "seq_mean_token_sum"] = "window_token_mean"
     """How token losses become one number."""
     stop_mode: Literal["raw", "mask", "cross_eos"] = "mask"
@@ -248,6 +257,10 @@ class LoggingConfig(Section):
     """Live view on a terminal, one plain line per step otherwise."""
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
+    diagnostics_every: NonNegative = 10
+    """Measure on every so many-th step, from the first, what the log-ratio's gradient norm would have been
+    (`grad_norm/log_ratio`): one more forward and backward, and for that time a float32 copy of all gradients on
+    every rank, next to those of a micro-batch. Not with learner.zero_stage 3. 0 is never."""
     save_batches: bool = False
     """Keep every trained batch as Arrow files under `batches/`, so that steps can be replayed and examined."""
     wandb_project: str | None = None
@@ -304,6 +317,12 @@ class RunConfig(Section):
     """The objective."""
     importance: ImportanceConfig = ImportanceConfig()
     """Off-policy correction."""
+    masks: MasksConfig = MasksConfig()
+    """Response tokens that are left out."""
+    token_weights: TokenWeightsConfig = TokenWeightsConfig()
+    """Weights of advantages."""
+    surrogate: SurrogateConfig = SurrogateConfig()
+    """The loss of an advantage."""
     rollout: RolloutConfig = RolloutConfig()
     """Rollout workers."""
     teacher: TeacherConfig

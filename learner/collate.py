@@ -9,7 +9,7 @@ tokens, H its hidden size.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Self
 
@@ -24,6 +24,9 @@ from cluster.teacher_signal import SAMPLED, TeacherSignal
 
 LARGE = (HIDDEN.name, *(field.name for field in TOP_K_FIELDS))
 """Columns with more than one value per response token."""
+
+MASKED_BY = ("stop", "special", "truncated", "selection")
+"""What may leave a token out; `PackedBatch.masked_by_T` counts from 1 in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +52,8 @@ class PackedBatch:
     """H is 0 unless the teacher sent the input of its output head."""
     response_mask_T: Tensor
     """True on response tokens that count; False on a final stop token in stop mode `mask`."""
+    masked_by_T: Tensor
+    """uint8: 0 on response tokens that count, else what left the token out, counted from 1 in MASKED_BY."""
     was_sampled_T: Tensor
     """False where the stop mode relabelled the token: the behaviour log-prob is another token's."""
     weight_version_T: Tensor
@@ -61,11 +66,22 @@ class PackedBatch:
     is_truncated_B: Tensor
     has_stop_B: Tensor
 
+    def without(self, keep_T: Tensor, masked_by: str) -> Self:
+        """Return the batch in which only those of the counted tokens still count; the others are `masked_by`."""
+        dropped_T = self.response_mask_T & ~keep_T
+        masked_by_T = self.masked_by_T.masked_fill(dropped_T, MASKED_BY.index(masked_by) + 1)
+        return replace(self, response_mask_T=self.response_mask_T & keep_T, masked_by_T=masked_by_T)
+
     @property
     def relative_position(self) -> Tensor:
         """Place of each of the T response tokens in its response, from 0 (first) to 1 (last)."""
         last_T = (self.response_length_B[self.row_T] - 1).clamp(min=1)
         return self.column_T / last_T
+
+    @property
+    def is_stop(self) -> Tensor:
+        """True for each of the T response tokens that is a response's final stop token."""
+        return self.has_stop_B[self.row_T] & (self.column_T == self.response_length_B[self.row_T] - 1)
 
     def to(self, device: torch.device) -> Self:
         """Return the batch on a device."""
@@ -231,6 +247,7 @@ def pack(sequences: Sequence[ScoredSequence], *, signal: TeacherSignal = SAMPLED
             _stack([s.hidden for s in sequences], np.uint8, width=signal.hidden_bytes), signal
         ),
         response_mask_T=_join([s.response_mask for s in sequences], torch.bool),
+        masked_by_T=_join([~s.response_mask for s in sequences], torch.uint8),
         was_sampled_T=_join([s.target_ids == s.response_ids for s in sequences], torch.bool),
         weight_version_T=_join([s.weight_version for s in sequences], torch.int64),
         row_T=_join([np.repeat(np.arange(len(lengths)), lengths)], torch.int64),

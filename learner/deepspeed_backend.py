@@ -9,7 +9,7 @@ Shapes: T response tokens of a micro-batch.
 
 import logging
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,13 +25,17 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from cluster.config import LearnerConfig, RunConfig
 from learner.collate import PackedBatch
-from learner.log_probs import PositionValue, StudentModel
+from learner.log_probs import PositionFacts, PositionValue, StudentModel
 from learner.ranks import Ranks
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_TAG = "deepspeed"
 """Sub-folder of a checkpoint that DeepSpeed writes."""
+
+
+LossOf = Callable[[PackedBatch, Tensor, Tensor], Tensor]
+"""(micro-batch, logp_T with gradient, entropy_T) -> loss."""
 
 
 @dataclass(frozen=True)
@@ -65,15 +69,14 @@ class DeepSpeedBackend:
         """The module under the engine; with ZeRO-3 its parameters are empty outside `gathered`."""
         return self.engine.module
 
-    def log_probs(self, batch: PackedBatch, position_value: PositionValue | None = None) -> tuple[Tensor, ...]:
-        """Return (logp_T with gradient unless torch.no_grad is on, entropy_T, and value_T if asked for)."""
-        return self.engine(
-            batch.input_ids_N,
-            batch.position_ids_N,
-            batch.source_positions_T,
-            batch.target_ids_T,
-            position_value,
-        )
+    def log_probs(
+        self,
+        batch: PackedBatch,
+        position_value: PositionValue | None = None,
+        position_facts: PositionFacts | None = None,
+    ) -> tuple[Tensor, ...]:
+        """Return (logp_T with gradient unless torch.no_grad is on, entropy_T, and what `StudentModel` adds)."""
+        return self.engine(*_student_inputs(batch), position_value, position_facts)
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Add the gradient of this rank's `loss`; losses of all ranks and micro-batches count as one sum.
@@ -83,6 +86,26 @@ class DeepSpeedBackend:
         """
         self.engine.set_gradient_accumulation_boundary(is_last)
         self.engine.backward(loss * self.ranks.world_size, scale_wrt_gas=False)
+
+    def gradient_norm(self, batches: Iterable[PackedBatch], loss_of: LossOf) -> float:
+        """Return the norm of the gradient of losses that are not trained on; the training state stays as it is.
+
+        The engine takes no part in it: `torch.autograd.grad` leaves its buffers, hooks and counters alone.
+        Gradients add up in float32, which takes 4 bytes per parameter on every rank. ValueError with ZeRO-3,
+        where no rank has room for all of them.
+        """
+        if self.zero_stage == 3:
+            raise ValueError("a second gradient is not measured with learner.zero_stage 3")
+        parameters = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        totals = [torch.zeros_like(parameter, dtype=torch.float32) for parameter in parameters]
+        for batch in batches:
+            loss = loss_of(batch, *self.student(*_student_inputs(batch)))
+            gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+            for total, gradient in zip(totals, gradients, strict=True):
+                if gradient is not None:
+                    total += gradient
+        squares = [self.ranks.sum(total).square().sum(dtype=torch.float64) for total in totals]
+        return float(torch.stack(squares).sum().sqrt())
 
     def step(self, *, learning_rate: float) -> StepOutcome:
         """Clip, update and clear the gradients; a gradient that is not finite is cleared without an update."""
@@ -123,6 +146,10 @@ class DeepSpeedBackend:
         """Leave the process group."""
         self.engine.destroy()
         deepspeed.comm.destroy_process_group()
+
+
+def _student_inputs(batch: PackedBatch) -> tuple[Tensor, ...]:
+    return batch.input_ids_N, batch.position_ids_N, batch.source_positions_T, batch.target_ids_T
 
 
 def join_process_group(*, rank: int, world_size: int, timeout_s: float) -> Ranks:

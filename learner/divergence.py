@@ -15,6 +15,21 @@ from learner.teacher_head import TeacherHead
 from rewards import Teacher, TeacherLogits, TeacherTopK
 
 
+class BatchTeacher:
+    """The teacher's side of a micro-batch, for any of its positions."""
+
+    def __init__(self, batch: PackedBatch, teacher_head: TeacherHead | None) -> None:
+        self._batch = batch
+        self._head = teacher_head
+
+    def at(self, positions_C: Tensor, *, vocab_size: int) -> Teacher:
+        """Return all logits where there is a head, and the likeliest tokens the student knows otherwise."""
+        if self._head is not None:
+            return TeacherLogits(self._head.logits(self._batch.teacher_hidden_TH[positions_C]))
+        ids_CK = self._batch.teacher_topk_ids_TK[positions_C]
+        return known_top_k(ids_CK, self._batch.teacher_topk_logp_TK[positions_C], vocab_size=vocab_size)
+
+
 class BatchDivergence:
     """Called with logits_CV of any positions_C of its micro-batch; returns value_C with gradient."""
 
@@ -28,21 +43,18 @@ class BatchDivergence:
     ) -> None:
         """`per_position` are further inputs of the divergence by name, with one value per response token."""
         self._divergence = divergence
-        self._batch = batch
-        self._teacher_head = teacher_head
+        self._teacher = BatchTeacher(batch, teacher_head)
         self._per_position = per_position
 
     def __call__(self, logits_CV: Tensor, positions_C: Tensor) -> Tensor:
-        teacher = self._teacher(positions_C, vocab_size=logits_CV.shape[-1])
-        num_shared = teacher.logits_NV.shape[-1] if isinstance(teacher, TeacherLogits) else logits_CV.shape[-1]
+        teacher = self._teacher.at(positions_C, vocab_size=logits_CV.shape[-1])
         extras = {name: values[positions_C] for name, values in self._per_position.items()}
-        return self._divergence(logits_CV[:, :num_shared], teacher, **extras)
+        return self._divergence(shared(logits_CV, teacher), teacher, **extras)
 
-    def _teacher(self, positions_C: Tensor, *, vocab_size: int) -> Teacher:
-        if self._teacher_head is not None:
-            return TeacherLogits(self._teacher_head.logits(self._batch.teacher_hidden_TH[positions_C]))
-        ids_CK = self._batch.teacher_topk_ids_TK[positions_C]
-        return known_top_k(ids_CK, self._batch.teacher_topk_logp_TK[positions_C], vocab_size=vocab_size)
+
+def shared(logits_CV: Tensor, teacher: Teacher) -> Tensor:
+    """Return the student's logits of the ids that the teacher has a logit for too."""
+    return logits_CV[:, : teacher.logits_NV.shape[-1]] if isinstance(teacher, TeacherLogits) else logits_CV
 
 
 def known_top_k(ids_CK: Tensor, log_probs_CK: Tensor, *, vocab_size: int) -> TeacherTopK:

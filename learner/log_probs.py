@@ -4,11 +4,11 @@ the logits of the whole micro-batch.
 The logits of a micro-batch, [N, V], are the largest tensor of a naive step: 8,192 tokens x 151,936 ids are 4.6
 GiB in float32. Here they exist for a few positions at a time, in forward and, recomputed, in backward.
 
-Shapes: N packed tokens, T response tokens, C positions of one chunk, H hidden size, V vocabulary.
+Shapes: N packed tokens, T response tokens, C positions of one chunk, H hidden size, V vocabulary, F facts.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,19 @@ from learner.weight_gradient import WeightGradient
 PositionValue = Callable[[Tensor, Tensor], Tensor]
 """(logits_CV with gradient, positions_C into T) -> value_C: a function of each position's own logits. It is
 called once in forward and again in backward, and must give the same value both times."""
+
+
+class PositionFacts(Protocol):
+    """Further values of each position's logits that carry no gradient: evaluated in forward alone."""
+
+    @property
+    def num_facts(self) -> int:
+        """F."""
+        ...
+
+    def __call__(self, logits_CV: Tensor, positions_C: Tensor) -> Tensor:
+        """Return facts_CF; the logits must be left as they are."""
+        ...
 
 
 class StudentModel(nn.Module):
@@ -40,16 +53,18 @@ class StudentModel(nn.Module):
         source_positions_T: Tensor,
         target_ids_T: Tensor,
         position_value: PositionValue | None = None,
+        position_facts: PositionFacts | None = None,
     ) -> tuple[Tensor, ...]:
         """Return (logp_T with gradient, entropy_T without) of the targets at the source positions.
 
-        With `position_value` there is a third: value_T with gradient.
+        With `position_value` there is a third: value_T with gradient. With `position_facts` there is a fourth,
+        facts_TF, and the third is 0 if it was not asked for.
         """
         decoder = self.causal_lm.get_decoder()  # pyright: ignore[reportCallIssue]
         hidden_1NH = decoder(
             input_ids=input_ids_N[None], position_ids=position_ids_N[None], use_cache=False
         ).last_hidden_state
-        return self.head(hidden_1NH[0, source_positions_T], target_ids_T, position_value)
+        return self.head(hidden_1NH[0, source_positions_T], target_ids_T, position_value, position_facts)
 
     def check_head(self, token_ids_N: Tensor, *, limit: float) -> Tensor:
         """Return log-probs of `token_ids_N[1:]`; ValueError if the model's own logits give others.
@@ -92,13 +107,18 @@ class LogProbHead(nn.Module):
         self.vocab_size = vocab_size
 
     def forward(
-        self, hidden_TH: Tensor, target_ids_T: Tensor, position_value: PositionValue | None = None
+        self,
+        hidden_TH: Tensor,
+        target_ids_T: Tensor,
+        position_value: PositionValue | None = None,
+        position_facts: PositionFacts | None = None,
     ) -> tuple[Tensor, ...]:
-        """Return (logp_T with gradient, entropy_T without, value_T if asked for), at least float32."""
-        sizes = {"chunk_tokens": self.chunk_tokens, "vocab_size": self.vocab_size}
-        if position_value is None:
-            return sampled_log_probs(hidden_TH, self.weight, self.bias, target_ids_T, **sizes)
-        return position_values(hidden_TH, self.weight, self.bias, target_ids_T, position_value, **sizes)
+        """Return (logp_T with gradient, entropy_T without, value_T, facts_TF), the last two if asked for."""
+        callbacks = (position_value, position_facts)
+        outputs: Any = _Positions.apply(
+            hidden_TH, self.weight, self.bias, target_ids_T, *callbacks, self.chunk_tokens, self.vocab_size
+        )
+        return outputs if position_facts is not None else outputs[: 2 if position_value is None else 3]
 
 
 def sampled_log_probs(
@@ -116,7 +136,9 @@ def sampled_log_probs(
     ids: rows that pad the embedding are no tokens. Gradients reach hidden states, weight and bias through the
     log-probs; the entropy carries none. Peak memory is a few tensors of `chunk_tokens` x V.
     """
-    outputs: Any = _Positions.apply(hidden_TH, weight_VH, bias_V, target_ids_T, None, chunk_tokens, vocab_size)
+    outputs: Any = _Positions.apply(
+        hidden_TH, weight_VH, bias_V, target_ids_T, None, None, chunk_tokens, vocab_size
+    )
     return outputs[:2]
 
 
@@ -136,9 +158,9 @@ def position_values(
     value has a gradient other than 0.
     """
     outputs: Any = _Positions.apply(
-        hidden_TH, weight_VH, bias_V, target_ids_T, position_value, chunk_tokens, vocab_size
+        hidden_TH, weight_VH, bias_V, target_ids_T, position_value, None, chunk_tokens, vocab_size
     )
-    return outputs
+    return outputs[:3]
 
 
 class _Positions(torch.autograd.Function):
@@ -152,26 +174,31 @@ class _Positions(torch.autograd.Function):
         bias_V: Tensor | None,
         target_ids_T: Tensor,
         position_value: PositionValue | None,
+        position_facts: PositionFacts | None,
         chunk_tokens: int,
         vocab_size: int,
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dtype = torch.promote_types(hidden_TH.dtype, torch.float32)
         logp_T, entropy_T, log_sum_T = (hidden_TH.new_empty(len(hidden_TH), dtype=dtype) for _ in range(3))
         value_T = hidden_TH.new_zeros(len(hidden_TH), dtype=dtype)
+        num_facts = 0 if position_facts is None else position_facts.num_facts
+        facts_TF = hidden_TH.new_zeros(len(hidden_TH), num_facts, dtype=dtype)
         for part in _chunks(len(hidden_TH), chunk_tokens):
             logits_CV = _logits(hidden_TH[part], weight_VH, bias_V, vocab_size)
             if position_value is not None:
                 value_T[part] = position_value(logits_CV, _positions(part, hidden_TH))
+            if position_facts is not None:
+                facts_TF[part] = position_facts(logits_CV, _positions(part, hidden_TH)).to(dtype)
             logp_T[part], entropy_T[part], log_sum_T[part] = _read_chunk(logits_CV, target_ids_T[part])
         ctx.save_for_backward(hidden_TH, weight_VH, bias_V, target_ids_T, log_sum_T)
         ctx.position_value, ctx.chunk_tokens, ctx.vocab_size = position_value, chunk_tokens, vocab_size
-        ctx.mark_non_differentiable(entropy_T, *([] if position_value else [value_T]))
+        ctx.mark_non_differentiable(entropy_T, facts_TF, *([] if position_value else [value_T]))
         ctx.set_materialize_grads(False)
-        return logp_T, entropy_T, value_T
+        return logp_T, entropy_T, value_T, facts_TF
 
     @staticmethod
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, grad_logp_T: Tensor | None, _: Tensor | None, grad_value_T: Tensor | None
+        ctx: Any, grad_logp_T: Tensor | None, _: None, grad_value_T: Tensor | None, __: None
     ) -> tuple[Tensor | None, ...]:
         """Parameter gradients add up in at least float32."""
         hidden_TH, weight_VH, bias_V, target_ids_T, log_sum_T = ctx.saved_tensors
@@ -197,7 +224,7 @@ class _Positions(torch.autograd.Function):
             grad_hidden_TH[part] = grad_CV @ weight_VH[:vocab_size]
             weight_gradient.add(grad_CV, hidden_TH[part])
         grad_bias_V = None if grad_bias_V is None else grad_bias_V.to(weight_VH.dtype)
-        return grad_hidden_TH, weight_gradient.result(), grad_bias_V, None, None, None, None
+        return grad_hidden_TH, weight_gradient.result(), grad_bias_V, *[None] * 5
 
 
 def _read_chunk(logits_CV: Tensor, target_ids_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:

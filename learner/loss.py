@@ -6,6 +6,9 @@ sampled), each response token contributes
     loss = -stop_gradient(weight * reward) * logp        reward = f(teacher_logp, logp)
                                                          weight = min(exp(logp - behaviour_logp), 2)
 
+Between reward and loss lie, each only where it is configured: a normaliser over the window, returns or a baseline
+and a token weight (`learner.advantage`), and a surrogate in place of the policy gradient (`learner.surrogate`).
+
 An objective may have a divergence of the two distributions in its place, or besides it: its value at the token's
 position is added to the loss, without a weight, since it depends on the sampled tokens only through the prefix.
 
@@ -16,21 +19,26 @@ The paper itself is synchronous, with weight 1.
 Shapes: T response tokens of a micro-batch, S window statistics.
 """
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from math import inf
 from typing import Self
 
 import torch
 from torch import Tensor
 
-from cluster.config import ImportanceConfig, ObjectiveConfig
+from cluster.config import ImportanceConfig, ObjectiveConfig, RunConfig
+from cluster.token_config import MasksConfig, SurrogateConfig, TokenWeightsConfig
+from learner.advantage import Advantage
 from learner.collate import PackedBatch
 from learner.divergence import BatchDivergence
+from learner.facts import BASELINE, BatchFacts, Fact, baseline_fact, student_mass_fact
+from learner.masks import TokenMasks
+from learner.surrogate import Surrogate
 from learner.teacher_head import TeacherHead
+from learner.token_weight import TokenWeight
 from rewards import (
     DIVERGENCES,
-    IMPORTANCE_WEIGHTS,
     NORMALISERS,
     OBJECTIVES,
     TOKEN_REWARDS,
@@ -50,11 +58,21 @@ class WindowCounts:
     """What one optimizer step trains on, over all ranks and micro-batches."""
 
     num_tokens: int
-    """Response tokens after stop masks, before non-finite ones are dropped: the token mean's denominator."""
+    """Response tokens after all masks, before non-finite ones are dropped: the token mean's denominator."""
     num_sequences: int
     """Responses with at least one such token: the sequence means' denominator."""
     num_micro_batches: int
     """Backward passes of every rank: those of the rank with the most."""
+
+
+@dataclass(frozen=True, eq=False)
+class FixedValues:
+    """What is known of a micro-batch's tokens before the first backward of the window."""
+
+    weight_T: Tensor | None = None
+    """Weight of each token's advantage; None is 1."""
+    proximal_logp_T: Tensor | None = None
+    """The learner's own log-probs at the start of the window, where something needs them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,12 +84,14 @@ class MicroBatchLoss:
     logp_T: Tensor
     entropy_T: Tensor
     reward_T: Tensor
-    """0 where not trained, and for objectives without a reward."""
+    """After the normaliser; 0 where not trained, and for objectives without a reward."""
     divergence_T: Tensor
     """0 where not trained, and for objectives without a divergence."""
     importance_T: Tensor
     is_trained_T: Tensor
-    """The response mask without tokens whose reward, divergence, log-prob or weight is not finite."""
+    """The response mask without tokens whose advantage, divergence, log-prob or weight is not finite."""
+    facts: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further value_T by name, for metrics."""
 
     def detached(self) -> Self:
         """Return it without the graph, so that activations are freed before the next micro-batch."""
@@ -81,35 +101,66 @@ class MicroBatchLoss:
 class Objective:
     """The configured reward or divergence or both, with normaliser, importance weight and aggregation.
 
-    >>> objective = Objective(ObjectiveConfig(name="power", alpha=5.0), ImportanceConfig())
+    >>> objective = Objective.of(config)
     >>> objective.micro_batch_loss(batch, logp_T, entropy_T, counts=counts).loss.backward()
     """
 
-    def __init__(self, objective: ObjectiveConfig, importance: ImportanceConfig) -> None:
+    def __init__(
+        self,
+        objective: ObjectiveConfig,
+        importance: ImportanceConfig,
+        *,
+        masks: MasksConfig | None = None,
+        token_weights: TokenWeightsConfig | None = None,
+        surrogate: SurrogateConfig | None = None,
+        special_token_ids: Sequence[int] = (),
+    ) -> None:
         """Look the names up; parameters must have been validated (`rewards.validate`)."""
         check_name("objective.name", objective.name, OBJECTIVES)
         entry = OBJECTIVES[objective.name]
         parameters = entry.validate(objective.parameters, field="objective")
         form = entry.needs_with(parameters).form
         self.has_reward, self.has_divergence = form != "direct", form != "pg"
-        self.aggregation = objective.aggregate
+        self.name, self.aggregation = objective.name, objective.aggregate
+        self.has_baseline = objective.baseline == "closed_form"
         self.normaliser = NORMALISERS[objective.normaliser]
+        self.masks = TokenMasks(masks or MasksConfig(), objective, special_token_ids=special_token_ids)
+        self.token_weight = TokenWeight(token_weights or TokenWeightsConfig())
+        self.surrogate = Surrogate(surrogate or SurrogateConfig(), importance)
+        self.importance_cap = self.surrogate.importance_cap
+        self._advantage = Advantage(objective)
         self._reward = TOKEN_REWARDS[objective.name] if self.has_reward else None
         self._divergence = DIVERGENCES[objective.name] if self.has_divergence else None
         self._parameters = parameters
         self._needs_finite_teacher = self._reward is not None and self._reward.needs_finite_teacher(parameters)
         self._schedule: dict[str, int] = {}
-        self._importance = partial(IMPORTANCE_WEIGHTS[importance.name], **importance.parameters)
-        self.importance_cap = float(importance.parameters["high"]) if importance.name == "truncated" else inf
+
+    @classmethod
+    def of(cls, config: RunConfig, *, special_token_ids: Sequence[int] = ()) -> Self:
+        """Return the objective of a run; `special_token_ids` are those of `masks.special_tokens`."""
+        return cls(
+            config.objective,
+            config.importance,
+            masks=config.masks,
+            token_weights=config.token_weights,
+            surrogate=config.surrogate,
+            special_token_ids=special_token_ids,
+        )
 
     def begin_step(self, step: int, max_steps: int) -> None:
-        """Tell objectives with a schedule where the run stands; the others do not care."""
+        """Tell objectives with a schedule or with phases where the run stands; the others do not care."""
         self._schedule = {"step": step, "max_steps": max_steps}
+        self.masks.begin_step(step)
 
     @property
     def uses_window_statistics(self) -> bool:
         """True: a pass without gradient over the whole window comes before the first backward."""
-        return self.normaliser.uses_window_statistics
+        return (
+            self.normaliser.uses_window_statistics
+            or self.masks.needs_values
+            or self.token_weight.needs_values
+            or self.surrogate.needs_proximal
+        )
 
     def statistics(self, batch: PackedBatch, logp_T: Tensor) -> Tensor:
         """Return the normaliser's statistics_S of this micro-batch, to be merged over the window."""
@@ -125,6 +176,25 @@ class Objective:
         function = partial(self._divergence, **self._parameters, **self._scheduled(self._divergence))
         return BatchDivergence(function, batch, teacher_head=teacher_head, per_position=per_position)
 
+    def window_facts(self, batch: PackedBatch, teacher_head: TeacherHead | None) -> BatchFacts | None:
+        """Return what the pass over the window must find besides log-probs and entropies; None if nothing."""
+        return _facts_of(batch, teacher_head, [*self.masks.facts, *self.token_weight.facts])
+
+    def facts(
+        self, batch: PackedBatch, teacher_head: TeacherHead | None, *, is_diagnosed: bool = False
+    ) -> BatchFacts | None:
+        """Return what to find where the logits are trained: the baseline, and metrics; None if nothing.
+
+        The student's mass on the likeliest tokens costs next to nothing where the teacher sent them. Of whole
+        distributions it is found only if the step `is_diagnosed`.
+        """
+        facts = []
+        if self.has_baseline:
+            facts.append(baseline_fact(self.name, self._parameters, self._scheduled(TOKEN_REWARDS[self.name])))
+        if batch.teacher_topk_ids_TK.shape[1] > 0 or (teacher_head is not None and is_diagnosed):
+            facts.append(student_mass_fact())
+        return _facts_of(batch, teacher_head, facts)
+
     def micro_batch_loss(
         self,
         batch: PackedBatch,
@@ -134,28 +204,44 @@ class Objective:
         *,
         counts: WindowCounts,
         statistics_S: Tensor | None = None,
+        fixed: FixedValues | None = None,
+        facts: Mapping[str, Tensor] | None = None,
     ) -> MicroBatchLoss:
         """Return the loss of one micro-batch; only `logp_T` and `divergence_T` carry gradient.
 
         `divergence_T` comes with objectives that have one. `statistics_S` are those of the whole window, if the
-        objective uses them.
+        objective uses them; so is what is `fixed`. `facts` hold the baseline of objectives that have one.
         """
+        fixed, facts = fixed or FixedValues(), facts or {}
+        # Reward.
         raw = self._raw_reward(batch, logp_T)
         reward_T, keep_T = raw.reward_BT, raw.keep_BT
+        # Normaliser.
         if statistics_S is not None:
             reward_T = self.normaliser.apply(reward_T, keep_T, statistics_S)
-        importance_T = self.importance_weight(batch, logp_T)
+        # Returns or baseline, and token weight.
+        advantage_T = self._advantage(
+            batch, reward_T, keep_T, baseline_T=facts.get(BASELINE), weight_T=fixed.weight_T
+        )
+        # Importance weight, and what is finite in all of it.
+        importance_T = self.surrogate.weight(batch, logp_T, fixed.proximal_logp_T)
         others = [importance_T] if self.has_reward else []
         others += [] if divergence_T is None else [divergence_T]
-        kept = drop_non_finite(reward_T, logp_T, keep_T, *others)
-        reward_T, keep_T = kept.reward_BT, kept.keep_BT
+        kept = drop_non_finite(advantage_T, logp_T, keep_T, *others)
+        advantage_T, keep_T = kept.reward_BT, kept.keep_BT
         importance_T = torch.where(keep_T, importance_T, 0.0)
-        if divergence_T is None:
-            divergence_T = torch.zeros_like(reward_T)
-        divergence_T = torch.where(keep_T, divergence_T, 0.0)
-        loss_T = divergence_T
+        # Loss: the divergence's value, and the surrogate of the advantage.
+        loss_T = torch.zeros_like(advantage_T) if divergence_T is None else divergence_T
+        divergence_T = loss_T = torch.where(keep_T, loss_T, 0.0)
         if self.has_reward:
-            loss_T = loss_T - (importance_T * reward_T) * torch.where(keep_T, logp_T, 0.0)
+            loss_T = loss_T + self.surrogate.loss(
+                batch,
+                logp_T,
+                advantage_T,
+                keep_T,
+                importance_T=importance_T,
+                proximal_logp_T=fixed.proximal_logp_T,
+            )
         loss = aggregate(
             batch.unpack(loss_T),
             batch.unpack(batch.response_mask_T),
@@ -164,18 +250,15 @@ class Objective:
             num_sequences=counts.num_sequences,
         )
         return MicroBatchLoss(
-            loss, logp_T.detach(), entropy_T, reward_T, divergence_T.detach(), importance_T, keep_T
+            loss=loss,
+            logp_T=logp_T.detach(),
+            entropy_T=entropy_T,
+            reward_T=torch.where(keep_T, reward_T, 0.0),
+            divergence_T=divergence_T.detach(),
+            importance_T=importance_T,
+            is_trained_T=keep_T,
+            facts=facts,
         )
-
-    def importance_weight(self, batch: PackedBatch, logp_T: Tensor) -> Tensor:
-        """Return the detached weight_T; 1 for a relabelled stop token, which no policy sampled."""
-        was_sampled_T = batch.was_sampled_T
-        weight_BT = self._importance(
-            batch.unpack(logp_T),
-            batch.unpack(batch.behaviour_logp_T),
-            batch.unpack(batch.response_mask_T & was_sampled_T),
-        )
-        return torch.where(was_sampled_T, weight_BT[batch.row_T, batch.column_T], 1.0)
 
     def _raw_reward(self, batch: PackedBatch, logp_T: Tensor) -> FiniteReward:
         mask_T = batch.response_mask_T
@@ -188,3 +271,7 @@ class Objective:
 
     def _scheduled(self, entry: Entry) -> dict[str, int]:
         return self._schedule if "step" in entry.extras else {}
+
+
+def _facts_of(batch: PackedBatch, teacher_head: TeacherHead | None, facts: Sequence[Fact]) -> BatchFacts | None:
+    return BatchFacts(facts, batch, teacher_head) if facts else None

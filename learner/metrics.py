@@ -4,11 +4,13 @@ Shapes: T response tokens of this rank's window, B its sequences, M metrics.
 """
 
 from collections.abc import Callable, Sequence
+from math import inf
 
 import torch
 from torch import Tensor
 
-from learner.collate import PackedBatch
+from learner.collate import MASKED_BY, PackedBatch
+from learner.facts import BASELINE_VARIANCE, RAW_VARIANCE
 from learner.loss import MicroBatchLoss
 from learner.ranks import Ranks
 
@@ -37,6 +39,14 @@ class StepTokens:
         self.teacher_logp_T = torch.cat([batch.teacher_logp_T for batch in batches]).double()
         self.behaviour_logp_T = torch.cat([batch.behaviour_logp_T for batch in batches]).double()
         self.response_mask_T = torch.cat([batch.response_mask_T for batch in batches])
+        self.masked_by_T = torch.cat([batch.masked_by_T for batch in batches])
+        self.is_stop_T = torch.cat([batch.is_stop for batch in batches])
+        self.facts = {
+            name: torch.cat([loss.facts[name] for loss in losses]).double()
+            for name in losses[0].facts
+            if "/" in name
+        }
+        """Facts that are metrics, by name."""
         self.was_sampled_T = torch.cat([batch.was_sampled_T for batch in batches])
         self.staleness_T = step - torch.cat([batch.weight_version_T for batch in batches])
         self.position_T = torch.cat([batch.relative_position for batch in batches]).double()
@@ -63,7 +73,10 @@ def step_metrics(
     maxima = _reduce(_maxima(tokens), ranks.max)
     trained, responses = max(sums["trained"], 1.0), max(sums["responses"], 1.0)
     sampled, fresh = max(sums["sampled"], 1.0), max(sums["fresh"], 1.0)
-    further = {}
+    further = {name: sums[name] / trained for name in tokens.facts}
+    if RAW_VARIANCE in further:
+        raw = further[RAW_VARIANCE]
+        further["gradient_variance/ratio"] = further[BASELINE_VARIANCE] / raw if raw > 0 else 1.0
     if has_divergence:
         further["divergence/mean"] = sums["divergence"] / trained
     if has_top_k:
@@ -84,6 +97,9 @@ def step_metrics(
         "kl/mismatch_lag0": sums["mismatch_fresh"] / fresh,
         "mismatch/max_lag0": maxima["mismatch_fresh"],
         "importance/mean": sums["importance"] / sampled,
+        "importance/max": maxima["importance"],
+        "importance/min": -maxima["negative_importance"] if sums["sampled"] else 0.0,
+        "importance/zero_frac": sums["importance_zero"] / sampled,
         "importance/capped_frac": sums["importance_capped"] / sampled,
         "entropy": sums["entropy"] / trained,
         "staleness/mean": sums["staleness"] / trained,
@@ -91,9 +107,11 @@ def step_metrics(
         "response_length/mean": sums["response_length"] / responses,
         "response_length/max": maxima["response_length"],
         "truncated_frac": sums["truncated"] / responses,
-        "masked/stop": sums["masked_stop"],
+        **{f"masked/{name}": sums[f"masked_{name}"] for name in MASKED_BY},
         "masked/nonfinite": sums["masked_nonfinite"],
         "stop/missing": sums["stop_missing"],
+        "stop/frac": 1.0 - sums["stop_missing"] / responses if sums["responses"] else 0.0,
+        "stop/reward_mean": sums["stop_reward"] / max(sums["stop_trained"], 1.0),
     }
 
 
@@ -124,29 +142,36 @@ def _sums(tokens: StepTokens, *, importance_cap: float) -> dict[str, Tensor]:
         "mismatch": mismatch_T[sampled_T].sum(),
         "mismatch_fresh": mismatch_T[fresh_T].sum(),
         "importance": tokens.importance_T[sampled_T].sum(),
+        "importance_zero": (tokens.importance_T[sampled_T] == 0).sum(),
         "importance_capped": (tokens.importance_T[sampled_T] >= importance_cap).sum(),
         "entropy": tokens.entropy_T[trained_T].sum(),
         "staleness": tokens.staleness_T[trained_T].sum(),
         "responses": torch.tensor(tokens.response_length_B.numel(), device=reward_T.device),
         "response_length": tokens.response_length_B.sum(),
         "truncated": tokens.is_truncated_B.sum(),
-        "masked_stop": (~tokens.response_mask_T).sum(),
+        **{f"masked_{name}": (tokens.masked_by_T == code).sum() for code, name in enumerate(MASKED_BY, start=1)},
         "masked_nonfinite": (tokens.response_mask_T & ~trained_T).sum(),
         "stop_missing": (~tokens.has_stop_B).sum(),
+        "stop_trained": (tokens.is_stop_T & trained_T).sum(),
+        "stop_reward": reward_T[tokens.is_stop_T & trained_T].sum(),
+        **{name: values_T[trained_T].sum() for name, values_T in tokens.facts.items()},
     }
 
 
 def _maxima(tokens: StepTokens) -> dict[str, Tensor]:
-    fresh_T = tokens.is_trained_T & tokens.was_sampled_T & (tokens.staleness_T == 0)
+    sampled_T = tokens.is_trained_T & tokens.was_sampled_T
+    fresh_T = sampled_T & (tokens.staleness_T == 0)
     return {
+        "importance": _largest(tokens.importance_T[sampled_T]),
+        "negative_importance": _largest(-tokens.importance_T[sampled_T], at_least=-inf),
         "mismatch_fresh": _largest((tokens.logp_T - tokens.behaviour_logp_T).abs()[fresh_T]),
         "staleness": _largest(tokens.staleness_T[tokens.is_trained_T]),
         "response_length": _largest(tokens.response_length_B),
     }
 
 
-def _largest(values: Tensor) -> Tensor:
-    return torch.cat([values.double(), values.new_zeros(1, dtype=torch.float64)]).max()
+def _largest(values: Tensor, *, at_least: float = 0.0) -> Tensor:
+    return torch.cat([values.double(), values.new_full((1,), at_least, dtype=torch.float64)]).max()
 
 
 def _reduce(values: dict[str, Tensor], reduce: Callable[[Tensor], Tensor]) -> dict[str, float]:

@@ -28,13 +28,17 @@ from cluster.weights import WeightManifest
 from learner import checkpoint
 from learner.collate import PackedBatch, collate, pack
 from learner.diagnostics import step_diagnostics
+from learner.divergence import BatchDivergence
 from learner.export import export_student
-from learner.loss import Objective, WindowCounts
+from learner.facts import BatchFacts
+from learner.log_ratio_gradient import LogRatioGradient
+from learner.loss import Objective
 from learner.metrics import StepTokens, step_metrics
 from learner.publisher import publish_weights
 from learner.schedule import learning_rate
 from learner.teacher_head import TeacherHead
-from rewards import window_counts
+from learner.values import StudentValues
+from learner.window import prepare_window
 
 if TYPE_CHECKING:
     from learner.deepspeed_backend import DeepSpeedBackend
@@ -78,12 +82,13 @@ class LearnerRank:
         golden_token_ids: list[int],
         vocab_size: int,
         signal: TeacherSignal = SAMPLED,
+        special_token_ids: Sequence[int] = (),
     ) -> None:
         """Take settings only; `setup` does the work. Objective parameters must be validated and complete.
 
         `golden_token_ids` is a short sequence whose log-probs go along with every published version.
         Log-probs are over the first `vocab_size` ids; embedding rows beyond them are cut off. `signal` is what
-        the teacher's columns of a scored table hold.
+        the teacher's columns of a scored table hold. `special_token_ids` are those of `masks.special_tokens`.
         """
         self.config = config
         self.rank = rank
@@ -93,7 +98,8 @@ class LearnerRank:
         self.vocab_size = vocab_size
         self.signal = signal
         self.teacher_head: TeacherHead | None = None
-        self.objective = Objective(config.objective, config.importance)
+        self.objective = Objective.of(config, special_token_ids=special_token_ids)
+        self.log_ratio_gradient = LogRatioGradient(config)
         self.backend: DeepSpeedBackend
 
     def rendezvous(self) -> tuple[str, int]:
@@ -137,19 +143,37 @@ class LearnerRank:
         if self.config.logging.save_batches:
             save_batch(tables, self._batch_path(step))
         self.objective.begin_step(step, self.config.max_steps)
-        batches = self._collate(tables)
-        counts = self._count_window(batches)
-        batches += [self._padding()] * (counts.num_micro_batches - len(batches))
-        statistics_S = self._window_statistics(batches) if self.objective.uses_window_statistics else None
+        window = prepare_window(
+            self.objective,
+            self._collate(tables),
+            evaluate=lambda batch: self._values(
+                batch, facts=self.objective.window_facts(batch, self.teacher_head)
+            ),
+            padding=pack([], signal=self.signal).to(self.ranks.device),
+            ranks=self.ranks,
+        )
+        is_diagnosed = self.log_ratio_gradient.is_due(step)
+        log_ratio_norm = self.log_ratio_gradient.norm(window, self.backend) if is_diagnosed else {}
         losses = []
-        for index, batch in enumerate(batches):
-            outputs = self.backend.log_probs(batch, self.objective.divergence(batch, self.teacher_head))
-            loss = self.objective.micro_batch_loss(batch, *outputs, counts=counts, statistics_S=statistics_S)
-            self.backend.backward(loss.loss, is_last=index == len(batches) - 1)
+        for index, (batch, fixed) in enumerate(zip(window.batches, window.fixed, strict=True)):
+            divergence = self.objective.divergence(batch, self.teacher_head)
+            facts = self.objective.facts(batch, self.teacher_head, is_diagnosed=is_diagnosed)
+            values = self._values(batch, divergence, facts)
+            loss = self.objective.micro_batch_loss(
+                batch,
+                values.logp_T,
+                values.entropy_T,
+                values.divergence_T,
+                counts=window.counts,
+                statistics_S=window.statistics_S,
+                fixed=fixed,
+                facts=values.facts,
+            )
+            self.backend.backward(loss.loss, is_last=index == len(window.batches) - 1)
             losses.append(loss.detached())
         rate = learning_rate(self.config.learner, step=step, max_steps=self.config.max_steps)
         outcome = self.backend.step(learning_rate=rate)
-        tokens = StepTokens(batches, losses, step=step)
+        tokens = StepTokens(window.batches, losses, step=step)
         metrics = step_metrics(
             tokens,
             importance_cap=self.objective.importance_cap,
@@ -158,7 +182,7 @@ class LearnerRank:
             has_top_k=self.signal.kind == "topk",
         )
         metrics |= step_diagnostics(tokens, ranks=self.ranks)
-        metrics |= {"lr": rate, "grad_norm": outcome.grad_norm}
+        metrics |= {"lr": rate, "grad_norm": outcome.grad_norm, **log_ratio_norm}
         return StepResult(
             metrics=metrics,
             was_skipped=outcome.was_skipped,
@@ -258,22 +282,17 @@ class LearnerRank:
         chunk_tokens = self.config.learner.head_chunk_tokens
         return [self.teacher_head.with_log_probs(batch, chunk_tokens=chunk_tokens) for batch in batches]
 
-    def _padding(self) -> PackedBatch:
-        return pack([], signal=self.signal).to(self.ranks.device)
-
-    def _count_window(self, batches: Sequence[PackedBatch]) -> WindowCounts:
-        own = torch.zeros(2, dtype=torch.int64, device=self.ranks.device)
-        for batch in batches:
-            own += window_counts(batch.unpack(batch.response_mask_T))
-        num_tokens, num_sequences = self.ranks.sum(own).tolist()
-        num_micro_batches = int(self.ranks.max(torch.tensor(len(batches))))
-        return WindowCounts(num_tokens, num_sequences, num_micro_batches=max(num_micro_batches, 1))
-
-    def _window_statistics(self, batches: Sequence[PackedBatch]) -> Tensor:
-        with torch.no_grad():
-            parts = [self.objective.statistics(batch, self.backend.log_probs(batch)[0]) for batch in batches]
-        own_S = self.objective.normaliser.merge(*parts)
-        return self.ranks.sum(own_S) if self.objective.normaliser.reduction == "sum" else self.ranks.max(own_S)
+    def _values(
+        self, batch: PackedBatch, divergence: BatchDivergence | None = None, facts: BatchFacts | None = None
+    ) -> StudentValues:
+        """Run the student on one micro-batch; values carry gradient unless torch.no_grad is on."""
+        logp_T, entropy_T, *further = self.backend.log_probs(batch, divergence, facts)
+        return StudentValues(
+            logp_T,
+            entropy_T,
+            divergence_T=None if divergence is None else further[0],
+            facts={} if facts is None else facts.named(further[1]),
+        )
 
     def _golden(self) -> Tensor:
         return torch.tensor(self.golden_token_ids, device=self.ranks.device)

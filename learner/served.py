@@ -5,6 +5,7 @@ from typing import Literal
 
 import rewards
 from cluster.config import RunConfig
+from learner.combinations import check_combinations, parameters_of
 
 logger = logging.getLogger(__name__)
 
@@ -13,49 +14,48 @@ SERVED_EXTRAS = {"step", "max_steps", "sampled_ids_N", "sampled_teacher_logp_N",
 
 
 def check_objective(config: RunConfig) -> RunConfig:
-    """Return the configuration with the objective's parameters complete; ValueError naming the field."""
-    objective, importance = config.objective, config.importance
+    """Return the configuration with the parameters of every named entry complete; ValueError naming the field."""
+    objective, importance, surrogate = config.objective, config.importance, config.surrogate
+    masks, token_weights = config.masks, config.token_weights
     parameters = rewards.validate("objective", objective.name, objective.parameters)
     rewards.validate("normaliser", objective.normaliser, {}, field="objective.normaliser")
-    weights = rewards.validate("importance", importance.name, importance.parameters)
+    of_importance = rewards.validate("importance", importance.name, importance.parameters)
+    of_surrogate = rewards.validate("surrogate", surrogate.name, surrogate.parameters)
+    of_masks = parameters_of(masks, masks.selection, "token_mask", "masks")
+    of_weights = parameters_of(token_weights, token_weights.name, "token_weight", "token_weights")
+    config = config.model_copy(
+        update={
+            "objective": objective.model_copy(update=parameters),
+            "importance": importance.model_copy(update=of_importance),
+            "surrogate": surrogate.model_copy(update=of_surrogate),
+            "masks": masks.model_copy(update=of_masks),
+            "token_weights": token_weights.model_copy(update=of_weights),
+        }
+    )
     needs = rewards.OBJECTIVES[objective.name].needs_with(parameters)
     check_is_served(config, needs)
-    if needs.form == "direct" and objective.normaliser != "none":
-        raise ValueError(
-            f"objective.normaliser must be none with {objective.name}, which has no rewards, got "
-            f"{objective.normaliser}"
-        )
-    if importance.name == "none" and config.max_staleness > 0 and needs.form != "direct":
-        raise ValueError(
-            f"importance.name must not be none with max_staleness {config.max_staleness}: stale tokens need a "
-            f"correction for {objective.name} (nearest valid: truncated, or max_staleness 0)"
-        )
+    check_combinations(config, needs)
     if config.batch_size < config.learner.num_workers:
         raise ValueError(
             f"learner.num_workers must be <= batch_size ({config.batch_size}), got {config.learner.num_workers}"
         )
-    evaluation = config.evaluation
-    if "full" in needs.teacher and evaluation.teacher:
-        logger.warning("the teacher is not evaluated: for %s its engines have no output head", objective.name)
-        evaluation = evaluation.model_copy(update={"teacher": False})
-    return config.model_copy(
-        update={
-            "objective": objective.model_copy(update=parameters),
-            "importance": importance.model_copy(update=weights),
-            "evaluation": evaluation,
-        }
-    )
+    if signal_kind(config) == "full" and config.evaluation.teacher:
+        logger.warning(
+            "the teacher is not evaluated: for %s as configured its engines have no output head", objective.name
+        )
+        evaluation = config.evaluation.model_copy(update={"teacher": False})
+        config = config.model_copy(update={"evaluation": evaluation})
+    return config
 
 
 def check_is_served(config: RunConfig, needs: rewards.Needs) -> None:
-    """ValueError if the objective or the correction asks for something that no worker of a run provides."""
-    name, importance = config.objective.name, rewards.IMPORTANCE_WEIGHTS[config.importance.name]
+    """ValueError if the objective asks for something that no worker of a run provides."""
+    name = config.objective.name
     entry = rewards.OBJECTIVES[name]
     missing = {
         "the teacher's log-probs of tokens that the student chooses": "ids_query" in needs.teacher,
         "a reference model": needs.reference,
         "graded responses": needs.outcome,
-        "a token mask from the entropies of the whole window": entry.token_mask is not None,
         f"further inputs ({', '.join(entry.extras)})": not {*entry.extras} <= SERVED_EXTRAS,
     }
     for what, is_missing in missing.items():
@@ -64,15 +64,20 @@ def check_is_served(config: RunConfig, needs: rewards.Needs) -> None:
                 f"objective.name: {name} needs {what}, which no worker provides as it is configured (nearest "
                 f"valid: {'power' if needs.form == 'pg' else 'lsm with support teacher'})"
             )
-    if importance.needs.proximal:
-        raise ValueError(
-            f"importance.name: {importance.name} needs proximal log-probs, which the learner does not keep "
-            f"(nearest valid: truncated)"
-        )
 
 
 def signal_kind(config: RunConfig) -> Literal["token", "topk", "full"]:
-    """What the teacher must return per token: whole distributions, its likeliest tokens, or one log-prob."""
-    parameters = config.objective.parameters
-    teacher = rewards.OBJECTIVES[config.objective.name].needs_with(parameters).teacher
-    return "full" if "full" in teacher else "topk" if "topk" in teacher else "token"
+    """What the teacher must return per token: whole distributions, its likeliest tokens, or one log-prob.
+
+    Besides the objective, a baseline, a selection and a token weight may ask for whole distributions, which serve
+    every objective.
+    """
+    objective, masks, weights = config.objective, config.masks, config.token_weights
+    asked = {*rewards.OBJECTIVES[objective.name].needs_with(objective.parameters).teacher}
+    if objective.baseline == "closed_form":
+        asked |= {*rewards.BASELINES[objective.name].needs.teacher}
+    if masks.selection != "none":
+        asked |= {*rewards.TOKEN_MASKS[masks.selection].needs.teacher}
+    if weights.name != "none":
+        asked |= {*rewards.TOKEN_WEIGHTS[weights.name].needs.teacher}
+    return "full" if "full" in asked else "topk" if "topk" in asked else "token"

@@ -34,11 +34,12 @@ from rewards.catalogue import (
     TOKEN_MASKS,
     TOKEN_REWARDS,
     TOKEN_WEIGHTS,
+    Kind,
     lookup,
     validate,
 )
 from rewards.outcome import grade_batch
-from rewards.parameters import Parameter, Params, Rule, check_name
+from rewards.parameters import Parameter, Params, Rule, check_name, nearest
 from rewards.registry import Entry, Needs, NormaliserEntry
 from rewards.schedules import scheduled_beta
 from rewards.teacher import Teacher, TeacherLogits, TeacherTopK
@@ -76,6 +77,7 @@ __all__ = [
     "TOKEN_WEIGHTS",
     "Entry",
     "FiniteReward",
+    "Kind",
     "Needs",
     "NormaliserEntry",
     "Parameter",
@@ -93,6 +95,7 @@ __all__ = [
     "lookup",
     "mix_outcome",
     "multi_sample_loss",
+    "nearest",
     "pass_at_k",
     "return_to_go",
     "scheduled_beta",

@@ -1,7 +1,8 @@
 """Baselines: the reward that the student expects at a position, in closed form.
 
-`reward - baseline` has the same expected gradient as the reward, with less variance, as long as tokens are
-sampled from the full softmax at temperature 1. Every baseline is detached.
+`reward - baseline` has the same expected gradient as the reward, as long as tokens are sampled from the full
+softmax at temperature 1. Its variance is another one, and not always lower: the power reward of unlikely tokens is
+near 0 as it is. Every baseline is detached.
 
 Shapes: N positions, V vocabulary, K support. Student `p`, teacher `t`.
 """

@@ -142,6 +142,9 @@ def test_one_and_two_ranks_take_the_same_step_at_every_zero_stage(tmp_path: Path
         distance = relative(found["weights"], expected["weights"], start)
         logger.info("%s: relative L2 of the update %.2g", file.name, distance)
         assert distance <= 1e-6, file.name
+        if "stage3" in file.name:  # no rank has all gradients there
+            assert "grad_norm/log_ratio" not in found["metrics"]
+            found["metrics"]["grad_norm/log_ratio"] = expected["metrics"]["grad_norm/log_ratio"]
         assert found["metrics"] == pytest.approx(expected["metrics"], rel=1e-5, abs=1e-7), file.name
 
 
