@@ -116,7 +116,8 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
 
 def build_pools(config: RunConfig, inputs: Any, events: Any) -> dict[str, Any]:
     """The pools of a run by role; nothing is placed yet."""
-    from actors.inputs import student_settings, teacher_settings
+    from actors.inputs import scorer_settings, student_settings
+    from actors.reference_worker import ReferenceWorker
     from actors.rollout_worker import RolloutWorker
     from actors.teacher_worker import TeacherWorker
     from actors.vllm import open_engine
@@ -124,21 +125,30 @@ def build_pools(config: RunConfig, inputs: Any, events: Any) -> dict[str, Any]:
     from learner.rank import LearnerRank
 
     signal = signal_of(config, inputs)
+    scored = replace(signal, has_outcome=config.outcome.rl_coef > 0, has_reference="reference" in config.scorers)
+    labels = {"stop_mode": config.objective.stop_mode, "stops": inputs.stops}
 
     def rollout(index: int) -> WorkerSpec:
         return WorkerSpec(RolloutWorker, (student_settings(config, inputs), open_engine))
 
-    def teacher(index: int) -> WorkerSpec:
-        stops = {"stop_mode": config.objective.stop_mode, "stops": inputs.stops}
-        return WorkerSpec(TeacherWorker, (teacher_settings(config, inputs, signal), open_engine), stops)
+    def teacher(role: str) -> WorkerSpec:
+        grade = build_grade(inputs) if scored.has_outcome else None
+        settings = scorer_settings(config, inputs, role, signal)
+        return WorkerSpec(TeacherWorker, (settings, open_engine), labels | {"grade": grade})
+
+    def reference(index: int) -> WorkerSpec:
+        settings = scorer_settings(config, inputs, "reference")
+        return WorkerSpec(ReferenceWorker, (settings, open_engine), labels | {"signal": scored})
 
     def learner(index: int) -> WorkerSpec:
         settings = {"rank": index, "world_size": config.learner.num_workers, "stops": inputs.stops}
         golden = {"golden_token_ids": inputs.golden_token_ids, "vocab_size": inputs.num_head_rows}
-        tokens = {"signal": signal, "special_token_ids": special_token_ids(config, inputs)}
+        tokens = {"signal": scored, "special_token_ids": special_token_ids(config, inputs)}
         return WorkerSpec(LearnerRank, (config,), settings | golden | tokens, is_async=False)
 
-    build = {"rollout": rollout, "teacher": teacher, "learner": learner}
+    build: dict[str, Callable[[int], WorkerSpec]]
+    build = {"rollout": rollout, "reference": reference, "learner": learner}
+    build |= {role: lambda index, role=role: teacher(role) for role in config.teacher_of_role}
     return {d.role: Pool(d, build[d.role], config=config.cluster, events=events) for d in plan(config)}
 
 
@@ -157,7 +167,7 @@ async def start_pipeline(
     for pool in pools.values():
         await pool.place()
     learner = LearnerGroup(pools["learner"], config.cluster)
-    await together([learner.setup(), pools["teacher"].start(), pools["rollout"].start()])
+    await together([learner.setup(), *(pool.start() for role, pool in pools.items() if role != "learner")])
     prompts = PromptSource(
         inputs.prompts,
         seed=config.seed,
@@ -231,17 +241,13 @@ def build_evaluation(config: RunConfig, inputs: Any) -> Any:
     if not inputs.evaluation_prompts:
         return None
 
-    def grade(responses: Sequence[Sequence[int]], answers: Sequence[str]) -> list[bool]:
-        texts = [inputs.tokenizer.decode(list(ids), skip_special_tokens=True) for ids in responses]
-        return rewards.grade_batch(texts, list(answers))
-
     return Evaluation(
         config.evaluation,
         requests=evaluation_requests(
             inputs.evaluation_prompts, num_samples=config.evaluation.num_samples, seed=config.seed
         ),
         sampling=evaluation_sampling(config),
-        grade=grade,
+        grade=build_grade(inputs),
         avg_at_k=rewards.avg_at_k,
         pass_at_k=rewards.pass_at_k,
     )
@@ -277,6 +283,17 @@ def compare_command(config: CompareConfig, arguments: argparse.Namespace) -> int
 
 
 # -- shared -----------------------------------------------------------------------------------------------
+
+
+def build_grade(inputs: Any) -> Callable[[Sequence[Sequence[int]], Sequence[str]], list[bool]]:
+    """A function that grades responses (token ids) against answers."""
+    tokenizer = inputs.tokenizer
+
+    def grade(responses: Sequence[Sequence[int]], answers: Sequence[str]) -> list[bool]:
+        texts = [tokenizer.decode(list(ids), skip_special_tokens=True) for ids in responses]
+        return rewards.grade_batch(texts, list(answers))
+
+    return grade
 
 
 def signal_of(config: RunConfig, inputs: Any) -> Any:

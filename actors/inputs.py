@@ -14,11 +14,12 @@ from actors.tokenizers import (
     load_tokenizer,
     model_limits,
     num_known_ids,
-    stop_tokens,
+    stop_ids,
 )
 from cluster.config import EngineConfig, ResourcesConfig, RunConfig
 from cluster.stop_tokens import StopTokens
 from cluster.teacher_signal import SAMPLED, TeacherSignal
+from cluster.teachers import check_sources, field_of, role_of_source
 
 GOLDEN_TOKENS = 64
 """Length limit of the golden sequence that every weight load must reproduce."""
@@ -31,7 +32,7 @@ class Inputs:
     tokenizer: PreTrainedTokenizerBase
     stops: StopTokens
     num_head_rows: int  # of the student; may be padded beyond the tokenizer
-    num_shared_rows: int  # the smaller head's of student and teacher
+    num_shared_rows: int  # the smallest head's of student and teachers
     prompts: list[Prompt]
     evaluation_prompts: list[Prompt]  # empty without evaluation
 
@@ -42,22 +43,33 @@ class Inputs:
         return ids if len(ids) > 1 else ids * 2
 
 
+@dataclass(frozen=True)
+class FrozenModel:
+    """What was read of a teacher or of the reference model."""
+
+    stop_ids: tuple[int, ...]
+    context: int
+    num_head_rows: int
+
+
 def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
     """Read and check all inputs; ValueError with one line naming the field of the first mistake."""
     check_model_folder(config.student.model_path, "student.model_path")
-    check_model_folder(config.teacher.model_path, "teacher.model_path")
+    for role, path in _frozen_paths(config).items():
+        check_model_folder(path, f"{field_of(role)}.model_path")
     tokenizer = load_tokenizer(config.student.model_path, "student.model_path")
-    teacher_tokenizer = load_tokenizer(config.teacher.model_path, "teacher.model_path")
-    check_same_vocabulary(tokenizer, teacher_tokenizer)
+    frozen = {role: _read_frozen(config, role, path, tokenizer) for role, path in _frozen_paths(config).items()}
     context, num_head_rows = model_limits(config.student.model_path, "student.model_path")
-    teacher_context, num_teacher_rows = model_limits(config.teacher.model_path, "teacher.model_path")
     context = min(config.rollout.engine.max_model_len or context, context)
     # A scored sequence needs one position more: the engine generates a token after it.
-    context = min(context, min(config.teacher.engine.max_model_len or teacher_context, teacher_context) - 1)
+    context = min(context, *(model.context - 1 for model in frozen.values()))
     prompts = _read_prompts(config, config.data.train_path, "data.train_path", tokenizer) if with_training else []
     if prompts:
         limit = config.rollout.max_response_tokens
         check_prompt_lengths(prompts, max_response_tokens=limit, context=context, field="data.train_path")
+        check_sources(config, [prompt.source for prompt in prompts])
+        if config.outcome.rl_coef > 0:
+            _check_answered(prompts, "data.train_path")
     evaluation_prompts: list[Prompt] = []
     if config.evaluation.data_path is not None:
         field = "evaluation.data_path"
@@ -65,19 +77,45 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
         evaluation_prompts = evaluation_prompts[: config.evaluation.max_problems]
         limit = evaluation_sampling(config).max_tokens
         check_prompt_lengths(evaluation_prompts, max_response_tokens=limit, context=context, field=field)
-        unanswered = next((p.prompt_id for p in evaluation_prompts if p.answer is None), None)
-        if unanswered is not None:
-            raise ValueError(f"{field}: problem {unanswered!r} has no answer to grade against")
+        _check_answered(evaluation_prompts, field)
     return Inputs(
         tokenizer=tokenizer,
-        stops=stop_tokens(
-            config.student.model_path, config.teacher.model_path, student=tokenizer, teacher=teacher_tokenizer
-        ),
+        stops=_stop_tokens(config, stop_ids(config.student.model_path, tokenizer), frozen),
         num_head_rows=num_head_rows,
-        num_shared_rows=min(num_head_rows, num_teacher_rows),
+        num_shared_rows=min(num_head_rows, *(frozen[role].num_head_rows for role in config.teacher_of_role)),
         prompts=prompts,
         evaluation_prompts=evaluation_prompts,
     )
+
+
+def _frozen_paths(config: RunConfig) -> dict[str, str]:
+    """Model folders of the teachers, and of the reference if there is one, by role."""
+    paths = {role: each.model_path for role, each in config.teacher_of_role.items()}
+    reference = config.reference.model_path
+    return paths if reference is None else paths | {"reference": reference}
+
+
+def _read_frozen(
+    config: RunConfig, role: str, path: str, student_tokenizer: PreTrainedTokenizerBase
+) -> FrozenModel:
+    field = f"{field_of(role)}.model_path"
+    tokenizer = load_tokenizer(path, field)
+    check_same_vocabulary(student_tokenizer, tokenizer, field=field, who=role.replace("-", " ", 1))
+    context, num_head_rows = model_limits(path, field)
+    max_model_len = config.scorers[role].engine.max_model_len
+    return FrozenModel(stop_ids(path, tokenizer), min(max_model_len or context, context), num_head_rows)
+
+
+def _stop_tokens(config: RunConfig, student_ids: tuple[int, ...], frozen: dict[str, FrozenModel]) -> StopTokens:
+    of_source = {source: frozen[role].stop_ids for source, role in role_of_source(config).items()}
+    reference_ids = frozen["reference"].stop_ids if "reference" in frozen else ()
+    return StopTokens(student_ids, frozen["teacher"].stop_ids, of_source, reference_ids)
+
+
+def _check_answered(prompts: list[Prompt], field: str) -> None:
+    unanswered = next((prompt.prompt_id for prompt in prompts if prompt.answer is None), None)
+    if unanswered is not None:
+        raise ValueError(f"{field}: problem {unanswered!r} has no answer to grade against")
 
 
 def rollout_sampling(config: RunConfig) -> Sampling:
@@ -108,10 +146,13 @@ def student_settings(config: RunConfig, inputs: Inputs) -> EngineSettings:
     return _settings(path, config.engine_dtype, config, rollout.engine, rollout.resources, inputs)
 
 
-def teacher_settings(config: RunConfig, inputs: Inputs, signal: TeacherSignal = SAMPLED) -> EngineSettings:
-    """The engine of a teacher worker."""
-    path, teacher = config.teacher.model_path, config.teacher
-    settings = _settings(path, config.teacher_dtype, config, teacher.engine, teacher.resources, inputs)
+def scorer_settings(
+    config: RunConfig, inputs: Inputs, role: str = "teacher", signal: TeacherSignal = SAMPLED
+) -> EngineSettings:
+    """The engine of a worker that scores: of a teacher or of the reference."""
+    path, scorer = _frozen_paths(config)[role], config.scorers[role]
+    dtype = config.dtype_of(scorer.engine)
+    settings = _settings(path, dtype, config, scorer.engine, scorer.resources, inputs)
     return replace(settings, signal=signal)
 
 
@@ -125,7 +166,7 @@ def teacher_signal(
         return TeacherSignal("topk", k=k)
     if kind == "full":
         width = head_width(config.teacher.model_path, "teacher.model_path")
-        return TeacherSignal("full", hidden_size=width, dtype=config.teacher_dtype)
+        return TeacherSignal("full", hidden_size=width, dtype=config.dtype_of(config.teacher.engine))
     return SAMPLED
 
 

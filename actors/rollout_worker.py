@@ -113,6 +113,7 @@ def rollout_note(group: list[Finished]) -> RolloutNote:
         num_truncated=sum(g.finish_reason == "length" for g in generations),
         oldest_version=min(versions),
         newest_version=max(versions),
+        source=group[0].row["source"],
     )
 
 

@@ -4,25 +4,30 @@ note, *scored = await worker.score(*rollout_tables)     # one scored table per r
 """
 
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 
 from actors.engine import Engine, EngineSettings, Sampling, TokenScores
 from actors.rollout_worker import StreamItem, generate_slots
-from cluster.batches import HIDDEN, SCORES, TARGETS, TOP_K_FIELDS, check_rollouts, check_scored
+from actors.scorer import Scorer
+from cluster.batches import HIDDEN, OUTCOME, SCORES, TARGETS, TOP_K_FIELDS, check_rollouts, check_scored
 from cluster.notes import ScoreNote
 from cluster.stop_tokens import StopMode, StopTokens, stop_labels
 from cluster.teacher_signal import TeacherSignal
 
+Grade = Callable[[Sequence[Sequence[int]], Sequence[str]], list[bool]]
+"""Grades responses (token ids) against answers."""
 
-class TeacherWorker:
+
+class TeacherWorker(Scorer):
     """Adds the teacher's signal at every response token. Pure: a call may be repeated anywhere.
 
     The signal is that of `settings`: the log-prob of the token, the teacher's likeliest tokens too, or the input
-    of its output head instead.
+    of its output head instead. With `grade`, every response is graded against the answer of its row too.
     """
 
     def __init__(
@@ -32,21 +37,13 @@ class TeacherWorker:
         *,
         stop_mode: StopMode,
         stops: StopTokens,
+        grade: Grade | None = None,
     ) -> None:
-        self._settings = settings
-        self._open_engine = open_engine
+        super().__init__(settings, open_engine)
         self._stop_mode: StopMode = stop_mode
         self._stops = stops
-
-    async def start(self) -> float:
-        """Build the engine; returns the seconds it took."""
-        start = time.perf_counter()
-        self._engine = self._open_engine(self._settings)
-        self._engine.serve_own_weights()
-        return time.perf_counter() - start
-
-    async def ping(self) -> None:
-        """Answer, to show that the actor lives."""
+        self._grade = grade
+        self._signal = replace(settings.signal, has_outcome=grade is not None)
 
     async def score(self, *rollouts: pa.Table) -> tuple[ScoreNote | pa.Table, ...]:
         """Return a `ScoreNote` and one scored table per rollout table, in order.
@@ -58,16 +55,17 @@ class TeacherWorker:
         prompts, targets = [], []
         for table in map(check_rollouts, rollouts):
             prompts += table.column("prompt_token_ids").to_pylist()
-            targets += [self._targets(ids) for ids in table.column("response_token_ids").to_pylist()]
-        sequences = [prompt + target for prompt, target in zip(prompts, targets, strict=True)]
-        scores = await self._engine.score(sequences)
+            responses, sources = table.column("response_token_ids"), table.column("source")
+            targets += map(self._target, responses.to_pylist(), sources.to_pylist())
+        scores = await self._score(prompts, targets)
         tables, first = [], 0
         for table in rollouts:
-            rows = slice(first, first + table.num_rows)
-            tables.append(scored_table(table, targets[rows], scores[rows], self._settings.signal))
+            part = slice(first, first + table.num_rows)
+            scored = scored_table(table, targets[part], scores[part], self._settings.signal)
+            tables.append(self._graded(scored))
             first += table.num_rows
-        note = ScoreNote(num_tokens=sum(map(len, sequences)), seconds=time.perf_counter() - start)
-        return note, *tables
+        num_tokens = sum(map(len, prompts)) + sum(map(len, targets))
+        return ScoreNote(num_tokens=num_tokens, seconds=time.perf_counter() - start), *tables
 
     async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[StreamItem]:
         """Generate with the teacher itself, as a rollout worker does; not with the signal `full`."""
@@ -75,13 +73,21 @@ class TeacherWorker:
             async for item in items:
                 yield item
 
-    def _targets(self, response_token_ids: list[int]) -> list[int]:
-        return stop_labels(response_token_ids, mode=self._stop_mode, stops=self._stops).teacher_token_ids
+    def _target(self, response_token_ids: list[int], source: str) -> list[int]:
+        labels = stop_labels(response_token_ids, mode=self._stop_mode, stops=self._stops, source=source)
+        return labels.teacher_token_ids
 
-    async def shutdown(self) -> None:
-        """Stop the engine, if it was started."""
-        if hasattr(self, "_engine"):
-            self._engine.shutdown()
+    def _graded(self, table: pa.Table) -> pa.Table:
+        """The table with the outcome of every response, if outcomes are asked for."""
+        if self._grade is None:
+            return table
+        answers = table.column("answer").to_pylist()
+        if None in answers:
+            prompt_id = table.column("prompt_id")[answers.index(None)].as_py()
+            raise ValueError(f"rollout batch: prompt {prompt_id!r} has no answer to grade against")
+        correct = self._grade(table.column("response_token_ids").to_pylist(), answers)
+        graded = table.append_column(OUTCOME, pa.array(list(map(float, correct)), OUTCOME.type))
+        return check_scored(graded, self._signal)
 
 
 def scored_table(

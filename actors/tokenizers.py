@@ -7,8 +7,6 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from cluster.stop_tokens import StopTokens
-
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 """`organisation/model`, where no local folder is called like the organisation."""
 
@@ -37,33 +35,28 @@ def load_tokenizer(path: str, field: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def check_same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase) -> None:
-    """ValueError unless every id means the same token on both sides; names the first id that differs."""
+def check_same_vocabulary(
+    student: PreTrainedTokenizerBase,
+    other: PreTrainedTokenizerBase,
+    *,
+    field: str = "teacher.model_path",
+    who: str = "teacher",
+) -> None:
+    """ValueError naming `field`, and the first id that differs, unless every id means the same on both sides."""
     ours = {index: token for token, index in student.get_vocab().items()}
-    theirs = {index: token for token, index in teacher.get_vocab().items()}
+    theirs = {index: token for token, index in other.get_vocab().items()}
     differing = sorted(i for i in ours.keys() | theirs.keys() if ours.get(i) != theirs.get(i))
     if differing:
         first = differing[0]
         raise ValueError(
-            f"teacher.model_path: the teacher has another tokenizer than the student: {len(differing)} ids "
-            f"differ, the first is {first} (student {ours.get(first)!r}, teacher {theirs.get(first)!r})"
+            f"{field}: the {who} has another tokenizer than the student: {len(differing)} ids "
+            f"differ, the first is {first} (student {ours.get(first)!r}, {who} {theirs.get(first)!r})"
         )
 
 
 def num_known_ids(tokenizer: PreTrainedTokenizerBase) -> int:
     """One more than the largest id of the vocabulary, which may have gaps (`len` counts its tokens)."""
     return max(tokenizer.get_vocab().values()) + 1
-
-
-def stop_tokens(
-    student_path: str,
-    teacher_path: str,
-    *,
-    student: PreTrainedTokenizerBase,
-    teacher: PreTrainedTokenizerBase,
-) -> StopTokens:
-    """Stop ids of both models, from generation config, model config and own tokenizer, in that order."""
-    return StopTokens(_stop_ids(student_path, student), _stop_ids(teacher_path, teacher))
 
 
 def model_limits(path: str, field: str) -> tuple[int, int]:
@@ -90,7 +83,8 @@ def head_width(path: str, field: str) -> int:
     return int(text.hidden_size)
 
 
-def _stop_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+def stop_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Stop ids of a model, from generation config, model config and its tokenizer, in that order."""
     ids: list[int] = []
     for source in (_generation_config(path), AutoConfig.from_pretrained(path), tokenizer):
         value = getattr(source, "eos_token_id", None)

@@ -50,6 +50,8 @@ TOP_K_FIELDS = [  # k per response token, end to end; the likeliest first
     pa.field("teacher_topk_ids", TOKENS, nullable=False),
     pa.field("teacher_topk_log_probs", LOG_PROBS, nullable=False),
 ]
+OUTCOME = pa.field("outcome_scores", pa.float32(), nullable=False)  # of the response: 1 right, 0 wrong
+REFERENCE = pa.field("reference_log_probs", LOG_PROBS, nullable=False)  # one per response token
 HIDDEN = pa.field("teacher_hidden", pa.binary(), nullable=False)  # [response tokens, hidden size] in C order
 
 SCORED_SCHEMA = pa.schema([*ROLLOUT_SCHEMA, TARGETS, SCORES])
@@ -65,7 +67,7 @@ _SCHEMAS = {"token": SCORED_SCHEMA, "topk": TOP_K_SCHEMA, "full": HIDDEN_SCHEMA}
 
 FINISH_REASONS = ("stop", "length")
 
-_PER_RESPONSE_TOKEN = ("behaviour_log_probs", "teacher_target_ids", "teacher_log_probs")
+_PER_RESPONSE_TOKEN = ("behaviour_log_probs", "teacher_target_ids", "teacher_log_probs", "reference_log_probs")
 
 
 def check_prompts(table: pa.Table) -> pa.Table:
@@ -84,7 +86,8 @@ def check_rollouts(table: pa.Table) -> pa.Table:
 
 def scored_schema(signal: TeacherSignal) -> pa.Schema:
     """Return the schema of tables that are scored with this signal."""
-    return _SCHEMAS[signal.kind]
+    outcome, reference = [OUTCOME] * signal.has_outcome, [REFERENCE] * signal.has_reference
+    return pa.schema([*_SCHEMAS[signal.kind], *outcome, *reference])
 
 
 def check_scored(table: pa.Table, signal: TeacherSignal = SAMPLED) -> pa.Table:

@@ -9,22 +9,23 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from cluster.engine_config import (
+    Dtype,
+    EngineConfig,
+    Fraction,
+    NonNegative,
+    Positive,
+    Rate,
+    ReferenceConfig,
+    ResourcesConfig,
+    ScorerConfig,
+    Seconds,
+    Section,
+    TeacherConfig,
+)
 from cluster.token_config import MasksConfig, SurrogateConfig, TokenWeightsConfig
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(gt=0, le=1)]
-Dtype = Literal["float32", "bfloat16"]
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, unknown keys refused, docstrings under fields are their help."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True
-    )
+TeacherName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
 
 class StudentConfig(Section):
@@ -41,44 +42,8 @@ class DataConfig(Section):
     """JSONL file of training problems, one object per line: `{"id", "problem", "answer", "source"}`."""
     system_prompt: str | None = None
     """Text of a system message put before every problem; none by default."""
-    template_arguments: dict[str, Any] = {}
+    template_arguments: dict[str, Any] = Field(default={})
     """Extra arguments of the chat template, e.g. `{enable_thinking: false}` for Qwen3."""
-
-
-class ResourcesConfig(Section):
-    """What Ray reserves for one worker (its placement group has one bundle with exactly this)."""
-
-    num_cpus: Annotated[float, Field(ge=0)] = 1.0
-    """CPUs reserved per worker; may be fractional."""
-    num_gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs reserved per worker; a fraction shares one device."""
-    custom: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """Custom Ray resources per worker, e.g. `{teacher: 1}` to bind a pool to a group of nodes."""
-
-
-class EngineConfig(Section):
-    """Settings of one vLLM engine; `extra` passes anything else to vLLM's `EngineArgs` unchanged."""
-
-    dtype: Dtype | Literal["auto"] = "auto"
-    """Precision of the engine's weights; `auto` follows `learner.dtype`."""
-    max_model_len: Positive | None = None
-    """Longest prompt + response in tokens; by default what the model's configuration allows."""
-    max_num_seqs: Positive = 128
-    """Sequences decoded together."""
-    max_num_batched_tokens: Positive = 8192
-    """Tokens of one engine step; bounds the memory of prompt log-probs (a whole step's logits)."""
-    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
-    """Size of the key-value cache in GiB; by default 1 on CPUs, and what `gpu_memory_fraction` leaves on GPUs."""
-    gpu_memory_fraction: Fraction = 0.85
-    """Share of the device's memory the engine may use."""
-    tensor_parallel_size: Positive = 1
-    """Devices one engine is spread over."""
-    enforce_eager: bool = False
-    """Skip graph capture; always on for CPU engines."""
-    num_threads: Positive = 1
-    """CPU threads of one engine (CPU engines only)."""
-    extra: dict[str, Any] = {}
-    """Further `EngineArgs` of vLLM by name, e.g. `{quantization: fp8}`."""
 
 
 class RolloutConfig(Section):
@@ -98,23 +63,6 @@ class RolloutConfig(Section):
     """Slots in flight on one worker; the start window bounds them further."""
     max_attempts: Positive = 3
     """Attempts for one prompt before it is given up, counted, and its slot takes the next prompt."""
-    resources: ResourcesConfig = ResourcesConfig()
-    """Ray resources of one worker."""
-    engine: EngineConfig = EngineConfig()
-    """vLLM settings."""
-
-
-class TeacherConfig(Section):
-    """The pool of teacher engines, which score the student's tokens."""
-
-    model_path: str
-    """Hugging Face folder (or hub name) of the teacher; it must share the student's tokenizer."""
-    num_workers: Positive = 1
-    """Teacher workers (teacher engines)."""
-    max_batch_tokens: Positive = 16384
-    """Token budget of one scoring call (prompt and response tokens)."""
-    max_calls_in_flight: Positive = 2
-    """Scoring calls outstanding per worker; the second hides the hand-over of the first."""
     resources: ResourcesConfig = ResourcesConfig()
     """Ray resources of one worker."""
     engine: EngineConfig = EngineConfig()
@@ -160,7 +108,7 @@ class LearnerConfig(Section):
     """CPU threads of one rank."""
     resources: ResourcesConfig = ResourcesConfig()
     """Ray resources of one rank."""
-    deepspeed: dict[str, Any] = {}
+    deepspeed: dict[str, Any] = Field(default={})
     """Further DeepSpeed settings, merged over the generated ones."""
 
 
@@ -207,6 +155,17 @@ class ImportanceConfig(BaseModel):
         return dict(self.model_extra or {})
 
 
+class OutcomeConfig(Section):
+    """Graded final answers as a second reward: `rl_coef * advantage + opd_coef * reward` on every token."""
+
+    rl_coef: Rate = 0.0
+    """Coefficient of the advantage of a response among the responses to its prompt; 0 grades nothing."""
+    opd_coef: Rate = 1.0
+    """Coefficient of the objective's reward, after its normaliser; 0 is reinforcement learning alone."""
+    std: Literal["sample", "population", "none"] = "sample"
+    """What a group's advantages are divided by: its sample or population standard deviation, or nothing."""
+
+
 class EvaluationConfig(Section):
     """Held-out evaluation with the rollout workers."""
 
@@ -231,7 +190,7 @@ class EvaluationConfig(Section):
     max_response_tokens: Positive | None = None
     """Response limit at evaluation; by default the rollout's."""
     teacher: bool = True
-    """Evaluate the teacher once before training; not with objectives on whole distributions (reverse_kl, ...),
+    """Evaluate every teacher once before training; not with objectives on whole distributions (reverse_kl, ...),
     for which its engines have no output head."""
 
     @model_validator(mode="after")
@@ -327,6 +286,12 @@ class RunConfig(Section):
     """Rollout workers."""
     teacher: TeacherConfig
     """Teacher workers."""
+    teachers: dict[TeacherName, TeacherConfig] = Field(default={})
+    """Further teachers by name, each with the settings of `teacher` and its own `sources`."""
+    reference: ReferenceConfig = ReferenceConfig()
+    """Workers of the reference model."""
+    outcome: OutcomeConfig = OutcomeConfig()
+    """Graded answers as a second reward."""
     learner: LearnerConfig = LearnerConfig()
     """The learner."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -357,11 +322,19 @@ class RunConfig(Section):
     @property
     def engine_dtype(self) -> str:
         """Precision of the student engines, and so of published weights."""
-        dtype = self.rollout.engine.dtype
-        return self.learner.dtype if dtype == "auto" else dtype
+        return self.dtype_of(self.rollout.engine)
+
+    def dtype_of(self, engine: EngineConfig) -> str:
+        """Precision of engines with these settings."""
+        return self.learner.dtype if engine.dtype == "auto" else engine.dtype
 
     @property
-    def teacher_dtype(self) -> str:
-        """Precision of the teacher engines."""
-        dtype = self.teacher.engine.dtype
-        return self.learner.dtype if dtype == "auto" else dtype
+    def scorers(self) -> dict[str, ScorerConfig]:
+        """The pools that score, by role: `teacher`, `teacher-NAME` of each further one, `reference` if any."""
+        scorers: dict[str, ScorerConfig] = {**self.teacher_of_role}
+        return scorers if self.reference.model_path is None else scorers | {"reference": self.reference}
+
+    @property
+    def teacher_of_role(self) -> dict[str, TeacherConfig]:
+        """The teachers by role: `teacher`, and `teacher-NAME` for each of `teachers`."""
+        return {"teacher": self.teacher} | {f"teacher-{name}": each for name, each in self.teachers.items()}

@@ -15,6 +15,7 @@ class RolloutNote:
     num_truncated: int
     oldest_version: int  # of any token in the group
     newest_version: int
+    source: str  # of the prompt; decides which teacher scores it
 
 
 @dataclass(frozen=True)

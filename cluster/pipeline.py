@@ -7,8 +7,9 @@
 
 Who waits for whom, and what unblocks it:
     rollout engines   the start window is used up             a batch is trained (version + 1)
-    rollout streams   the score queue is full                 a teacher takes rollouts
+    rollout streams   their teacher's queue is full           that teacher takes rollouts
     teachers          no rollouts                             an engine finishes a slot
+    teachers          the reference's queue is full           the reference takes scored rollouts
     learner           no batch, or a deadline would be lost   a slot is scored
     slow engines      nothing: they skip versions             -
 """
@@ -62,7 +63,7 @@ class Pipeline:
     ) -> None:
         """Connect the stages; `pools` are started, and `progress` says where to begin."""
         self._config = config
-        self._rollout_pool, self._teacher_pool = pools["rollout"], pools["teacher"]
+        self._pools, self._rollout_pool = pools, pools["rollout"]
         self._learner = learner
         self._prompts = prompts
         self._evaluation = evaluation
@@ -85,7 +86,7 @@ class Pipeline:
             config, pool=self._rollout_pool, prompts=prompts, sampling=sampling, deliver=self._deliver, **shared
         )
         outcome: dict[str, Any] = {"accept": self._rollouts.accept, "lose": self._rollouts.lose}
-        self._scoring = ScoreStage(config, pool=self._teacher_pool, **outcome, **shared)
+        self._scoring = ScoreStage(config, pools=pools, **outcome, **shared)
         self._weights = WeightStore(self._rollout_pool, config=config.cluster, signal=signal, events=events)
 
     def on_step(self, show: Callable[[dict[str, Any]], None]) -> None:
@@ -112,7 +113,8 @@ class Pipeline:
         await self._publish()
         if self.slots.version == 0:
             if self._config.evaluation.teacher:
-                await self._evaluate("teacher")
+                for role in self._config.teacher_of_role:
+                    await self._evaluate(role)
             await self._evaluate("student_before")
         started = time.monotonic()
         while not self.slots.done and not self._is_stopping:
@@ -187,16 +189,20 @@ class Pipeline:
             "queue/rollouts": self._scoring.num_queued,
             "queue/scored": self._scoring.num_scored,
             "queue/in_flight": self._rollouts.num_in_flight,
-            "workers/rollout": len(self._rollout_pool.healthy),
-            "workers/teacher": len(self._teacher_pool.healthy),
+            **{f"workers/{role}": num for role, num in self._num_workers().items()},
             "throughput/learner": tokens / max(seconds["step_s"], 1e-9),
             "throughput/rollout": self._rollouts.take_throughput(),
-            "throughput/teacher": self._scoring.take_throughput(),
+            **{f"throughput/{role}": rate for role, rate in self._scoring.take_throughputs().items()},
             "prompts_given_up": self._rollouts.num_given_up,
         }
         self._folder.add_step(row, [uid for slot in scored for uid in slot.note.uids])
         for show in self._show:
             show(row)
+
+    def _num_workers(self) -> dict[str, int]:
+        """Healthy workers by role; those of all teachers under `teacher`."""
+        healthy = {role: len(self._pools[role].healthy) for role in ("rollout", *self._config.scorers)}
+        return healthy | {"teacher": sum(healthy[role] for role in self._config.teacher_of_role)}
 
     async def _after_step(self) -> None:
         """Checkpoint and evaluate where due."""
@@ -224,11 +230,11 @@ class Pipeline:
         self._events.add("checkpoint", path=str(path), seconds=round(time.monotonic() - start, 3))
 
     async def _evaluate(self, name: str) -> None:
-        """Evaluate the student at exactly the current version (or the teacher)."""
+        """Evaluate the student at exactly the current version (or the teacher whose role `name` is)."""
         if self._evaluation is None:
             return
         await self._weights.all_loaded()
-        pool = self._teacher_pool if name == "teacher" else self._rollout_pool
+        pool = self._pools[name] if name in self._config.teacher_of_role else self._rollout_pool
         start = time.monotonic()
         result = await self._evaluation.run(pool, self._config.cluster)
         version, seconds = self.slots.version, round(time.monotonic() - start, 3)

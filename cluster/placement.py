@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cluster.config import ResourcesConfig, RunConfig
+from cluster.teachers import field_of
 
 Bundle = dict[str, float]
 
@@ -24,18 +25,12 @@ class Demand:
 
 def plan(config: RunConfig) -> list[Demand]:
     """What the run asks of the cluster, in the order in which it is placed."""
-    rollout, teacher, learner = config.rollout, config.teacher, config.learner
+    engines = {**config.scorers, "rollout": config.rollout}
     return [
-        Demand("learner", learner.num_workers, bundle("learner", learner.resources)),
-        Demand(
-            "teacher",
-            teacher.num_workers,
-            bundle("teacher", teacher.resources, teacher.engine.tensor_parallel_size),
-        ),
-        Demand(
-            "rollout",
-            rollout.num_workers,
-            bundle("rollout", rollout.resources, rollout.engine.tensor_parallel_size),
+        Demand("learner", config.learner.num_workers, bundle("learner", config.learner.resources)),
+        *(
+            Demand(role, each.num_workers, bundle(role, each.resources, each.engine.tensor_parallel_size))
+            for role, each in engines.items()
         ),
     ]
 
@@ -45,7 +40,8 @@ def bundle(role: str, resources: ResourcesConfig, tensor_parallel_size: int = 1)
     amounts = {"CPU": resources.num_cpus, "GPU": resources.num_gpus * tensor_parallel_size, **resources.custom}
     given = {name: amount for name, amount in amounts.items() if amount > 0}
     if not given:
-        raise ValueError(f"{role}.resources must reserve something, got nothing (nearest valid: num_cpus 0.01)")
+        field = field_of(role)
+        raise ValueError(f"{field}.resources must reserve something, got nothing (nearest valid: num_cpus 0.01)")
     return given
 
 
@@ -60,7 +56,9 @@ def check_some_node_fits(demands: Sequence[Demand], nodes: Sequence[Mapping[str,
             parts = ", ".join(
                 f"{demand.bundle[n]:g} {n} wanted, the largest node has {largest[n]:g}" for n in short
             )
-            raise ValueError(f"{demand.role}.resources: no node can ever hold one {demand.role} worker: {parts}")
+            raise ValueError(
+                f"{field_of(demand.role)}.resources: no node can ever hold one {demand.role} worker: {parts}"
+            )
 
 
 def check_all_fit(demands: Sequence[Demand], nodes: Sequence[Mapping[str, float]]) -> None:
@@ -84,6 +82,7 @@ def _shortage(demands: Sequence[Demand], nodes: Sequence[Mapping[str, float]], d
     wanted: Counter[str] = Counter()
     for each in demands:
         wanted.update({name: amount * each.count for name, amount in each.bundle.items()})
+    field = field_of(demand.role)
     has = {name: sum(node.get(name, 0.0) for node in nodes) for name in wanted}
     missing = [
         f"{wanted[n] - has[n]:g} {n} missing ({wanted[n]:g} wanted, {has[n]:g} there)"
@@ -91,6 +90,6 @@ def _shortage(demands: Sequence[Demand], nodes: Sequence[Mapping[str, float]], d
         if wanted[n] > has[n]
     ]
     return (
-        f"{demand.role}.num_workers: the cluster cannot place this run: {', '.join(missing) or 'no node has room'}"
-        f"; wanted {'; '.join(map(str, demands))} (nearest valid {demand.role}.num_workers here: {placed})"
+        f"{field}.num_workers: the cluster cannot place this run: {', '.join(missing) or 'no node has room'}"
+        f"; wanted {'; '.join(map(str, demands))} (nearest valid {field}.num_workers here: {placed})"
     )

@@ -65,12 +65,10 @@ class ProgressView:
 
     def _table(self, row: Mapping[str, Any]) -> Table:
         table = Table.grid(padding=(0, 3))
-        table.add_row(
-            "[bold]rollout", f"{row['workers/rollout']} workers", f"{row['throughput/rollout']:,.0f} tok/s"
-        )
-        table.add_row(
-            "[bold]teacher", f"{row['workers/teacher']} workers", f"{row['throughput/teacher']:,.0f} tok/s"
-        )
+        for role in ("rollout", "teacher", "reference"):
+            if f"workers/{role}" in row:
+                workers, rate = row[f"workers/{role}"], row[f"throughput/{role}"]
+                table.add_row(f"[bold]{role}", f"{workers} workers", f"{rate:,.0f} tok/s")
         table.add_row(
             "[bold]learner", f"version {row['weight_version']}", f"{row['throughput/learner']:,.0f} tok/s"
         )

@@ -16,8 +16,8 @@ from ray.exceptions import RayError
 
 from cluster.config import RunConfig
 from cluster.events import Events, reason_of
+from cluster.lanes import Rollout
 from cluster.metering import Meter
-from cluster.notes import RolloutNote
 from cluster.pool import Pool, Worker
 from cluster.slots import Slots
 from cluster.streams import finished_slots
@@ -27,14 +27,6 @@ logger = logging.getLogger(__name__)
 
 MAX_GIVEN_UP_IN_A_ROW = 16
 """Prompts given up without a scored slot in between (or a batch of them, if larger) before the run fails."""
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """A finished slot: its note, and the reference of its table."""
-
-    note: RolloutNote
-    table: Any  # ray.ObjectRef
 
 
 @dataclass(frozen=True)

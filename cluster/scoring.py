@@ -1,13 +1,15 @@
-"""The scoring stage: finished rollouts go to teachers in token-budget batches, scored slots are kept for training.
+"""The scoring stage: rollouts go to the teacher of their source, then to the reference model if there is one.
 
-Scoring is pure, so a failed call is repeated on another teacher. A synchronous run (`max_staleness` 0) gathers a
-whole training batch and scores it in slot order, which makes it repeatable to the bit.
+    rollouts --> lane of a teacher --(scored)--> lane of the reference --(one column more)--> kept for training
+
+Each lane is a queue with the pool of one model; a call never mixes teachers. Scoring is pure, so a failed call is
+repeated on another worker of its lane. A synchronous run (`max_staleness` 0) gathers a whole training batch before
+each of the two steps and scores it in slot order, which makes it repeatable to the bit.
 """
 
 import asyncio
 import logging
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,17 +17,19 @@ from ray.exceptions import RayError
 
 from cluster.config import RunConfig
 from cluster.events import Events, reason_of
-from cluster.metering import Meter
+from cluster.lanes import Assignment, Lane, Rollout
 from cluster.notes import RolloutNote, ScoreNote
 from cluster.pool import Pool, Worker
-from cluster.rollouts import Rollout
 from cluster.slots import Slots
+from cluster.teachers import role_of_source
 from cluster.waiting import NO_LIMIT_S, Signal, wait_for
 
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
 """Scoring calls that may fail for one batch before its rollouts are generated again."""
+
+REFERENCE = "reference"
 
 
 @dataclass(frozen=True)
@@ -37,39 +41,47 @@ class ScoredSlot:
 
 
 class ScoreStage:
-    """Hands rollouts to the least loaded teacher; keeps scored slots until the learner takes them."""
+    """Hands rollouts to the least loaded worker of their lane; keeps scored slots until the learner takes them."""
 
     def __init__(
         self,
         config: RunConfig,
         *,
-        pool: Pool,
+        pools: Mapping[str, Pool],
         slots: Slots,
         accept: Callable[[int], None],
         lose: Callable[[int, str], None],
         signal: Signal,
         events: Events,
     ) -> None:
-        """`accept(slot)` is told of every scored slot, `lose(slot, reason)` of those to be generated anew."""
+        """`accept(slot)` is told of every scored slot, `lose(slot, reason)` of those to be generated anew.
+
+        `pools` holds the pools of `config.scorers` by role.
+        """
         self._config = config
-        self._pool = pool
         self._slots = slots
         self._accept = accept
         self._lose = lose
         self._signal = signal
         self._events = events
-        self._queue: deque[Rollout] = deque()
-        self._gathered: list[Rollout] = []  # with fixed batches, until the batch is complete
-        self._num_called = 0  # rollouts with a teacher
-        self._scored: dict[int, ScoredSlot] = {}
-        self._capacity = 2 * config.batch_size
         self._fixed_batches = config.max_staleness == 0
-        self._meter = Meter()
+        self._role_of_source = role_of_source(config)
+        capacity = 2 * config.batch_size
+        self._lanes = {
+            role: Lane(pools[role], each, capacity=capacity, has_fixed_batches=self._fixed_batches)
+            for role, each in config.scorers.items()
+        }
+        self._teachers = [lane for role, lane in self._lanes.items() if role != REFERENCE]
+        self._reference = self._lanes.get(REFERENCE)
+        # With fixed batches, until the batch is complete:
+        self._gathered: list[Rollout] = []  # before the teachers
+        self._gathered_for_reference: list[Rollout] = []
+        self._scored: dict[int, ScoredSlot] = {}
 
     @property
     def num_queued(self) -> int:
-        """Rollouts that wait for a teacher."""
-        return len(self._queue)
+        """Rollouts that wait for a worker, in all lanes."""
+        return sum(len(lane.queue) for lane in self._lanes.values())
 
     @property
     def num_scored(self) -> int:
@@ -78,33 +90,46 @@ class ScoreStage:
 
     @property
     def is_busy(self) -> bool:
-        """True while rollouts wait for scores: queued or with a teacher."""
-        return bool(self._queue) or any(worker.num_calls for worker in self._pool.healthy)
+        """True while rollouts wait for scores: queued or with a worker."""
+        return any(lane.is_busy for lane in self._lanes.values())
 
-    def take_throughput(self) -> float:
-        """Tokens (prompt and response) scored per second since this was last asked."""
-        return self._meter.take()
+    def take_throughputs(self) -> dict[str, float]:
+        """Tokens (prompt and response) scored per second since this was last asked: of all teachers together
+        under `teacher`, and of each other role."""
+        rates = {role: lane.meter.take() for role, lane in self._lanes.items()}
+        reference = {REFERENCE: rates.pop(REFERENCE)} if self._reference is not None else {}
+        return {**rates, "teacher": sum(rates.values()), **reference}
 
     async def put(self, rollout: Rollout) -> None:
-        """Queue a rollout; waits while the queue is full (back-pressure on the rollout streams)."""
+        """Queue a rollout; waits while its teacher's queue is full (back-pressure on the rollout streams)."""
+        lane = self._lane_of(rollout)
         await self._signal.until(
-            lambda: len(self._queue) < self._capacity,
+            lambda: not lane.is_full,
             timeout_s=NO_LIMIT_S,
-            what=lambda: f"room in the score queue ({len(self._queue)} queued)",
+            what=lambda: f"room in the queue of {lane.pool.role} ({len(lane.queue)} queued)",
         )
         if self._fixed_batches:
-            self._gather(rollout)
+            self._gathered.append(rollout)
+            self._release_gathered()
         else:
-            self._queue.append(rollout)
+            lane.queue.append(rollout)
         self._signal.changed()
 
-    def _gather(self, rollout: Rollout) -> None:
+    def _lane_of(self, rollout: Rollout) -> Lane:
+        return self._lanes[self._role_of_source[rollout.note.source] if self._role_of_source else "teacher"]
+
+    def _release_gathered(self) -> None:
         """Queue what was gathered, in slot order, once every slot of the batch is here or further on."""
-        self._gathered.append(rollout)
-        num_here = len(self._gathered) + len(self._queue) + self._num_called + len(self._scored)
-        if num_here == self._config.batch_size:
-            self._queue.extend(sorted(self._gathered, key=lambda r: r.note.slot))
+        with_reference = len(self._gathered_for_reference) + len(self._scored)
+        with_reference += 0 if self._reference is None else self._reference.num_here
+        with_teachers = len(self._gathered) + sum(lane.num_here for lane in self._teachers)
+        if with_teachers + with_reference == self._config.batch_size:
+            for rollout in sorted(self._gathered, key=_slot):
+                self._lane_of(rollout).queue.append(rollout)
             self._gathered.clear()
+        if with_reference == self._config.batch_size and self._reference is not None:
+            self._reference.queue.extend(sorted(self._gathered_for_reference, key=_slot))
+            self._gathered_for_reference.clear()
 
     def take(self, slots: list[int]) -> list[ScoredSlot]:
         """Remove and return the scored slots of a batch."""
@@ -114,40 +139,25 @@ class ScoreStage:
         """Score as long as the pipeline runs."""
         async with asyncio.TaskGroup() as calls:
             while True:
-                worker, batch = await self._signal.until(
+                lane, assignment = await self._signal.until(
                     self._assign,
                     timeout_s=NO_LIMIT_S,
-                    what=lambda: f"rollouts to score ({len(self._queue)} queued)",
+                    what=lambda: f"rollouts to score ({self.num_queued} queued)",
                 )
-                calls.create_task(self._score(worker, batch, calls))
+                calls.create_task(self._score(lane, *assignment, calls))
 
-    def _assign(self) -> tuple[Worker, list[Rollout]] | None:
-        """Take the next token-budget batch if a teacher has room for a call."""
-        # Calls side by side would meet in the engine's steps in an order of chance.
-        limit = 1 if self._fixed_batches else self._config.teacher.max_calls_in_flight
-        free = [worker for worker in self._pool.healthy if worker.num_calls < limit]
-        if not self._queue or not free:
-            return None
-        batch = [self._queue.popleft()]
-        budget = self._config.teacher.max_batch_tokens - batch[0].note.num_tokens
-        while self._queue and self._queue[0].note.num_tokens <= budget:
-            batch.append(self._queue.popleft())
-            budget -= batch[-1].note.num_tokens
-        return self._book(min(free, key=lambda w: w.outstanding_tokens), batch)
-
-    def _book(self, worker: Worker, batch: list[Rollout]) -> tuple[Worker, list[Rollout]]:
-        worker.num_calls += 1
-        worker.outstanding_tokens += sum(rollout.note.num_tokens for rollout in batch)
-        self._num_called += len(batch)
-        return worker, batch
-
-    def _unbook(self, worker: Worker, batch: list[Rollout]) -> None:
-        worker.num_calls -= 1
-        worker.outstanding_tokens -= sum(rollout.note.num_tokens for rollout in batch)
-        self._num_called -= len(batch)
+    def _assign(self) -> tuple[Lane, Assignment] | None:
+        """The next call of any lane, the reference first; teachers pause while the reference's queue is full."""
+        reference = [] if self._reference is None else [self._reference]
+        is_held_up = any(lane.is_full for lane in reference)
+        for lane in [*reference, *([] if is_held_up else self._teachers)]:
+            assignment = lane.assign()
+            if assignment is not None:
+                return lane, assignment
+        return None
 
     async def _score(
-        self, worker: Worker, batch: list[Rollout], calls: asyncio.TaskGroup, attempt: int = 0
+        self, lane: Lane, worker: Worker, batch: list[Rollout], calls: asyncio.TaskGroup, attempt: int = 0
     ) -> None:
         """Make one scoring call; a failed one is repeated in `calls`."""
         tables = [rollout.table for rollout in batch]
@@ -160,30 +170,49 @@ class ScoreStage:
             self._events.add(
                 "scoring_failed", worker=worker.name, slots=len(batch), attempt=attempt, reason=reason
             )
-            await self._pool.examine(worker, error)
-            self._unbook(worker, batch)
-            self._repeat(worker, batch, calls, attempt, reason)
+            await lane.pool.examine(worker, error)
+            lane.unbook(worker, batch)
+            self._repeat(lane, worker, batch, calls, attempt, reason)
         else:
-            self._unbook(worker, batch)
-            self._meter.add(note.num_tokens)
-            self._keep(batch, refs[1:])
+            lane.unbook(worker, batch)
+            lane.meter.add(note.num_tokens)
+            self._hand_on(lane, [Rollout(old.note, ref) for old, ref in zip(batch, refs[1:], strict=True)])
         self._signal.changed()
 
-    def _keep(self, batch: list[Rollout], refs: list[Any]) -> None:
-        for rollout, ref in zip(batch, refs, strict=True):
-            self._scored[rollout.note.slot] = ScoredSlot(rollout.note, ref)
-            self._slots.finish(rollout.note.slot)
-            self._accept(rollout.note.slot)
+    def _hand_on(self, lane: Lane, batch: list[Rollout]) -> None:
+        """What a teacher scored goes to the reference, if there is one; what is complete is kept."""
+        if self._reference is None or lane is self._reference:
+            for rollout in batch:
+                self._keep(rollout)
+        elif self._fixed_batches:
+            self._gathered_for_reference += batch
+            self._release_gathered()
+        else:
+            self._reference.queue.extend(batch)
+
+    def _keep(self, rollout: Rollout) -> None:
+        slot = rollout.note.slot
+        self._scored[slot] = ScoredSlot(rollout.note, rollout.table)
+        self._slots.finish(slot)
+        self._accept(slot)
 
     def _repeat(
-        self, failed: Worker, batch: list[Rollout], calls: asyncio.TaskGroup, attempt: int, reason: str
+        self,
+        lane: Lane,
+        failed: Worker,
+        batch: list[Rollout],
+        calls: asyncio.TaskGroup,
+        attempt: int,
+        reason: str,
     ) -> None:
-        """Repeat a failed call, if possible on another teacher; after some attempts generate the slots anew."""
+        """Repeat a failed call, if possible on another worker; after some attempts generate the slots anew."""
         if attempt + 1 >= MAX_ATTEMPTS:
             for rollout in batch:
                 self._lose(rollout.note.slot, reason)
             return
-        others = [worker for worker in self._pool.healthy if worker is not failed] or self._pool.healthy
-        for part in [batch] if failed.is_dead else [[rollout] for rollout in batch]:  # a bad rollout fails alone
-            other = min(others, key=lambda w: w.outstanding_tokens)
-            calls.create_task(self._score(*self._book(other, part), calls, attempt + 1))
+        for assignment in lane.rebook(failed, batch):
+            calls.create_task(self._score(lane, *assignment, calls, attempt + 1))
+
+
+def _slot(rollout: Rollout) -> int:
+    return rollout.note.slot

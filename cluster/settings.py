@@ -9,7 +9,7 @@ the nearest valid value or key.
 import difflib
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -20,6 +20,9 @@ from yaml import YAMLError
 from cluster.config import RunConfig
 
 Model = TypeVar("Model", bound=BaseModel)
+
+ANY_NAME = "NAME"
+"""Stands for the names of sections that the configuration names itself: `teachers.NAME.model_path`."""
 
 
 def load_config(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -131,9 +134,9 @@ def _explain_all(errors: Sequence[ErrorDetails], model: type[BaseModel]) -> Iter
 
 
 def _key(details: ErrorDetails) -> str:
-    """The dotted key of a mistake, without the names pydantic adds for the parts of a union."""
+    """The dotted key of a mistake, without what pydantic adds for the parts of a union, and for keys."""
     parts = [str(part) for part in details["loc"]]
-    return ".".join(part for part in parts if not part.startswith("literal[")) or "configuration"
+    return ".".join(part for part in parts if not part.startswith(("literal[", "[key]"))) or "configuration"
 
 
 def _explain(key: str, details: ErrorDetails, model: type[BaseModel]) -> str:
@@ -163,19 +166,28 @@ def _nearest(given: object, expected: str) -> str:
 
 def _nearest_key(key: str, model: type[BaseModel]) -> str:
     known = list(_dotted_keys(model))
-    parent, _, leaf = ".".join(part for part in key.split(".") if not part.isdigit()).rpartition(".")
+    parts = [part for part in key.split(".") if not part.isdigit()]
+    known = [".".join(_named(k.split("."), parts)) for k in known]
+    parent, _, leaf = ".".join(parts).rpartition(".")
     siblings = {k.rpartition(".")[2]: k for k in known if k.rpartition(".")[0] == parent}
     close = difflib.get_close_matches(leaf, siblings, n=1, cutoff=0.5)
     found = siblings[close[0]] if close else next(iter(difflib.get_close_matches(key, known, n=1, cutoff=0.0)), "")
     return f"; did you mean {found}?" if found else ""
 
 
+def _named(known: list[str], given: list[str]) -> list[str]:
+    """A known key with the names that were given to sections of a mapping (`teachers.NAME`)."""
+    same_place = [*given[: len(known)], *known[len(given) :]]
+    return [one if part == ANY_NAME else part for part, one in zip(known, same_place, strict=True)]
+
+
 def _dotted_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
     for name, field in model.model_fields.items():
         yield prefix + name
-        for section in (field.annotation, *get_args(field.annotation)):  # the second: of a list of sections
+        below = f"{prefix}{name}.{ANY_NAME}." if get_origin(field.annotation) is dict else f"{prefix}{name}."
+        for section in (field.annotation, *get_args(field.annotation)):  # the second: of a list or a mapping
             if isinstance(section, type) and issubclass(section, BaseModel):
-                yield from _dotted_keys(section, f"{prefix}{name}.")
+                yield from _dotted_keys(section, below)
 
 
 def _text_keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -7,14 +7,14 @@ from rich.table import Table
 from cluster.jsonl import read_rows
 from cluster.run_folder import RunFolder
 
-MODELS = ("teacher", "student_before", "student_after")
+STUDENTS = ("student_before", "student_after")
 
 
 def summarise(folder: RunFolder, *, wall_s: float) -> dict[str, Any]:
     """Accuracies, reverse KL of the first and last tenth of the steps, and what it took."""
     summary: dict[str, Any] = {}
     for row in read_rows(folder.evaluations):
-        if row["model"] in MODELS:
+        if row["model"] in STUDENTS or _is_teacher(row["model"]):
             k = row["k"]
             summary[row["model"]] = {
                 f"avg_at_{k}": row["avg_at_k"],
@@ -36,9 +36,9 @@ def summarise(folder: RunFolder, *, wall_s: float) -> dict[str, Any]:
 
 
 def accuracy_table(summary: dict[str, Any]) -> Table:
-    """Teacher, student before and student after, side by side."""
+    """Teachers, student before and student after, one below the other."""
     table = Table(title="held-out accuracy")
-    models = [name for name in MODELS if name in summary]
+    models = [name for name in summary if _is_teacher(name)] + [name for name in STUDENTS if name in summary]
     columns = list(summary[models[0]]) if models else []
     table.add_column("model")
     for column in columns:
@@ -48,6 +48,10 @@ def accuracy_table(summary: dict[str, Any]) -> Table:
         cells = [f"{values[c]:.1f}" if c == "mean_length" else f"{values[c]:.3f}" for c in columns]
         table.add_row(name.replace("_", " "), *cells)
     return table
+
+
+def _is_teacher(name: str) -> bool:
+    return name == "teacher" or name.startswith("teacher-")
 
 
 def _mean(values: list[float]) -> float | None:

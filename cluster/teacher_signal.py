@@ -1,4 +1,4 @@
-"""What a teacher returns per response token: chosen once from the objective, and obeyed by every stage."""
+"""What a scored table holds besides the rollout: chosen once from the objective, and obeyed by every stage."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +22,10 @@ class TeacherSignal:
     """Width of the hidden states of `full`."""
     dtype: str = "bfloat16"
     """Precision of the hidden states of `full`: the teacher engine's own, so that nothing is rounded."""
+    has_outcome: bool = False
+    """The final answer of every response is graded: 4 bytes per response."""
+    has_reference: bool = False
+    """The reference model's log-prob of every token follows the teacher's signal: 4 bytes per token."""
 
     @property
     def hidden_bytes(self) -> int:

@@ -8,7 +8,8 @@ Shapes: N packed tokens of a micro-batch, T its response tokens, B its sequences
 tokens, H its hidden size.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
 from typing import Self
@@ -21,6 +22,8 @@ from torch import Tensor
 from cluster.batches import HIDDEN, TOP_K_FIELDS, check_scored
 from cluster.stop_tokens import StopMode, StopTokens, stop_labels
 from cluster.teacher_signal import SAMPLED, TeacherSignal
+from cluster.teachers import ONLY_TEACHER, TeacherShare
+from rewards import group_advantage
 
 LARGE = (HIDDEN.name, *(field.name for field in TOP_K_FIELDS))
 """Columns with more than one value per response token."""
@@ -50,6 +53,8 @@ class PackedBatch:
     teacher_topk_logp_TK: Tensor
     teacher_hidden_TH: Tensor
     """H is 0 unless the teacher sent the input of its output head."""
+    reference_logp_T: Tensor
+    """NaN without a reference model."""
     response_mask_T: Tensor
     """True on response tokens that count; False on a final stop token in stop mode `mask`."""
     masked_by_T: Tensor
@@ -65,6 +70,15 @@ class PackedBatch:
     response_length_B: Tensor
     is_truncated_B: Tensor
     has_stop_B: Tensor
+    slot_B: Tensor
+    teacher_B: Tensor
+    """Place of the teacher that scored the response among the teachers; 0 where there is one."""
+    teacher_weight_B: Tensor
+    """Factor of the token losses: the weight of the teacher that scored the response."""
+    outcome_B: Tensor
+    """Graded outcome of the response; 0 where outcomes are not graded."""
+    outcome_advantage_B: Tensor
+    """The outcome's advantage within the responses of the slot; 0 where outcomes are not graded."""
 
     def without(self, keep_T: Tensor, masked_by: str) -> Self:
         """Return the batch in which only those of the counted tokens still count; the others are `masked_by`."""
@@ -107,10 +121,15 @@ class ScoredSequence:
     topk_ids: np.ndarray  # [T, K]
     topk_logp: np.ndarray  # [T, K]
     hidden: np.ndarray  # uint8 [T, bytes of a hidden state]
+    reference_logp: np.ndarray
     weight_version: np.ndarray
     response_mask: np.ndarray
     is_truncated: bool
     has_stop: bool
+    slot: int
+    source: str
+    outcome: float
+    outcome_advantage: float = 0.0
 
     @property
     def num_inputs(self) -> int:
@@ -125,11 +144,14 @@ def collate(
     stops: StopTokens,
     max_tokens: int,
     signal: TeacherSignal = SAMPLED,
+    share_of_source: Mapping[str, TeacherShare] | None = None,
+    outcome_std: str = "sample",
 ) -> list[PackedBatch]:
     """Return this rank's share of the window as micro-batches of at most `max_tokens` packed tokens.
 
     A longer sequence gets a micro-batch of its own. The result depends on the rows alone, not on their order
-    or on how they are cut into tables, so that a repeated run is equal bit for bit.
+    or on how they are cut into tables, so that a repeated run is equal bit for bit. `share_of_source` says
+    which teacher a source is of (`cluster.teachers`); `outcome_std`, what advantages of outcomes are divided by.
     """
     sequences = [
         row for table in tables for row in read_sequences(table, stop_mode=stop_mode, stops=stops, signal=signal)
@@ -138,8 +160,29 @@ def collate(
     for left, right in pairwise(sequences):
         if left.uid == right.uid:
             raise ValueError(f"scored batch: uid {left.uid} occurs twice in one step")
+    if signal.has_outcome:
+        sequences = with_advantages(sequences, std=outcome_std)
     groups = split_by_tokens([sequence.num_inputs for sequence in sequences], max_tokens=max_tokens)
-    return [pack([sequences[index] for index in group], signal=signal) for group in groups]
+    return [
+        pack([sequences[index] for index in group], signal=signal, share_of_source=share_of_source)
+        for group in groups
+    ]
+
+
+def with_advantages(sequences: Sequence[ScoredSequence], *, std: str) -> list[ScoredSequence]:
+    """Return the sequences, in order, with their outcomes' advantages within the responses of their slot.
+
+    A rank gets whole slots: every response to a slot's prompt is here.
+    """
+    rows_of_slot: dict[int, list[int]] = defaultdict(list)
+    for row, sequence in enumerate(sequences):
+        rows_of_slot[sequence.slot].append(row)
+    found = list(sequences)
+    for rows in rows_of_slot.values():
+        outcome_K = torch.tensor([sequences[row].outcome for row in rows])
+        for row, advantage in zip(rows, group_advantage(outcome_K[None], std=std)[0].tolist(), strict=True):
+            found[row] = replace(found[row], outcome_advantage=advantage)
+    return found
 
 
 def read_sequences(
@@ -173,7 +216,7 @@ def _read_large(table: pa.Table, row: int) -> dict[str, np.ndarray]:
 def _read_row(row: dict, stop_mode: StopMode, stops: StopTokens, signal: TeacherSignal) -> ScoredSequence:
     response_ids = row["response_token_ids"]
     num_tokens, nothing = len(response_ids), np.zeros(0, np.uint8)
-    labels = stop_labels(response_ids, mode=stop_mode, stops=stops)
+    labels = stop_labels(response_ids, mode=stop_mode, stops=stops, source=row["source"])
     if labels.teacher_token_ids != row["teacher_target_ids"]:
         raise ValueError(
             f"scored batch: row {row['uid']} was scored with teacher_target_ids other than those of stop mode "
@@ -192,12 +235,16 @@ def _read_row(row: dict, stop_mode: StopMode, stops: StopTokens, signal: Teacher
         topk_ids=row.get("teacher_topk_ids", nothing).reshape(num_tokens, signal.k),
         topk_logp=row.get("teacher_topk_log_probs", nothing).reshape(num_tokens, signal.k),
         hidden=row.get("teacher_hidden", nothing).reshape(num_tokens, signal.hidden_bytes),
+        reference_logp=np.array(row.get("reference_log_probs", [np.nan] * num_tokens), dtype=np.float32),
         weight_version=np.repeat(
             np.array([run["version"] for run in runs], dtype=np.int64), [run["num_tokens"] for run in runs]
         ),
         response_mask=response_mask,
         is_truncated=row["finish_reason"] == "length",
         has_stop=labels.has_stop,
+        slot=row["slot"],
+        source=row["source"],
+        outcome=row.get("outcome_scores", 0.0),
     )
 
 
@@ -221,12 +268,18 @@ def split_by_tokens(lengths: Sequence[int], *, max_tokens: int) -> list[list[int
     return sorted(sorted(group) for group in groups)
 
 
-def pack(sequences: Sequence[ScoredSequence], *, signal: TeacherSignal = SAMPLED) -> PackedBatch:
+def pack(
+    sequences: Sequence[ScoredSequence],
+    *,
+    signal: TeacherSignal = SAMPLED,
+    share_of_source: Mapping[str, TeacherShare] | None = None,
+) -> PackedBatch:
     """Lay sequences end to end; `pack([])` is the padding micro-batch.
 
     The padding micro-batch has one input token and no target. Its loss is 0 with zero gradients for every
     parameter, so a rank that has run out of sequences still takes part in every collective of the backward pass.
     """
+    shares = [(share_of_source or {}).get(s.source, ONLY_TEACHER) for s in sequences]
     inputs = [np.concatenate([s.prompt_ids, s.response_ids[:-1]]) for s in sequences]
     starts = np.cumsum([0, *(len(ids) for ids in inputs)])
     lengths = [len(s.response_ids) for s in sequences]
@@ -246,6 +299,7 @@ def pack(sequences: Sequence[ScoredSequence], *, signal: TeacherSignal = SAMPLED
         teacher_hidden_TH=_hidden(
             _stack([s.hidden for s in sequences], np.uint8, width=signal.hidden_bytes), signal
         ),
+        reference_logp_T=_join([s.reference_logp for s in sequences], torch.float32),
         response_mask_T=_join([s.response_mask for s in sequences], torch.bool),
         masked_by_T=_join([~s.response_mask for s in sequences], torch.uint8),
         was_sampled_T=_join([s.target_ids == s.response_ids for s in sequences], torch.bool),
@@ -255,6 +309,11 @@ def pack(sequences: Sequence[ScoredSequence], *, signal: TeacherSignal = SAMPLED
         response_length_B=torch.tensor(lengths, dtype=torch.int64),
         is_truncated_B=torch.tensor([s.is_truncated for s in sequences], dtype=torch.bool),
         has_stop_B=torch.tensor([s.has_stop for s in sequences], dtype=torch.bool),
+        slot_B=torch.tensor([s.slot for s in sequences], dtype=torch.int64),
+        teacher_B=torch.tensor([share.index for share in shares], dtype=torch.int64),
+        teacher_weight_B=torch.tensor([share.weight for share in shares], dtype=torch.float32),
+        outcome_B=torch.tensor([s.outcome for s in sequences], dtype=torch.float32),
+        outcome_advantage_B=torch.tensor([s.outcome_advantage for s in sequences], dtype=torch.float32),
     )
 
 

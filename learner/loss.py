@@ -16,6 +16,9 @@ position is added to the loss, without a weight, since it depends on the sampled
 pass that is differentiated; `weight` corrects staleness and the engine's numerics (`rewards.IMPORTANCE_WEIGHTS`).
 The paper itself is synchronous, with weight 1.
 
+Graded outcomes, if they are mixed in, add the advantage of the response to the reward of each of its tokens. With
+several teachers the loss of a token is multiplied by the weight of the teacher that scored it.
+
 Shapes: T response tokens of a micro-batch, S window statistics.
 """
 
@@ -27,7 +30,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cluster.config import ImportanceConfig, ObjectiveConfig, RunConfig
+from cluster.config import ImportanceConfig, ObjectiveConfig, OutcomeConfig, RunConfig
 from cluster.token_config import MasksConfig, SurrogateConfig, TokenWeightsConfig
 from learner.advantage import Advantage
 from learner.collate import PackedBatch
@@ -110,6 +113,7 @@ class Objective:
         objective: ObjectiveConfig,
         importance: ImportanceConfig,
         *,
+        outcome: OutcomeConfig | None = None,
         masks: MasksConfig | None = None,
         token_weights: TokenWeightsConfig | None = None,
         surrogate: SurrogateConfig | None = None,
@@ -128,7 +132,7 @@ class Objective:
         self.token_weight = TokenWeight(token_weights or TokenWeightsConfig())
         self.surrogate = Surrogate(surrogate or SurrogateConfig(), importance)
         self.importance_cap = self.surrogate.importance_cap
-        self._advantage = Advantage(objective)
+        self._advantage = Advantage(objective, outcome or OutcomeConfig())
         self._reward = TOKEN_REWARDS[objective.name] if self.has_reward else None
         self._divergence = DIVERGENCES[objective.name] if self.has_divergence else None
         self._parameters = parameters
@@ -141,6 +145,7 @@ class Objective:
         return cls(
             config.objective,
             config.importance,
+            outcome=config.outcome,
             masks=config.masks,
             token_weights=config.token_weights,
             surrogate=config.surrogate,
@@ -219,7 +224,7 @@ class Objective:
         # Normaliser.
         if statistics_S is not None:
             reward_T = self.normaliser.apply(reward_T, keep_T, statistics_S)
-        # Returns or baseline, and token weight.
+        # Returns or baseline, graded outcome, and token weight.
         advantage_T = self._advantage(
             batch, reward_T, keep_T, baseline_T=facts.get(BASELINE), weight_T=fixed.weight_T
         )
@@ -242,6 +247,7 @@ class Objective:
                 importance_T=importance_T,
                 proximal_logp_T=fixed.proximal_logp_T,
             )
+        loss_T = loss_T * batch.teacher_weight_B[batch.row_T]
         loss = aggregate(
             batch.unpack(loss_T),
             batch.unpack(batch.response_mask_T),
@@ -264,9 +270,11 @@ class Objective:
         mask_T = batch.response_mask_T
         if self._reward is None:
             return drop_non_finite(torch.zeros_like(logp_T), logp_T.detach(), mask_T)
-        keywords = self._parameters | self._scheduled(self._reward)
+        has_reference = "reference_logp_BT" in self._reward.extras
+        reference = {"reference_logp_BT": batch.reference_logp_T} if has_reference else {}
+        keywords = self._parameters | self._scheduled(self._reward) | reference
         reward_T = self._reward(batch.teacher_logp_T, logp_T.detach(), mask_T, **keywords)
-        others = (batch.teacher_logp_T,) if self._needs_finite_teacher else ()
+        others = (batch.teacher_logp_T, *reference.values()) if self._needs_finite_teacher else ()
         return drop_non_finite(reward_T, logp_T, mask_T, *others)
 
     def _scheduled(self, entry: Entry) -> dict[str, int]:

@@ -24,6 +24,7 @@ from cluster.batches import save_batch
 from cluster.config import RunConfig
 from cluster.stop_tokens import StopTokens
 from cluster.teacher_signal import SAMPLED, TeacherSignal
+from cluster.teachers import share_of_source
 from cluster.weights import WeightManifest
 from learner import checkpoint
 from learner.collate import PackedBatch, collate, pack
@@ -34,9 +35,11 @@ from learner.facts import BatchFacts
 from learner.log_ratio_gradient import LogRatioGradient
 from learner.loss import Objective
 from learner.metrics import StepTokens, step_metrics
+from learner.outcome import outcome_metrics
 from learner.publisher import publish_weights
 from learner.schedule import learning_rate
 from learner.teacher_head import TeacherHead
+from learner.teacher_metrics import teacher_metrics
 from learner.values import StudentValues
 from learner.window import prepare_window
 
@@ -88,7 +91,7 @@ class LearnerRank:
 
         `golden_token_ids` is a short sequence whose log-probs go along with every published version.
         Log-probs are over the first `vocab_size` ids; embedding rows beyond them are cut off. `signal` is what
-        the teacher's columns of a scored table hold. `special_token_ids` are those of `masks.special_tokens`.
+        a scored table holds besides the rollout. `special_token_ids` are those of `masks.special_tokens`.
         """
         self.config = config
         self.rank = rank
@@ -182,6 +185,12 @@ class LearnerRank:
             has_top_k=self.signal.kind == "topk",
         )
         metrics |= step_diagnostics(tokens, ranks=self.ranks)
+        if self.config.teachers:
+            metrics |= teacher_metrics(
+                window.batches, tokens, names=list(self.config.teacher_of_role), ranks=self.ranks
+            )
+        if self.signal.has_outcome:
+            metrics |= outcome_metrics(window.batches, ranks=self.ranks)
         metrics |= {"lr": rate, "grad_norm": outcome.grad_norm, **log_ratio_norm}
         return StepResult(
             metrics=metrics,
@@ -275,6 +284,8 @@ class LearnerRank:
             stops=self.stops,
             max_tokens=self.config.learner.micro_batch_tokens,
             signal=self.signal,
+            share_of_source=share_of_source(self.config),
+            outcome_std=self.config.outcome.std,
         )
         batches = [batch.to(self.ranks.device) for batch in batches]
         if self.teacher_head is None:

@@ -2,6 +2,7 @@
 
 `SimulatedEngine` stands behind the real `RolloutWorker` and `TeacherWorker`; `SimulatedLearner` takes the
 place of a learner rank and writes down every call. A prompt is one token: its place in the prompt order.
+With several teachers, places take the sources in turn.
 """
 
 import asyncio
@@ -21,6 +22,8 @@ from actors.rollout_worker import RolloutWorker
 from cluster.batches import PROMPT_SCHEMA, check_scored
 from cluster.config import EngineConfig, RunConfig
 from cluster.jsonl import append_row
+from cluster.teacher_signal import SAMPLED, TeacherSignal
+from cluster.teachers import role_of_source
 from cluster.weights import WeightManifest, check_buckets, checksum
 
 SAMPLING = Sampling(max_tokens=20)
@@ -40,6 +43,7 @@ class EngineBehaviour:
     poison: frozenset[int] = frozenset()  # places of prompts that generate raises for
     cannot_score: frozenset[int] = frozenset()  # places of prompts that score raises for
     always_fails: bool = False  # generate and score raise
+    failing_scores: int = 0  # so many scoring calls raise before they work
     blocks: bool = False  # score blocks the whole process while it sleeps
     dies_after_note: bool = False  # the process ends between a note and its table
     scores: Path | None = None  # where scoring calls are written down
@@ -53,6 +57,7 @@ class SimulatedEngine:
         self._behaviour = behaviour
         self._version = 0
         self._num_loads = 0
+        self._num_scores = 0
 
     async def generate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling
@@ -93,6 +98,9 @@ class SimulatedEngine:
         if self._behaviour.blocks:
             time.sleep(self._behaviour.score_s)
         await asyncio.sleep(self._behaviour.score_s)
+        self._num_scores += 1
+        if self._num_scores <= self._behaviour.failing_scores:
+            raise ValueError("the engine cannot score yet")
         if self._behaviour.always_fails or any(s[0] in self._behaviour.cannot_score for s in sequences):
             raise ValueError("the teacher rejects a rollout")
         return [TokenScores(np.zeros(len(sequence) - 1, np.float32)) for sequence in sequences]
@@ -168,9 +176,10 @@ LEARNER_METRICS = (
 class SimulatedLearner:
     """A learner rank that trains nothing and writes down every call in `calls`."""
 
-    def __init__(self, behaviour: LearnerBehaviour, calls: Path) -> None:
+    def __init__(self, behaviour: LearnerBehaviour, calls: Path, signal: TeacherSignal = SAMPLED) -> None:
         self._behaviour = behaviour
         self._calls = calls
+        self._signal = signal
 
     def rendezvous(self) -> tuple[str, int]:
         """Any address."""
@@ -184,7 +193,7 @@ class SimulatedLearner:
         if step == self._behaviour.fails_at:
             raise ValueError("the learner is broken")
         time.sleep(NEVER_S if step == self._behaviour.freezes_at else self._behaviour.train_s)
-        rows = [row for table in tables for row in check_scored(table).to_pylist()]
+        rows = [row for table in tables for row in check_scored(table, self._signal).to_pylist()]
         staleness = [step - run["version"] for row in rows for run in row["weight_versions"]]
         lengths = [len(row["response_token_ids"]) for row in rows]
         slots = [row["slot"] for row in rows]
@@ -230,6 +239,7 @@ class SimulatedPrompts:
     def __init__(self, config: RunConfig) -> None:
         self._num_samples = config.num_samples_per_prompt
         self._num_slots = config.max_steps * config.batch_size
+        self._sources = sorted(role_of_source(config)) or ["simulated"]
         self.replacements: dict[int, int] = {}
         self.issued: list[int] = []  # slots, as often as they were issued
 
@@ -258,7 +268,7 @@ class SimulatedPrompts:
             "prompt_id": f"p{place}",
             "sample": sample,
             "seed": 1000 * place + sample,
-            "source": "simulated",
+            "source": self._sources[place % len(self._sources)],
             "answer": "1",
             "prompt_token_ids": [place],
         }

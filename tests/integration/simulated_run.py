@@ -1,13 +1,14 @@
 """A pipeline with simulated engines and learner, started as `launch.py` starts a real one, and what it leaves."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from actors.reference_worker import ReferenceWorker
 from actors.rollout_worker import RolloutWorker
 from actors.teacher_worker import TeacherWorker
 from cluster.config import RunConfig
@@ -21,6 +22,7 @@ from cluster.pool import Pool, WorkerSpec
 from cluster.resume import Progress, restore
 from cluster.run_folder import RunFolder, valid_ledger
 from cluster.stop_tokens import StopTokens
+from cluster.teacher_signal import TeacherSignal
 from tests.integration.simulated import (
     SAMPLING,
     SETTINGS,
@@ -39,9 +41,18 @@ class SimulatedRun:
 
     pipeline: Pipeline
     prompts: SimulatedPrompts
-    rollout: Pool
-    teacher: Pool
+    pools: Mapping[str, Pool]
     folder: RunFolder
+
+    @property
+    def rollout(self) -> Pool:
+        """The pool of student engines."""
+        return self.pools["rollout"]
+
+    @property
+    def teacher(self) -> Pool:
+        """The pool of the main teacher."""
+        return self.pools["teacher"]
 
     def calls(self, name: str) -> list[dict[str, Any]]:
         """The learner's calls of one kind."""
@@ -94,6 +105,10 @@ def run_config(path: Path, **settings: Any) -> RunConfig:
     values = {"run_name": "simulated", "runs_path": str(path), "batch_size": 8, "max_steps": 10, **settings}
     for name, section in sections.items():
         values[name] = section | values.get(name, {})
+    if "reference" in values:
+        values["reference"] = tiny | {"model_path": "simulated"} | values["reference"]
+    named = {name: sections["teacher"] | each for name, each in values.get("teachers", {}).items()}
+    values["teachers"] = named
     return RunConfig.model_validate(
         {"student": {"model_path": "simulated"}, "data": {"train_path": "none"}, **values}
     )
@@ -105,37 +120,42 @@ async def simulated_run(
     *,
     engines: Sequence[EngineBehaviour] = (EngineBehaviour(),),
     teachers: Sequence[EngineBehaviour] = (EngineBehaviour(),),
+    scorers: Mapping[str, Sequence[EngineBehaviour]] | None = None,
     learner: LearnerBehaviour | None = None,
     evaluation: Evaluation | None = None,
     resume: bool = False,
 ) -> AsyncIterator[SimulatedRun]:
-    """Start workers as `launch.py` does, one per behaviour, and connect the stages; closes all at the end."""
-    sections = {"rollout": {"num_workers": len(engines)}, "teacher": {"num_workers": len(teachers)}}
-    config = config.model_copy(
-        update={name: getattr(config, name).model_copy(update=update) for name, update in sections.items()}
-    )
+    """Start workers as `launch.py` does, one per behaviour, and connect the stages; closes all at the end.
+
+    `scorers` holds the behaviours of further teachers and of the reference by role; one worker each otherwise.
+    """
+    behaviours: dict[str, Sequence[EngineBehaviour]] = dict.fromkeys(config.scorers, (EngineBehaviour(),))
+    behaviours |= {"rollout": engines, "teacher": teachers, **(scorers or {})}
     folder = RunFolder.of(config, resume=resume)
     folder.open(config)
     events = Events(folder.events)
-    teacher_settings = {"stop_mode": "mask", "stops": StopTokens((0,), (0,))}
-    build = {
-        "rollout": lambda i: WorkerSpec(
-            WorkerCutOff if engines[i].dies_after_note else RolloutWorker,
-            (SETTINGS, partial(SimulatedEngine, engines[i])),
-        ),
-        "teacher": lambda i: WorkerSpec(
-            TeacherWorker, (SETTINGS, partial(SimulatedEngine, teachers[i])), teacher_settings
-        ),
-        "learner": lambda i: WorkerSpec(
-            SimulatedLearner, (learner or LearnerBehaviour(), folder.path / "calls.jsonl"), is_async=False
-        ),
-    }
-    pools = {d.role: Pool(d, build[d.role], config=config.cluster, events=events) for d in plan(config)}
+    signal = TeacherSignal(has_reference="reference" in config.scorers)
+    labels = {"stop_mode": "mask", "stops": StopTokens((0,), (0,))}
+
+    def build(role: str, i: int) -> WorkerSpec:
+        if role == "learner":
+            arguments = (learner or LearnerBehaviour(), folder.path / "calls.jsonl", signal)
+            return WorkerSpec(SimulatedLearner, arguments, is_async=False)
+        engine = (SETTINGS, partial(SimulatedEngine, behaviours[role][i]))
+        if role == "rollout":
+            return WorkerSpec(WorkerCutOff if engines[i].dies_after_note else RolloutWorker, engine)
+        if role == "reference":
+            return WorkerSpec(ReferenceWorker, engine, labels | {"signal": signal})
+        return WorkerSpec(TeacherWorker, engine, labels)
+
+    demands = [replace(d, count=len(behaviours[d.role])) if d.role in behaviours else d for d in plan(config)]
+    pools = {d.role: Pool(d, partial(build, d.role), config=config.cluster, events=events) for d in demands}
     try:
         for pool in pools.values():
             await pool.place()
         group = LearnerGroup(pools["learner"], config.cluster)
-        await asyncio.gather(group.setup(), pools["teacher"].start(), pools["rollout"].start())
+        engine_pools = [pool for role, pool in pools.items() if role != "learner"]
+        await asyncio.gather(group.setup(), *(pool.start() for pool in engine_pools))
         prompts = SimulatedPrompts(config)
         pipeline = Pipeline(
             config,
@@ -148,7 +168,7 @@ async def simulated_run(
             events=events,
             progress=await restore(group, _newest(folder), folder, events) if resume else Progress(),
         )
-        yield SimulatedRun(pipeline, prompts, pools["rollout"], pools["teacher"], folder)
+        yield SimulatedRun(pipeline, prompts, pools, folder)
     finally:
         for pool in pools.values():
             await pool.close()

@@ -10,12 +10,14 @@ import pytest
 
 from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling, TokenScores
 from actors.prompts import Prompt, PromptSource
+from actors.reference_worker import ReferenceWorker
 from actors.rollout_worker import RolloutWorker
 from actors.teacher_worker import TeacherWorker
 from cluster.batches import ROLLOUT_SCHEMA, check_rollouts
 from cluster.config import EngineConfig
 from cluster.notes import EndOfStream, RolloutNote, ScoreNote
 from cluster.stop_tokens import StopTokens
+from cluster.teacher_signal import TeacherSignal
 from cluster.weights import WeightManifest
 
 pytestmark = pytest.mark.timeout(20)
@@ -113,6 +115,7 @@ def test_a_note_says_what_its_table_holds() -> None:
         num_truncated=lengths.count(4),
         oldest_version=2,
         newest_version=5 if 1 in lengths else 3,
+        source="default",
     )
     assert [len(row["behaviour_log_probs"]) for row in rows] == lengths
 
@@ -201,3 +204,54 @@ def test_a_teacher_scores_all_sequences_together_and_returns_the_response_part()
     assert first.column("teacher_log_probs").to_pylist() == [[-7.0, -8.0], [-9.0, -92.0]]
     assert second.column("teacher_target_ids").to_pylist() == [[5], [92]]
     assert second.column("teacher_log_probs").to_pylist() == [[-5.0], [-92.0]]
+
+
+def test_a_reference_adds_its_log_probs_of_its_own_labels_to_scored_tables() -> None:
+    stops = StopTokens((90,), (92,), reference_ids=(94,))
+    signal = TeacherSignal(has_reference=True)
+
+    async def work() -> tuple[CountingEngine, Any]:
+        engine = CountingEngine()
+        teacher = TeacherWorker(SETTINGS, lambda _: CountingEngine(), stop_mode="cross_eos", stops=stops)
+        labels: dict[str, Any] = {"stop_mode": "cross_eos", "stops": stops}
+        reference = ReferenceWorker(SETTINGS, lambda _: engine, signal=signal, **labels)
+        await teacher.start()
+        await reference.start()
+        _, *scored = await teacher.score(rollouts(3, [7, 8], [9, 90]), rollouts(0, [5], [90]))
+        return engine, await reference.score(*scored)
+
+    engine, (note, first, second) = asyncio.run(work())
+    assert engine.events == ["own weights", "score 4"]
+    assert note.num_tokens == 6 + 6 + 2 + 2
+    assert first.column("teacher_log_probs").to_pylist() == [[-7.0, -8.0], [-9.0, -92.0]]
+    assert first.column("reference_log_probs").to_pylist() == [[-7.0, -8.0], [-9.0, -94.0]]
+    assert second.column("reference_log_probs").to_pylist() == [[-5.0], [-94.0]]
+
+
+def test_a_reference_refuses_rollouts_that_no_teacher_has_scored() -> None:
+    async def work() -> None:
+        signal = TeacherSignal(has_reference=True)
+        worker = ReferenceWorker(SETTINGS, lambda _: CountingEngine(), signal=signal, stop_mode="raw", stops=STOPS)
+        await worker.start()
+        await worker.score(rollouts(3, [7]))
+
+    with pytest.raises(ValueError, match="column teacher_target_ids is missing"):
+        asyncio.run(work())
+
+
+def test_a_teacher_grades_every_response_against_its_answer_where_outcomes_are_asked_for() -> None:
+    def grade(responses: Sequence[Sequence[int]], answers: Sequence[str]) -> list[bool]:
+        return [str(sum(ids)) == answer for ids, answer in zip(responses, answers, strict=True)]
+
+    async def work(answers: list[str | None]) -> Any:
+        worker = TeacherWorker(SETTINGS, lambda _: CountingEngine(), stop_mode="raw", stops=STOPS, grade=grade)
+        await worker.start()
+        table = rollouts(3, [7, 8], [9, 9])
+        field = ROLLOUT_SCHEMA.field("answer")
+        index = ROLLOUT_SCHEMA.get_field_index("answer")
+        return await worker.score(table.set_column(index, field, pa.array(answers, field.type)))
+
+    _, table = asyncio.run(work(["15", "15"]))
+    assert table.column("outcome_scores").to_pylist() == [1.0, 0.0]
+    with pytest.raises(ValueError, match="prompt 'p' has no answer to grade against"):
+        asyncio.run(work(["15", None]))

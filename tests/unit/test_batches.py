@@ -155,11 +155,14 @@ def test_an_aborted_response_is_no_rollout() -> None:
         check_rollouts(table(ROLLOUT_SCHEMA, finish_reason="abort"))
 
 
+MORE = TeacherSignal(has_outcome=True, has_reference=True)
 TOP_2, HIDDEN_3 = TeacherSignal("topk", k=2), TeacherSignal("full", hidden_size=3, dtype="bfloat16")
 SIGNAL_ROWS = ROW | {
     "teacher_topk_ids": [1, 2, 3, 4, 5, 6],
     "teacher_topk_log_probs": [-0.5, -1.0] * 3,
     "teacher_hidden": bytes(18),
+    "outcome_scores": 1.0,
+    "reference_log_probs": [-0.5, -1.0, -1.5],
 }
 
 
@@ -190,3 +193,15 @@ def test_a_table_of_one_signal_is_correct_for_that_signal_alone(signal: TeacherS
 def test_a_signal_of_another_size_is_an_error(signal: TeacherSignal, name: str, value: Any, lengths: str) -> None:
     with pytest.raises(ValueError, match=f"column {name} has {lengths}"):
         check_scored(signal_table(signal, **{name: value}), signal)
+
+
+def test_outcomes_and_reference_travel_only_where_they_are_asked_for() -> None:
+    table = signal_table(MORE)
+    assert table.column_names[-2:] == ["outcome_scores", "reference_log_probs"]
+    assert check_scored(table, MORE) is table
+    with pytest.raises(ValueError, match="unknown column outcome_scores"):
+        check_scored(table)
+    with pytest.raises(ValueError, match="column reference_log_probs is missing"):
+        check_scored(table.drop_columns(["reference_log_probs"]), MORE)
+    with pytest.raises(ValueError, match="column reference_log_probs has length 2 in row 0, expected 3"):
+        check_scored(signal_table(MORE, reference_log_probs=[-1.0, -1.0]), MORE)

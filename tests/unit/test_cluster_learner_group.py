@@ -18,7 +18,7 @@ MANY_TOKENS = st.lists(st.integers(1, 5000), min_size=1, max_size=60)
 def batch_of(tokens: list[int]) -> list[ScoredSlot]:
     """Slots 0, 1, ... with these numbers of tokens; a slot's table is its number."""
     return [
-        ScoredSlot(RolloutNote(slot, 0, (str(slot),), num_tokens, 1, 0, 0, 0), table=slot)
+        ScoredSlot(RolloutNote(slot, 0, (str(slot),), num_tokens, 1, 0, 0, 0, "math"), table=slot)
         for slot, num_tokens in enumerate(tokens)
     ]
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.stop_tokens import StopMode
+from cluster.stop_tokens import StopMode, StopTokens
 from learner.collate import PackedBatch, collate, pack, read_sequences, split_by_tokens
 from learner.log_probs import StudentModel
 from tests.unit.test_learner_scene import STOPS, VOCAB_SIZE, replace_column, scored_table, tiny_qwen3
@@ -88,7 +88,8 @@ def test_row_order_and_the_cut_into_tables_do_not_matter() -> None:
     parts = collate(reversed_rows, stop_mode="raw", stops=STOPS, max_tokens=32)
     for left, right in zip(whole, parts, strict=True):
         for field in dataclasses.fields(PackedBatch):
-            assert torch.equal(getattr(left, field.name), getattr(right, field.name)), field.name
+            exact = {"rtol": 0, "atol": 0, "equal_nan": True, "msg": field.name}
+            torch.testing.assert_close(getattr(left, field.name), getattr(right, field.name), **exact)
 
 
 def test_a_uid_that_occurs_twice_is_refused() -> None:
@@ -123,6 +124,25 @@ def test_rows_scored_under_another_stop_mode_are_refused() -> None:
     table = scored_table([(2, 4)], ends_with=62, stop_mode="raw")
     with pytest.raises(ValueError, match="teacher_target_ids other than those of stop mode cross_eos"):
         collated(table, stop_mode="cross_eos")
+
+
+def test_rows_of_each_source_are_read_with_the_stop_token_of_its_teacher() -> None:
+    stops = StopTokens((62,), (63,), teacher_ids_of_source={"math": (63,), "code": (61,)})
+    table = replace_column(scored_table([(2, 2), (2, 2)], ends_with=61), "source", ["math", "code"])
+    targets = [
+        [*ids[:-1], last] for ids, last in zip(table["response_token_ids"].to_pylist(), (63, 61), strict=True)
+    ]
+    scored = replace_column(table, "teacher_target_ids", targets)
+    (batch,) = collate([scored], stop_mode="cross_eos", stops=stops, max_tokens=64)
+    assert batch.target_ids_T[[1, 3]].tolist() == [62, 62]
+    for other in (targets[::-1], table["teacher_target_ids"].to_pylist()):
+        with pytest.raises(ValueError, match="teacher_target_ids other than those of stop mode cross_eos"):
+            collate(
+                [replace_column(table, "teacher_target_ids", other)],
+                stop_mode="cross_eos",
+                stops=stops,
+                max_tokens=64,
+            )
 
 
 def test_weight_versions_are_spread_over_tokens() -> None:

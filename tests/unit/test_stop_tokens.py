@@ -40,6 +40,7 @@ def test_a_final_stop_token_is_relabelled_by_the_mode(
     assert stop_labels([5, 6, stop], mode=mode, stops=STOPS) == StopLabels(
         student_token_ids=[5, 6, student or stop],
         teacher_token_ids=[5, 6, teacher or stop],
+        reference_token_ids=[5, 6, teacher or stop],
         keep_last=keep_last,
         has_stop=True,
     )
@@ -51,7 +52,19 @@ def test_a_response_that_does_not_end_with_a_stop_token_stays_as_it_is(
     mode: StopMode, response: list[int]
 ) -> None:
     labels = stop_labels(response, mode=mode, stops=STOPS)
-    assert labels == StopLabels(response, response, keep_last=True, has_stop=False)
+    assert labels == StopLabels(response, response, response, keep_last=True, has_stop=False)
+
+
+def test_each_source_is_asked_for_the_stop_token_of_its_own_teacher_and_the_reference_for_its_own() -> None:
+    stops = StopTokens((90,), (92,), teacher_ids_of_source={"math": (92,), "code": (94, 95)}, reference_ids=(97,))
+    assert stops.ids == (90, 92, 94, 95)  # the reference ends no response
+    for source, teacher in (("math", 92), ("code", 94)):
+        labels = stop_labels([5, 95], mode="cross_eos", stops=stops, source=source)
+        assert labels.student_token_ids == [5, 90]
+        assert labels.teacher_token_ids == [5, teacher]
+        assert labels.reference_token_ids == [5, 97]
+        assert stop_labels([5, 95], mode="raw", stops=stops, source=source).reference_token_ids == [5, 95]
+        assert not stop_labels([5, 95], mode="mask", stops=stops, source=source).keep_last
 
 
 @pytest.mark.parametrize("mode", MODES)

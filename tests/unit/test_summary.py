@@ -21,6 +21,9 @@ ROW: dict[str, Any] = {
 }
 
 
+TEACHERS = [("teacher", 0.75), ("teacher-code", 0.875)]
+
+
 def folder_with_steps(path: Path, num_steps: int) -> RunFolder:
     """A run folder whose step i trained i tokens at reverse KL 1 / i and staleness i mod 4."""
     folder = RunFolder(path)
@@ -53,7 +56,7 @@ def test_a_run_without_steps_has_a_summary_too(tmp_path: Path) -> None:
 
 def test_the_summary_holds_the_last_evaluation_of_each_model_and_the_table_shows_them(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    for model, accuracy in [("student_before", 0.25), ("student", 0.3), ("student_after", 0.5), ("teacher", 0.75)]:
+    for model, accuracy in [("student_before", 0.25), ("student", 0.3), ("student_after", 0.5), *TEACHERS]:
         values = {"avg_at_k": accuracy, "pass_at_k": 1.0, "mean_length": 10.0, "truncated_frac": 0.125}
         folder.add_evaluation({"step": 0, "model": model, "k": 8, "n": 8, **values})
     summary = summarise(folder, wall_s=0.0)
@@ -65,6 +68,7 @@ def test_the_summary_holds_the_last_evaluation_of_each_model_and_the_table_shows
     lines = [line.split() for line in output.getvalue().splitlines()]
     rows = [[word for word in line if word.isascii() and word != "|"] for line in lines]
     assert ["teacher", "0.750", "1.000", "10.0", "0.125"] in rows
+    assert ["teacher-code", "0.875", "1.000", "10.0", "0.125"] in rows
     assert ["student", "before", "0.250", "1.000", "10.0", "0.125"] in rows
     assert any("avg@8" in line for line in lines)
 

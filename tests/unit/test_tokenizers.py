@@ -15,7 +15,7 @@ from actors.tokenizers import (
     load_tokenizer,
     model_limits,
     num_known_ids,
-    stop_tokens,
+    stop_ids,
 )
 
 pytestmark = pytest.mark.timeout(30)
@@ -104,21 +104,19 @@ def test_known_ids_reach_to_the_largest_of_a_vocabulary_with_gaps() -> None:
 def test_stop_ids_come_from_generation_config_then_model_config_then_own_tokenizer(tmp_path: Path) -> None:
     student = save(tmp_path / "student", config_eos=[5, 6], generation_eos=[7, 6])
     teacher = save(tmp_path / "teacher", config_eos=4)
-    stops = stop_tokens(student, teacher, student=tokenizer(eos="w9"), teacher=tokenizer(eos="w8"))
-    assert stops.student_ids == (7, 6, 5, 9)
-    assert stops.teacher_ids == (4, 8)
+    assert stop_ids(student, tokenizer(eos="w9")) == (7, 6, 5, 9)
+    assert stop_ids(teacher, tokenizer(eos="w8")) == (4, 8)
 
 
 def test_the_own_label_of_a_teacher_without_configured_stops_is_its_tokenizers(tmp_path: Path) -> None:
     path = save(tmp_path)
-    stops = stop_tokens(path, path, student=tokenizer(eos="w9"), teacher=tokenizer(eos="w8"))
-    assert (stops.student_ids, stops.teacher_ids) == ((9,), (8,))
+    assert stop_ids(path, tokenizer(eos="w8")) == (8,)
 
 
 def test_a_model_without_any_stop_token_is_an_error(tmp_path: Path) -> None:
     path = save(tmp_path)
     with pytest.raises(ValueError, match=f"{path}: neither .* names a stop token"):
-        stop_tokens(path, path, student=tokenizer(), teacher=tokenizer(eos="w8"))
+        stop_ids(path, tokenizer())
 
 
 def test_context_and_head_rows_come_from_the_configuration(tmp_path: Path) -> None:

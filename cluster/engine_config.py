@@ -1,0 +1,94 @@
+"""Settings of the pools of engines: what a worker reserves, its vLLM engine, and the models that score.
+
+The base of every section is here too; `cluster/config.py` has the rest of the configuration.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[int, Field(ge=1)]
+NonNegative = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(gt=0, le=1)]
+Dtype = Literal["float32", "bfloat16"]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused, docstrings under fields are their help."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True
+    )
+
+
+class ResourcesConfig(Section):
+    """What Ray reserves for one worker (its placement group has one bundle with exactly this)."""
+
+    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    """CPUs reserved per worker; may be fractional."""
+    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    """GPUs reserved per worker; a fraction shares one device."""
+    custom: dict[str, Annotated[float, Field(gt=0)]] = {}
+    """Custom Ray resources per worker, e.g. `{teacher: 1}` to bind a pool to a group of nodes."""
+
+
+class EngineConfig(Section):
+    """Settings of one vLLM engine; `extra` passes anything else to vLLM's `EngineArgs` unchanged."""
+
+    dtype: Dtype | Literal["auto"] = "auto"
+    """Precision of the engine's weights; `auto` follows `learner.dtype`."""
+    max_model_len: Positive | None = None
+    """Longest prompt + response in tokens; by default what the model's configuration allows."""
+    max_num_seqs: Positive = 128
+    """Sequences decoded together."""
+    max_num_batched_tokens: Positive = 8192
+    """Tokens of one engine step; bounds the memory of prompt log-probs (a whole step's logits)."""
+    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    """Size of the key-value cache in GiB; by default 1 on CPUs, and what `gpu_memory_fraction` leaves on GPUs."""
+    gpu_memory_fraction: Fraction = 0.85
+    """Share of the device's memory the engine may use."""
+    tensor_parallel_size: Positive = 1
+    """Devices one engine is spread over."""
+    enforce_eager: bool = False
+    """Skip graph capture; always on for CPU engines."""
+    num_threads: Positive = 1
+    """CPU threads of one engine (CPU engines only)."""
+    extra: dict[str, Any] = {}
+    """Further `EngineArgs` of vLLM by name, e.g. `{quantization: fp8}`."""
+
+
+class ScorerConfig(Section):
+    """A pool of engines that score the student's tokens with a frozen model."""
+
+    num_workers: Positive = 1
+    """Workers (engines)."""
+    max_batch_tokens: Positive = 16384
+    """Token budget of one scoring call (prompt and response tokens)."""
+    max_calls_in_flight: Positive = 2
+    """Scoring calls outstanding per worker; the second hides the hand-over of the first."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """Ray resources of one worker."""
+    engine: EngineConfig = EngineConfig()
+    """vLLM settings."""
+
+
+class TeacherConfig(ScorerConfig):
+    """The pool of engines of one teacher."""
+
+    model_path: str
+    """Hugging Face folder (or hub name) of the teacher; it must share the student's tokenizer."""
+    sources: Annotated[list[str], Field(min_length=1)] | None = None
+    """Prompts with these values of `source` are this teacher's. With `teachers` every source of the training data
+    must be named by exactly one teacher; without, all prompts are the one teacher's, and this stays unset."""
+    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    """Factor of the loss of this teacher's tokens: how much of the mixture it is."""
+
+
+class ReferenceConfig(ScorerConfig):
+    """The pool of engines of the reference model, for objectives that compare with one (g_opd)."""
+
+    model_path: str | None = None
+    """Hugging Face folder (or hub name) of the reference: the initial student, or the base model of the teacher.
+    It must share the student's tokenizer. Required where the objective compares with one, unused elsewhere."""

@@ -1,0 +1,94 @@
+"""A lane of the scoring stage: the rollouts that wait for one model, and the pool of its workers.
+
+Rollouts leave a lane in token-budget batches, for the least loaded worker with room for a call.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.engine_config import ScorerConfig
+from cluster.metering import Meter
+from cluster.notes import RolloutNote
+from cluster.pool import Pool, Worker
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A finished slot: its note, and the reference of its table, scored by those lanes it has passed."""
+
+    note: RolloutNote
+    table: Any  # ray.ObjectRef
+
+
+Assignment = tuple[Worker, list[Rollout]]
+"""A worker, and what it is to score in one call."""
+
+
+class Lane:
+    """One model's queue and workers."""
+
+    def __init__(self, pool: Pool, config: ScorerConfig, *, capacity: int, has_fixed_batches: bool) -> None:
+        """`capacity` is the length of queue from which on nothing more should be put in."""
+        self.pool = pool
+        self.queue: deque[Rollout] = deque()
+        self.num_called = 0  # rollouts with a worker
+        self.meter = Meter()
+        self._max_batch_tokens = config.max_batch_tokens
+        # Calls side by side would meet in the engine's steps in an order of chance.
+        self._max_calls = 1 if has_fixed_batches else config.max_calls_in_flight
+        self._capacity = capacity
+
+    @property
+    def is_full(self) -> bool:
+        """True while the queue has its full length."""
+        return len(self.queue) >= self._capacity
+
+    @property
+    def is_busy(self) -> bool:
+        """True while rollouts are queued or with a worker."""
+        return bool(self.queue) or any(worker.num_calls for worker in self.pool.healthy)
+
+    @property
+    def num_here(self) -> int:
+        """Rollouts queued or with a worker."""
+        return len(self.queue) + self.num_called
+
+    def assign(self) -> Assignment | None:
+        """Take the next token-budget batch if a worker has room for a call."""
+        free = [worker for worker in self.pool.healthy if worker.num_calls < self._max_calls]
+        if not self.queue or not free:
+            return None
+        batch = [self.queue.popleft()]
+        budget = self._max_batch_tokens - batch[0].note.num_tokens
+        while self.queue and self.queue[0].note.num_tokens <= budget:
+            batch.append(self.queue.popleft())
+            budget -= batch[-1].note.num_tokens
+        return self.book(least_loaded(free), batch)
+
+    def book(self, worker: Worker, batch: list[Rollout]) -> Assignment:
+        """Count a call of the worker as begun."""
+        worker.num_calls += 1
+        worker.outstanding_tokens += sum(rollout.note.num_tokens for rollout in batch)
+        self.num_called += len(batch)
+        return worker, batch
+
+    def unbook(self, worker: Worker, batch: list[Rollout]) -> None:
+        """Count a call of the worker as ended."""
+        worker.num_calls -= 1
+        worker.outstanding_tokens -= sum(rollout.note.num_tokens for rollout in batch)
+        self.num_called -= len(batch)
+
+    def rebook(self, failed: Worker, batch: list[Rollout]) -> list[Assignment]:
+        """Book what a failed call held for another try, if possible on other workers.
+
+        Unless the worker has died, every rollout gets a call of its own, so that a bad one fails alone.
+        """
+        others = [worker for worker in self.pool.healthy if worker is not failed] or self.pool.healthy
+        parts = [batch] if failed.is_dead else [[rollout] for rollout in batch]
+        return [self.book(least_loaded(others), part) for part in parts]
+
+
+def least_loaded(workers: list[Worker]) -> Worker:
+    """The worker with the fewest tokens outstanding; the first of several."""
+    return min(workers, key=lambda worker: worker.outstanding_tokens)

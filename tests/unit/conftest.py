@@ -1,0 +1,53 @@
+"""A valid command line, and one that must be refused; uses the demo's models, no Ray."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "examples" / "arithmetic" / "models"
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A small training file."""
+    path = tmp_path / "train.jsonl"
+    rows = [{"id": str(i), "problem": f"{i}+1", "answer": str(i + 1)} for i in range(10)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+@pytest.fixture
+def arguments(tmp_path: Path, data: Path) -> list[str]:
+    """A valid command line."""
+    return [
+        *("train", "--config", str(ROOT / "configs" / "demo.yaml"), "--dry-run"),
+        *(
+            "--runs-path",
+            str(tmp_path / "runs"),
+            "--data.train_path",
+            str(data),
+            "--evaluation.data_path",
+            str(data),
+        ),
+        *("--student.model_path", str(MODELS / "student"), "--teacher.model_path", str(MODELS / "teacher")),
+    ]
+
+
+@pytest.fixture
+def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Callable[..., str]:
+    """Run with extra options; returns the error's only line after checking that nothing was left behind."""
+
+    import launch
+
+    def run(*options: str) -> str:
+        assert launch.main([*arguments, *options]) == launch.BAD_INPUT
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("error: ")
+        assert not (tmp_path / "runs").exists()
+        return lines[0]
+
+    return run

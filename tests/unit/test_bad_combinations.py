@@ -1,0 +1,112 @@
+"""Settings that contradict each other, or belong together: checked before anything starts."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import launch
+from cluster.settings import load_config
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "examples" / "arithmetic" / "models"
+
+Refused = Callable[..., str]
+
+
+PPO, NO_WEIGHT = ("--surrogate.name", "ppo"), ("--importance.name", "none")
+BASELINE = ("--objective.baseline", "closed_form")
+DIRECT = ("--objective.name", "reverse_kl")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (PPO, "importance.name must be none with surrogate.name ppo, which corrects by its own ratio"),
+        ((*PPO, "--importance.name", "decoupled"), "importance.name must be none with surrogate.name ppo"),
+        (("--surrogate.name", "decoupled_ppo"), "importance.name must be none with surrogate.name decoupled_ppo"),
+        (("--surrogate.name", "ppoo"), "surrogate.name must be one of"),
+        ((*PPO, *NO_WEIGHT, "--surrogate.eps", "2"), "surrogate.eps must be > 0 and < 1, got 2"),
+        ((*DIRECT, *PPO, *NO_WEIGHT), "surrogate.name must be policy_gradient with reverse_kl"),
+        ((*DIRECT, "--objective.discount", "0.5"), "objective.discount must be 0.0 with reverse_kl"),
+        ((*DIRECT, "--token_weights.name", "iw_opd"), "token_weights.name must be none with reverse_kl"),
+        ((*DIRECT, *BASELINE), "objective.baseline must be none with reverse_kl"),
+        (("--objective.name", "log_tanh", *BASELINE), "a closed form is known for log_ratio, power, veto_reverse"),
+        ((*BASELINE, "--rollout.temperature", "0.7"), "rollout.temperature must be 1.0 with objective.baseline"),
+        ((*BASELINE, "--rollout.top_p", "0.9"), "rollout.top_p must be 1.0 with objective.baseline closed_form"),
+        ((*BASELINE, "--rollout.top_k", "20"), "rollout.top_k must be -1 with objective.baseline closed_form"),
+        (
+            (*BASELINE, "--objective.normaliser", "zscore"),
+            "objective.normaliser must be none with objective.baseline",
+        ),
+        ((*BASELINE, "--objective.discount", "0.5"), "objective.discount must be 0.0 with objective.baseline"),
+        (
+            (*BASELINE, "--objective.name", "log_ratio", "--objective.logprob_floor", "-9"),
+            "objective.logprob_floor must be none with objective.baseline closed_form",
+        ),
+        (("--objective.baseline", "mean"), "objective.baseline must be 'none' or 'closed_form'"),
+        (("--objective.discount", "1.5"), "objective.discount"),
+        (("--objective.name", "reopold", "--masks.selection", "tip"), "masks.selection must be none with reopold"),
+        (("--masks.selection", "entropy"), "masks.selection must be"),
+        (("--masks.selection", "tip", "--masks.keep", "0"), "masks.keep must be > 0 and <= 1"),
+        (
+            ("--masks.selection", "tip", "--masks.top_fraction", "0.5"),
+            "masks.top_fraction is unknown: tip takes keep",
+        ),
+        (("--masks.special_token", "[x]"), "masks.special_token is unknown"),
+        (
+            ("--masks.special_tokens", "[x\u2603]"),
+            "masks.special_tokens: the student's tokenizer has no token for",
+        ),
+        (("--token_weights.gamma", "1"), "token_weights.gamma is unknown"),
+        (("--token_weights.name", "iw_opd", "--token_weights.gamma", "-1"), "token_weights.gamma must be >= 0"),
+        (("--logging.diagnostics_every", "-1"), "logging.diagnostics_every"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_settings_that_contradict_each_other_are_refused_by_name(
+    refused: Refused, options: tuple[str, ...], reason: str
+) -> None:
+    assert reason in refused(*options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (*PPO, *NO_WEIGHT, "--max-staleness", "4"),
+        ("--surrogate.name", "unclipped", *NO_WEIGHT),
+        ("--surrogate.name", "decoupled_ppo", *NO_WEIGHT),
+        ("--surrogate.name", "dppo", *NO_WEIGHT),
+        ("--importance.name", "decoupled"),
+        ("--objective.name", "reopold", "--objective.switch_step", "50"),
+        ("--objective.name", "eopd", "--objective.k", "8", *PPO, *NO_WEIGHT),
+        ("--objective.discount", "0.5", "--objective.normaliser", "zscore"),
+        ("--masks.drop_truncated", "true", "--masks.special_tokens", "['=']"),
+        ("--masks.selection", "fire_opd", "--token_weights.name", "iw_opd"),
+    ],
+    ids=lambda options: " ".join(options),
+)
+def test_settings_that_belong_together_are_served(arguments: list[str], options: tuple[str, ...]) -> None:
+    assert launch.main([*arguments, *options]) == launch.FINISHED
+
+
+@pytest.mark.parametrize(
+    ("options", "kind"),
+    [
+        ((), "token"),
+        (("--masks.selection", "entropy_top"), "token"),
+        (("--masks.selection", "tip"), "full"),
+        (("--token_weights.name", "iw_opd"), "token"),
+        (("--token_weights.name", "fire_opd"), "full"),
+        (BASELINE, "full"),
+        (("--objective.name", "eopd", "--masks.selection", "tip"), "full"),
+        (("--objective.name", "eopd"), "topk"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_the_teacher_sends_what_the_objective_and_its_options_need_together(
+    options: tuple[str, ...], kind: str
+) -> None:
+    config = launch.check_objective(load_config(str(ROOT / "configs" / "demo.yaml"), options))
+    assert launch.signal_kind(config) == kind
+    assert config.evaluation.teacher == (kind != "full")
