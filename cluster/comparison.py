@@ -52,6 +52,8 @@ class CompareConfig(Section):
     """Every objective is trained once with each seed."""
     overrides: dict[str, Any] = Field(default={})
     """Settings of all runs by dotted key, over those of `base`: `{max_steps: 60}`."""
+    metrics: list[str] = Field(default=[])
+    """Further columns of the table: means over all steps of these keys of `metrics.jsonl`."""
     objectives: list[ComparedObjective] = Field(min_length=1)
     """The objectives: a list of `{label, settings}`; `settings` come last."""
 

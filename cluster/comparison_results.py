@@ -26,7 +26,7 @@ def write_results(
     """Write table and figures of the finished runs; a figure without data is left out."""
     folder = Path(config.output_path)
     folder.mkdir(parents=True, exist_ok=True)
-    rows, first = build_rows(runs), runs[0].config
+    rows, first = build_rows(runs, config.metrics), runs[0].config
     table = to_markdown(rows, k=first.evaluation.k)
     (folder / "table.md").write_text(table + "\n" + _notes(config, runs), encoding="utf-8")
     content = {

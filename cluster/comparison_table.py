@@ -100,14 +100,18 @@ def numbers_of(run: PlannedRun) -> RunNumbers:
     )
 
 
-def build_rows(runs: Sequence[PlannedRun]) -> list[Row]:
-    """A row per objective, in the order of the plan; of unfinished runs nothing is taken."""
+def build_rows(runs: Sequence[PlannedRun], metrics: Sequence[str] = ()) -> list[Row]:
+    """A row per objective, in the order of the plan; of unfinished runs nothing is taken.
+
+    `metrics` are further columns: means over a run's steps of what it recorded under these names.
+    """
     rows = []
     for label in dict.fromkeys(run.label for run in runs):
         planned = [run for run in runs if run.label == label]
         finished = [run for run in planned if run.is_finished]
         numbers = [numbers_of(run) for run in finished]
         columns = {each.name: [getattr(row, each.name) for row in numbers] for each in fields(RunNumbers)}
+        columns |= {name: [_mean_of_steps(run, name) for run in finished] for name in metrics}
         objective = planned[0].config.objective.model_dump(mode="json")
         rows.append(
             Row(
@@ -124,21 +128,26 @@ def build_rows(runs: Sequence[PlannedRun]) -> list[Row]:
 
 def to_markdown(rows: Sequence[Row], *, k: int) -> str:
     """The table; a spread is shown from two seeds on."""
-    shown = [name for name in COLUMNS if any(row.mean[name] is not None for row in rows)]
-    lines = [["objective", "seeds", *(COLUMNS[name][0].format(k=k) for name in shown)]]
+    further = {name: (f"`{name}`", "{:.3g}") for name in rows[0].mean if name not in COLUMNS}
+    columns = COLUMNS | further
+    shown = [name for name in columns if any(row.mean[name] is not None for row in rows)]
+    lines = [["objective", "seeds", *(columns[name][0].format(k=k) for name in shown)]]
     lines.append(["---", *["---:"] * (len(shown) + 1)])
     for row in rows:
         seeds = " ".join(map(str, row.seeds)) or "-"
-        lines.append([row.label, seeds, *(_cell(row, name) for name in shown)])
+        lines.append([row.label, seeds, *(_cell(row, name, columns[name][1]) for name in shown)])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def _cell(row: Row, name: str) -> str:
+def _cell(row: Row, name: str, template: str) -> str:
     mean, spread = row.mean[name], row.spread[name]
-    template = COLUMNS[name][1]
     if mean is None:
         return "-"
     return template.format(mean) + ("" if spread is None else f" \u00b1 {template.format(spread)}")
+
+
+def _mean_of_steps(run: PlannedRun, name: str) -> float | None:
+    return _mean(row.get(name) for row in run.folder.valid_metrics())
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

@@ -157,6 +157,17 @@ def test_the_table_has_mean_and_spread_over_seeds_of_each_number(tmp_path: Path)
     assert "| power alpha 5 | 3 | 0.900 |" in text
 
 
+def test_any_metric_of_the_steps_can_be_a_column(tmp_path: Path) -> None:
+    runs = planned(tmp_path)
+    finish(runs[0], accuracies=(0.1, 0.5, 0.5), norms=(1.0,) * 4)
+    rows = build_rows(runs, ["kl/reverse", "never/recorded"])
+    assert rows[0].mean["kl/reverse"] == 0.5
+    assert rows[0].mean["never/recorded"] is None
+    text = to_markdown(rows, k=8)
+    assert "`kl/reverse`" in text
+    assert "never" not in text
+
+
 def test_a_comparison_cut_short_writes_what_it_has_and_names_what_is_missing(tmp_path: Path) -> None:
     runs = planned(tmp_path)
     finish(runs[0], accuracies=(0.1, 0.5, 0.5), norms=(8.0, 2.0, 4.0, 2.0))

@@ -1,4 +1,4 @@
-"""What the README shows of configurations is valid."""
+"""What the documents show of configurations is valid, and their links lead somewhere."""
 
 import re
 from pathlib import Path
@@ -7,12 +7,14 @@ import pytest
 import yaml
 
 import launch
+import rewards
 from cluster.settings import load_config
 from cluster.teachers import check_sources
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+OBJECTIVES = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", OBJECTIVES, re.MULTILINE | re.DOTALL)
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
 
 
 def written_over_the_demo(tmp_path: Path, *examples: str) -> str:
@@ -27,7 +29,7 @@ def written_over_the_demo(tmp_path: Path, *examples: str) -> str:
 
 
 @pytest.mark.parametrize("example", EXAMPLES)
-def test_every_configuration_in_the_readme_is_valid(tmp_path: Path, example: str) -> None:
+def test_every_configuration_that_is_shown_is_valid(tmp_path: Path, example: str) -> None:
     launch.check_objective(load_config(written_over_the_demo(tmp_path, example)))
 
 
@@ -37,3 +39,15 @@ def test_the_examples_of_teachers_reference_and_graded_answers_are_valid_togethe
     check_sources(config, ["gsm8k", "aime", "mbpp"])
     assert list(config.scorers) == ["teacher", "teacher-code", "reference"]
     assert config.outcome.rl_coef > 0
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_every_link_to_a_file_leads_somewhere(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
+    assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+def test_every_objective_that_a_run_serves_is_in_the_documents() -> None:
+    missing = [name for name in rewards.OBJECTIVES if f"`{name}`" not in OBJECTIVES]
+    assert missing == []
