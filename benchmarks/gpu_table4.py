@@ -27,7 +27,8 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from learner.log_probs import StudentModel
+from learner.log_probs import HeadLimits
+from learner.student import StudentModel
 from rewards import TOKEN_REWARDS
 
 SIZES = {
@@ -77,9 +78,9 @@ class Update:
         vocabulary = SIZES[arguments.size]["shared"]["vocab_size"]
         shape = (arguments.batch_size, arguments.prompt_tokens + arguments.response_tokens)
         self.ids_BN = torch.randint(vocabulary, shape, device=device)
-        chunk = arguments.head_chunk_tokens
-        self.student_head = StudentModel(self.student, chunk_tokens=chunk, vocab_size=vocabulary)
-        self.teacher_head = StudentModel(self.teacher, chunk_tokens=chunk, vocab_size=vocabulary)
+        limits = HeadLimits(vocabulary, chunk_tokens=arguments.head_chunk_tokens)
+        self.student_head = StudentModel(self.student, limits)
+        self.teacher_head = StudentModel(self.teacher, limits)
         num_tokens = shape[1] - 1
         self.positions_N = torch.arange(num_tokens, device=device)
         self.sources_T = self.positions_N[self.prompt - 1 :]

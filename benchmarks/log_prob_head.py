@@ -25,7 +25,7 @@ def measure(variant: str, tokens: int, vocabulary: int, hidden: int, dtype: str,
     """Run one forward and backward here; memory is what it adds to the process, in MiB."""
     import torch
 
-    from learner.log_probs import sampled_log_probs
+    from learner.log_probs import HeadLimits, sampled_log_probs
 
     torch.set_num_threads(threads)
     torch.manual_seed(0)
@@ -35,7 +35,7 @@ def measure(variant: str, tokens: int, vocabulary: int, hidden: int, dtype: str,
     before = start_peak_mib()
     start = time.process_time()
     if variant == "chunked":
-        logp_N, _ = sampled_log_probs(hidden_NH, weight_VH, None, ids_N, chunk_tokens=256, vocab_size=vocabulary)
+        logp_N, _ = sampled_log_probs(hidden_NH, weight_VH, None, ids_N, HeadLimits(vocabulary))
     else:
         logits_NV = torch.nn.functional.linear(hidden_NH, weight_VH).float()
         logp_N = torch.log_softmax(logits_NV, -1).gather(-1, ids_N[:, None])[:, 0]

@@ -98,6 +98,9 @@ class LearnerConfig(Section):
     """Token budget of one forward and backward; sequences are packed into it without padding."""
     head_chunk_tokens: Positive = 256
     """Positions per chunk of the log-prob head: peak memory is chunk x vocabulary, not batch x vocabulary."""
+    head_kept_gib: Rate = 0.0
+    """Keep up to so much of the log-prob head's softmax, in GiB, from forward to backward: saves one of the head's
+    four products (tokens x vocabulary x 2 bytes in bfloat16 hold all of a micro-batch)."""
     activation_checkpointing: bool = False
     """Recompute layer activations in backward: less memory for about a third more time."""
     offload_optimizer: bool = False

@@ -25,8 +25,9 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from cluster.config import LearnerConfig, RunConfig
 from learner.collate import PackedBatch
-from learner.log_probs import PositionFacts, PositionValue, StudentModel
+from learner.log_probs import HeadLimits, PositionFacts, PositionValue
 from learner.ranks import Ranks
+from learner.student import StudentModel
 
 logger = logging.getLogger(__name__)
 
@@ -230,7 +231,10 @@ def load_student(config: RunConfig, settings: dict[str, Any], *, vocab_size: int
     causal_lm.train()  # activation checkpointing is off in eval mode
     if learner.activation_checkpointing:
         causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
-    return StudentModel(causal_lm, chunk_tokens=learner.head_chunk_tokens, vocab_size=vocab_size)
+    limits = HeadLimits(
+        vocab_size, chunk_tokens=learner.head_chunk_tokens, kept_bytes=int(learner.head_kept_gib * 2**30)
+    )
+    return StudentModel(causal_lm, limits)
 
 
 def without_dropout(model_config: Any) -> Any:

@@ -8,6 +8,7 @@ Shapes: N packed tokens, T response tokens, C positions of one chunk, H hidden s
 """
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -33,92 +34,17 @@ class PositionFacts(Protocol):
         ...
 
 
-class StudentModel(nn.Module):
-    """A Hugging Face causal language model that returns log-probs of given tokens instead of logits."""
+@dataclass(frozen=True)
+class HeadLimits:
+    """How the head works through its positions."""
 
-    def __init__(self, causal_lm: nn.Module, *, chunk_tokens: int, vocab_size: int) -> None:
-        """Wrap `causal_lm`; its parameters keep their names under the prefix `causal_lm.`."""
-        super().__init__()
-        self.causal_lm = causal_lm
-        self.head = LogProbHead(
-            causal_lm.get_output_embeddings(),  # pyright: ignore[reportCallIssue]
-            chunk_tokens=chunk_tokens,
-            vocab_size=vocab_size,
-        )
-
-    def forward(
-        self,
-        input_ids_N: Tensor,
-        position_ids_N: Tensor,
-        source_positions_T: Tensor,
-        target_ids_T: Tensor,
-        position_value: PositionValue | None = None,
-        position_facts: PositionFacts | None = None,
-    ) -> tuple[Tensor, ...]:
-        """Return (logp_T with gradient, entropy_T without) of the targets at the source positions.
-
-        With `position_value` there is a third: value_T with gradient. With `position_facts` there is a fourth,
-        facts_TF, and the third is 0 if it was not asked for.
-        """
-        decoder = self.causal_lm.get_decoder()  # pyright: ignore[reportCallIssue]
-        hidden_1NH = decoder(
-            input_ids=input_ids_N[None], position_ids=position_ids_N[None], use_cache=False
-        ).last_hidden_state
-        return self.head(hidden_1NH[0, source_positions_T], target_ids_T, position_value, position_facts)
-
-    def check_head(self, token_ids_N: Tensor, *, limit: float) -> Tensor:
-        """Return log-probs of `token_ids_N[1:]`; ValueError if the model's own logits give others.
-
-        They differ for models that do more than one matrix product between hidden states and logits
-        (soft-capping, scaling): training through this head would then follow a wrong policy.
-        """
-        positions_N = torch.arange(len(token_ids_N), device=token_ids_N.device)
-        logp_N = self(token_ids_N[:-1], positions_N[:-1], positions_N[:-1], token_ids_N[1:])[0]
-        logits_1NV = self.causal_lm(
-            input_ids=token_ids_N[None, :-1], position_ids=positions_N[None, :-1], use_cache=False
-        ).logits
-        own_NV = logits_1NV[0, :, : self.head.vocab_size].float().log_softmax(dim=-1)
-        own_N = own_NV.gather(1, token_ids_N[1:, None])[:, 0]
-        difference = (own_N - logp_N).abs().mean().item()
-        if not difference <= limit:
-            raise ValueError(
-                f"the chunked log-prob head differs from {type(self.causal_lm).__name__}'s own logits by "
-                f"{difference:.3g} on average, limit {limit}: this model scales or caps its logits, which the "
-                "learner does not support"
-            )
-        return logp_N
-
-
-class LogProbHead(nn.Module):
-    """The output embedding as a log-prob layer: owns the same Parameters, so tied weights stay tied.
-
-    They are registered here as well so that ZeRO-3, which gathers each module's own parameters around its
-    forward and backward, gathers them around this one.
-    """
-
-    def __init__(self, output_embeddings: nn.Module | None, *, chunk_tokens: int, vocab_size: int) -> None:
-        """Share the weight [V, H] and bias of `output_embeddings`; ids >= `vocab_size` are cut off."""
-        super().__init__()
-        if output_embeddings is None or not hasattr(output_embeddings, "weight"):
-            raise ValueError("the student has no output embedding (lm_head) to take log-probs from")
-        self.weight: nn.Parameter = output_embeddings.weight  # pyright: ignore[reportAttributeAccessIssue]
-        self.bias: nn.Parameter | None = getattr(output_embeddings, "bias", None)
-        self.chunk_tokens = chunk_tokens
-        self.vocab_size = vocab_size
-
-    def forward(
-        self,
-        hidden_TH: Tensor,
-        target_ids_T: Tensor,
-        position_value: PositionValue | None = None,
-        position_facts: PositionFacts | None = None,
-    ) -> tuple[Tensor, ...]:
-        """Return (logp_T with gradient, entropy_T without, value_T, facts_TF), the last two if asked for."""
-        callbacks = (position_value, position_facts)
-        outputs: Any = _Positions.apply(
-            hidden_TH, self.weight, self.bias, target_ids_T, *callbacks, self.chunk_tokens, self.vocab_size
-        )
-        return outputs if position_facts is not None else outputs[: 2 if position_value is None else 3]
+    vocab_size: int
+    """Ids >= this one are cut off: rows that pad the embedding are no tokens."""
+    chunk_tokens: int = 256
+    """Positions per chunk: peak memory is a few tensors of `chunk_tokens` x `vocab_size`."""
+    kept_bytes: int = 0
+    """Up to so much of the softmax is kept from forward to backward, in the model's dtype: chunks that fit are
+    not computed again."""
 
 
 def sampled_log_probs(
@@ -126,20 +52,14 @@ def sampled_log_probs(
     weight_VH: Tensor,
     bias_V: Tensor | None,
     target_ids_T: Tensor,
-    *,
-    chunk_tokens: int,
-    vocab_size: int,
+    limits: HeadLimits,
 ) -> tuple[Tensor, Tensor]:
     """Return the targets' log-probs and the entropy (nats) of `softmax(hidden @ weight.T + bias)`.
 
-    The product is taken in the model's dtype, the log-softmax in at least float32, over the first `vocab_size`
-    ids: rows that pad the embedding are no tokens. Gradients reach hidden states, weight and bias through the
-    log-probs; the entropy carries none. Peak memory is a few tensors of `chunk_tokens` x V.
+    The product is taken in the model's dtype, the log-softmax in at least float32. Gradients reach hidden states,
+    weight and bias through the log-probs; the entropy carries none.
     """
-    outputs: Any = _Positions.apply(
-        hidden_TH, weight_VH, bias_V, target_ids_T, None, None, chunk_tokens, vocab_size
-    )
-    return outputs[:2]
+    return head_values(hidden_TH, weight_VH, bias_V, target_ids_T, limits=limits)[:2]
 
 
 def position_values(
@@ -148,19 +68,32 @@ def position_values(
     bias_V: Tensor | None,
     target_ids_T: Tensor,
     position_value: PositionValue,
-    *,
-    chunk_tokens: int,
-    vocab_size: int,
+    limits: HeadLimits,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what `sampled_log_probs` does, and value_T: `position_value` of the logits, chunk by chunk.
 
     Its graph exists for one chunk at a time: the chunk is evaluated again in backward, for the positions whose
     value has a gradient other than 0.
     """
-    outputs: Any = _Positions.apply(
-        hidden_TH, weight_VH, bias_V, target_ids_T, position_value, None, chunk_tokens, vocab_size
-    )
-    return outputs[:3]
+    return head_values(hidden_TH, weight_VH, bias_V, target_ids_T, position_value, limits=limits)[:3]
+
+
+def head_values(
+    hidden_TH: Tensor,
+    weight_VH: Tensor,
+    bias_V: Tensor | None,
+    target_ids_T: Tensor,
+    position_value: PositionValue | None = None,
+    position_facts: PositionFacts | None = None,
+    *,
+    limits: HeadLimits,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return what `position_values` does, and facts_TF; 0 in place of what was not asked for."""
+    if not torch.is_grad_enabled():
+        limits = replace(limits, kept_bytes=0)
+    callbacks = (position_value, position_facts)
+    outputs: Any = _Positions.apply(hidden_TH, weight_VH, bias_V, target_ids_T, *callbacks, limits)
+    return outputs
 
 
 class _Positions(torch.autograd.Function):
@@ -175,23 +108,24 @@ class _Positions(torch.autograd.Function):
         target_ids_T: Tensor,
         position_value: PositionValue | None,
         position_facts: PositionFacts | None,
-        chunk_tokens: int,
-        vocab_size: int,
+        limits: HeadLimits,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         dtype = torch.promote_types(hidden_TH.dtype, torch.float32)
         logp_T, entropy_T, log_sum_T = (hidden_TH.new_empty(len(hidden_TH), dtype=dtype) for _ in range(3))
         value_T = hidden_TH.new_zeros(len(hidden_TH), dtype=dtype)
         num_facts = 0 if position_facts is None else position_facts.num_facts
         facts_TF = hidden_TH.new_zeros(len(hidden_TH), num_facts, dtype=dtype)
-        for part in _chunks(len(hidden_TH), chunk_tokens):
-            logits_CV = _logits(hidden_TH[part], weight_VH, bias_V, vocab_size)
+        kept = _KeptChunks(limits.kept_bytes if position_value is None and any(ctx.needs_input_grad) else 0)
+        for part in _chunks(len(hidden_TH), limits.chunk_tokens):
+            logits_CV = _logits(hidden_TH[part], weight_VH, bias_V, limits.vocab_size)
             if position_value is not None:
                 value_T[part] = position_value(logits_CV, _positions(part, hidden_TH))
             if position_facts is not None:
                 facts_TF[part] = position_facts(logits_CV, _positions(part, hidden_TH)).to(dtype)
-            logp_T[part], entropy_T[part], log_sum_T[part] = _read_chunk(logits_CV, target_ids_T[part])
+            logp_T[part], entropy_T[part], log_sum_T[part], p_CV = _read_chunk(logits_CV, target_ids_T[part])
+            kept.offer(part.start, p_CV, hidden_TH.dtype)
         ctx.save_for_backward(hidden_TH, weight_VH, bias_V, target_ids_T, log_sum_T)
-        ctx.position_value, ctx.chunk_tokens, ctx.vocab_size = position_value, chunk_tokens, vocab_size
+        ctx.position_value, ctx.limits, ctx.kept = position_value, limits, kept
         ctx.mark_non_differentiable(entropy_T, facts_TF, *([] if position_value else [value_T]))
         ctx.set_materialize_grads(False)
         return logp_T, entropy_T, value_T, facts_TF
@@ -202,47 +136,67 @@ class _Positions(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Parameter gradients add up in at least float32."""
         hidden_TH, weight_VH, bias_V, target_ids_T, log_sum_T = ctx.saved_tensors
-        vocab_size, dtype = ctx.vocab_size, log_sum_T.dtype
+        vocab_size, dtype, kept = ctx.limits.vocab_size, log_sum_T.dtype, ctx.kept.chunks
         grad_hidden_TH = torch.empty_like(hidden_TH)
         weight_gradient = WeightGradient(weight_VH, vocab_size=vocab_size, dtype=dtype)
         grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=dtype)
-        for part in _chunks(len(hidden_TH), ctx.chunk_tokens):
-            logits_CV = _logits(hidden_TH[part], weight_VH, bias_V, vocab_size)
-            value_CV = None
-            if grad_value_T is not None:
-                positions_C = _positions(part, hidden_TH)
-                value_CV = _gradient_of_value(ctx.position_value, logits_CV, positions_C, grad_value_T[part])
-            if grad_logp_T is not None:
-                grad_CV = _gradient_of_logp(logits_CV, log_sum_T[part], target_ids_T[part], grad_logp_T[part])
-                grad_CV = grad_CV if value_CV is None else grad_CV.add_(value_CV)
+        for part in _chunks(len(hidden_TH), ctx.limits.chunk_tokens):
+            if part.start in kept and grad_logp_T is not None:
+                grad_CV = _gradient_of_softmax(kept.pop(part.start), target_ids_T[part], grad_logp_T[part])
             else:
-                assert value_CV is not None, "neither output has a gradient"
-                grad_CV = value_CV
+                logits_CV = _logits(hidden_TH[part], weight_VH, bias_V, vocab_size)
+                value_CV = None
+                if grad_value_T is not None:
+                    positions_C = _positions(part, hidden_TH)
+                    value_CV = _gradient_of_value(ctx.position_value, logits_CV, positions_C, grad_value_T[part])
+                if grad_logp_T is not None:
+                    p_CV = logits_CV.sub_(log_sum_T[part, None]).exp_()
+                    grad_CV = _gradient_of_softmax(p_CV, target_ids_T[part], grad_logp_T[part])
+                    grad_CV = grad_CV if value_CV is None else grad_CV.add_(value_CV)
+                else:
+                    assert value_CV is not None, "neither output has a gradient"
+                    grad_CV = value_CV
             if grad_bias_V is not None:
                 grad_bias_V[:vocab_size] += grad_CV.sum(dim=0)
             grad_CV = grad_CV.to(hidden_TH.dtype)
             grad_hidden_TH[part] = grad_CV @ weight_VH[:vocab_size]
             weight_gradient.add(grad_CV, hidden_TH[part])
         grad_bias_V = None if grad_bias_V is None else grad_bias_V.to(weight_VH.dtype)
-        return grad_hidden_TH, weight_gradient.result(), grad_bias_V, *[None] * 5
+        return grad_hidden_TH, weight_gradient.result(), grad_bias_V, *[None] * 4
 
 
-def _read_chunk(logits_CV: Tensor, target_ids_C: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the targets' log-probs, the entropies and the logsumexp; overwrites the logits."""
+class _KeptChunks:
+    """The softmax of some chunks, from forward to backward."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._bytes_left = max_bytes
+        self.chunks: dict[int, Tensor] = {}
+
+    def offer(self, start: int, p_CV: Tensor, dtype: torch.dtype) -> None:
+        """Keep the chunk that begins at this position, if it still fits."""
+        num_bytes = p_CV.numel() * dtype.itemsize
+        if num_bytes <= self._bytes_left:
+            self._bytes_left -= num_bytes
+            self.chunks[start] = p_CV.to(dtype)
+
+
+def _read_chunk(logits_CV: Tensor, target_ids_C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the targets' log-probs, the entropies, the logsumexp and the softmax; overwrites the logits."""
     highest_C = logits_CV.amax(dim=-1)
     logits_CV.sub_(highest_C[:, None])
-    weights_CV = logits_CV.exp()
-    sum_C = weights_CV.sum(dim=-1)
+    p_CV = logits_CV.exp()
+    sum_C = p_CV.sum(dim=-1)
     log_sum_C = sum_C.log()
-    entropy_C = log_sum_C - torch.linalg.vecdot(weights_CV, logits_CV) / sum_C
+    p_CV.div_(sum_C[:, None])
+    entropy_C = log_sum_C - torch.linalg.vecdot(p_CV, logits_CV)
     logp_C = logits_CV.gather(1, target_ids_C[:, None])[:, 0] - log_sum_C
-    return logp_C, entropy_C, log_sum_C + highest_C
+    return logp_C, entropy_C, log_sum_C + highest_C, p_CV
 
 
-def _gradient_of_logp(logits_CV: Tensor, log_sum_C: Tensor, target_ids_C: Tensor, grad_C: Tensor) -> Tensor:
-    """Use d logp / d logits = onehot(target) - p; overwrites the logits."""
-    grad_CV = logits_CV.sub_(log_sum_C[:, None]).exp_().mul_(-grad_C[:, None])
-    return grad_CV.scatter_add_(1, target_ids_C[:, None], grad_C[:, None])
+def _gradient_of_softmax(p_CV: Tensor, target_ids_C: Tensor, grad_C: Tensor) -> Tensor:
+    """Use d logp / d logits = onehot(target) - p; overwrites the softmax."""
+    grad_C = grad_C.to(p_CV.dtype)
+    return p_CV.mul_(-grad_C[:, None]).scatter_add_(1, target_ids_C[:, None], grad_C[:, None])
 
 
 def _gradient_of_value(

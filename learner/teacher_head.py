@@ -16,7 +16,7 @@ from transformers import AutoConfig
 from transformers.utils.hub import cached_file
 
 from learner.collate import PackedBatch
-from learner.log_probs import sampled_log_probs
+from learner.log_probs import HeadLimits, sampled_log_probs
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
 
@@ -62,8 +62,7 @@ class TeacherHead:
             self.weight_VH,
             self.bias_V,
             batch.target_ids_T,
-            chunk_tokens=chunk_tokens,
-            vocab_size=self.num_rows,
+            HeadLimits(self.num_rows, chunk_tokens=chunk_tokens),
         )
         return replace(batch, teacher_logp_T=logp_T)
 

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from cluster.stop_tokens import StopMode, StopTokens
 from learner.collate import PackedBatch, collate, pack, read_sequences, split_by_tokens
-from learner.log_probs import StudentModel
+from learner.log_probs import HeadLimits
+from learner.student import StudentModel
 from tests.unit.test_learner_scene import STOPS, VOCAB_SIZE, replace_column, scored_table, tiny_qwen3
 
 LENGTHS = [(3, 5), (8, 20), (2, 9), (30, 40), (5, 1), (1, 1), (1, 7)]
@@ -26,7 +27,7 @@ def log_probs(student: StudentModel, batch: PackedBatch) -> torch.Tensor:
 
 def test_log_probs_of_a_packed_row_equal_those_of_each_sequence_alone() -> None:
     causal_lm = tiny_qwen3()
-    student = StudentModel(causal_lm, chunk_tokens=16, vocab_size=VOCAB_SIZE)
+    student = StudentModel(causal_lm, HeadLimits(VOCAB_SIZE, chunk_tokens=16))
     table = scored_table(LENGTHS)
     (batch,) = collated(table, max_tokens=1000)
     packed_BT = batch.unpack(log_probs(student, batch))
@@ -152,7 +153,7 @@ def test_weight_versions_are_spread_over_tokens() -> None:
 
 
 def test_the_padding_micro_batch_has_zero_loss_and_zero_gradients() -> None:
-    student = StudentModel(tiny_qwen3(), chunk_tokens=16, vocab_size=VOCAB_SIZE)
+    student = StudentModel(tiny_qwen3(), HeadLimits(VOCAB_SIZE, chunk_tokens=16))
     batch = pack([])
     assert batch.unpack(batch.response_mask_T).shape == (0, 0)
     loss = log_probs(student, batch).sum()

@@ -11,8 +11,9 @@ import rewards
 from cluster.config import ImportanceConfig, ObjectiveConfig
 from learner.collate import PackedBatch, collate
 from learner.divergence import known_top_k
-from learner.log_probs import StudentModel, position_values
+from learner.log_probs import HeadLimits, position_values
 from learner.loss import Objective, WindowCounts
+from learner.student import StudentModel
 from learner.teacher_head import TeacherHead
 from tests.unit.test_learner_scene import STOPS, VOCAB_SIZE, scored_table, tiny_qwen3
 
@@ -73,8 +74,7 @@ def test_value_and_gradient_equal_those_of_the_whole(given: dict[str, Any], chun
         None,
         batch.target_ids_T,
         divergence,
-        chunk_tokens=chunk_tokens,
-        vocab_size=VOCAB_SIZE,
+        HeadLimits(VOCAB_SIZE, chunk_tokens=chunk_tokens),
     )
     logits_TV = nn.functional.linear(*leaves)
     whole_T = divergence(logits_TV, torch.arange(T))
@@ -116,8 +116,7 @@ def test_a_position_whose_value_is_not_finite_is_dropped_and_leaves_finite_gradi
         None,
         batch.target_ids_T,
         divergence,
-        chunk_tokens=8,
-        vocab_size=VOCAB_SIZE,
+        HeadLimits(VOCAB_SIZE, chunk_tokens=8),
     )
     result = loss.micro_batch_loss(batch, logp_T, entropy_T, value_T, counts=WindowCounts(T, 5, 1))
     assert (~result.is_trained_T).nonzero().flatten().tolist() == [3]
@@ -128,7 +127,7 @@ def test_a_position_whose_value_is_not_finite_is_dropped_and_leaves_finite_gradi
 
 
 def test_a_divergence_without_positions_gives_attached_zero_gradients() -> None:
-    student = StudentModel(tiny_qwen3(), chunk_tokens=16, vocab_size=VOCAB_SIZE)
+    student = StudentModel(tiny_qwen3(), HeadLimits(VOCAB_SIZE, chunk_tokens=16))
     ids_1, none = torch.zeros(1, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     *_, value_T = student(ids_1, ids_1, none, none, lambda logits_CV, positions_C: logits_CV.sum(-1))
     value_T.sum().backward()

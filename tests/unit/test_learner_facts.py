@@ -23,8 +23,9 @@ from learner.facts import (
     teacher_entropy_fact,
 )
 from learner.gradient_variance import gradient_variance
-from learner.log_probs import LogProbHead
+from learner.log_probs import HeadLimits
 from learner.loss import Objective, WindowCounts
+from learner.student import LogProbHead
 from learner.teacher_head import TeacherHead
 from tests.unit.test_learner_scene import STOPS, scored_table
 
@@ -77,7 +78,7 @@ def evaluated(
     """Log-probs with gradient, entropies, and facts by name, as the log-prob head gives them."""
     embeddings = torch.nn.Linear(H, V, bias=False)
     embeddings.weight = torch.nn.Parameter(student_VH)
-    head = LogProbHead(embeddings, chunk_tokens=2, vocab_size=V)
+    head = LogProbHead(embeddings, HeadLimits(V, chunk_tokens=2))
     logp_T, entropy_T, value_T, facts_TF = head(student_TH, batch.target_ids_T, None, facts)
     assert not value_T.any()
     assert not facts_TF.requires_grad

@@ -9,10 +9,11 @@ from torch import Tensor
 
 from cluster.config import ImportanceConfig, ObjectiveConfig
 from learner.collate import PackedBatch, collate
-from learner.log_probs import StudentModel
+from learner.log_probs import HeadLimits
 from learner.loss import MicroBatchLoss, Objective, WindowCounts
 from learner.metrics import StepTokens, abs_quantile, step_metrics
 from learner.ranks import Ranks
+from learner.student import StudentModel
 from rewards import window_counts
 from tests.unit.test_learner_scene import STOPS, VOCAB_SIZE, replace_column, scored_table, tiny_qwen3
 
@@ -56,7 +57,7 @@ def window(
 @pytest.mark.parametrize("aggregate", ["window_token_mean", "seq_mean_token_mean", "seq_mean_token_sum"])
 @pytest.mark.parametrize("normaliser", ["none", "zscore", "sign_max_abs"])
 def test_any_split_into_micro_batches_gives_the_same_gradient(aggregate: str, normaliser: str) -> None:
-    student = StudentModel(tiny_qwen3(), chunk_tokens=16, vocab_size=VOCAB_SIZE)
+    student = StudentModel(tiny_qwen3(), HeadLimits(VOCAB_SIZE, chunk_tokens=16))
     table = scored_table(LENGTHS, ends_with=62)
     loss = objective(aggregate=aggregate, normaliser=normaliser)
     whole, *splits = [
@@ -158,7 +159,7 @@ def test_a_relabelled_stop_token_has_weight_one() -> None:
 
 
 def test_an_empty_window_gives_zero_loss_and_zero_gradient() -> None:
-    student = StudentModel(tiny_qwen3(), chunk_tokens=16, vocab_size=VOCAB_SIZE)
+    student = StudentModel(tiny_qwen3(), HeadLimits(VOCAB_SIZE, chunk_tokens=16))
     table = scored_table([(3, 1), (2, 1)], ends_with=62)
     batches = collate([table], stop_mode="mask", stops=STOPS, max_tokens=100)
     losses, gradient = window(student, batches, objective())

@@ -8,7 +8,8 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from learner.log_probs import LogProbHead, StudentModel, sampled_log_probs
+from learner.log_probs import HeadLimits, sampled_log_probs
+from learner.student import LogProbHead, StudentModel
 from tests.unit.test_learner_scene import GOLDEN_TOKEN_IDS, VOCAB_SIZE, tiny_qwen3
 
 # Shapes: T positions, H hidden size, V vocabulary.
@@ -40,14 +41,19 @@ def inputs(dtype: torch.dtype, *, with_bias: bool) -> tuple[list[Tensor], Tensor
 )
 @pytest.mark.parametrize("with_bias", [False, True])
 @pytest.mark.parametrize("vocab_size", [V, V - 7])
+@pytest.mark.parametrize("kept_bytes", [0, 1500, 2**30])
 @pytest.mark.parametrize("chunk_tokens", [1, 8, 37, 100])
 def test_values_entropy_and_gradients_equal_the_naive_ones_for_any_chunk_size(
-    dtype: torch.dtype, limit: float, with_bias: bool, vocab_size: int, chunk_tokens: int
+    dtype: torch.dtype, limit: float, with_bias: bool, vocab_size: int, chunk_tokens: int, kept_bytes: int
 ) -> None:
     leaves, target_ids_T, grad_T = inputs(dtype, with_bias=with_bias)
     bias_V = leaves[2] if with_bias else None
     logp_T, entropy_T = sampled_log_probs(
-        leaves[0], leaves[1], bias_V, target_ids_T, chunk_tokens=chunk_tokens, vocab_size=vocab_size
+        leaves[0],
+        leaves[1],
+        bias_V,
+        target_ids_T,
+        HeadLimits(vocab_size, chunk_tokens=chunk_tokens, kept_bytes=kept_bytes),
     )
     naive_logp_T, naive_entropy_T = naive(leaves[0], leaves[1], bias_V, target_ids_T, vocab_size)
     assert logp_T.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
@@ -69,7 +75,7 @@ def test_no_targets_give_zero_gradients_that_are_attached() -> None:
     leaves, _, _ = inputs(torch.float32, with_bias=True)
     hidden_0H = leaves[0][:0]
     no_ids = torch.zeros(0, dtype=torch.int64)
-    logp_T, _ = sampled_log_probs(hidden_0H, leaves[1], leaves[2], no_ids, chunk_tokens=8, vocab_size=V)
+    logp_T, _ = sampled_log_probs(hidden_0H, leaves[1], leaves[2], no_ids, HeadLimits(V, chunk_tokens=8))
     for gradient in torch.autograd.grad(logp_T.sum(), leaves):
         assert not gradient.any()
 
@@ -95,7 +101,7 @@ def test_no_tensor_is_larger_than_one_chunk_of_logits_or_the_weight() -> None:
     target_ids = torch.randint(0, num_ids, (num_positions,))
     with LargestTensor() as chunked:
         logp_T, _ = sampled_log_probs(
-            hidden, weight, None, target_ids, chunk_tokens=chunk_tokens, vocab_size=num_ids
+            hidden, weight, None, target_ids, HeadLimits(num_ids, chunk_tokens=chunk_tokens)
         )
         logp_T.sum().backward()
     with LargestTensor() as whole:
@@ -107,7 +113,7 @@ def test_no_tensor_is_larger_than_one_chunk_of_logits_or_the_weight() -> None:
 @pytest.mark.parametrize("tied", [True, False])
 def test_student_model_equals_the_gradients_of_the_model_itself(tied: bool) -> None:
     causal_lm = tiny_qwen3(tied=tied)
-    student = StudentModel(causal_lm, chunk_tokens=3, vocab_size=VOCAB_SIZE)
+    student = StudentModel(causal_lm, HeadLimits(VOCAB_SIZE, chunk_tokens=3))
     ids_N = torch.tensor(GOLDEN_TOKEN_IDS)
     positions_N = torch.arange(len(ids_N) - 1)
     parameters = dict(causal_lm.named_parameters())
@@ -124,14 +130,14 @@ def test_student_model_equals_the_gradients_of_the_model_itself(tied: bool) -> N
 def test_parameters_keep_their_hugging_face_names_and_tying(tied: bool) -> None:
     causal_lm = tiny_qwen3(tied=tied)
     names = [f"causal_lm.{name}" for name, _ in causal_lm.named_parameters()]
-    student = StudentModel(causal_lm, chunk_tokens=3, vocab_size=VOCAB_SIZE)
+    student = StudentModel(causal_lm, HeadLimits(VOCAB_SIZE, chunk_tokens=3))
     assert [name for name, _ in student.named_parameters()] == names
     assert student.head.weight is causal_lm.lm_head.weight
     assert (student.head.weight is causal_lm.model.embed_tokens.weight) == tied
 
 
 def test_check_head_accepts_a_plain_head_and_refuses_scaled_logits() -> None:
-    student = StudentModel(tiny_qwen3(), chunk_tokens=3, vocab_size=VOCAB_SIZE)
+    student = StudentModel(tiny_qwen3(), HeadLimits(VOCAB_SIZE, chunk_tokens=3))
     golden = torch.tensor(GOLDEN_TOKEN_IDS)
     assert student.check_head(golden, limit=1e-5).shape == (len(golden) - 1,)
     student.causal_lm.lm_head.register_forward_hook(lambda _module, _inputs, logits: 30 * (logits / 30).tanh())  # pyright: ignore[reportAttributeAccessIssue, reportCallIssue]
@@ -140,7 +146,7 @@ def test_check_head_accepts_a_plain_head_and_refuses_scaled_logits() -> None:
 
 
 def test_padded_embedding_rows_get_no_probability() -> None:
-    student = StudentModel(tiny_qwen3(num_rows=VOCAB_SIZE + 32), chunk_tokens=3, vocab_size=VOCAB_SIZE)
+    student = StudentModel(tiny_qwen3(num_rows=VOCAB_SIZE + 32), HeadLimits(VOCAB_SIZE, chunk_tokens=3))
     ids_N = torch.arange(VOCAB_SIZE)
     positions_N = torch.zeros(VOCAB_SIZE, dtype=torch.int64)
     logp_N, _ = student(ids_N[:1], positions_N[:1], positions_N, ids_N)
@@ -149,4 +155,4 @@ def test_padded_embedding_rows_get_no_probability() -> None:
 
 def test_a_model_without_output_embedding_is_refused() -> None:
     with pytest.raises(ValueError, match="no output embedding"):
-        LogProbHead(None, chunk_tokens=3, vocab_size=VOCAB_SIZE)
+        LogProbHead(None, HeadLimits(VOCAB_SIZE, chunk_tokens=3))
