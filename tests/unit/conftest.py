@@ -5,9 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "examples" / "arithmetic" / "models"
+
+torch.set_num_threads(1)  # tensors here are tiny: more threads only wait for each other
 
 
 @pytest.fixture
