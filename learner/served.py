@@ -59,7 +59,6 @@ def check_is_served(config: RunConfig, needs: rewards.Needs) -> None:
     name = config.objective.name
     entry = rewards.OBJECTIVES[name]
     missing = {
-        "the teacher's log-probs of tokens that the student chooses": "ids_query" in needs.teacher,
         "graded responses": needs.outcome,
         f"further inputs ({', '.join(entry.extras)})": not {*entry.extras} <= SERVED_EXTRAS,
     }
@@ -104,7 +103,7 @@ def signal_kind(config: RunConfig) -> Literal["token", "topk", "full"]:
     """What the teacher must return per token: whole distributions, its likeliest tokens, or one log-prob.
 
     Besides the objective, a baseline, a selection and a token weight may ask for whole distributions, which serve
-    every objective.
+    every objective: also those that need the teacher's log-probs of tokens that the student chooses.
     """
     objective, masks, weights = config.objective, config.masks, config.token_weights
     asked = {*rewards.OBJECTIVES[objective.name].needs_with(objective.parameters).teacher}
@@ -114,4 +113,4 @@ def signal_kind(config: RunConfig) -> Literal["token", "topk", "full"]:
         asked |= {*rewards.TOKEN_MASKS[masks.selection].needs.teacher}
     if weights.name != "none":
         asked |= {*rewards.TOKEN_WEIGHTS[weights.name].needs.teacher}
-    return "full" if "full" in asked else "topk" if "topk" in asked else "token"
+    return "full" if asked & {"full", "ids_query"} else "topk" if "topk" in asked else "token"

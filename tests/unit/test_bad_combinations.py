@@ -101,6 +101,9 @@ def test_settings_that_belong_together_are_served(arguments: list[str], options:
         (BASELINE, "full"),
         (("--objective.name", "eopd", "--masks.selection", "tip"), "full"),
         (("--objective.name", "eopd"), "topk"),
+        (("--objective.name", "lsm"), "topk"),
+        (("--objective.name", "lsm", "--objective.support", "student"), "full"),
+        (("--objective.name", "student_top_k"), "full"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )

@@ -125,8 +125,6 @@ def test_more_ranks_than_slots_in_a_batch_are_refused(refused: Refused) -> None:
     ("options", "reason"),
     [
         (("--objective.name", "g_opd"), "reference.model_path: required for g_opd"),
-        (("--objective.name", "student_top_k"), "tokens that the student chooses"),
-        (("--objective.name", "lsm", "--objective.support", "student", "--objective.k", "8"), "student chooses"),
         (("--objective.name", "lsm"), "objective.k must be <= 32, the vocabulary, got 64"),
         (("--objective.name", "reverse_kl", "--objective.normaliser", "zscore"), "normaliser must be none"),
         (("--objective.name", "eopd", "--importance.name", "none"), "importance.name must not be none"),
