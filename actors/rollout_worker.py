@@ -8,9 +8,8 @@ async for item in worker.generate(prompts, sampling): ...   # note, table, note,
 
 import itertools
 import logging
-import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
+from actors.engine import Engine, Generation, GenerationRequest, LoadReport, Sampling
+from actors.engine_worker import EngineWorker
 from cluster.batches import ROLLOUT_SCHEMA, check_prompts, check_rollouts
 from cluster.notes import EndOfStream, RolloutNote
 from cluster.weights import WeightManifest
@@ -39,29 +39,12 @@ class Finished:
     generation: Generation
 
 
-class RolloutWorker:
+class RolloutWorker(EngineWorker):
     """Generates responses for slots; serves only after its first verified weight load."""
-
-    def __init__(self, settings: EngineSettings, open_engine: Callable[[EngineSettings], Engine]) -> None:
-        self._settings = settings
-        self._open_engine = open_engine
-
-    async def start(self) -> float:
-        """Build the engine; returns the seconds it took."""
-        start = time.perf_counter()
-        self._engine = self._open_engine(self._settings)
-        return time.perf_counter() - start
 
     async def load_weights(self, manifest: WeightManifest, *buckets: np.ndarray) -> LoadReport:
         """Load a published weight set between two engine steps; requests in flight continue with it."""
         return await self._engine.load_weights(manifest, buckets)
-
-    async def serve_own_weights(self) -> None:
-        """Serve the model as loaded from its folder (evaluation of a model that is not trained)."""
-        self._engine.serve_own_weights()
-
-    async def ping(self) -> None:
-        """Answer, to show that the actor lives."""
 
     async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[StreamItem]:
         """Yield, for every slot as its group is complete, a `RolloutNote` and the slot's rollout table.
@@ -72,11 +55,6 @@ class RolloutWorker:
         async with aclosing(generate_slots(self._engine, prompts, sampling)) as items:
             async for item in items:
                 yield item
-
-    async def shutdown(self) -> None:
-        """Stop the engine, if it was started."""
-        if hasattr(self, "_engine"):
-            self._engine.shutdown()
 
 
 async def generate_slots(

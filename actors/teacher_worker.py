@@ -3,7 +3,6 @@
 note, *scored = await worker.score(*rollout_tables)     # one scored table per rollout table
 """
 
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
@@ -12,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 
 from actors.engine import Engine, EngineSettings, Sampling, TokenScores
+from actors.engine_worker import Scorer, of_target
 from actors.rollout_worker import StreamItem, generate_slots
-from actors.scorer import Scorer
 from cluster.batches import HIDDEN, OUTCOME, SCORES, TARGETS, TOP_K_FIELDS, check_rollouts, check_scored
 from cluster.notes import ScoreNote
-from cluster.stop_tokens import StopMode, StopTokens, stop_labels
+from cluster.stop_tokens import StopMode, StopTokens
 from cluster.teacher_signal import TeacherSignal
 
 Grade = Callable[[Sequence[Sequence[int]], Sequence[str]], list[bool]]
@@ -39,9 +38,7 @@ class TeacherWorker(Scorer):
         stops: StopTokens,
         grade: Grade | None = None,
     ) -> None:
-        super().__init__(settings, open_engine)
-        self._stop_mode: StopMode = stop_mode
-        self._stops = stops
+        super().__init__(settings, open_engine, stop_mode=stop_mode, stops=stops)
         self._grade = grade
         self._signal = replace(settings.signal, has_outcome=grade is not None)
 
@@ -51,21 +48,9 @@ class TeacherWorker(Scorer):
         All sequences go to the engine together. With stop mode cross_eos the last token is scored as the
         teacher's own stop token (`teacher_target_ids`).
         """
-        start = time.perf_counter()
-        prompts, targets = [], []
-        for table in map(check_rollouts, rollouts):
-            prompts += table.column("prompt_token_ids").to_pylist()
-            responses, sources = table.column("response_token_ids"), table.column("source")
-            targets += map(self._target, responses.to_pylist(), sources.to_pylist())
-        scores = await self._score(prompts, targets)
-        tables, first = [], 0
         for table in rollouts:
-            part = slice(first, first + table.num_rows)
-            scored = scored_table(table, targets[part], scores[part], self._settings.signal)
-            tables.append(self._graded(scored))
-            first += table.num_rows
-        num_tokens = sum(map(len, prompts)) + sum(map(len, targets))
-        return ScoreNote(num_tokens=num_tokens, seconds=time.perf_counter() - start), *tables
+            check_rollouts(table)
+        return await self._score(rollouts, lambda labels: labels.teacher_token_ids, self._finished)
 
     async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[StreamItem]:
         """Generate with the teacher itself, as a rollout worker does; not with the signal `full`."""
@@ -73,9 +58,8 @@ class TeacherWorker(Scorer):
             async for item in items:
                 yield item
 
-    def _target(self, response_token_ids: list[int], source: str) -> list[int]:
-        labels = stop_labels(response_token_ids, mode=self._stop_mode, stops=self._stops, source=source)
-        return labels.teacher_token_ids
+    def _finished(self, table: pa.Table, targets: list[list[int]], scores: list[TokenScores]) -> pa.Table:
+        return self._graded(scored_table(table, targets, scores, self._settings.signal))
 
     def _graded(self, table: pa.Table) -> pa.Table:
         """The table with the outcome of every response, if outcomes are asked for."""
@@ -98,9 +82,7 @@ def scored_table(
     def column(field: pa.Field, of: Callable[[TokenScores], np.ndarray | None]) -> pa.Array:
         parts = []
         for target, row in zip(targets, scores, strict=True):
-            values = of(row)
-            assert values is not None, f"the engine returned no {field.name}"
-            flat = values[len(values) - len(target) :].reshape(-1)
+            flat = of_target(of(row), target, field.name).reshape(-1)
             parts.append(flat.tobytes() if field is HIDDEN else flat)
         return pa.array(parts, field.type)
 

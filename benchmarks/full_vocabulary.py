@@ -17,8 +17,6 @@ JSON row: medians, and ratios to full_naive.
 import argparse
 import json
 import os
-import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -26,6 +24,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.alternating import medians_of, run_variants
 from benchmarks.peak_memory import peak_mib, start_peak_mib
 
 VARIANTS = ("power", "power_kept", "full_chunked", "full_naive")
@@ -130,17 +129,10 @@ def main() -> None:
     if arguments.variant is not None:
         print(json.dumps(measure(arguments.variant, arguments)))
         return
-    size = {key: value for key, value in vars(arguments).items() if key not in ("runs", "variant")}
-    options = [f"--{key}={value}" for key, value in size.items()]
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
-    for _ in range(arguments.runs):
-        for name in VARIANTS:
-            line = [sys.executable, __file__, *options, "--variant", name]
-            done = subprocess.run(line, check=True, capture_output=True, text=True, timeout=1800)
-            results[name].append(json.loads(done.stdout))
-    row: dict[str, object] = {**size, "runs": arguments.runs, "load_average": os.getloadavg()[0]}
+    row, results = run_variants(__file__, arguments, VARIANTS)
+    row["load_average"] = os.getloadavg()[0]
     for key in ("memory_mib", "seconds", "cpu_s"):
-        medians = {name: statistics.median(result[key] for result in results[name]) for name in VARIANTS}
+        medians = medians_of(results, key)
         row |= {f"{name}_{key}": round(value, 2) for name, value in medians.items()}
         row |= {f"{name}_{key}_ratio": round(medians[name] / medians["full_naive"], 3) for name in VARIANTS[:-1]}
     print(json.dumps(row))

@@ -8,14 +8,13 @@ naive head is `log_softmax(linear(hidden))` over [N, V] under autograd. Prints o
 
 import argparse
 import json
-import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.alternating import medians_of, run_variants
 from benchmarks.peak_memory import peak_mib, start_peak_mib
 
 VARIANTS = ("chunked", "naive")
@@ -56,21 +55,13 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--variant", choices=VARIANTS)
     arguments = parser.parse_args()
-    size = vars(arguments)
-    runs, variant = size.pop("runs"), size.pop("variant")
-    if variant is not None:
-        print(json.dumps(measure(variant, **size)))
+    if arguments.variant is not None:
+        size = {key: value for key, value in vars(arguments).items() if key != "runs"}
+        print(json.dumps(measure(**size)))
         return
-    options = [f"--{key}={value}" for key, value in size.items()]
-    results: dict[str, list[dict[str, float]]] = {name: [] for name in VARIANTS}
-    for _ in range(runs):
-        for name in VARIANTS:
-            line = [sys.executable, __file__, *options, "--variant", name]
-            done = subprocess.run(line, check=True, capture_output=True, text=True, timeout=1800)
-            results[name].append(json.loads(done.stdout))
-    row: dict[str, object] = {**size, "runs": runs}
+    row, results = run_variants(__file__, arguments, VARIANTS)
     for key in ("memory_mib", "cpu_s"):
-        medians = {name: statistics.median(result[key] for result in results[name]) for name in VARIANTS}
+        medians = medians_of(results, key)
         row |= {f"{name}_{key}": round(value, 2) for name, value in medians.items()}
         row[f"{key}_ratio"] = round(medians["chunked"] / medians["naive"], 3)
     print(json.dumps(row))

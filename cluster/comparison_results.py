@@ -49,9 +49,8 @@ def curves_of(runs: Sequence[PlannedRun], key: str) -> dict[str, Curves]:
     found: dict[str, Curves] = {}
     for run in runs:
         if run.is_finished:
-            rows = {row["step"]: row for row in run.folder.valid_metrics()}
-            if key.startswith("eval/"):
-                rows = accuracies(run)
+            is_evaluated = key.startswith("eval/")
+            rows = accuracies(run) if is_evaluated else {row["step"]: row for row in run.folder.valid_metrics()}
             values = {step: row[_column(key)] for step, row in rows.items() if _column(key) in row}
             if values:
                 found.setdefault(run.label, []).append(values)

@@ -7,7 +7,7 @@ overrides lives in `cluster/settings.py`. Objective parameters are checked by `r
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from cluster.engine_config import (
     Dtype,
@@ -23,7 +23,7 @@ from cluster.engine_config import (
     Section,
     TeacherConfig,
 )
-from cluster.token_config import MasksConfig, SurrogateConfig, TokenWeightsConfig
+from cluster.token_config import MasksConfig, NamedSection, SurrogateConfig, TokenWeightsConfig
 
 TeacherName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
@@ -115,10 +115,8 @@ class LearnerConfig(Section):
     """Further DeepSpeed settings, merged over the generated ones."""
 
 
-class ObjectiveConfig(BaseModel):
+class ObjectiveConfig(NamedSection):
     """What is optimized. Keys besides these are the objective's own parameters (`alpha`, `low`, ...)."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     name: str = "power"
     """Reward of each sampled token (power, log_ratio, log_clip, log_tanh, ...), or divergence of the two
@@ -138,24 +136,12 @@ class ObjectiveConfig(BaseModel):
     """The last token, if it is a stop token: raw trains it as sampled, mask drops it, cross_eos asks the
     teacher for its own stop token in the student's place."""
 
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The objective's own parameters as given."""
-        return dict(self.model_extra or {})
 
-
-class ImportanceConfig(BaseModel):
+class ImportanceConfig(NamedSection):
     """Off-policy correction of stale tokens. Keys besides `name` are its parameters (`low`, `high`)."""
-
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
 
     name: str = "truncated"
     """Weight of a token: none, or truncated (`min(exp(logp - behaviour_logp), high)`). Divergences take none."""
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        """The correction's own parameters as given."""
-        return dict(self.model_extra or {})
 
 
 class OutcomeConfig(Section):

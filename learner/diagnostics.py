@@ -9,7 +9,7 @@ Shapes: T response tokens of this rank's window, P buckets of position, Q quanti
 import torch
 from torch import Tensor
 
-from learner.metrics import MAX_QUANTILE_TOKENS, StepTokens
+from learner.metrics import StepTokens, gather_sample
 from learner.ranks import Ranks
 
 THIRDS = ("early", "middle", "late")
@@ -64,9 +64,7 @@ def _bucket_means(values_XT: Tensor, position_T: Tensor, num_buckets: int, *, ra
 
 
 def _quantiles(name: str, values_T: Tensor, quantiles: tuple[float, ...], *, ranks: Ranks) -> dict[str, float]:
-    """Quantiles over all ranks, from an evenly spaced sample where a rank has very many tokens."""
-    stride = -(-max(values_T.numel(), 1) // MAX_QUANTILE_TOKENS)
-    all_T = ranks.gather(values_T[::stride].double())
+    all_T = gather_sample(values_T, ranks=ranks)
     points_Q = torch.tensor(quantiles, dtype=torch.float64, device=all_T.device)
     found = all_T.quantile(points_Q).tolist() if all_T.numel() else [0.0] * len(quantiles)
     return {f"{name}/p{100 * q:g}": value for q, value in zip(quantiles, found, strict=True)}

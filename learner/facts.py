@@ -20,6 +20,7 @@ from learner.divergence import BatchTeacher, shared
 from learner.gradient_variance import gradient_variance
 from learner.teacher_head import TeacherHead
 from rewards import BASELINES, DIVERGENCES, TOKEN_REWARDS, Teacher, TeacherLogits
+from rewards.distributions import student_log_probs, teacher_entropy, teacher_log_probs
 
 REVERSE_KL, TEACHER_ENTROPY = "reverse_kl", "teacher_entropy"
 BASELINE, RAW_VARIANCE, BASELINE_VARIANCE = "baseline/mean", "gradient_variance/raw", "gradient_variance/baseline"
@@ -69,7 +70,7 @@ def reverse_kl_fact() -> Fact:
 
 def teacher_entropy_fact() -> Fact:
     """Entropy of the teacher in nats."""
-    return Fact((TEACHER_ENTROPY,), lambda _, teacher: [_entropy(teacher)])
+    return Fact((TEACHER_ENTROPY,), lambda _, teacher: [teacher_entropy(teacher)])
 
 
 def student_mass_fact() -> Fact:
@@ -88,21 +89,14 @@ def baseline_fact(objective: str, parameters: Mapping[str, Any], scheduled: Mapp
     reward = partial(TOKEN_REWARDS[objective], **parameters, **scheduled)
 
     def function(logits_CV: Tensor, teacher: Teacher) -> Sequence[Tensor]:
-        assert isinstance(teacher, TeacherLogits), "a baseline needs whole distributions"
-        log_p_CV = logits_CV.log_softmax(-1)
-        log_t_CV = teacher.logits_NV.to(log_p_CV.dtype).log_softmax(-1)
+        log_p_CV = student_log_probs(logits_CV)
+        log_t_CV = teacher_log_probs(teacher, log_p_CV)
         reward_CV = reward(log_t_CV, log_p_CV, torch.ones_like(log_p_CV, dtype=torch.bool))
         baseline_C = baseline(logits_CV, teacher)
         centred_CV = reward_CV - baseline_C[:, None]
         return baseline_C, gradient_variance(log_p_CV, reward_CV), gradient_variance(log_p_CV, centred_CV)
 
     return Fact((BASELINE, RAW_VARIANCE, BASELINE_VARIANCE), function)
-
-
-def _entropy(teacher: Teacher) -> Tensor:
-    assert isinstance(teacher, TeacherLogits), "an exact entropy needs whole distributions"
-    log_t_CV = teacher.logits_NV.float().log_softmax(-1)
-    return -torch.where(log_t_CV == -inf, 0.0, log_t_CV.exp() * log_t_CV).sum(-1)
 
 
 def _student_mass(logits_CV: Tensor, teacher: Teacher) -> Tensor:

@@ -182,9 +182,16 @@ def _reduce(values: dict[str, Tensor], reduce: Callable[[Tensor], Tensor]) -> di
 def abs_quantile(values_T: Tensor, q: float, *, ranks: Ranks) -> float:
     """Return the q-quantile of |values| over all ranks, linearly interpolated; 0 without any value.
 
-    Every rank's values are gathered: exact up to `MAX_QUANTILE_TOKENS` per rank, and beyond it over an evenly
-    spaced sample of so many. Every rank must call it.
+    Exact up to `MAX_QUANTILE_TOKENS` per rank, see `gather_sample`. Every rank must call it.
+    """
+    all_T = gather_sample(values_T.abs(), ranks=ranks)
+    return float(all_T.quantile(q)) if all_T.numel() else 0.0
+
+
+def gather_sample(values_T: Tensor, *, ranks: Ranks) -> Tensor:
+    """Return the values of all ranks as float64; of a rank with very many, an evenly spaced sample.
+
+    Its size is at most `MAX_QUANTILE_TOKENS` per rank. Every rank must call it.
     """
     stride = -(-max(values_T.numel(), 1) // MAX_QUANTILE_TOKENS)
-    all_T = ranks.gather(values_T.abs()[::stride].double())
-    return float(all_T.quantile(q)) if all_T.numel() else 0.0
+    return ranks.gather(values_T[::stride].double())

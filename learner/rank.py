@@ -33,7 +33,7 @@ from learner.divergence import BatchDivergence
 from learner.export import export_student
 from learner.facts import BatchFacts
 from learner.log_ratio_gradient import LogRatioGradient
-from learner.loss import Objective
+from learner.loss import MicroBatchLoss, Objective
 from learner.metrics import StepTokens, step_metrics
 from learner.outcome import outcome_metrics
 from learner.publisher import publish_weights
@@ -41,7 +41,7 @@ from learner.schedule import learning_rate
 from learner.teacher_head import TeacherHead
 from learner.teacher_metrics import teacher_metrics
 from learner.values import StudentValues
-from learner.window import prepare_window
+from learner.window import Window, prepare_window
 
 if TYPE_CHECKING:
     from learner.deepspeed_backend import DeepSpeedBackend
@@ -176,21 +176,7 @@ class LearnerRank:
             losses.append(loss.detached())
         rate = learning_rate(self.config.learner, step=step, max_steps=self.config.max_steps)
         outcome = self.backend.step(learning_rate=rate)
-        tokens = StepTokens(window.batches, losses, step=step)
-        metrics = step_metrics(
-            tokens,
-            importance_cap=self.objective.importance_cap,
-            ranks=self.ranks,
-            has_divergence=self.objective.has_divergence,
-            has_top_k=self.signal.kind == "topk",
-        )
-        metrics |= step_diagnostics(tokens, ranks=self.ranks)
-        if self.config.teachers:
-            metrics |= teacher_metrics(
-                window.batches, tokens, names=list(self.config.teacher_of_role), ranks=self.ranks
-            )
-        if self.signal.has_outcome:
-            metrics |= outcome_metrics(window.batches, ranks=self.ranks)
+        metrics = self._metrics(window, losses, step=step)
         metrics |= {"lr": rate, "grad_norm": outcome.grad_norm, **log_ratio_norm}
         return StepResult(
             metrics=metrics,
@@ -304,6 +290,25 @@ class LearnerRank:
             divergence_T=None if divergence is None else further[0],
             facts={} if facts is None else facts.named(further[1]),
         )
+
+    def _metrics(self, window: Window, losses: Sequence[MicroBatchLoss], *, step: int) -> dict[str, float]:
+        """Everything that is reported of the tokens of a step, the same on every rank."""
+        tokens = StepTokens(window.batches, losses, step=step)
+        metrics = step_metrics(
+            tokens,
+            importance_cap=self.objective.importance_cap,
+            ranks=self.ranks,
+            has_divergence=self.objective.has_divergence,
+            has_top_k=self.signal.kind == "topk",
+        )
+        metrics |= step_diagnostics(tokens, ranks=self.ranks)
+        if self.config.teachers:
+            metrics |= teacher_metrics(
+                window.batches, tokens, names=list(self.config.teacher_of_role), ranks=self.ranks
+            )
+        if self.signal.has_outcome:
+            metrics |= outcome_metrics(window.batches, ranks=self.ranks)
+        return metrics
 
     def _golden(self) -> Tensor:
         return torch.tensor(self.golden_token_ids, device=self.ranks.device)

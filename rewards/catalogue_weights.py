@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rewards.parameters import Parameter
 from rewards.registry import Entry, Needs, by_name
 from rewards.shared_parameters import BEHAVIOUR, LOW_BELOW_HIGH, NOTHING, REOPOLD_PARAMETERS
 
-TRUNCATED_PARAMETERS = (
-    Parameter("low", float, 0.0, "Smallest weight.", at_least=0),
-    Parameter("high", float, 2.0, "Largest weight; lower means less variance, more bias.", above=0),
+TRUNCATED = Entry(
+    name="truncated",
+    doc="The importance ratio exp(logp - behaviour_logp), clipped to [low, high].",
+    source="rewards.importance:truncated_weight",
+    needs=BEHAVIOUR,
+    is_bounded=True,
+    parameters=(
+        Parameter("low", float, 0.0, "Smallest weight.", at_least=0),
+        Parameter("high", float, 2.0, "Largest weight; lower means less variance, more bias.", above=0),
+    ),
+    rules=(LOW_BELOW_HIGH,),
 )
 
 IMPORTANCE_WEIGHTS: dict[str, Entry] = by_name(
@@ -19,24 +29,8 @@ IMPORTANCE_WEIGHTS: dict[str, Entry] = by_name(
         needs=NOTHING,
         is_bounded=True,
     ),
-    Entry(
-        name="truncated",
-        doc="The importance ratio exp(logp - behaviour_logp), clipped to [low, high].",
-        source="rewards.importance:truncated_weight",
-        needs=BEHAVIOUR,
-        is_bounded=True,
-        parameters=TRUNCATED_PARAMETERS,
-        rules=(LOW_BELOW_HIGH,),
-    ),
-    Entry(
-        name="tis",
-        doc="Another name of truncated.",
-        source="rewards.importance:truncated_weight",
-        needs=BEHAVIOUR,
-        is_bounded=True,
-        parameters=TRUNCATED_PARAMETERS,
-        rules=(LOW_BELOW_HIGH,),
-    ),
+    TRUNCATED,
+    replace(TRUNCATED, name="tis", doc="Another name of truncated."),
     Entry(
         name="icepop",
         doc="The importance ratio where it lies in [low, high], 0 elsewhere.",

@@ -18,7 +18,6 @@ from transformers import AutoModelForCausalLM
 from cluster.batches import scored_schema
 from cluster.config import ImportanceConfig, ObjectiveConfig, RunConfig
 from cluster.teacher_signal import SAMPLED, TeacherSignal
-from learner.rank import LearnerRank
 from learner.served import check_objective, signal_kind
 from tests.integration.test_learner_ranks import (
     LENGTHS,
@@ -31,9 +30,6 @@ from tests.integration.test_learner_ranks import (
     share,
 )
 from tests.unit.test_learner_scene import (
-    GOLDEN_TOKEN_IDS,
-    STOPS,
-    VOCAB_SIZE,
     run_config,
     save_student,
     scored_table,
@@ -126,18 +122,8 @@ def configured(name: str, paths: dict[str, str], **learner: Any) -> tuple[RunCon
 
 def open_learner(name: str, paths: dict[str, str], rank: int, world_size: int, port: int, **learner: Any) -> Any:
     config, signal, special_token_ids = configured(name, paths, **learner)
-    opened = LearnerRank(
-        config,
-        rank=rank,
-        world_size=world_size,
-        stops=STOPS,
-        golden_token_ids=GOLDEN_TOKEN_IDS,
-        vocab_size=VOCAB_SIZE,
-        signal=signal,
-        special_token_ids=special_token_ids,
-    )
-    opened.setup("127.0.0.1", port)
-    return opened
+    settings = {"signal": signal, "special_token_ids": special_token_ids}
+    return make_rank(config, rank, world_size, port, **settings)
 
 
 def read(path: str) -> Any:

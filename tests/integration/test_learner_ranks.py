@@ -59,15 +59,10 @@ def run_ranks(worker: Callable[..., None], world_size: int, *arguments: Any, tim
             process.kill()
 
 
-def make_rank(config: RunConfig, rank: int, world_size: int, port: int) -> LearnerRank:
-    learner = LearnerRank(
-        config,
-        rank=rank,
-        world_size=world_size,
-        stops=STOPS,
-        golden_token_ids=GOLDEN_TOKEN_IDS,
-        vocab_size=VOCAB_SIZE,
-    )
+def make_rank(config: RunConfig, rank: int, world_size: int, port: int, **settings: Any) -> LearnerRank:
+    """A rank that is set up; `settings` are further arguments, or others than the scene's."""
+    scene = {"stops": STOPS, "golden_token_ids": GOLDEN_TOKEN_IDS, "vocab_size": VOCAB_SIZE}
+    learner = LearnerRank(config, rank=rank, world_size=world_size, **(scene | settings))
     learner.setup("127.0.0.1", port)
     return learner
 

@@ -21,10 +21,9 @@ from cluster.batches import check_scored
 from cluster.config import ObjectiveConfig
 from cluster.stop_tokens import StopTokens
 from cluster.teacher_signal import TeacherSignal
-from learner.rank import LearnerRank
 from learner.teacher_head import TeacherHead
 from tests.integration.test_engine_scene import MAX_MODEL_LEN, opened, read_model, run, save_model, settings
-from tests.integration.test_learner_ranks import run_ranks
+from tests.integration.test_learner_ranks import make_rank, run_ranks
 from tests.integration.test_workers import rollouts
 from tests.unit.test_learner_scene import run_config
 
@@ -132,16 +131,8 @@ def train_each(rank: int, world_size: int, port: int, paths: dict[str, str], kin
             learner={"learning_rate": 2e-3, "zero_stage": 3 if given["name"] in ("jsd", "lsm") else 2},
         )
         objective = ObjectiveConfig.model_validate({"name": given["name"], "stop_mode": "raw", **parameters})
-        learner = LearnerRank(
-            config.model_copy(update={"objective": objective}),
-            rank=rank,
-            world_size=world_size,
-            stops=STOPS,
-            golden_token_ids=[5, 17, 3],
-            vocab_size=64,
-            signal=SIGNALS[kind],
-        )
-        learner.setup("127.0.0.1", port)
+        config = config.model_copy(update={"objective": objective})
+        learner = make_rank(config, rank, world_size, port, stops=STOPS, signal=SIGNALS[kind])
         found[str(given)] = [learner.train_step(step, table).metrics for step in range(NUM_STEPS)]
     (Path(folder) / f"{kind}_{rank}.json").write_text(json.dumps(found))
 

@@ -5,12 +5,9 @@ repository; without that file these tests are skipped. Cases with logits are in 
 those with two policies in `test_rewards_vectors_policies.py`.
 """
 
-import json
 import math
-import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,15 +34,11 @@ from rewards.aopd import aopd_gate
 from rewards.reopold import reopold_floor
 from rewards.surrogates import probability_difference
 from rewards.tip import scaled_to_unit, tip_score
+from tests.unit.reward_vectors import CASES, Case, Results, assert_reproduced, needs_vectors
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-VECTORS_PATH = Path(os.environ.get("POWEROPD_VECTORS", REPOSITORY.parent / "shared")) / "reward_vectors.json"
-CASES = json.loads(VECTORS_PATH.read_text())["cases"] if VECTORS_PATH.exists() else []
 CASE_OF_ID = {case["id"]: case for case in CASES}
 PG_MODES = ("window_token_mean", "seq_mean_token_mean", "seq_mean_token_sum")
 
-Case = dict[str, Any]
-Results = dict[str, Any]
 Run = Callable[[Case, torch.dtype], Results]
 
 
@@ -350,16 +343,11 @@ HERE = [
 ]
 
 
-@pytest.mark.skipif(not CASES, reason="reward_vectors.json is in neither POWEROPD_VECTORS nor ../shared")
+@needs_vectors
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("case", HERE, ids=[case["id"] for case in HERE])
 def test_the_registries_reproduce_the_vector(case: Case, dtype: torch.dtype) -> None:
     (pattern,) = matching(case["id"], RUN_OF_PATTERN)
-    rtol, atol = (case["rtol"], case["atol"]) if dtype == torch.float64 else (2e-5, 1e-6)
-    results = RUN_OF_PATTERN[pattern](case, dtype)
-    for key in case["expected"].keys() - NOT_COMPUTED.get(case["id"], {}).keys():
-        expected = case["expected"][key]
-        values = list(expected.values()) if isinstance(expected, dict) else expected
-        expected = torch.as_tensor(values, dtype=torch.float64)
-        actual = torch.as_tensor(results[key], dtype=torch.float64).detach().reshape(expected.shape)
-        torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+    assert_reproduced(
+        case, RUN_OF_PATTERN[pattern](case, dtype), dtype, not_computed=NOT_COMPUTED.get(case["id"], {})
+    )

@@ -4,11 +4,8 @@ They are read from `reward_vectors.json` in the folder named by POWEROPD_VECTORS
 repository; without that file these tests are skipped.
 """
 
-import json
-import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,15 +27,11 @@ from rewards.support import choose_support
 from rewards.tip import tip_sampling_weight
 from rewards.top_k import student_top_k_advantage, top_k_forward_kl
 from rewards.veto import log_target
+from tests.unit.reward_vectors import CASES, Case, Results, assert_reproduced, needs_vectors
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-VECTORS_PATH = Path(os.environ.get("POWEROPD_VECTORS", REPOSITORY.parent / "shared")) / "reward_vectors.json"
-CASES = json.loads(VECTORS_PATH.read_text())["cases"] if VECTORS_PATH.exists() else []
 SAMPLED = [0, 4, 3]
 """Sampled tokens of the cases that do not name them (`fixtures` of the file)."""
 
-Case = dict[str, Any]
-Results = dict[str, Any]
 Run = Callable[[Case, torch.dtype], Results]
 
 
@@ -262,14 +255,9 @@ COVERED_ELSEWHERE = {"padded_vocab": "both vocabularies are cut where logits are
 HERE = [case for case in CASES if "student_logits" in case["inputs"] and case["id"] not in COVERED_ELSEWHERE]
 
 
-@pytest.mark.skipif(not CASES, reason="reward_vectors.json is in neither POWEROPD_VECTORS nor ../shared")
+@needs_vectors
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("case", HERE, ids=[case["id"] for case in HERE])
 def test_the_registries_reproduce_the_vector(case: Case, dtype: torch.dtype) -> None:
     (pattern,) = [pattern for pattern in RUN_OF_PATTERN if re.fullmatch(pattern, case["id"])]
-    rtol, atol = (case["rtol"], case["atol"]) if dtype == torch.float64 else (2e-5, 1e-6)
-    results = RUN_OF_PATTERN[pattern](case, dtype)
-    for key, values in case["expected"].items():
-        expected = torch.as_tensor(values, dtype=torch.float64)
-        actual = torch.as_tensor(results[key], dtype=torch.float64).detach().reshape(expected.shape)
-        torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+    assert_reproduced(case, RUN_OF_PATTERN[pattern](case, dtype), dtype)

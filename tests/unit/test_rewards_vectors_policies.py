@@ -4,11 +4,8 @@ They are read from `reward_vectors.json` in the folder named by POWEROPD_VECTORS
 repository; without that file these tests are skipped.
 """
 
-import json
-import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,14 +15,10 @@ from torch import Tensor
 from rewards import IMPORTANCE_WEIGHTS, SURROGATES, TOKEN_REWARDS, aggregate, multi_sample_loss
 from rewards.importance_ratio import importance_ratio
 from rewards.surrogates import clipped_loss, dppo_mask, probability_difference
+from tests.unit.reward_vectors import CASES, Case, Results, assert_reproduced, needs_vectors
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-VECTORS_PATH = Path(os.environ.get("POWEROPD_VECTORS", REPOSITORY.parent / "shared")) / "reward_vectors.json"
-CASES = json.loads(VECTORS_PATH.read_text())["cases"] if VECTORS_PATH.exists() else []
 HERE = [case for case in CASES if "lp_current" in case["inputs"]]
 
-Case = dict[str, Any]
-Results = dict[str, Any]
 Run = Callable[[Case, torch.dtype], Results]
 
 
@@ -110,14 +103,9 @@ RUN_OF_PATTERN: dict[str, Run] = {
 }
 
 
-@pytest.mark.skipif(not CASES, reason="reward_vectors.json is in neither POWEROPD_VECTORS nor ../shared")
+@needs_vectors
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
 @pytest.mark.parametrize("case", HERE, ids=[case["id"] for case in HERE])
 def test_the_registries_reproduce_the_vector(case: Case, dtype: torch.dtype) -> None:
     (pattern,) = [pattern for pattern in RUN_OF_PATTERN if re.fullmatch(pattern, case["id"])]
-    rtol, atol = (case["rtol"], case["atol"]) if dtype == torch.float64 else (2e-5, 1e-6)
-    results = RUN_OF_PATTERN[pattern](case, dtype)
-    for key, values in case["expected"].items():
-        expected = torch.as_tensor(values, dtype=torch.float64)
-        actual = torch.as_tensor(results[key], dtype=torch.float64).detach().reshape(expected.shape)
-        torch.testing.assert_close(actual, expected, rtol=rtol, atol=atol)
+    assert_reproduced(case, RUN_OF_PATTERN[pattern](case, dtype), dtype)
