@@ -5,6 +5,8 @@
     python launch.py train --config configs/demo.yaml --dry-run
     python launch.py eval --config configs/demo.yaml --model runs/first/export
     python launch.py compare --config configs/compare.yaml
+    python launch.py scale --run first --rollout 4 --teacher 2
+    python launch.py status --run first --watch
 
 Every setting of the configuration is an option: `--rollout.num_workers 2`.
 Exit codes: 0 finished, 1 failed, 2 bad input (nothing was started), 3 drained and resumable.
@@ -27,9 +29,10 @@ from typing import Any
 from rich.console import Console
 
 import rewards
-from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED, build_parser
+from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED, REMOTE_COMMANDS, build_parser
 from cluster.comparison import CompareConfig, PlannedRun, describe, plan_runs
 from cluster.config import RunConfig
+from cluster.connection import is_local
 from cluster.placement import Demand, bundle, check_all_fit, check_some_node_fits, plan
 from cluster.run_folder import RunFolder
 from cluster.settings import load_config, load_settings, to_yaml
@@ -45,6 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("launch", "cluster", "actors"):
         logging.getLogger(name).setLevel(arguments.log_level.upper())
     try:
+        if arguments.command in REMOTE_COMMANDS:
+            from cluster.commands_remote import run_remote_command
+
+            return run_remote_command(arguments, overrides)
         if arguments.command == "compare":
             return compare_command(load_settings(CompareConfig, arguments.config, overrides), arguments)
         config = check_objective(load_config(arguments.config, overrides))
@@ -74,12 +81,16 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return dry_run(config, demands)
     with ray_cluster(config, demands):
+        from cluster.controller import check_name_is_free
+
+        check_name_is_free(config.run_name)
         folder.open(config)
         return run_to_exit_code(train(config, inputs, folder, resume=resume))
 
 
 async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bool) -> int:
     """Start the workers, run the pipeline, close everything; returns the exit code."""
+    from cluster.controller import controlled
     from cluster.events import Events
     from cluster.progress import ProgressView
     from cluster.scalars import ScalarWriter
@@ -93,14 +104,17 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
     stop = drain_on_signals()
     has_started = False
     try:
-        with view:
-            view.say(f"run folder {folder.path}; starting {'; '.join(map(str, plan(config)))}")
-            pipeline = await start_pipeline(config, inputs, folder, pools, events, resume=resume)
-            has_started = True
-            pipeline.on_step(view.step)
-            pipeline.on_step(scalars.write)
-            stop.append(pipeline.stop)
-            await pipeline.run()
+        local = is_local(config.cluster)
+        async with controlled(config, pools, folder, events, is_local=local) as controller:
+            with view:
+                view.say(f"run folder {folder.path}; starting {'; '.join(map(str, plan(config)))}")
+                pipeline = await start_pipeline(config, inputs, folder, pools, events, resume=resume)
+                has_started = True
+                pipeline.on_step(view.step)
+                pipeline.on_step(scalars.write)
+                stop.append(pipeline.stop)
+                controller.attach(pipeline)
+                await pipeline.run()
         summary = summarise(folder, wall_s=time.monotonic() - started)
         folder.write_summary(summary)
         if not pipeline.slots.done:
@@ -276,8 +290,8 @@ def compare_command(config: CompareConfig, arguments: argparse.Namespace) -> int
         objective, max_steps = run.config.objective, run.config.max_steps
         return sampled_reward(objective.name, objective.parameters, teacher_p, student_p, max_steps=max_steps)
 
-    is_local = "RAY_ADDRESS" not in os.environ and all(run.config.cluster.address is None for run in runs)
-    code = FINISHED if arguments.results_only else run_all(runs, command_of, is_local=is_local)
+    all_local = all(is_local(run.config.cluster) for run in runs)
+    code = FINISHED if arguments.results_only else run_all(runs, command_of, is_local=all_local)
     write_results(config, runs, reward_of=reward_of)
     return code
 
@@ -316,7 +330,7 @@ def special_token_ids(config: RunConfig, inputs: Any) -> list[int]:
 
 def check_local_machine(config: RunConfig, demands: Sequence[Demand]) -> None:
     """ValueError if a Ray of this machine's own, which does not grow, could not hold the workers' CPUs."""
-    if config.cluster.address is None and "RAY_ADDRESS" not in os.environ:
+    if is_local(config.cluster):
         cpus = float(config.cluster.num_cpus or os.cpu_count() or 1)
         only_cpus = [replace(d, bundle={"CPU": d.bundle["CPU"]}) for d in demands if "CPU" in d.bundle]
         check_all_fit(only_cpus, [{"CPU": cpus}])

@@ -15,6 +15,13 @@ COMMANDS = {
 }
 
 
+REMOTE_COMMANDS = {
+    "scale": "add or retire workers of a run that goes on: scale --run NAME --rollout 4 --teacher 2",
+    "status": "show workers, slots, throughput and what limits a run that goes on",
+}
+"""Commands that talk to a run in another process; they take no settings."""
+
+
 def build_parser(description: str | None) -> argparse.ArgumentParser:
     """The parser; settings stay unparsed, `cluster/settings.py` reads them."""
     formatter = argparse.RawDescriptionHelpFormatter
@@ -47,4 +54,14 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         "--results-only", action="store_true", help="train nothing; write table and figures of what is finished"
     )
     commands.choices["eval"].add_argument("--model", help="model folder to evaluate; by default the student's")
+    for name, text in REMOTE_COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.add_argument("--run", required=True, help="name of the run")
+        command.add_argument("--runs-path", default="runs", help="folder that holds its run folder")
+        command.add_argument(
+            "--address", help="address of its Ray; by default what the run folder says, then auto"
+        )
+        command.add_argument("--json", action="store_true", help="print JSON, one line")
+        command.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
+    commands.choices["status"].add_argument("--watch", action="store_true", help="again every 2 s until Ctrl-C")
     return parser

@@ -236,6 +236,8 @@ class ClusterConfig(Section):
     """Longest wait for a training step, publish or checkpoint; a frozen rank is found by it."""
     load_timeout_s: Seconds = 600.0
     """Longest wait for an engine to load weights."""
+    drain_timeout_s: Seconds = 120.0
+    """So long a worker that is scaled away may take to finish what it has; the rest is done by others."""
 
 
 class RunConfig(Section):

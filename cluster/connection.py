@@ -5,10 +5,14 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from cluster.config import ClusterConfig
 
 logger = logging.getLogger(__name__)
+
+NAMESPACE = "poweropd"
+"""The Ray namespace of all runs."""
 
 CheckNodes = Callable[[list[dict[str, float]], bool], None]
 
@@ -20,7 +24,7 @@ def connected(config: ClusterConfig, check: CheckNodes) -> Iterator[None]:
     import ray
 
     address = config.address or os.environ.get("RAY_ADDRESS")
-    common = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": "poweropd"}
+    common = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": NAMESPACE}
     if address is None:
         ray.init(
             num_cpus=config.num_cpus,
@@ -36,6 +40,27 @@ def connected(config: ClusterConfig, check: CheckNodes) -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def attached(address: str) -> Iterator[Any]:
+    """Enter a Ray that is there already, as one more process of its user; gives the `ray` module.
+
+    ConnectionError (or a RuntimeError) if none answers. The token is that of the user's `~/.ray/auth_token`.
+    """
+    prepare_environment()
+    import ray
+
+    ray.init(address=address, namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def is_local(config: ClusterConfig) -> bool:
+    """True if the run starts a Ray of this machine alone, which does not grow."""
+    return config.address is None and "RAY_ADDRESS" not in os.environ
 
 
 def prepare_environment() -> None:

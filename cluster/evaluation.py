@@ -14,9 +14,10 @@ from ray.exceptions import RayError
 
 from cluster.config import ClusterConfig, EvaluationConfig
 from cluster.events import reason_of
-from cluster.pool import Pool, Worker
+from cluster.pool import Pool
 from cluster.streams import finished_slots
 from cluster.waiting import together, wait_for
+from cluster.workers import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,7 @@ class Evaluation:
         wanted = sorted(set(self.requests.column("slot").to_pylist()))
         for attempt in range(MAX_ATTEMPTS):
             missing = [slot for slot in wanted if slot not in rows]
-            workers = pool.healthy
+            workers = await pool.some_healthy()
             shares = [(worker, missing[i :: len(workers)]) for i, worker in enumerate(workers)]
             failed = await together(
                 self._generate(pool, worker, share, rows, config) for worker, share in shares if share
@@ -82,14 +83,15 @@ class Evaluation:
         finished = finished_slots(
             worker.handle, self.requests.filter(share), self.sampling, timeout_s=timeout_s, what=what
         )
-        try:
-            async with aclosing(finished):
-                async for note, ref in finished:
-                    table: pa.Table = await wait_for(ref, timeout_s=timeout_s, what=what)
-                    rows[note.slot] = sorted(table.to_pylist(), key=lambda row: row["sample"])
-        except (RayError, TimeoutError) as error:
-            await pool.examine(worker, error)
-            return error
+        with pool.use(worker):
+            try:
+                async with aclosing(finished):
+                    async for note, ref in finished:
+                        table: pa.Table = await wait_for(ref, timeout_s=timeout_s, what=what)
+                        rows[note.slot] = sorted(table.to_pylist(), key=lambda row: row["sample"])
+            except (RayError, TimeoutError) as error:
+                await pool.examine(worker, error)
+                return error
         return None
 
     def _result(self, rows: list[dict[str, Any]]) -> EvaluationResult:

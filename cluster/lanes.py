@@ -10,7 +10,8 @@ from typing import Any
 from cluster.engine_config import ScorerConfig
 from cluster.metering import Meter
 from cluster.notes import RolloutNote
-from cluster.pool import Pool, Worker
+from cluster.pool import Pool
+from cluster.workers import Worker
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ class Lane:
     @property
     def is_busy(self) -> bool:
         """True while rollouts are queued or with a worker."""
-        return bool(self.queue) or any(worker.num_calls for worker in self.pool.healthy)
+        return self.num_here > 0
 
     @property
     def num_here(self) -> int:
@@ -82,10 +83,14 @@ class Lane:
     def rebook(self, failed: Worker, batch: list[Rollout]) -> list[Assignment]:
         """Book what a failed call held for another try, if possible on other workers.
 
-        Unless the worker has died, every rollout gets a call of its own, so that a bad one fails alone.
+        Unless the worker is gone, every rollout gets a call of its own, so that a bad one fails alone. While all
+        other workers are still starting, the rollouts go back to the head of the queue.
         """
         others = [worker for worker in self.pool.healthy if worker is not failed] or self.pool.healthy
-        parts = [batch] if failed.is_dead else [[rollout] for rollout in batch]
+        if not others:
+            self.queue.extendleft(reversed(batch))
+            return []
+        parts = [batch] if failed.is_gone else [[rollout] for rollout in batch]
         return [self.book(least_loaded(others), part) for part in parts]
 
 

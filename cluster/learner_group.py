@@ -37,6 +37,7 @@ class LearnerGroup:
             first.rendezvous.remote(), timeout_s=start_s, what="the learner: rendezvous at rank 0"
         )
         await self._on_all("setup", *address, timeout_s=start_s)
+        self._pool.admit(*self._pool.workers)
 
     async def train(self, step: int, batch: Sequence[ScoredSlot]) -> StepResult:
         """Take one optimizer step on a batch, split over the ranks by tokens."""

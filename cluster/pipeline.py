@@ -17,10 +17,12 @@ Who waits for whom, and what unblocks it:
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from cluster.advisor import RECENT_STEPS
 from cluster.config import RunConfig
 from cluster.evaluation import Evaluation
 from cluster.events import Events
@@ -29,8 +31,10 @@ from cluster.pool import Pool
 from cluster.resume import Progress
 from cluster.rollouts import Prompts, Rollout, RolloutStage
 from cluster.run_folder import RunFolder
+from cluster.scaling import Scaling
 from cluster.scoring import ScoredSlot, ScoreStage
 from cluster.slots import Slots
+from cluster.status import progress_status
 from cluster.waiting import Signal
 from cluster.weight_store import WeightStore
 
@@ -73,6 +77,9 @@ class Pipeline:
         self._is_stopping = False
         self._show: list[Callable[[dict[str, Any]], None]] = []
         self._signal = signal = Signal()
+        for pool in pools.values():
+            pool.signal = signal
+        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
         prompts.replacements.update(progress.replacements)
         self.slots = Slots(
             batch_size=config.batch_size,
@@ -88,6 +95,7 @@ class Pipeline:
         outcome: dict[str, Any] = {"accept": self._rollouts.accept, "lose": self._rollouts.lose}
         self._scoring = ScoreStage(config, pools=pools, **outcome, **shared)
         self._weights = WeightStore(self._rollout_pool, config=config.cluster, signal=signal, events=events)
+        self.scaling = Scaling(config, pools=pools, weights=self._weights, signal=signal, events=events)
 
     def on_step(self, show: Callable[[dict[str, Any]], None]) -> None:
         """Call `show(metrics row)` after every step."""
@@ -96,7 +104,8 @@ class Pipeline:
     async def run(self) -> None:
         """Run all stages side by side until training ends; an error in any of them ends the run."""
         async with asyncio.TaskGroup() as stages:
-            running = [stages.create_task(stage.run()) for stage in (self._rollouts, self._scoring, self._weights)]
+            every_stage = (self._rollouts, self._scoring, self._weights, self.scaling)
+            running = [stages.create_task(stage.run()) for stage in every_stage]
             await self._train()
             for stage in running:
                 stage.cancel()
@@ -108,6 +117,16 @@ class Pipeline:
         """Finish the step in progress, checkpoint, and return from `run`."""
         self._is_stopping = True
         self._signal.changed()
+
+    def status(self) -> dict[str, Any]:
+        """Where the run stands, as JSON values: slots, throughput, staleness, waits, advice."""
+        return progress_status(self.slots, [*self._recent]) | {
+            "queues": {
+                "in_flight": self._rollouts.num_in_flight,
+                "to_score": self._scoring.num_queued_of_role,
+                "scored": self._scoring.num_scored,
+            }
+        }
 
     async def _train(self) -> None:
         await self._publish()
@@ -187,6 +206,7 @@ class Pipeline:
             "time/load_s": self._weights.last_load_s,
             "time/step_s": seconds["step_s"],
             "queue/rollouts": self._scoring.num_queued,
+            **{f"queue/{role}": num for role, num in self._scoring.num_queued_of_role.items()},
             "queue/scored": self._scoring.num_scored,
             "queue/in_flight": self._rollouts.num_in_flight,
             **{f"workers/{role}": num for role, num in self._num_workers().items()},
@@ -196,6 +216,7 @@ class Pipeline:
             "prompts_given_up": self._rollouts.num_given_up,
         }
         self._folder.add_step(row, [uid for slot in scored for uid in slot.note.uids])
+        self._recent.append(row)
         for show in self._show:
             show(row)
 

@@ -1,20 +1,26 @@
-"""A pool of Ray actors of one role: placed, started, counted, closed. The only place that applies `ray.remote`."""
+"""A pool of Ray actors of one role: placed, started, counted, closed. The only place that applies `ray.remote`.
+
+Workers can be added (`add`, `launch`, then `admit` once they may serve) and retired (`drain`, `withdraw`, `end`)
+at any time; `cluster/scaling.py` does it. Names are never used twice.
+"""
 
 import asyncio
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from cluster.config import ClusterConfig
 from cluster.events import Events, reason_of
 from cluster.placement import Demand
-from cluster.waiting import together, wait_for
+from cluster.waiting import NO_LIMIT_S, Signal, together, wait_for
+from cluster.workers import Worker, WorkerState
 
 logger = logging.getLogger(__name__)
 
@@ -38,19 +44,6 @@ class WorkerSpec:
     is_async: bool = True
 
 
-@dataclass(eq=False)
-class Worker:
-    """One actor of a pool, as the controller sees it."""
-
-    name: str
-    handle: Any
-    placement: PlacementGroup
-    version: int = -1  # weight version it has confirmed; -1: none yet
-    num_calls: int = 0
-    outstanding_tokens: int = 0
-    is_dead: bool = False
-
-
 class Pool:
     """The workers of one role. `build(index)` says how worker `index` is made."""
 
@@ -58,73 +51,150 @@ class Pool:
         self, demand: Demand, build: Callable[[int], WorkerSpec], *, config: ClusterConfig, events: Events
     ) -> None:
         self.role = demand.role
-        self._demand = demand
+        self.demand = demand
         self._build = build
         self._config = config
         self._events = events
+        self._num_made = 0
         self.workers: list[Worker] = []
+        self.signal = Signal()
+        """Told of every change of a worker's state; a pipeline puts its own in this place."""
 
     @property
     def healthy(self) -> list[Worker]:
         """Workers that work is given to."""
-        return [worker for worker in self.workers if not worker.is_dead]
+        return [worker for worker in self.workers if worker.is_healthy]
+
+    @property
+    def wanted(self) -> list[Worker]:
+        """Workers that are given work, or will be: neither draining nor gone."""
+        return [worker for worker in self.workers if worker.is_starting or worker.is_healthy]
 
     async def place(self) -> None:
         """Reserve resources and create the actors; TimeoutError saying what is waited for."""
-        for index in range(self._demand.count):
-            self.workers.append(await self._create(index))  # one by one: close() frees what is placed
+        for _ in range(self.demand.count):
+            await self._create(self.add(), self.demand)  # one by one: close() frees what is placed
 
     async def start(self) -> None:
         """Let every worker load its engine, all at the same time."""
-        await together(self._start(worker) for worker in self.workers)
+        await together(self._start(worker, "run start") for worker in self.workers)
+        self.admit(*self.workers)
+
+    def admit(self, *workers: Worker) -> None:
+        """Let these started workers be given work."""
+        for worker in workers:
+            worker.become(WorkerState.HEALTHY)
+        self.signal.changed()
+
+    async def some_healthy(self) -> list[Worker]:
+        """Wait for a worker that work can be given to, and return all of them."""
+        return await self.signal.until(
+            lambda: self.healthy, timeout_s=NO_LIMIT_S, what=lambda: f"a {self.role} worker that is starting"
+        )
 
     async def call(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
-        """Call `method` on every healthy worker and return the results in worker order."""
+        """Call `method` on every starting or healthy worker and return the results in worker order."""
         what = f"{self.role}.{method}"
-        refs = [getattr(worker.handle, method).remote(*args) for worker in self.healthy]
+        refs = [getattr(worker.handle, method).remote(*args) for worker in self.wanted]
         return await together(wait_for(ref, timeout_s=timeout_s, what=what) for ref in refs)
+
+    @contextmanager
+    def use(self, worker: Worker) -> Iterator[None]:
+        """Count the worker as busy meanwhile: a draining one is not shut down before its limit."""
+        worker.num_uses += 1
+        try:
+            yield
+        finally:
+            worker.num_uses -= 1
+            self.signal.changed()
+
+    # -- growing and shrinking --
+
+    def add(self) -> Worker:
+        """Enter one more worker, STARTING and under a new name; nothing is placed yet."""
+        worker = Worker(f"{self.role}-{self._num_made}")
+        self._num_made += 1
+        self.workers.append(worker)
+        self.signal.changed()
+        return worker
+
+    async def launch(self, worker: Worker, reason: str) -> None:
+        """Place an added worker and start its engine; TimeoutError, or the RayError of its start.
+
+        It still has to be admitted.
+        """
+        await self._create(worker, replace(self.demand, count=1))
+        await self._start(worker, reason)
+
+    def drain(self, worker: Worker) -> None:
+        """Give a healthy worker nothing more; ValueError if it is the last one of its pool that is wanted."""
+        if self.wanted == [worker]:
+            raise ValueError(f"{worker.name} is the last {self.role} worker and cannot be drained")
+        worker.become(WorkerState.DRAINING)
+        self.signal.changed()
+
+    def withdraw(self, worker: Worker) -> None:
+        """Want a worker no more: a starting one that never served, or one that has drained. `end` frees it."""
+        worker.become(WorkerState.RETIRED)
+        self.signal.changed()
+
+    async def end(self, worker: Worker, reason: str) -> None:
+        """Shut a withdrawn worker down and free its placement group; what it still works on fails at once."""
+        await self._end(worker, gracefully=True)
+        self._events.add("worker_retired", worker=worker.name, reason=reason)
+        self.signal.changed()
+
+    # -- health and end --
 
     async def examine(self, worker: Worker, error: BaseException) -> None:
         """After a failed call: mark the worker dead unless it answers a ping.
 
         The error alone does not tell: a call also fails with the death of the worker its arguments came from.
         """
-        if worker.is_dead:
+        if worker.is_gone:
             return
         try:
             await wait_for(worker.handle.ping.remote(), timeout_s=PING_TIMEOUT_S, what=f"ping of {worker.name}")
         except (RayError, TimeoutError) as silence:
             self.mark_dead(worker, f"{reason_of(error)}; ping: {reason_of(silence)}")
 
-    def mark_dead(self, worker: Worker, reason: str) -> None:
-        """Kill the worker and give it nothing more; RuntimeError if it was the last of its pool.
+    def mark_dead(self, worker: Worker, reason: str, *, event: str = "worker_died") -> None:
+        """Kill the worker, free what it reserved, and give it nothing more.
 
-        What it still works on fails at once, and so is repeated elsewhere.
+        What it still works on fails at once, and so is repeated elsewhere. RuntimeError if the pool has no other
+        that is healthy or starting.
         """
-        if worker.is_dead:
+        if worker.is_gone:
             return
-        worker.is_dead = True
-        ray.kill(worker.handle)
-        self._events.add("worker_died", worker=worker.name, reason=reason)
-        if not self.healthy:
+        worker.become(WorkerState.DEAD)
+        self._free(worker)
+        self._events.add(event, worker=worker.name, reason=reason)
+        self.signal.changed()
+        if not self.wanted:
             raise RuntimeError(f"no healthy {self.role} worker is left; {worker.name} died last: {reason}")
 
     async def close(self, *, gracefully: bool = True) -> None:
         """Ask every worker to stop, unless not `gracefully`; then kill it and free its resources."""
-        await asyncio.gather(*(self._retire(worker, gracefully) for worker in self.workers))
+        await asyncio.gather(*(self._close(worker, gracefully) for worker in self.workers if worker.placement))
         self.workers = []
 
-    async def _create(self, index: int) -> Worker:
-        spec = self._build(index)
-        name = f"{self.role}-{index}"
-        group = placement_group([self._demand.bundle], strategy="PACK")
-        what = f"placement of {name} ({self._demand})"
+    async def _close(self, worker: Worker, gracefully: bool) -> None:
+        await self._end(worker, gracefully)
+        self._events.add("worker_retired", worker=worker.name, reason="run end")
+
+    async def _create(self, worker: Worker, demand: Demand) -> None:
+        spec = self._build(int(worker.name.rpartition("-")[2]))
+        group = placement_group([demand.bundle], strategy="PACK")
         try:
-            await wait_for(group.ready(), timeout_s=self._config.placement_timeout_s, what=what)
+            await wait_for(
+                group.ready(),
+                timeout_s=self._config.placement_timeout_s,
+                what=lambda: f"placement of {worker.name} ({demand}); {_missing(demand)}",
+            )
         except BaseException:
             remove_placement_group(group)
             raise
-        bundle = dict(self._demand.bundle)
+        bundle = dict(demand.bundle)
         options = {
             "num_cpus": bundle.pop("CPU", 0),
             "num_gpus": bundle.pop("GPU", 0),
@@ -135,22 +205,46 @@ class Pool:
         }
         if spec.is_async:
             options["max_concurrency"] = CONCURRENT_CALLS
-        handle = ray.remote(spec.cls).options(**options).remote(*spec.args, **spec.kwargs)
-        return Worker(name, handle, group)
+        worker.handle = ray.remote(spec.cls).options(**options).remote(*spec.args, **spec.kwargs)
+        worker.placement = group
 
-    async def _start(self, worker: Worker) -> None:
+    async def _start(self, worker: Worker, reason: str) -> None:
         seconds: float = await wait_for(
             worker.handle.start.remote(), timeout_s=self._config.start_timeout_s, what=f"start of {worker.name}"
         )
-        self._events.add("worker_started", worker=worker.name, reason="run start", seconds=round(seconds, 3))
+        self._events.add("worker_started", worker=worker.name, reason=reason, seconds=round(seconds, 3))
 
-    async def _retire(self, worker: Worker, gracefully: bool) -> None:
+    async def _end(self, worker: Worker, gracefully: bool) -> None:
         try:
-            if gracefully and not worker.is_dead:
+            if gracefully and worker.handle is not None and worker.state is not WorkerState.DEAD:
                 what = f"shutdown of {worker.name}"
                 await wait_for(worker.handle.shutdown.remote(), timeout_s=SHUTDOWN_TIMEOUT_S, what=what)
         except (RayError, TimeoutError) as error:
             logger.info("%s did not stop by itself: %s", worker.name, error)
-        ray.kill(worker.handle)
-        remove_placement_group(worker.placement)
-        self._events.add("worker_retired", worker=worker.name, reason="run end")
+        self._free(worker)
+
+    def _free(self, worker: Worker) -> None:
+        """Kill the actor, if there is one, and give back what it reserved."""
+        if worker.placement is not None:
+            ray.kill(worker.handle)
+            remove_placement_group(worker.placement)
+            worker.placement = None
+
+
+def named_actor(cls: type, *, name: str, args: tuple[Any, ...]) -> Any:
+    """Start an asyncio actor on this node that others find by its name; it ends with this process.
+
+    It reserves nothing. ValueError if the name is taken in this Ray namespace.
+    """
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    options: dict[str, Any] = {"name": name, "num_cpus": 0, "max_restarts": 0, "scheduling_strategy": here}
+    options["max_concurrency"] = CONCURRENT_CALLS
+    return ray.remote(cls).options(**options).remote(*args)
+
+
+def _missing(demand: Demand) -> str:
+    """What one worker wants, and what is free in the whole cluster now."""
+    free = ray.available_resources()
+    return ", ".join(
+        f"{amount:g} {name} wanted, {free.get(name, 0.0):g} free" for name, amount in demand.bundle.items()
+    )

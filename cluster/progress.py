@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: a live view on a terminal, one plain line per step otherwise."""
 
 import logging
+from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from cluster.advisor import RECENT_STEPS, Advice, advise
 from cluster.config import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -30,6 +32,7 @@ class ProgressView:
         self._is_live = wanted == "live" or (wanted == "auto" and self._console.is_terminal)
         self._max_steps = config.max_steps
         self._max_staleness = config.max_staleness
+        self._recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT_STEPS)
         self._bar = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=None),
@@ -57,13 +60,15 @@ class ProgressView:
 
     def step(self, row: Mapping[str, Any]) -> None:
         """Show one trained step: a metrics row."""
+        self._recent.append(row)
+        advice = advise([*self._recent])
         if self._is_live:
             self._bar.update(self._task, completed=row["step"])
-            self._live.update(Group(self._bar, self._table(row)))
+            self._live.update(Group(self._bar, self._table(row, advice)))
         else:
-            self.say(plain_line(row, self._max_steps))
+            self.say(plain_line(row, self._max_steps, advice))
 
-    def _table(self, row: Mapping[str, Any]) -> Table:
+    def _table(self, row: Mapping[str, Any], advice: Advice | None) -> Table:
         table = Table.grid(padding=(0, 3))
         for role in ("rollout", "teacher", "reference"):
             if f"workers/{role}" in row:
@@ -80,10 +85,12 @@ class ProgressView:
         table.add_row("[bold]reward", signal, f"gradient norm {row['grad_norm']:.3g}")
         length = f"length {row['response_length/mean']:.0f}, truncated {row['truncated_frac']:.1%}"
         table.add_row("[bold]responses", length, "")
+        if advice is not None:
+            table.add_row("[bold]limit", advice.text, "")
         return table
 
 
-def plain_line(row: Mapping[str, Any], max_steps: int) -> str:
+def plain_line(row: Mapping[str, Any], max_steps: int, advice: Advice | None = None) -> str:
     """One line for one step, for logs and pipes."""
     return (
         f"step {row['step']}/{max_steps}  reward {row['reward/mean']:+.4f}  kl/reverse {row['kl/reverse']:.4f}  "
@@ -93,4 +100,5 @@ def plain_line(row: Mapping[str, Any], max_steps: int) -> str:
         f"teacher {row['throughput/teacher']:,.0f} learner {row['throughput/learner']:,.0f}  "
         f"waits {row['time/rollout_wait_s']:.2f}+{row['time/score_wait_s']:.2f} s  "
         f"train {row['time/train_s']:.2f} s  publish {row['time/publish_s']:.2f} s"
+        + (f"  {advice.short}" if advice is not None else "")
     )

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -18,10 +18,11 @@ from cluster.config import RunConfig
 from cluster.events import Events, reason_of
 from cluster.lanes import Rollout
 from cluster.metering import Meter
-from cluster.pool import Pool, Worker
+from cluster.pool import Pool
 from cluster.slots import Slots
 from cluster.streams import finished_slots
 from cluster.waiting import NO_LIMIT_S, Signal
+from cluster.workers import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -31,10 +32,17 @@ MAX_GIVEN_UP_IN_A_ROW = 16
 
 @dataclass(frozen=True)
 class Failures:
-    """Failed attempts at a slot's prompt, and the worker of the last one (None: lost after generation)."""
+    """Earlier attempts at a slot's prompt."""
 
-    count: int
-    worker: Worker | None
+    count: int = 0
+    """Attempts that failed since the prompt was taken."""
+    worker: Worker | None = None
+    """Where the last one failed (None: lost after generation)."""
+    num_cut_off: int = 0
+    """Attempts that ended only because their worker was scaled away: no reason to give the prompt up."""
+
+
+NO_FAILURES = Failures()
 
 
 class Prompts(Protocol):
@@ -77,14 +85,13 @@ class RolloutStage:
         self._events = events
         self._failures: dict[int, Failures] = {}  # of slots that failed and are not scored yet
         self._given_up_in_a_row = 0
-        self._in_flight: dict[Worker, int] = dict.fromkeys(pool.workers, 0)
         self._meter = Meter()
         self.num_given_up = 0
 
     @property
     def num_in_flight(self) -> int:
         """Slots being generated."""
-        return sum(self._in_flight.values())
+        return sum(worker.num_slots for worker in self._pool.workers)
 
     def take_throughput(self) -> float:
         """Response tokens generated per second since this was last asked."""
@@ -106,7 +113,7 @@ class RolloutStage:
         """Start what may start, each slot on the least loaded eligible worker, if possible not where it failed."""
         minimum = self._slots.minimum_engine_version
         most = self._config.rollout.max_in_flight
-        room = {w: most - self._in_flight[w] for w in self._pool.healthy if w.version >= minimum}
+        room = {w: most - w.num_slots for w in self._pool.healthy if w.version >= minimum}
         shares: dict[Worker, list[int]] = {}
         alone: list[tuple[Worker, list[int]]] = []
         for slot in self._slots.startable(sum(r for r in room.values() if r > 0)):
@@ -114,7 +121,7 @@ class RolloutStage:
             avoid = None if failed is None else failed.worker
             worker = max((w for w in room if room[w] > 0), key=lambda w: (w is not avoid, room[w]))
             room[worker] -= 1
-            self._in_flight[worker] += 1
+            worker.num_slots += 1
             self._slots.start(slot, worker.version)
             if failed is None:
                 shares.setdefault(worker, []).append(slot)
@@ -125,20 +132,36 @@ class RolloutStage:
     async def _stream(self, worker: Worker, slots: list[int]) -> None:
         """Read one generation stream to its end; what it did not deliver is started again."""
         missing = set(slots)
-        try:
-            await self._read(worker, missing)
-        except (RayError, TimeoutError) as error:
-            reason = reason_of(error)
-            self._events.add("rollout_failed", worker=worker.name, slots=sorted(missing), reason=reason)
-            await self._pool.examine(worker, error)
-            self._in_flight[worker] -= len(missing)
-            for slot in missing:
-                self._retry(slot, reason, worker)
-            self._signal.changed()
+        with self._pool.use(worker):
+            try:
+                await self._read(worker, missing)
+            except (RayError, TimeoutError) as error:
+                if worker.is_retired:
+                    self._take_back(worker, missing)
+                else:
+                    await self._fail(worker, missing, error)
+
+    def _take_back(self, worker: Worker, slots: set[int]) -> None:
+        """Start elsewhere what a retired worker could not finish in time."""
+        worker.num_slots -= len(slots)
+        self._events.add("rollouts_taken_back", worker=worker.name, slots=sorted(slots), reason="drain timeout")
+        for slot in slots:
+            self._slots.fail(slot)
+            failures = self._failures.get(slot, NO_FAILURES)
+            self._failures[slot] = replace(failures, num_cut_off=failures.num_cut_off + 1)
+
+    async def _fail(self, worker: Worker, slots: set[int], error: BaseException) -> None:
+        reason = reason_of(error)
+        self._events.add("rollout_failed", worker=worker.name, slots=sorted(slots), reason=reason)
+        await self._pool.examine(worker, error)
+        worker.num_slots -= len(slots)
+        for slot in slots:
+            self._retry(slot, reason, worker)
 
     async def _read(self, worker: Worker, missing: set[int]) -> None:
         slots = sorted(missing)
-        attempts = [self._failures[slot].count if slot in self._failures else 0 for slot in slots]
+        earlier = [self._failures.get(slot, NO_FAILURES) for slot in slots]
+        attempts = [failures.count + failures.num_cut_off for failures in earlier]
         finished = finished_slots(
             worker.handle,
             self._prompts.requests_for(slots, attempts),
@@ -149,7 +172,7 @@ class RolloutStage:
         async with aclosing(finished):
             async for note, table in finished:
                 missing.remove(note.slot)
-                self._in_flight[worker] -= 1
+                worker.num_slots -= 1
                 self._meter.add(note.num_response_tokens)
                 self._signal.changed()
                 await self._deliver(Rollout(note, table))
@@ -167,11 +190,12 @@ class RolloutStage:
 
     def _retry(self, slot: int, reason: str, worker: Worker | None) -> None:
         self._slots.fail(slot)
-        failures = self._failures[slot].count + 1 if slot in self._failures else 1
-        if failures >= self._config.rollout.max_attempts:
+        failures = self._failures.get(slot, NO_FAILURES)
+        failures = replace(failures, count=failures.count + 1, worker=worker)
+        if failures.count >= self._config.rollout.max_attempts:
             self._give_up(slot, reason)
-            failures = 0
-        self._failures[slot] = Failures(failures, worker)
+            failures = Failures(worker=worker)
+        self._failures[slot] = failures
 
     def _give_up(self, slot: int, reason: str) -> None:
         """Let the slot take the next prompt; RuntimeError if nothing else happens any more."""

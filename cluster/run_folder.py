@@ -29,6 +29,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.export = path / "export"
         self.tensorboard = path / "tensorboard"
+        self.cluster = path / "cluster.json"
 
     @classmethod
     def of(cls, config: RunConfig, *, resume: bool) -> "RunFolder":
@@ -68,6 +69,14 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
         _write_json(self.summary, summary)
+
+    def write_cluster(self, cluster: dict[str, Any]) -> None:
+        """Write where the run can be reached while it goes on: `address` of its Ray, `host` and `pid`."""
+        _write_json(self.cluster, cluster)
+
+    def read_cluster(self) -> dict[str, Any] | None:
+        """Where the run can be reached; None if it does not say."""
+        return json.loads(self.cluster.read_text(encoding="utf-8")) if self.cluster.is_file() else None
 
     def valid_metrics(self) -> list[dict[str, Any]]:
         """Metrics rows of the steps that count, in order; of a step written twice the last one."""

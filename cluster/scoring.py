@@ -19,10 +19,11 @@ from cluster.config import RunConfig
 from cluster.events import Events, reason_of
 from cluster.lanes import Assignment, Lane, Rollout
 from cluster.notes import RolloutNote, ScoreNote
-from cluster.pool import Pool, Worker
+from cluster.pool import Pool
 from cluster.slots import Slots
 from cluster.teachers import role_of_source
 from cluster.waiting import NO_LIMIT_S, Signal, wait_for
+from cluster.workers import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +94,11 @@ class ScoreStage:
         """True while rollouts wait for scores: queued or with a worker."""
         return any(lane.is_busy for lane in self._lanes.values())
 
+    @property
+    def num_queued_of_role(self) -> dict[str, int]:
+        """Rollouts that wait for a worker of each role."""
+        return {role: len(lane.queue) for role, lane in self._lanes.items()}
+
     def take_throughputs(self) -> dict[str, float]:
         """Tokens (prompt and response) scored per second since this was last asked: of all teachers together
         under `teacher`, and of each other role."""
@@ -160,6 +166,12 @@ class ScoreStage:
         self, lane: Lane, worker: Worker, batch: list[Rollout], calls: asyncio.TaskGroup, attempt: int = 0
     ) -> None:
         """Make one scoring call; a failed one is repeated in `calls`."""
+        with lane.pool.use(worker):
+            await self._score_once(lane, worker, batch, calls, attempt)
+
+    async def _score_once(
+        self, lane: Lane, worker: Worker, batch: list[Rollout], calls: asyncio.TaskGroup, attempt: int
+    ) -> None:
         tables = [rollout.table for rollout in batch]
         refs = worker.handle.score.options(num_returns=1 + len(tables)).remote(*tables)
         what = f"{worker.name} scoring {len(batch)} slots"
@@ -172,12 +184,12 @@ class ScoreStage:
             )
             await lane.pool.examine(worker, error)
             lane.unbook(worker, batch)
-            self._repeat(lane, worker, batch, calls, attempt, reason)
+            failures = attempt if worker.is_retired else attempt + 1
+            self._repeat(lane, worker, batch, calls, failures, reason)
         else:
             lane.unbook(worker, batch)
             lane.meter.add(note.num_tokens)
             self._hand_on(lane, [Rollout(old.note, ref) for old, ref in zip(batch, refs[1:], strict=True)])
-        self._signal.changed()
 
     def _hand_on(self, lane: Lane, batch: list[Rollout]) -> None:
         """What a teacher scored goes to the reference, if there is one; what is complete is kept."""
@@ -202,16 +214,16 @@ class ScoreStage:
         failed: Worker,
         batch: list[Rollout],
         calls: asyncio.TaskGroup,
-        attempt: int,
+        failures: int,
         reason: str,
     ) -> None:
         """Repeat a failed call, if possible on another worker; after some attempts generate the slots anew."""
-        if attempt + 1 >= MAX_ATTEMPTS:
+        if failures >= MAX_ATTEMPTS:
             for rollout in batch:
                 self._lose(rollout.note.slot, reason)
             return
         for assignment in lane.rebook(failed, batch):
-            calls.create_task(self._score(lane, *assignment, calls, attempt + 1))
+            calls.create_task(self._score(lane, *assignment, calls, failures))
 
 
 def _slot(rollout: Rollout) -> int:

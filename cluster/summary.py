@@ -4,6 +4,7 @@ from typing import Any
 
 from rich.table import Table
 
+from cluster.advisor import advise
 from cluster.jsonl import read_rows
 from cluster.run_folder import RunFolder
 
@@ -11,7 +12,7 @@ STUDENTS = ("student_before", "student_after")
 
 
 def summarise(folder: RunFolder, *, wall_s: float) -> dict[str, Any]:
-    """Accuracies, reverse KL of the first and last tenth of the steps, and what it took."""
+    """Accuracies, reverse KL of the first and last tenth of the steps, what limited the run, and what it took."""
     summary: dict[str, Any] = {}
     for row in read_rows(folder.evaluations):
         if row["model"] in STUDENTS or _is_teacher(row["model"]):
@@ -24,6 +25,9 @@ def summarise(folder: RunFolder, *, wall_s: float) -> dict[str, Any]:
             }
     steps = folder.valid_metrics()
     tenth = max(1, len(steps) // 10)
+    advice = advise(steps)
+    if advice is not None:
+        summary["limit"] = advice.text
     reverse_kl = [row["kl/reverse"] for row in steps]
     return summary | {
         "kl_reverse_first": _mean(reverse_kl[:tenth]),

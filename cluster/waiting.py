@@ -15,7 +15,7 @@ NO_LIMIT_S = float("inf")
 """For waits that end with calls which have limits themselves."""
 
 
-async def wait_for(awaitable: Awaitable[T], *, timeout_s: float, what: str) -> T:
+async def wait_for(awaitable: Awaitable[T], *, timeout_s: float, what: str | Callable[[], str]) -> T:
     """Await with a limit; logs every 30 s, raises TimeoutError naming `what` and cancels at the limit."""
     task = asyncio.ensure_future(awaitable)
     start = time.monotonic()
@@ -26,8 +26,8 @@ async def wait_for(awaitable: Awaitable[T], *, timeout_s: float, what: str) -> T
             if done:
                 return task.result()
             if time.monotonic() - start >= timeout_s:
-                raise TimeoutError(f"no answer after {timeout_s:g} s from: {what}")
-            logger.info("waiting for %s (%.0f s)", what, time.monotonic() - start)
+                raise TimeoutError(f"no answer after {timeout_s:g} s from: {_text(what)}")
+            logger.info("waiting for %s (%.0f s)", _text(what), time.monotonic() - start)
     finally:
         task.cancel()
 
@@ -85,6 +85,10 @@ class Signal:
         finally:
             timer.cancel()
             self._waiters.pop(waiter, None)
+
+
+def _text(what: str | Callable[[], str]) -> str:
+    return what if isinstance(what, str) else what()
 
 
 def _resolve(waiter: asyncio.Future[bool], value: bool) -> None:

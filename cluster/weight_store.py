@@ -1,7 +1,8 @@
 """The current weights, by reference, and the loaders that bring every student engine up to them.
 
 Each engine follows at its own pace: it loads the newest version when it has finished the one before, and skips
-those it missed. References of older versions are dropped, which frees them.
+those it missed. References of older versions are dropped, which frees them. An engine that is added serves once it
+has loaded and verified the newest version (`prepare`).
 """
 
 import asyncio
@@ -14,9 +15,10 @@ from ray.exceptions import RayError
 
 from cluster.config import ClusterConfig
 from cluster.events import Events, reason_of
-from cluster.pool import Pool, Worker
+from cluster.pool import Pool
 from cluster.waiting import NO_LIMIT_S, Signal, wait_for
 from cluster.weights import WeightManifest
+from cluster.workers import Worker
 
 logger = logging.getLogger(__name__)
 
@@ -63,10 +65,28 @@ class WeightStore:
         self._signal.changed()
 
     async def run(self) -> None:
-        """Let every engine follow as long as the pipeline runs."""
+        """Let every engine that serves follow as long as the pipeline runs."""
+        followed: set[Worker] = set()
         async with asyncio.TaskGroup() as loaders:
-            for worker in self._pool.workers:
-                loaders.create_task(self._follow(worker))
+            while True:
+                found = await self._signal.until(
+                    lambda: [worker for worker in self._pool.healthy if worker not in followed],
+                    timeout_s=NO_LIMIT_S,
+                    what=lambda: "further student engines (there need be none)",
+                )
+                followed.update(found)
+                for worker in found:
+                    loaders.create_task(self._follow(worker))
+
+    async def prepare(self, worker: Worker) -> None:
+        """Bring a started engine to the newest version; RuntimeError if it cannot load or verify it."""
+        await self._signal.until(
+            lambda: self.version >= 0, timeout_s=NO_LIMIT_S, what=lambda: "the first published weights"
+        )
+        while worker.is_starting and worker.version < self.version:
+            reason = await self._load(worker)
+            if reason is not None:
+                raise RuntimeError(reason)
 
     async def all_loaded(self) -> None:
         """Wait until every healthy engine holds the newest version."""
@@ -77,16 +97,22 @@ class WeightStore:
         )
 
     async def _follow(self, worker: Worker) -> None:
-        while not worker.is_dead:
+        while worker.is_healthy:
             await self._signal.until(
-                lambda: worker.is_dead or worker.version < self.version,
+                lambda: not worker.is_healthy or worker.version < self.version,
                 timeout_s=NO_LIMIT_S,
                 what=lambda: f"newer weights for {worker.name}",
             )
-            if not worker.is_dead:
-                await self._load(worker)
+            reason = await self._load(worker) if worker.is_healthy else None
+            if reason is not None:
+                self._pool.mark_dead(worker, reason)
 
-    async def _load(self, worker: Worker) -> None:
+    async def _load(self, worker: Worker) -> str | None:
+        """Load the newest version; returns why it could not be loaded, or None."""
+        with self._pool.use(worker):
+            return await self._load_in_attempts(worker)
+
+    async def _load_in_attempts(self, worker: Worker) -> str | None:
         reason = ""
         for attempt in range(MAX_LOAD_ATTEMPTS):
             weights = self._latest
@@ -101,13 +127,14 @@ class WeightStore:
                 )
             except (RayError, TimeoutError) as error:
                 reason = reason_of(error)
+                if not (worker.is_healthy or worker.is_starting):
+                    return None
                 self._events.add("weights_failed", worker=worker.name, attempt=attempt, reason=reason)
                 continue
             self.last_load_s = time.perf_counter() - start
             self._note_loaded(worker, report)
-            return
-        self._pool.mark_dead(worker, f"weights v{self.version} could not be loaded: {reason}")
-        self._signal.changed()
+            return None
+        return f"weights v{self.version} could not be loaded: {reason}"
 
     def _note_loaded(self, worker: Worker, report: Any) -> None:
         worker.version = report.version

@@ -9,6 +9,7 @@ import asyncio
 import json
 import os
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,10 +243,13 @@ class SimulatedPrompts:
         self._sources = sorted(role_of_source(config)) or ["simulated"]
         self.replacements: dict[int, int] = {}
         self.issued: list[int] = []  # slots, as often as they were issued
+        self.attempts: defaultdict[int, list[int]] = defaultdict(list)  # of each slot, as it was issued
 
     def requests_for(self, slots: Sequence[int], attempts: Sequence[int]) -> pa.Table:
         """Rows of `num_samples` responses per slot."""
         self.issued += slots
+        for slot, attempt in zip(slots, attempts, strict=True):
+            self.attempts[slot].append(attempt)
         rows = [
             self._request(slot, attempt, sample)
             for slot, attempt in zip(slots, attempts, strict=True)

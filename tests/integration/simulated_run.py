@@ -121,6 +121,7 @@ async def simulated_run(
     engines: Sequence[EngineBehaviour] = (EngineBehaviour(),),
     teachers: Sequence[EngineBehaviour] = (EngineBehaviour(),),
     scorers: Mapping[str, Sequence[EngineBehaviour]] | None = None,
+    added: Mapping[str, EngineBehaviour] | None = None,
     learner: LearnerBehaviour | None = None,
     evaluation: Evaluation | None = None,
     resume: bool = False,
@@ -128,6 +129,7 @@ async def simulated_run(
     """Start workers as `launch.py` does, one per behaviour, and connect the stages; closes all at the end.
 
     `scorers` holds the behaviours of further teachers and of the reference by role; one worker each otherwise.
+    Workers that are added later behave as `added` says for their role, or as the last one of the start.
     """
     behaviours: dict[str, Sequence[EngineBehaviour]] = dict.fromkeys(config.scorers, (EngineBehaviour(),))
     behaviours |= {"rollout": engines, "teacher": teachers, **(scorers or {})}
@@ -141,9 +143,11 @@ async def simulated_run(
         if role == "learner":
             arguments = (learner or LearnerBehaviour(), folder.path / "calls.jsonl", signal)
             return WorkerSpec(SimulatedLearner, arguments, is_async=False)
-        engine = (SETTINGS, partial(SimulatedEngine, behaviours[role][i]))
+        known = behaviours[role]
+        behaviour = known[i] if i < len(known) else (added or {}).get(role, known[-1])
+        engine = (SETTINGS, partial(SimulatedEngine, behaviour))
         if role == "rollout":
-            return WorkerSpec(WorkerCutOff if engines[i].dies_after_note else RolloutWorker, engine)
+            return WorkerSpec(WorkerCutOff if behaviour.dies_after_note else RolloutWorker, engine)
         if role == "reference":
             return WorkerSpec(ReferenceWorker, engine, labels | {"signal": signal})
         return WorkerSpec(TeacherWorker, engine, labels)

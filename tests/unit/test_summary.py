@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from cluster.advisor import advise
 from cluster.config import RunConfig
 from cluster.progress import ProgressView, plain_line
 from cluster.run_folder import RunFolder
@@ -82,6 +83,15 @@ def test_a_step_is_one_plain_line() -> None:
         "step 3/10  reward -0.0123  kl/reverse 0.5000  loss +0.01235  grad 1.23  staleness 0.75/2  length 12  "
         "tok/s rollout 1,234 teacher 100 learner 10,000  waits 0.13+0.00 s  train 1.50 s  publish 0.25 s"
     )
+
+
+def test_what_limits_the_run_ends_the_line_of_a_step_and_is_in_the_summary(tmp_path: Path) -> None:
+    row = ROW | {"time/step_s": 2.0, "tokens_trained": 5}
+    advice = advise([row])
+    assert plain_line(row, 10, advice) == f"{plain_line(row, 10)}  learner-bound 88 %"
+    folder = RunFolder(tmp_path)
+    folder.add_step(row, ["a"])
+    assert summarise(folder, wall_s=1.0)["limit"].startswith("learner-bound: 88 % of its time")
 
 
 @pytest.mark.parametrize("display", ["plain", "live", "auto"])

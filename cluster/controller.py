@@ -1,0 +1,164 @@
+"""The run's side of `launch.py scale` and `launch.py status`: answers what arrives in its named actor.
+
+    request {"kind": "scale", "counts": {"rollout": 4}}  ->  {"lines": ["rollout 1 -> 4: ..."]} or {"error": "..."}
+    request {"kind": "status"}                           ->  the status (cluster/status.py) or {"error": "..."}
+
+A scale request is checked as a whole, answered with what will happen, and carried out while the run goes on; one
+that comes while the run still starts is carried out once it has.
+"""
+
+import asyncio
+import difflib
+import logging
+import os
+import socket
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from cluster.config import RunConfig
+from cluster.connection import NAMESPACE
+from cluster.events import Events, reason_of
+from cluster.mailbox import Mailbox, actor_name
+from cluster.pipeline import Pipeline
+from cluster.placement import check_all_fit, check_some_node_fits
+from cluster.pool import Pool, named_actor
+from cluster.run_folder import RunFolder
+from cluster.status import pools_status
+from cluster.waiting import wait_for
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 20.0
+"""So long one call to the actor waits for a request."""
+
+REASON = "command"
+NAME_TIMEOUT_S = 15.0
+"""So long an earlier run of the same name may take to disappear from the cluster."""
+
+
+class Controller:
+    """Answers requests about one run."""
+
+    def __init__(self, config: RunConfig, pools: Mapping[str, Pool], *, is_local: bool) -> None:
+        """`is_local`: Ray is this machine alone and does not grow."""
+        self._config = config
+        self._pools = pools
+        self._is_local = is_local
+        self._pipeline: Pipeline | None = None
+        self._counts: dict[str, int] = {}  # wanted once the run has started
+
+    def attach(self, pipeline: Pipeline) -> None:
+        """From now on the run goes on; what was wanted meanwhile is carried out."""
+        self._pipeline = pipeline
+        for role, count in self._counts.items():
+            pipeline.scaling.resize(role, count, f"{REASON} (during the start)")
+
+    def reply(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a request; a mistake is answered with `error`, one line."""
+        try:
+            match request:
+                case {"kind": "status"}:
+                    return self._status()
+                case {"kind": "scale", "counts": dict(counts)}:
+                    return {"lines": self._scale(counts)}
+                case _:
+                    raise ValueError(f"unknown request {request!r} (known kinds: scale, status)")
+        except ValueError as error:
+            return {"error": str(error)}
+
+    def _status(self) -> dict[str, Any]:
+        state = "starting" if self._pipeline is None else "running"
+        status = {"run": self._config.run_name, "state": state, "pools": pools_status(self._pools)}
+        return status if self._pipeline is None else status | self._pipeline.status()
+
+    def _scale(self, counts: Mapping[str, int]) -> list[str]:
+        for role, count in counts.items():
+            check_count(role, count, [role for role in self._pools if role != "learner"])
+        self._check_placement(counts)
+        if self._pipeline is None:
+            self._counts |= counts
+            return [f"{role} -> {count}: once the run has started" for role, count in counts.items()]
+        return [str(self._pipeline.scaling.resize(role, count, REASON)) for role, count in counts.items()]
+
+    def _check_placement(self, counts: Mapping[str, int]) -> None:
+        """ValueError saying what is missing if the cluster could never hold the workers."""
+        now = {role: len(pool.wanted) or pool.demand.count for role, pool in self._pools.items()}
+        wanted = now | self._counts | dict(counts)
+        changed_last = sorted(
+            self._pools.items(), key=lambda item: item[0] in counts
+        )  # an error names one of these
+        demands = [replace(pool.demand, count=wanted[role]) for role, pool in changed_last]
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if any(wanted[role] > now[role] for role in wanted):
+            (check_all_fit if self._is_local else check_some_node_fits)(demands, nodes)
+
+
+def check_count(role: str, count: int, roles: list[str]) -> None:
+    """ValueError naming the nearest valid role or count."""
+    if role not in roles:
+        if role == "learner":
+            raise ValueError("--learner: ranks cannot be added or removed while a run goes on; drain and --resume")
+        close = difflib.get_close_matches(role, roles, n=1)
+        nearest = f"; did you mean --{close[0]}?" if close else ""
+        raise ValueError(f"--{role}: this run has no such pool{nearest} (pools: {', '.join(roles)})")
+    if count < 1:
+        raise ValueError(f"--{role} must be >= 1, got {count} (nearest valid: 1)")
+
+
+def check_name_is_free(run_name: str) -> None:
+    """ValueError if a run of this name is going on in the connected cluster."""
+    deadline = time.monotonic() + NAME_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            ray.get_actor(actor_name(run_name), namespace=NAMESPACE)
+        except ValueError:
+            return
+        time.sleep(0.5)
+    raise ValueError(f"run_name: a run named {run_name} is going on in this Ray cluster; choose another name")
+
+
+@asynccontextmanager
+async def controlled(
+    config: RunConfig, pools: Mapping[str, Pool], folder: RunFolder, events: Events, *, is_local: bool
+) -> AsyncIterator[Controller]:
+    """Let other processes reach the run: by the name of its actor, and by `cluster.json` in its folder."""
+    controller = Controller(config, pools, is_local=is_local)
+    mailbox = named_actor(Mailbox, name=actor_name(config.run_name), args=())
+    address = ray.get_runtime_context().gcs_address
+    folder.write_cluster({"address": address, "host": socket.gethostname(), "pid": os.getpid()})
+    serving = asyncio.create_task(_serve(controller, mailbox, events))
+    serving.add_done_callback(_log_failure)
+    try:
+        yield controller
+    finally:
+        serving.cancel()
+        await asyncio.wait({serving})
+        ray.kill(mailbox)
+        folder.cluster.unlink(missing_ok=True)
+
+
+async def _serve(controller: Controller, mailbox: Any, events: Events) -> None:
+    """Answer requests until the run ends; a lost actor is an event, and the run goes on without it."""
+    timeout_s = 3 * POLL_S
+    try:
+        while True:
+            request = await wait_for(
+                mailbox.next_request.remote(POLL_S), timeout_s=timeout_s, what="the run's named actor"
+            )
+            if request is not None:
+                number, body = request
+                sent = mailbox.answer.remote(number, controller.reply(body))
+                await wait_for(sent, timeout_s=timeout_s, what="the run's named actor: an answer")
+    except (RayError, TimeoutError) as error:
+        events.add("controller_lost", reason=reason_of(error))
+
+
+def _log_failure(serving: asyncio.Task[None]) -> None:
+    if not serving.cancelled() and serving.exception() is not None:
+        logger.error("scale and status no longer reach this run", exc_info=serving.exception())

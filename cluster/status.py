@@ -1,0 +1,54 @@
+"""Where a run stands, as the JSON values that `launch.py status --json` prints."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from cluster.advisor import advise
+from cluster.pool import Pool
+from cluster.slots import Slots
+
+
+def pools_status(pools: Mapping[str, Pool]) -> dict[str, Any]:
+    """The workers of every pool by role, and how many are wanted."""
+    return {
+        role: {
+            "wanted": len(pool.wanted),
+            "workers": [
+                {
+                    "name": worker.name,
+                    "state": worker.state.value,
+                    "version": worker.version if role == "rollout" and worker.version >= 0 else None,
+                    "slots": worker.num_slots,
+                    "calls": worker.num_calls,
+                    "tokens": worker.outstanding_tokens,
+                }
+                for worker in pool.workers
+            ],
+        }
+        for role, pool in pools.items()
+    }
+
+
+def progress_status(slots: Slots, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Slots, and what the metrics rows of recent steps (oldest first) say."""
+    advice = advise(rows)
+    status: dict[str, Any] = {
+        "slots": {
+            "version": slots.version,
+            "max_steps": slots.max_steps,
+            "window": (1 + slots.batches_ahead) * slots.batch_size,
+            "open": slots.num_open,
+            "startable": len(slots.startable()),
+        },
+        "advice": None if advice is None else asdict(advice),
+    }
+    if rows:
+        last = rows[-1]
+        rates = {key.removeprefix("throughput/"): last[key] for key in last if key.startswith("throughput/")}
+        status["throughput"] = rates
+        staleness = {"mean": last["staleness/mean"], "max": last["staleness/max"], "bound": slots.max_staleness}
+        status["staleness"] = staleness
+        waits = {name: sum(row[f"time/{name}"] for row in rows) for name in ("rollout_wait_s", "score_wait_s")}
+        status["waits"] = {"steps": len(rows), **waits}
+    return status

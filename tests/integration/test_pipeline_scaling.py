@@ -1,0 +1,206 @@
+"""Workers come and go while a run streams: real workers on real Ray, on simulated engines."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.util.placement_group import placement_group_table
+
+from cluster.jsonl import read_rows
+from cluster.workers import Worker, WorkerState
+from tests.integration.simulated import NEVER_S, EngineBehaviour
+from tests.integration.simulated_run import SimulatedRun, eventually, other_tasks, run_config, simulated_run
+
+pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("local_ray")]
+
+ENGINE = EngineBehaviour(fastest_s=0.02, slowest_s=0.2, load_s=0.05)
+STEPS, BATCH, STALENESS = 60, 8, 3
+
+
+def test_growing_and_shrinking_loses_nothing_trains_nothing_twice_and_keeps_the_bound(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        before = _live_placement_groups()
+        scores = tmp_path / "scores.jsonl"
+        config = run_config(tmp_path, max_steps=STEPS, max_staleness=STALENESS, batches_ahead=2)
+        teacher = EngineBehaviour(scores=scores, score_s=0.02)
+        async with simulated_run(config, engines=(ENGINE,), teachers=(teacher,)) as run:
+            running = asyncio.create_task(run.pipeline.run())
+            await eventually(lambda: run.pipeline.slots.version >= 2)
+            run.pipeline.scaling.resize("rollout", 3, "test")
+            run.pipeline.scaling.resize("teacher", 2, "test")
+            await _eventually(running, lambda: len(run.rollout.healthy) == 3 and len(run.teacher.healthy) == 2)
+            worked: set[str] = set()
+            await _eventually(running, lambda: _note_busy(run, worked) >= {"rollout-1", "rollout-2", "teacher-1"})
+            run.pipeline.scaling.resize("rollout", 1, "test")
+            run.pipeline.scaling.resize("teacher", 1, "test")
+            assert [w.state for w in run.rollout.workers[1:]] == [WorkerState.DRAINING] * 2
+            await _eventually(running, lambda: all(w.is_gone for w in _added(run)))
+            assert [w.state for w in _added(run)] == [WorkerState.RETIRED] * 3
+            await _eventually(running, lambda: _live_placement_groups() == before + 3)  # learner and one of each
+            assert run.pipeline.slots.version < STEPS, "the run was over before it was scaled down"
+            await asyncio.wait_for(running, 90)
+            _check_nothing_lost(run)
+            assert [(e["role"], e["from"], e["to"]) for e in run.events("scaled")] == [
+                *(("rollout", 1, 3), ("teacher", 1, 2), ("rollout", 3, 1), ("teacher", 2, 1)),
+            ]
+            started = {e["worker"]: e["reason"] for e in run.events("worker_started")}
+            retired = {e["worker"]: e["reason"] for e in run.events("worker_retired")}
+            added = {"rollout-1", "rollout-2", "teacher-1"}
+            assert {started[name] for name in added} == {"scale up"}
+            assert retired == dict.fromkeys(added, "scale down")
+            assert run.events("rollout_failed") == run.events("scoring_failed") == []
+            await eventually(lambda: not other_tasks(), timeout_s=5)
+
+    asyncio.run(scenario())
+
+
+def test_what_a_draining_worker_cannot_finish_in_time_is_done_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def scenario() -> None:
+        monkeypatch.setattr("cluster.pool.SHUTDOWN_TIMEOUT_S", 0.5)
+        limits: dict[str, Any] = {"cluster": {"drain_timeout_s": 0.3}, "rollout": {"max_in_flight": 12}}
+        config = run_config(tmp_path, max_steps=6, max_staleness=STALENESS, **limits)
+        stuck = EngineBehaviour(fastest_s=NEVER_S, slowest_s=NEVER_S, score_s=NEVER_S)
+        engines, teachers = (ENGINE, stuck), (EngineBehaviour(score_s=0.2), stuck)
+        async with simulated_run(config, engines=engines, teachers=teachers) as run:
+            running = asyncio.create_task(run.pipeline.run())
+            await eventually(lambda: run.rollout.workers[1].num_slots and run.teacher.workers[1].num_calls)
+            held = run.rollout.workers[1].num_slots
+            run.pipeline.scaling.resize("rollout", 1, "test")
+            run.pipeline.scaling.resize("teacher", 1, "test")
+            await asyncio.wait_for(running, 60)
+            _check_nothing_lost(run, steps=6)
+            taken_back = [slot for event in run.events("rollouts_taken_back") for slot in event["slots"]]
+            assert len(taken_back) == held
+            assert sorted(run.prompts.issued) == sorted([*range(6 * BATCH), *taken_back])
+            attempts = {slot: run.prompts.attempts[slot] for slot in taken_back}
+            assert attempts == {slot: [0, 1] for slot in taken_back}
+            assert run.events("prompt_given_up") == run.events("worker_died") == []
+            [reason] = {event["reason"] for event in run.events("worker_retired")}
+            assert reason == "scale down; not finished after 0.3 s"
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("role", ["rollout", "teacher"])
+def test_a_worker_that_dies_while_it_drains_costs_nothing(tmp_path: Path, role: str) -> None:
+    async def scenario() -> None:
+        config = run_config(tmp_path, max_steps=6, max_staleness=STALENESS)
+        slow = EngineBehaviour(fastest_s=0.3, slowest_s=1.0, score_s=0.5)
+        async with simulated_run(
+            config, engines=(ENGINE, slow), teachers=(EngineBehaviour(score_s=0.2), slow)
+        ) as run:
+            running = asyncio.create_task(run.pipeline.run())
+            worker = run.pools[role].workers[1]
+            await eventually(lambda: worker.num_slots or worker.num_calls)
+            run.pipeline.scaling.resize(role, 1, "test")
+            ray.kill(worker.handle)
+            await asyncio.wait_for(running, 60)
+            _check_nothing_lost(run, steps=6)
+            assert worker.state is WorkerState.DEAD
+            assert [event["worker"] for event in run.events("worker_died")] == [worker.name]
+            assert run.events("worker_retired") == []
+
+    asyncio.run(scenario())
+
+
+def test_an_added_worker_that_cannot_be_placed_or_cannot_load_is_an_event_and_the_run_goes_on(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        cluster = {"placement_timeout_s": 1.0}
+        config = run_config(tmp_path, max_steps=40, max_staleness=STALENESS, cluster=cluster)
+        broken = EngineBehaviour(failing_loads=1000)
+        async with simulated_run(config, engines=(ENGINE,), added={"rollout": broken}) as run:
+            running = asyncio.create_task(run.pipeline.run())
+            await eventually(lambda: run.pipeline.slots.version >= 1)
+            demand = run.teacher.demand
+            run.teacher.demand = type(demand)("teacher", 1, {"CPU": 15.99})
+            run.pipeline.scaling.resize("teacher", 2, "test")
+            run.pipeline.scaling.resize("rollout", 2, "test")
+            await _eventually(running, lambda: len(run.events("worker_not_started")) == 2)
+            reasons = {event["worker"]: event["reason"] for event in run.events("worker_not_started")}
+            assert "placement of teacher-1 (teacher: 1 x (15.99 CPU)); 15.99 CPU wanted, " in reasons["teacher-1"]
+            assert "the engine cannot load" in reasons["rollout-1"]
+            run.pipeline.scaling.resize("rollout", 2, "test")
+            await _eventually(running, lambda: len(run.rollout.workers) == 3)
+            assert [worker.name for worker in run.rollout.workers] == ["rollout-0", "rollout-1", "rollout-2"]
+            await asyncio.wait_for(running, 90)
+            _check_nothing_lost(run, steps=40)
+
+    asyncio.run(scenario())
+
+
+def test_a_resize_before_the_stream_begins_is_carried_out_and_one_taken_back_starts_nothing(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        before = _live_placement_groups()
+        config = run_config(tmp_path, max_steps=20, max_staleness=STALENESS)
+        async with simulated_run(config, engines=(ENGINE,)) as run:
+            run.pipeline.scaling.resize("rollout", 2, "test")
+            run.pipeline.scaling.resize("teacher", 3, "test")
+            run.pipeline.scaling.resize("teacher", 1, "test")
+            running = asyncio.create_task(run.pipeline.run())
+            await _eventually(running, lambda: len(run.rollout.healthy) == 2)
+            await asyncio.wait_for(running, 60)
+            _check_nothing_lost(run, steps=20)
+            states = [worker.state.value for worker in run.teacher.workers]
+            assert states == ["healthy", "retired", "retired"]
+        await eventually(lambda: _live_placement_groups() == before, timeout_s=5)
+
+    asyncio.run(scenario())
+
+
+def test_the_death_of_the_only_worker_while_another_starts_does_not_end_the_run(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = run_config(tmp_path, max_steps=6, max_staleness=STALENESS)
+        async with simulated_run(config, engines=(ENGINE,), teachers=(EngineBehaviour(score_s=0.3),)) as run:
+            running = asyncio.create_task(run.pipeline.run())
+            await eventually(lambda: run.teacher.workers[0].num_calls)
+            for pool in (run.rollout, run.teacher):
+                run.pipeline.scaling.resize(pool.role, 2, "test")
+                ray.kill(pool.workers[0].handle)
+            await asyncio.wait_for(running, 60)
+            _check_nothing_lost(run, steps=6)
+            assert {event["worker"] for event in run.events("worker_died")} == {"rollout-0", "teacher-0"}
+
+    asyncio.run(scenario())
+
+
+def _added(run: SimulatedRun) -> list[Worker]:
+    return [*run.rollout.workers[1:], *run.teacher.workers[1:]]
+
+
+def _note_busy(run: SimulatedRun, worked: set[str]) -> set[str]:
+    """Add the names of workers that have work just now."""
+    busy = {w.name for pool in (run.rollout, run.teacher) for w in pool.workers if w.num_slots or w.num_calls}
+    worked |= busy
+    return worked
+
+
+async def _eventually(running: asyncio.Task[None], condition: Any) -> None:
+    """Wait for a condition while the run goes on; an error that ended the run is raised here."""
+    await eventually(lambda: running.done() or condition(), timeout_s=60)
+    if running.done():
+        running.result()
+    assert condition(), "the run ended too early for this test"
+
+
+def _check_nothing_lost(run: SimulatedRun, *, steps: int = STEPS) -> None:
+    """Every slot was trained once, within the bound."""
+    assert sorted(run.trained_slots()) == list(range(steps * BATCH))
+    staleness = [value for call in run.calls("train_step") for value in call["staleness"]]
+    assert min(staleness) >= 0
+    assert max(staleness) <= STALENESS
+    slots = sorted(slot for call in run.calls("train_step") for slot in call["slots"])
+    assert slots == list(range(steps * BATCH))
+    assert [row["step"] for row in read_rows(run.folder.metrics)] == list(range(1, steps + 1))
+
+
+def _live_placement_groups() -> int:
+    table: dict[str, dict[str, Any]] = placement_group_table()
+    return sum(group["state"] != "REMOVED" for group in table.values())

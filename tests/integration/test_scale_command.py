@@ -1,0 +1,98 @@
+"""`launch.py scale` and `launch.py status` as another process, on a run with simulated engines."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+
+from cluster.command_line import BAD_INPUT, FINISHED
+from cluster.controller import check_name_is_free, controlled
+from cluster.events import Events
+from tests.integration.conftest import ROOT
+from tests.integration.simulated import EngineBehaviour
+from tests.integration.simulated_run import eventually, run_config, simulated_run
+
+pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("local_ray")]
+
+ENGINE = EngineBehaviour(fastest_s=0.02, slowest_s=0.2)
+
+
+async def launch(command: str, runs_path: Path, *options: str, run: str = "simulated") -> tuple[int, str, str]:
+    """Exit code, output and errors of one command in another process, with nothing of Ray in its environment."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "launch.py", command, "--run", run, "--runs-path", str(runs_path), *options),
+        cwd=ROOT,
+        env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, errors = await asyncio.wait_for(process.communicate(), 100)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), errors.decode()
+
+
+def states(status: dict[str, Any], role: str) -> list[str]:
+    """States of the workers of a pool."""
+    return [worker["state"] for worker in status["pools"][role]["workers"]]
+
+
+def test_a_run_is_scaled_and_watched_from_another_process(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = run_config(tmp_path, max_steps=5000, max_staleness=3)
+        async with simulated_run(config, engines=(ENGINE,)) as run:
+            events = Events(run.folder.events)
+            async with controlled(config, run.pools, run.folder, events, is_local=True) as controller:
+                code, out, errors = await launch("status", tmp_path, "--json")
+                assert (code, json.loads(out)["state"]) == (FINISHED, "starting"), errors
+                controller.attach(run.pipeline)
+                running = asyncio.create_task(run.pipeline.run())
+
+                code, out, errors = await launch("scale", tmp_path, "--rollout", "2", "--teacher=2", "--json")
+                assert code == FINISHED, errors
+                assert json.loads(out) == {
+                    "lines": [
+                        "rollout 1 -> 2: to start: rollout-1, to serve once on the newest weights",
+                        "teacher 1 -> 2: to start: teacher-1",
+                    ]
+                }
+                await eventually(lambda: len(run.rollout.healthy) == len(run.teacher.healthy) == 2)
+                code, out, errors = await launch("status", tmp_path, "--json")
+                status = json.loads(out)
+                assert (code, status["state"]) == (FINISHED, "running"), errors
+                assert states(status, "rollout") == states(status, "teacher") == ["healthy"] * 2
+                assert status["slots"]["version"] > 0
+                assert status["staleness"]["max"] <= status["staleness"]["bound"] == 3
+                assert status["waits"]["steps"] > 0
+                assert "-bound: " in status["advice"]["text"]
+
+                code, out, errors = await launch("scale", tmp_path, "--rolout", "3")
+                assert (code, out) == (BAD_INPUT, "")
+                assert errors.strip() == (
+                    "error: --rolout: this run has no such pool; did you mean --rollout? (pools: teacher, rollout)"
+                )
+                code, _, errors = await launch("scale", tmp_path, "--rollout", "3000")
+                assert code == BAD_INPUT
+                assert "CPU missing" in errors
+                address = ray.get_runtime_context().gcs_address
+                code, _, errors = await launch("status", tmp_path, "--address", address, run="another")
+                assert code == BAD_INPUT
+                assert errors.strip() == (
+                    f"error: --run: no run named another is going on at {address} (running: simulated)"
+                )
+                code, out, errors = await launch("status", tmp_path)
+                assert any(line.split()[:2] == ["rollout-1", "healthy"] for line in out.splitlines()), errors
+                run.pipeline.stop()
+                await running
+        assert not run.folder.cluster.exists()
+        check_name_is_free("simulated")
+        assert [event["reason"] for event in run.events("scaled")] == ["command", "command"]
+        trained = run.trained_slots()
+        assert len(trained) == len(set(trained)) == 8 * run.pipeline.slots.version
+
+    asyncio.run(scenario())

@@ -1,0 +1,67 @@
+"""What limits a run, from rows of steps: the stage is named with its share of the time, and what to do."""
+
+from typing import Any
+
+import pytest
+
+from cluster.advisor import advise
+
+
+def row(**values: Any) -> dict[str, Any]:
+    """A step of 10 s; the learner trains 1 s and publishes 1 s unless told otherwise."""
+    names = {"rollout": "time/rollout_wait_s", "score": "time/score_wait_s", "train": "time/train_s"}
+    given = {names.get(name, name.replace("__", "/")): value for name, value in values.items()}
+    return {
+        **{"time/step_s": 10.0, "time/rollout_wait_s": 0.0, "time/score_wait_s": 0.0, "time/train_s": 1.0},
+        **{"time/publish_s": 1.0, "queue/rollouts": 0, "queue/teacher": 0, "staleness/max": 0.0},
+        **given,
+    }
+
+
+def test_no_steps_or_no_times_give_no_advice() -> None:
+    assert advise([]) is None
+    assert advise([{"step": 1}]) is None
+
+
+def test_waiting_for_scores_is_teacher_bound_with_the_remedy() -> None:
+    advice = advise([row(score=6.2, rollout=1.8, queue__rollouts=5, staleness__max=1.0)])
+    assert advice is not None
+    assert advice.text == (
+        "teacher-bound: 62 % of the learner's time is waiting for scores; add one teacher worker or raise "
+        "teacher.max_batch_tokens"
+    )
+    assert (advice.limit, advice.short) == ("teacher", "teacher-bound 62 %")
+    assert advice.share == pytest.approx(0.62)
+
+
+def test_the_scorer_with_the_longest_queue_is_named() -> None:
+    queues = {"queue/rollouts": 9, "queue/teacher": 2, "queue/teacher-code": 7, "queue/reference": 0}
+    advice = advise([row(score=6) | queues, row(score=6) | queues | {"queue/teacher": 4}])
+    assert advice is not None
+    assert advice.limit == "teacher-code"
+    assert "raise teachers.code.max_batch_tokens" in advice.text
+    advice = advise([row(score=6) | queues | {"queue/reference": 30}])
+    assert advice is not None
+    assert advice.limit == "reference"
+
+
+def test_teachers_that_keep_up_in_an_overlapping_run_are_not_blamed() -> None:
+    busy = {"score": 5.0, "rollout": 2.0}
+    overlapping = advise([row(**busy, staleness__max=2.0)])
+    synchronous = advise([row(**busy)])
+    assert overlapping is not None
+    assert synchronous is not None
+    assert (overlapping.limit, synchronous.limit) == ("rollout", "teacher")
+    assert overlapping.text == (
+        "rollout-bound: 70 % of the learner's time is waiting for rollouts; add rollout workers"
+    )
+
+
+def test_the_learner_and_pauses_limit_too() -> None:
+    advice = advise([row(train=8.0), row(train=6.0, rollout=2.0)])
+    assert advice is not None
+    assert (advice.limit, advice.share) == ("learner", pytest.approx(0.8))
+    assert "do not help" in advice.text
+    advice = advise([row()])
+    assert advice is not None
+    assert (advice.limit, advice.share) == ("pauses", pytest.approx(0.8))

@@ -1,0 +1,244 @@
+"""The parts of scaling that need no cluster: states of workers, the commands' options, what a run answers."""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import launch
+from cluster.commands_remote import address_of, read_counts
+from cluster.config import RunConfig
+from cluster.controller import Controller
+from cluster.events import Events
+from cluster.placement import plan
+from cluster.pool import Pool, WorkerSpec
+from cluster.run_folder import RunFolder
+from cluster.scaling import Change
+from cluster.slots import Slots
+from cluster.status import progress_status
+from cluster.status_text import as_text
+from cluster.workers import NEXT_STATES, Worker, WorkerState
+
+ROOT = Path(__file__).resolve().parents[2]
+NODES = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": False, "Resources": {"CPU": 64.0}}]
+CONFIG = RunConfig.model_validate(
+    {
+        **{"run_name": "first", "student": {"model_path": "s"}, "data": {"train_path": "d"}},
+        **{"teacher": {"model_path": "t", "sources": ["a"]}},
+        "teachers": {"code": {"model_path": "t", "sources": ["b"], "resources": {"num_cpus": 0.5}}},
+    }
+)
+
+
+def pools() -> dict[str, Pool]:
+    """Pools with one healthy worker each, of which there is no actor."""
+    made = {
+        d.role: Pool(d, lambda _: WorkerSpec(object), config=CONFIG.cluster, events=Events()) for d in plan(CONFIG)
+    }
+    for pool in made.values():
+        pool.admit(pool.add())
+    return made
+
+
+@pytest.fixture
+def controller(monkeypatch: pytest.MonkeyPatch) -> Controller:
+    """A run that still starts, on one machine of 4 CPUs of which it uses 3.5."""
+    monkeypatch.setattr("cluster.controller.ray.nodes", lambda: NODES)
+    return Controller(CONFIG, pools(), is_local=True)
+
+
+@pytest.mark.parametrize("state", WorkerState)
+@pytest.mark.parametrize("following", WorkerState)
+def test_a_worker_enters_only_states_that_may_follow(state: WorkerState, following: WorkerState) -> None:
+    worker = Worker("teacher-0")
+    worker.state = state
+    if following in NEXT_STATES[state]:
+        worker.become(following)
+        assert worker.state is following
+    else:
+        with pytest.raises(ValueError, match=f"teacher-0 is {state} and cannot become {following}"):
+            worker.become(following)
+        assert worker.state is state
+
+
+def test_nothing_comes_back_from_the_dead() -> None:
+    assert NEXT_STATES[WorkerState.DEAD] == NEXT_STATES[WorkerState.RETIRED] == set()
+    assert NEXT_STATES.keys() == {*WorkerState}
+
+
+def test_names_are_never_used_twice_and_the_last_wanted_worker_cannot_be_drained() -> None:
+    pool = pools()["teacher"]
+    [first] = pool.workers
+    with pytest.raises(ValueError, match="teacher-0 is the last teacher worker"):
+        pool.drain(first)
+    second = pool.add()
+    pool.mark_dead(second, "a test")
+    pool.admit(third := pool.add())
+    pool.drain(third)
+    pool.withdraw(third)
+    assert [worker.name for worker in pool.workers] == ["teacher-0", "teacher-1", "teacher-2"]
+    assert pool.add().name == "teacher-3"
+    assert pool.healthy == [first]
+
+
+def test_the_death_of_the_last_worker_is_an_error_only_while_no_other_starts() -> None:
+    pool = pools()["rollout"]
+    starting = pool.add()
+    pool.mark_dead(pool.workers[0], "a test")
+    with pytest.raises(RuntimeError, match="no healthy rollout worker is left; rollout-1 died last: a test"):
+        pool.mark_dead(starting, "a test")
+
+
+def test_counts_are_read_from_options() -> None:
+    assert read_counts(["--rollout", "4", "--teacher=2", "--teacher-code", "1"]) == {
+        **{"rollout": 4, "teacher": 2, "teacher-code": 1}
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ([], "scale: no pool is named"),
+        (["--rollout"], "--rollout: a number of workers is missing"),
+        (["--rollout", "--teacher", "2"], "--rollout: a number of workers is missing"),
+        (["--rollout="], "--rollout: a number of workers is missing"),
+        (["rollout", "2"], "unexpected argument 'rollout'"),
+        (["--rollout", "0"], r"--rollout must be >= 1, got 0 \(nearest valid: 1\)"),
+        (["--rollout=-3"], r"--rollout must be >= 1, got -3 \(nearest valid: 1\)"),
+        (["--rollout", "two"], "--rollout must be a whole number >= 1, got 'two'"),
+        (["--rollout", "2", "--rollout", "3"], "--rollout: given twice"),
+    ],
+)
+def test_a_wrong_option_is_named(options: list[str], error: str) -> None:
+    with pytest.raises(ValueError, match=error):
+        read_counts(options)
+
+
+@pytest.mark.parametrize(
+    ("counts", "error"),
+    [
+        ({"rolout": 2}, "--rolout: this run has no such pool; did you mean --rollout? (pools: "),
+        ({"teacher-cod": 2}, "did you mean --teacher-code? (pools: teacher, teacher-code, rollout)"),
+        ({"learner": 2}, "--learner: ranks cannot be added or removed while a run goes on"),
+        ({"teacher": 0}, "--teacher must be >= 1, got 0 (nearest valid: 1)"),
+        ({"rollout": 2}, "1 CPU missing (5 wanted, 4 there)"),
+        ({"teacher-code": 3}, "(nearest valid teachers.code.num_workers here: 2)"),
+    ],
+)
+def test_what_a_run_cannot_do_is_refused_as_a_whole(
+    controller: Controller, counts: dict[str, int], error: str
+) -> None:
+    answer = controller.reply({"kind": "scale", "counts": {"teacher-code": 2} | counts})
+    assert answer.keys() == {"error"}
+    assert error in answer["error"]
+    assert controller._counts == {}
+
+
+def test_a_request_of_another_kind_is_refused(controller: Controller) -> None:
+    assert "known kinds: scale, status" in controller.reply({"kind": "stop"})["error"]
+
+
+def test_a_cluster_may_grow_so_only_what_no_node_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cluster.controller.ray.nodes", lambda: NODES)
+    controller = Controller(CONFIG, pools(), is_local=False)
+    assert "lines" in controller.reply({"kind": "scale", "counts": {"rollout": 40}})
+
+
+def test_what_is_wanted_during_the_start_is_carried_out_once_the_run_has_started(controller: Controller) -> None:
+    answer = controller.reply({"kind": "scale", "counts": {"teacher-code": 2}})
+    assert answer == {"lines": ["teacher-code -> 2: once the run has started"]}
+    calls: list[Any] = []
+    scaling = argparse.Namespace(resize=lambda *call: calls.append(call))
+    controller.attach(argparse.Namespace(scaling=scaling))  # pyright: ignore[reportArgumentType]
+    assert calls == [("teacher-code", 2, "command (during the start)")]
+
+
+def test_the_status_of_a_starting_run_shows_its_workers(controller: Controller) -> None:
+    status = json.loads(json.dumps(controller.reply({"kind": "status"})))
+    assert (status["run"], status["state"]) == ("first", "starting")
+    assert status["pools"]["teacher-code"] == {
+        "wanted": 1,
+        "workers": [
+            {"name": "teacher-code-0", "state": "healthy", "version": None, "slots": 0, "calls": 0, "tokens": 0}
+        ],
+    }
+
+
+def test_the_commands_import_ray_only_once_authentication_is_on() -> None:
+    program = "import sys, cluster.commands_remote; print('ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), done.stderr) == ("False", "")
+
+
+def test_the_status_is_text_too(controller: Controller) -> None:
+    rows = [
+        {
+            **{"staleness/mean": 0.5, "staleness/max": 1.0, "queue/rollouts": 3, "queue/teacher": 3},
+            **{"time/rollout_wait_s": 1.0, "time/score_wait_s": 7.0, "time/step_s": 10.0, "time/train_s": 1.0},
+            **{"time/publish_s": 0.5, "throughput/rollout": 1234.5, "throughput/learner": 99.0},
+        }
+    ]
+    slots = Slots(batch_size=4, max_steps=10, max_staleness=2, batches_ahead=1)
+    queues = {"in_flight": 5, "to_score": {"teacher": 2}, "scored": 1}
+    status = controller.reply({"kind": "status"}) | progress_status(slots, rows) | {"queues": queues}
+    assert as_text(status).splitlines() == [
+        "run first: starting",
+        "learner: 1 wanted",
+        "  learner-0        healthy",
+        "teacher: 1 wanted",
+        "  teacher-0        healthy",
+        "teacher-code: 1 wanted",
+        "  teacher-code-0   healthy",
+        "rollout: 1 wanted",
+        "  rollout-0        healthy",
+        "step 0 of 10; slots: window 8, 0 open (5 in flight, queued 2 for teacher, 1 scored)",
+        "last step: rollout 1,234, learner 99 tok/s; staleness mean 0.50, max 1 of 2",
+        "last 1 steps: the learner waited 1.00 s for rollouts, 7.00 s for scores",
+        "teacher-bound: 70 % of the learner's time is waiting for scores; add one teacher worker or raise "
+        "teacher.max_batch_tokens",
+    ]
+
+
+def test_a_change_says_what_will_happen() -> None:
+    assert str(Change("rollout", 1, 3, ("rollout-1", "rollout-2"))) == (
+        "rollout 1 -> 3: to start: rollout-1, rollout-2, to serve once on the newest weights"
+    )
+    assert str(Change("teacher", 2, 1, ("teacher-1",))) == (
+        "teacher 2 -> 1: to finish what is in flight, then to end: teacher-1"
+    )
+    assert str(Change("teacher", 2, 2, ())) == "teacher 2 -> 2: nothing to do"
+
+
+def test_a_folder_says_where_its_run_is_or_that_its_process_has_ended(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert address_of(folder) is None
+    here = {"address": "10.0.0.1:1", "host": socket.gethostname()}
+    folder.write_cluster(here | {"pid": os.getpid()})
+    assert address_of(folder) == "10.0.0.1:1"
+    folder.write_cluster(here | {"pid": 2**22 + 1})  # above the largest process number
+    with pytest.raises(ValueError, match="is not going on: its process 4194305 has ended"):
+        address_of(folder)
+    folder.write_cluster(here | {"pid": 2**22 + 1, "host": "another"})
+    assert address_of(folder) == "10.0.0.1:1"
+
+
+@pytest.mark.parametrize(
+    ("line", "error"),
+    [
+        (["scale", "--run", "first", "--rollout", "0"], "error: --rollout must be >= 1, got 0 (nearest valid: 1)"),
+        (["scale", "--run", "first"], "error: scale: no pool is named"),
+        (["status", "--run", "first", "--rollout", "2"], "error: unexpected argument '--rollout'"),
+    ],
+)
+def test_a_wrong_command_line_is_one_error_with_exit_code_2(
+    line: list[str], error: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert launch.main(line) == launch.BAD_INPUT
+    [printed] = capsys.readouterr().err.strip().splitlines()
+    assert printed.startswith(error)
