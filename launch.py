@@ -201,6 +201,7 @@ async def start_pipeline(
         folder=folder,
         events=events,
         progress=progress,
+        token_bytes=signal_of(config, inputs).token_bytes,
     )
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 
 from actors.engine import Engine, EngineSettings, TokenScores
 from cluster.notes import ScoreNote
+from cluster.parcels import repacked
 from cluster.stop_tokens import StopLabels, StopMode, StopTokens, stop_labels
 
 
@@ -63,12 +64,15 @@ class Scorer(EngineWorker):
         tables: Sequence[pa.Table],
         target_of: Callable[[StopLabels], list[int]],
         finish: Callable[[pa.Table, list[list[int]], list[TokenScores]], pa.Table],
+        parcels: Sequence[Sequence[int]] | None,
     ) -> tuple[ScoreNote | pa.Table, ...]:
         """Score the targets of all rows together; returns a note, and `finish(table, targets, scores)` of each.
 
-        `target_of` chooses a row's target among its labels.
+        `target_of` chooses a row's target among its labels. With `parcels`, those slots of `tables` are scored,
+        and a table is returned for each parcel.
         """
         start = time.perf_counter()
+        tables = repacked(tables, parcels)
         prompts, targets = [], []
         for table in tables:
             prompts += table.column("prompt_token_ids").to_pylist()

@@ -3,7 +3,7 @@
 note, *scored = await worker.score(*scored_tables)     # the same tables, with `reference_log_probs`
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import pyarrow as pa
@@ -36,12 +36,14 @@ class ReferenceWorker(Scorer):
         super().__init__(settings, open_engine, stop_mode=stop_mode, stops=stops)
         self._signal = signal
 
-    async def score(self, *scored: pa.Table) -> tuple[ScoreNote | pa.Table, ...]:
-        """Return a `ScoreNote` and one table per table, in order, with `reference_log_probs`."""
+    async def score(
+        self, *scored: pa.Table, parcels: Sequence[Sequence[int]] | None = None
+    ) -> tuple[ScoreNote | pa.Table, ...]:
+        """Return a `ScoreNote` and one table per table, or per parcel of slots, with `reference_log_probs`."""
         before = replace(self._signal, has_reference=False)
         for table in scored:
             check_scored(table, before)
-        return await self._score(scored, lambda labels: labels.reference_token_ids, self._with_log_probs)
+        return await self._score(scored, lambda labels: labels.reference_token_ids, self._with_log_probs, parcels)
 
     def _with_log_probs(self, table: pa.Table, targets: list[list[int]], scores: list[TokenScores]) -> pa.Table:
         log_probs = [

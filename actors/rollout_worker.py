@@ -3,16 +3,17 @@
 worker = RolloutWorker(settings, open_engine)
 await worker.start()
 await worker.load_weights(manifest, *buckets)
-async for item in worker.generate(prompts, sampling): ...   # note, table, note, table, ..., EndOfStream
+async for item in worker.generate(prompts, sampling): ...   # Parcel, table, Parcel, table, ..., EndOfStream
 """
 
+import asyncio
 import itertools
 import logging
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,13 +21,15 @@ import pyarrow as pa
 from actors.engine import Engine, Generation, GenerationRequest, LoadReport, Sampling
 from actors.engine_worker import EngineWorker
 from cluster.batches import ROLLOUT_SCHEMA, check_prompts, check_rollouts
-from cluster.notes import EndOfStream, RolloutNote
+from cluster.notes import EndOfStream, Parcel, RolloutNote
+from cluster.parcels import plan_parcels
+from cluster.teacher_signal import SAMPLED
 from cluster.weights import WeightManifest
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
-
-StreamItem = RolloutNote | pa.Table | EndOfStream
+StreamItem = Parcel | pa.Table | EndOfStream
 
 _CALLS = itertools.count()
 
@@ -47,10 +50,11 @@ class RolloutWorker(EngineWorker):
         return await self._engine.load_weights(manifest, buckets)
 
     async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[StreamItem]:
-        """Yield, for every slot as its group is complete, a `RolloutNote` and the slot's rollout table.
+        """Yield slots as their groups are complete: a `Parcel` of notes, then the rollout table of its slots.
 
-        The rows of `prompts` are handed to the engine together. The stream ends with an `EndOfStream`;
-        cancelling it aborts what is unfinished.
+        The rows of `prompts` are handed to the engine together. Slots that are complete at the same time share a
+        parcel while they are small. The stream ends with an `EndOfStream`; cancelling it aborts what is not
+        finished.
         """
         async with aclosing(generate_slots(self._engine, prompts, sampling)) as items:
             async for item in items:
@@ -60,22 +64,65 @@ class RolloutWorker(EngineWorker):
 async def generate_slots(
     engine: Engine, prompts: pa.Table, sampling: Sampling
 ) -> AsyncGenerator[StreamItem, None]:
-    """Generate all rows of `prompts` together; yields note and table of each slot, in finish order."""
+    """Generate all rows of `prompts` together; yields parcels and their tables, in finish order."""
     rows = check_prompts(prompts).to_pylist()
     call = next(_CALLS)  # ids stay unique when a slot is issued again
     requests = {f"{row['uid']}/{row['attempt']}/{call}": row for row in rows}
     group_sizes = Counter(row["slot"] for row in rows)
     groups: dict[int, list[Finished]] = defaultdict(list)
     wanted = [GenerationRequest(key, row["prompt_token_ids"], row["seed"]) for key, row in requests.items()]
-    async with aclosing(engine.generate(wanted, sampling)) as generations:
-        async for generation in generations:
-            row = requests[generation.request_id]
-            group = groups[row["slot"]]
-            group.append(Finished(row, generation))
-            if len(group) == group_sizes[row["slot"]]:
-                yield rollout_note(group)
-                yield rollout_table(groups.pop(row["slot"]))
+    generations = engine.generate(wanted, sampling)
+    async with aclosing(generations), aclosing(in_bunches(generations)) as bunches:
+        async for together in bunches:
+            complete: dict[int, list[Finished]] = {}
+            for generation in together:
+                row = requests[generation.request_id]
+                slot = row["slot"]
+                groups[slot].append(Finished(row, generation))
+                if len(groups[slot]) == group_sizes[slot]:
+                    complete[slot] = groups.pop(slot)
+            for parcel in plan_parcels((slot, _num_bytes(group)) for slot, group in complete.items()):
+                members = [complete[slot] for slot in parcel]
+                yield Parcel(tuple(map(rollout_note, members)))
+                yield rollout_table(members)
     yield EndOfStream(num_slots=len(group_sizes))
+
+
+async def in_bunches(items: AsyncIterator[T]) -> AsyncGenerator[list[T], None]:
+    """Yield the items that have come since the last bunch was taken, in order; at once when there is one.
+
+    What `items` raises comes after the bunches before it.
+    """
+    arrived: list[T] = []
+    news = asyncio.Event()
+
+    async def collect() -> None:
+        try:
+            async for item in items:
+                arrived.append(item)
+                news.set()
+        finally:
+            news.set()
+
+    collecting = asyncio.create_task(collect())
+    try:
+        while not collecting.done() or arrived:
+            await news.wait()
+            news.clear()
+            bunch, arrived[:] = arrived[:], []
+            if bunch:
+                yield bunch
+        collecting.result()
+    finally:
+        collecting.cancel()
+        await asyncio.wait({collecting})
+
+
+def _num_bytes(group: list[Finished]) -> int:
+    """About the size of a group in a rollout table."""
+    return sum(
+        4 * len(f.row["prompt_token_ids"]) + SAMPLED.token_bytes * len(f.generation.token_ids) for f in group
+    )
 
 
 def rollout_note(group: list[Finished]) -> RolloutNote:
@@ -95,19 +142,20 @@ def rollout_note(group: list[Finished]) -> RolloutNote:
     )
 
 
-def rollout_table(group: list[Finished]) -> pa.Table:
-    """The rollout table of one slot, rows by sample."""
+def rollout_table(groups: Sequence[list[Finished]]) -> pa.Table:
+    """The rollout table of complete groups: slot after slot, rows by sample."""
     rows = []
-    for finished in sorted(group, key=lambda f: f.row["sample"]):
-        g = finished.generation
-        versions = [{"version": version, "num_tokens": num} for version, num in g.version_runs]
-        rows.append(
-            finished.row
-            | {
-                "response_token_ids": g.token_ids,
-                "behaviour_log_probs": g.log_probs,
-                "weight_versions": versions,
-                "finish_reason": g.finish_reason,
-            }
-        )
+    for group in groups:
+        for finished in sorted(group, key=lambda f: f.row["sample"]):
+            g = finished.generation
+            versions = [{"version": version, "num_tokens": num} for version, num in g.version_runs]
+            rows.append(
+                finished.row
+                | {
+                    "response_token_ids": g.token_ids,
+                    "behaviour_log_probs": g.log_probs,
+                    "weight_versions": versions,
+                    "finish_reason": g.finish_reason,
+                }
+            )
     return check_rollouts(pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA))

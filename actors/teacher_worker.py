@@ -42,15 +42,17 @@ class TeacherWorker(Scorer):
         self._grade = grade
         self._signal = replace(settings.signal, has_outcome=grade is not None)
 
-    async def score(self, *rollouts: pa.Table) -> tuple[ScoreNote | pa.Table, ...]:
-        """Return a `ScoreNote` and one scored table per rollout table, in order.
+    async def score(
+        self, *rollouts: pa.Table, parcels: Sequence[Sequence[int]] | None = None
+    ) -> tuple[ScoreNote | pa.Table, ...]:
+        """Return a `ScoreNote` and one scored table per rollout table, in order; or one per parcel of slots.
 
         All sequences go to the engine together. With stop mode cross_eos the last token is scored as the
         teacher's own stop token (`teacher_target_ids`).
         """
         for table in rollouts:
             check_rollouts(table)
-        return await self._score(rollouts, lambda labels: labels.teacher_token_ids, self._finished)
+        return await self._score(rollouts, lambda labels: labels.teacher_token_ids, self._finished, parcels)
 
     async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[StreamItem]:
         """Generate with the teacher itself, as a rollout worker does; not with the signal `full`."""

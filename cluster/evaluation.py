@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 
 from cluster.config import ClusterConfig, EvaluationConfig
 from cluster.events import reason_of
+from cluster.parcels import tables_of_slots
 from cluster.pool import Pool
 from cluster.streams import finished_slots
 from cluster.waiting import together, wait_for
@@ -86,9 +87,11 @@ class Evaluation:
         with pool.use(worker):
             try:
                 async with aclosing(finished):
-                    async for note, ref in finished:
+                    async for notes, ref in finished:
                         table: pa.Table = await wait_for(ref, timeout_s=timeout_s, what=what)
-                        rows[note.slot] = sorted(table.to_pylist(), key=lambda row: row["sample"])
+                        slots = [note.slot for note in notes]
+                        for slot, part in zip(slots, tables_of_slots([table], slots), strict=True):
+                            rows[slot] = sorted(part.to_pylist(), key=lambda row: row["sample"])
             except (RayError, TimeoutError) as error:
                 await pool.examine(worker, error)
                 return error

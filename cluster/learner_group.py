@@ -3,10 +3,10 @@
 Each call has a limit, so that a frozen rank is found: collectives among ranks may block far longer than that.
 """
 
-import time
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from cluster.clock import now
 from cluster.config import ClusterConfig
 from cluster.pool import Pool
 from cluster.scoring import ScoredSlot
@@ -43,21 +43,23 @@ class LearnerGroup:
         """Take one optimizer step on a batch, split over the ranks by tokens."""
         shares = split_by_tokens(batch, len(self._pool.workers))
         calls = [
-            worker.handle.train_step.remote(step, *[scored.table for scored in share])
+            worker.handle.train_step.remote(
+                step, *dict.fromkeys(scored.table for scored in share), slots=[each.note.slot for each in share]
+            )
             for worker, share in zip(self._pool.workers, shares, strict=True)
         ]
         return (await together(self._wait(call, f"training step {step}") for call in calls))[0]
 
     async def publish(self, incarnation: int, version: int) -> PublishedWeights:
         """Gather the weights bucket by bucket; returns references and the manifest."""
-        start = time.perf_counter()
+        start = now()
         streams = [
             worker.handle.publish.options(num_returns="streaming").remote(incarnation, version)
             for worker in self._pool.workers
         ]
         refs = (await together(self._collect(stream, version) for stream in streams))[0]
         manifest: WeightManifest = await self._wait(refs[-1], f"manifest of v{version}")
-        return PublishedWeights(manifest, tuple(refs[:-1]), time.perf_counter() - start)
+        return PublishedWeights(manifest, tuple(refs[:-1]), now() - start)
 
     async def save_checkpoint(self, path: str, state: dict[str, Any]) -> None:
         """Write one committed checkpoint folder."""

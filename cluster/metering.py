@@ -1,6 +1,6 @@
 """Throughput of a stage between two looks at it."""
 
-import time
+from cluster.clock import now
 
 
 class Meter:
@@ -8,7 +8,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._count = 0
-        self._since = time.monotonic()
+        self._since = now()
 
     def add(self, count: int) -> None:
         """Count some more."""
@@ -16,7 +16,7 @@ class Meter:
 
     def take(self) -> float:
         """Return the count per second since the last call, and start anew."""
-        now = time.monotonic()
-        rate = self._count / max(now - self._since, 1e-9)
-        self._count, self._since = 0, now
+        until = now()
+        rate = self._count / max(until - self._since, 1e-9)
+        self._count, self._since = 0, until
         return rate

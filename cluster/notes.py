@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class RolloutNote:
-    """One finished slot: the table that follows it in the stream holds these uids."""
+    """One finished slot: its rows are in the table that follows its parcel, under these uids."""
 
     slot: int
     attempt: int
@@ -19,6 +19,13 @@ class RolloutNote:
 
 
 @dataclass(frozen=True)
+class Parcel:
+    """Slots that were finished at the same time and travel in one table, the next item of the stream."""
+
+    notes: tuple[RolloutNote, ...]
+
+
+@dataclass(frozen=True)
 class EndOfStream:
     """Last item of a complete stream. A stream that ends without it was cut off by a death."""
 
@@ -27,7 +34,7 @@ class EndOfStream:
 
 @dataclass(frozen=True)
 class ScoreNote:
-    """One finished scoring call; the scored tables follow it, in the order of the call's arguments."""
+    """One finished scoring call; the scored tables follow it, one for each of the call's parcels."""
 
     num_tokens: int
     seconds: float

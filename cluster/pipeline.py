@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.advisor import RECENT_STEPS
+from cluster.clock import now
 from cluster.config import RunConfig
 from cluster.evaluation import Evaluation
 from cluster.events import Events
@@ -35,6 +36,7 @@ from cluster.scaling import Scaling
 from cluster.scoring import ScoredSlot, ScoreStage
 from cluster.slots import Slots
 from cluster.status import progress_status
+from cluster.teacher_signal import SAMPLED
 from cluster.waiting import Signal
 from cluster.weight_store import WeightStore
 
@@ -64,8 +66,12 @@ class Pipeline:
         folder: RunFolder,
         events: Events,
         progress: Progress,
+        token_bytes: int = SAMPLED.token_bytes,
     ) -> None:
-        """Connect the stages; `pools` are started, and `progress` says where to begin."""
+        """Connect the stages; `pools` are started, and `progress` says where to begin.
+
+        `token_bytes` is about the size of a token in a scored table.
+        """
         self._config = config
         self._pools, self._rollout_pool = pools, pools["rollout"]
         self._learner = learner
@@ -93,7 +99,7 @@ class Pipeline:
             config, pool=self._rollout_pool, prompts=prompts, sampling=sampling, deliver=self._deliver, **shared
         )
         outcome: dict[str, Any] = {"accept": self._rollouts.accept, "lose": self._rollouts.lose}
-        self._scoring = ScoreStage(config, pools=pools, **outcome, **shared)
+        self._scoring = ScoreStage(config, pools=pools, token_bytes=token_bytes, **outcome, **shared)
         self._weights = WeightStore(self._rollout_pool, config=config.cluster, signal=signal, events=events)
         self.scaling = Scaling(config, pools=pools, weights=self._weights, signal=signal, events=events)
 
@@ -135,7 +141,7 @@ class Pipeline:
                 for role in self._config.teacher_of_role:
                     await self._evaluate(role)
             await self._evaluate("student_before")
-        started = time.monotonic()
+        started = now()
         while not self.slots.done and not self._is_stopping:
             waits = Waits()
             batch = await self._next_batch(waits)
@@ -143,31 +149,29 @@ class Pipeline:
                 break
             step = self.slots.version
             scored = self._scoring.take(batch)
-            train_started = time.monotonic()
+            train_started = now()
             result = await self._learner.train(step, scored)
-            train_s = time.monotonic() - train_started
+            train_s = now() - train_started
             self.slots.train(batch)
             publish_s = await self._publish()
-            self._record(
-                result, scored, waits, train_s=train_s, publish_s=publish_s, step_s=time.monotonic() - started
-            )
-            started = time.monotonic()
+            self._record(result, scored, waits, train_s=train_s, publish_s=publish_s, step_s=now() - started)
+            started = now()
             await self._after_step()
         await self._finish()
 
     async def _next_batch(self, waits: Waits) -> list[int] | None:
         """Wait for a batch that the deadlines allow; None if the run is to stop."""
-        since = time.monotonic()
+        since = now()
         was_scoring = self._scoring.is_busy
 
         def ready() -> tuple[list[int] | None] | None:
             nonlocal since, was_scoring
-            now = time.monotonic()
+            until = now()
             if was_scoring:
-                waits.score_s += now - since
+                waits.score_s += until - since
             else:
-                waits.rollout_s += now - since
-            since, was_scoring = now, self._scoring.is_busy
+                waits.rollout_s += until - since
+            since, was_scoring = until, self._scoring.is_busy
             if self._is_stopping:
                 return (None,)
             batch = self.slots.next_batch()
@@ -246,9 +250,9 @@ class Pipeline:
         if path.exists():
             return
         progress = Progress(self.slots.frontier(), self._incarnation, self._prompts.replacements)
-        start = time.monotonic()
+        start = now()
         await self._learner.save_checkpoint(str(path.resolve()), progress.to_json())
-        self._events.add("checkpoint", path=str(path), seconds=round(time.monotonic() - start, 3))
+        self._events.add("checkpoint", path=str(path), seconds=round(now() - start, 3))
 
     async def _evaluate(self, name: str) -> None:
         """Evaluate the student at exactly the current version (or the teacher whose role `name` is)."""
@@ -256,8 +260,8 @@ class Pipeline:
             return
         await self._weights.all_loaded()
         pool = self._pools[name] if name in self._config.teacher_of_role else self._rollout_pool
-        start = time.monotonic()
+        start = now()
         result = await self._evaluation.run(pool, self._config.cluster)
-        version, seconds = self.slots.version, round(time.monotonic() - start, 3)
+        version, seconds = self.slots.version, round(now() - start, 3)
         self._folder.add_evaluation({"step": version, "model": name, **result.row()})
         self._events.add("evaluated", model=name, step=version, avg_at_k=result.avg_at_k, seconds=seconds)

@@ -170,12 +170,14 @@ class RolloutStage:
             what=f"the next of {len(slots)} rollouts from {worker.name}",
         )
         async with aclosing(finished):
-            async for note, table in finished:
-                missing.remove(note.slot)
-                worker.num_slots -= 1
-                self._meter.add(note.num_response_tokens)
+            async for notes, table in finished:
+                for note in notes:
+                    missing.remove(note.slot)
+                    worker.num_slots -= 1
+                    self._meter.add(note.num_response_tokens)
                 self._signal.changed()
-                await self._deliver(Rollout(note, table))
+                for note in notes:
+                    await self._deliver(Rollout(note, table))
         assert not missing, f"{worker.name} ended its stream without slots {sorted(missing)}"
 
     def accept(self, slot: int) -> None:

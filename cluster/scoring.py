@@ -19,6 +19,7 @@ from cluster.config import RunConfig
 from cluster.events import Events, reason_of
 from cluster.lanes import Assignment, Lane, Rollout
 from cluster.notes import RolloutNote, ScoreNote
+from cluster.parcels import plan_parcels
 from cluster.pool import Pool
 from cluster.slots import Slots
 from cluster.teachers import role_of_source
@@ -52,17 +53,19 @@ class ScoreStage:
         slots: Slots,
         accept: Callable[[int], None],
         lose: Callable[[int, str], None],
+        token_bytes: int,
         signal: Signal,
         events: Events,
     ) -> None:
         """`accept(slot)` is told of every scored slot, `lose(slot, reason)` of those to be generated anew.
 
-        `pools` holds the pools of `config.scorers` by role.
+        `pools` holds the pools of `config.scorers` by role; `token_bytes` is a token's size in a scored table.
         """
         self._config = config
         self._slots = slots
         self._accept = accept
         self._lose = lose
+        self._token_bytes = token_bytes
         self._signal = signal
         self._events = events
         self._fixed_batches = config.max_staleness == 0
@@ -172,8 +175,9 @@ class ScoreStage:
     async def _score_once(
         self, lane: Lane, worker: Worker, batch: list[Rollout], calls: asyncio.TaskGroup, attempt: int
     ) -> None:
-        tables = [rollout.table for rollout in batch]
-        refs = worker.handle.score.options(num_returns=1 + len(tables)).remote(*tables)
+        parcels = plan_parcels((r.note.slot, self._token_bytes * r.note.num_tokens) for r in batch)
+        tables = dict.fromkeys(rollout.table for rollout in batch)
+        refs = worker.handle.score.options(num_returns=1 + len(parcels)).remote(*tables, parcels=parcels)
         what = f"{worker.name} scoring {len(batch)} slots"
         try:
             note: ScoreNote = await wait_for(refs[0], timeout_s=self._config.cluster.score_timeout_s, what=what)
@@ -189,7 +193,8 @@ class ScoreStage:
         else:
             lane.unbook(worker, batch)
             lane.meter.add(note.num_tokens)
-            self._hand_on(lane, [Rollout(old.note, ref) for old, ref in zip(batch, refs[1:], strict=True)])
+            table_of = {slot: ref for parcel, ref in zip(parcels, refs[1:], strict=True) for slot in parcel}
+            self._hand_on(lane, [Rollout(old.note, table_of[old.note.slot]) for old in batch])
 
     def _hand_on(self, lane: Lane, batch: list[Rollout]) -> None:
         """What a teacher scored goes to the reference, if there is one; what is complete is kept."""

@@ -1,4 +1,4 @@
-"""Reads a generation stream of a worker: finished slots as (note, reference of the table), in finish order."""
+"""Reads a generation stream of a worker: finished slots as (note, reference of their table), in finish order."""
 
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -6,17 +6,18 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster.notes import EndOfStream, RolloutNote
+from cluster.local_actors import LocalStream
+from cluster.notes import EndOfStream, Parcel, RolloutNote
 from cluster.waiting import wait_for
 
 ITEMS_AHEAD = 64
-"""Items (note and table per slot) a worker may yield before they are taken."""
+"""Items (a parcel, or its table) that a worker may yield before they are taken."""
 
 
 async def finished_slots(
     handle: Any, requests: Any, sampling: Any, *, timeout_s: float, what: str
-) -> AsyncGenerator[tuple[RolloutNote, Any]]:
-    """Generate `requests` on the worker of `handle`; yields note and table reference of each finished slot.
+) -> AsyncGenerator[tuple[tuple[RolloutNote, ...], Any]]:
+    """Generate `requests` on the worker of `handle`; yields the notes of a parcel and its table's reference.
 
     Raises what the worker raised, a RayError if the stream was cut off, TimeoutError if no slot is finished for
     `timeout_s`. Close it (`contextlib.aclosing`): whatever ends the reading early aborts the generation.
@@ -27,16 +28,16 @@ async def finished_slots(
     is_complete = False
     try:
         while True:
-            item: RolloutNote | EndOfStream = await wait_for(
+            item: Parcel | EndOfStream = await wait_for(
                 await next_item(stream, timeout_s=timeout_s, what=what), timeout_s=timeout_s, what=what
             )
             if isinstance(item, EndOfStream):
                 is_complete = True
                 return
-            yield item, await next_item(stream, timeout_s=timeout_s, what=what)
+            yield item.notes, await next_item(stream, timeout_s=timeout_s, what=what)
     finally:
         if not is_complete:
-            ray.cancel(stream)
+            await _cancel(stream)
 
 
 async def next_item(stream: Any, *, timeout_s: float, what: str) -> Any:
@@ -45,3 +46,10 @@ async def next_item(stream: Any, *, timeout_s: float, what: str) -> Any:
         return await wait_for(stream.__anext__(), timeout_s=timeout_s, what=what)
     except StopAsyncIteration:
         raise RayError(f"the stream was cut off while waiting for {what}") from None
+
+
+async def _cancel(stream: Any) -> None:
+    if isinstance(stream, LocalStream):
+        await stream.cancel()
+    else:
+        ray.cancel(stream)

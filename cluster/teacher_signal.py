@@ -32,6 +32,12 @@ class TeacherSignal:
         """Bytes of the hidden state of one token."""
         return self.hidden_size * BYTES_OF_DTYPE[self.dtype]
 
+    @property
+    def token_bytes(self) -> int:
+        """About the bytes of a token in a scored table: ids, log-probs, and what the signal adds."""
+        own = {"token": 4, "topk": 4 + 8 * self.k, "full": self.hidden_bytes}[self.kind]
+        return 16 + own + 4 * self.has_reference
+
 
 SAMPLED = TeacherSignal()
 """The log-prob of the scored token alone."""

@@ -2,9 +2,10 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
+
+from cluster.clock import now
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -18,16 +19,18 @@ NO_LIMIT_S = float("inf")
 async def wait_for(awaitable: Awaitable[T], *, timeout_s: float, what: str | Callable[[], str]) -> T:
     """Await with a limit; logs every 30 s, raises TimeoutError naming `what` and cancels at the limit."""
     task = asyncio.ensure_future(awaitable)
-    start = time.monotonic()
+    if task.done():
+        return task.result()
+    start = now()
     try:
         while True:
-            left = timeout_s - (time.monotonic() - start)
+            left = timeout_s - (now() - start)
             done, _ = await asyncio.wait({task}, timeout=max(0.0, min(LOG_EVERY_S, left)))
             if done:
                 return task.result()
-            if time.monotonic() - start >= timeout_s:
+            if now() - start >= timeout_s:
                 raise TimeoutError(f"no answer after {timeout_s:g} s from: {_text(what)}")
-            logger.info("waiting for %s (%.0f s)", _text(what), time.monotonic() - start)
+            logger.info("waiting for %s (%.0f s)", _text(what), now() - start)
     finally:
         task.cancel()
 
@@ -45,10 +48,13 @@ async def together(awaitables: Iterable[Awaitable[T]]) -> list[T]:
 class Signal:
     """Wakes all who wait for a condition on shared state, in one event loop.
 
-    Whoever changes the state calls `changed()`; `until(predicate)` returns the first true value.
+    Whoever changes the state calls `changed()`; `until(predicate)` returns the first true value. Changes that come
+    together wake a waiter once.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, of: "Signal | None" = None) -> None:
+        """`of`: a signal that is told of every change here too."""
+        self._of = of
         self._waiters: dict[asyncio.Future[bool], None] = {}  # in the order of waiting
 
     def changed(self) -> None:
@@ -56,15 +62,17 @@ class Signal:
         for waiter in self._waiters:
             _resolve(waiter, True)
         self._waiters.clear()
+        if self._of is not None:
+            self._of.changed()
 
     async def until(self, predicate: Callable[[], T | None], *, timeout_s: float, what: Callable[[], str]) -> T:
         """Return `predicate()` once it is true; logs every 30 s, TimeoutError after `timeout_s` of no change."""
-        waited_since = time.monotonic()
+        waited_since = now()
         while not (value := predicate()):
             if await self._next_change(min(LOG_EVERY_S, timeout_s)):
-                waited_since = time.monotonic()
+                waited_since = now()
                 continue
-            waited_s = time.monotonic() - waited_since
+            waited_s = now() - waited_since
             if waited_s >= timeout_s:
                 raise TimeoutError(f"nothing happened for {waited_s:.0f} s while waiting for {what()}")
             logger.info("waiting for %s (%.0f s)", what(), waited_s)

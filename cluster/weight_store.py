@@ -7,12 +7,12 @@ has loaded and verified the newest version (`prepare`).
 
 import asyncio
 import logging
-import time
 from dataclasses import dataclass
 from typing import Any
 
 from ray.exceptions import RayError
 
+from cluster.clock import now
 from cluster.config import ClusterConfig
 from cluster.events import Events, reason_of
 from cluster.pool import Pool
@@ -117,7 +117,7 @@ class WeightStore:
         for attempt in range(MAX_LOAD_ATTEMPTS):
             weights = self._latest
             assert weights is not None
-            start = time.perf_counter()
+            start = now()
             what = f"{worker.name} loading weights v{weights.manifest.version}"
             try:
                 report: Any = await wait_for(
@@ -131,7 +131,7 @@ class WeightStore:
                     return None
                 self._events.add("weights_failed", worker=worker.name, attempt=attempt, reason=reason)
                 continue
-            self.last_load_s = time.perf_counter() - start
+            self.last_load_s = now() - start
             self._note_loaded(worker, report)
             return None
         return f"weights v{self.version} could not be loaded: {reason}"

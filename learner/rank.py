@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cluster.batches import save_batch
 from cluster.config import RunConfig
+from cluster.parcels import tables_of_slots
 from cluster.stop_tokens import StopTokens
 from cluster.teacher_signal import SAMPLED, TeacherSignal
 from cluster.teachers import share_of_source
@@ -141,8 +142,12 @@ class LearnerRank:
             )
         logger.info("learner rank %d of %d is ready on %s", self.rank, self.world_size, self.ranks.device)
 
-    def train_step(self, step: int, *tables: pa.Table) -> StepResult:
-        """Take one optimizer step on this rank's tables; `step` is the weight version before it."""
+    def train_step(self, step: int, *tables: pa.Table, slots: Sequence[int] | None = None) -> StepResult:
+        """Take one optimizer step on this rank's slots of `tables`, by default all, in the order given.
+
+        `step` is the weight version before it.
+        """
+        tables = tuple(tables_of_slots(tables, slots))
         if self.config.logging.save_batches:
             save_batch(tables, self._batch_path(step))
         self.objective.begin_step(step, self.config.max_steps)

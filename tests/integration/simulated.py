@@ -23,6 +23,7 @@ from actors.rollout_worker import RolloutWorker
 from cluster.batches import PROMPT_SCHEMA, check_scored
 from cluster.config import EngineConfig, RunConfig
 from cluster.jsonl import append_row
+from cluster.parcels import tables_of_slots
 from cluster.teacher_signal import SAMPLED, TeacherSignal
 from cluster.teachers import role_of_source
 from cluster.weights import WeightManifest, check_buckets, checksum
@@ -124,7 +125,7 @@ class SimulatedEngine:
 
 
 class WorkerCutOff:
-    """A rollout worker whose process ends after the first note, before its table."""
+    """A rollout worker whose process ends after the first parcel, before its table."""
 
     def __init__(self, settings: EngineSettings, open_engine: Callable[[EngineSettings], Engine]) -> None:
         self._worker = RolloutWorker(settings, open_engine)
@@ -138,7 +139,7 @@ class WorkerCutOff:
         return await self._worker.load_weights(manifest, *buckets)
 
     async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[Any]:
-        """Yield one note."""
+        """Yield one parcel."""
         async for item in self._worker.generate(prompts, sampling):
             yield item
             await asyncio.sleep(0.2)  # until it is on its way
@@ -189,12 +190,13 @@ class SimulatedLearner:
     def setup(self, address: str, port: int) -> None:
         """Nothing to do."""
 
-    def train_step(self, step: int, *tables: pa.Table) -> SimulatedStep:
+    def train_step(self, step: int, *tables: pa.Table, slots: Sequence[int]) -> SimulatedStep:
         """Sleep; report the staleness of the rollouts and write down their slots."""
         if step == self._behaviour.fails_at:
             raise ValueError("the learner is broken")
         time.sleep(NEVER_S if step == self._behaviour.freezes_at else self._behaviour.train_s)
-        rows = [row for table in tables for row in check_scored(table, self._signal).to_pylist()]
+        given = [check_scored(table, self._signal) for table in tables]
+        rows = [row for table in tables_of_slots(given, slots) for row in table.to_pylist()]
         staleness = [step - run["version"] for row in rows for run in row["weight_versions"]]
         lengths = [len(row["response_token_ids"]) for row in rows]
         slots = [row["slot"] for row in rows]

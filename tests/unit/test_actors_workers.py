@@ -15,7 +15,7 @@ from actors.rollout_worker import RolloutWorker
 from actors.teacher_worker import TeacherWorker
 from cluster.batches import ROLLOUT_SCHEMA, check_rollouts
 from cluster.config import EngineConfig
-from cluster.notes import EndOfStream, RolloutNote, ScoreNote
+from cluster.notes import EndOfStream, Parcel, RolloutNote, ScoreNote
 from cluster.stop_tokens import StopTokens
 from cluster.teacher_signal import TeacherSignal
 from cluster.weights import WeightManifest
@@ -69,6 +69,16 @@ class CountingEngine:
         self.events.append("shutdown")
 
 
+class BurstEngine(CountingEngine):
+    """All responses are there at once."""
+
+    async def generate(
+        self, requests: Sequence[GenerationRequest], sampling: Sampling
+    ) -> AsyncGenerator[Generation, None]:
+        for request in requests:
+            yield self._respond(request, sampling)
+
+
 def requests(num_slots: int, num_samples: int = 2) -> pa.Table:
     prompts = [Prompt(f"p{i}", [1, 2, 3][: i % 3 + 1], answer=None, source="default") for i in range(7)]
     of = PromptSource(prompts, seed=0, num_samples=num_samples, num_slots=num_slots)
@@ -92,18 +102,35 @@ def test_a_slot_is_yielded_when_its_last_response_has_come() -> None:
 
     *items, end = asyncio.run(work())
     assert end == EndOfStream(num_slots=3)
-    assert [note.slot for note in items[0::2]] == [2, 0, 1]
-    for note, table in zip(items[0::2], items[1::2], strict=True):
+    assert [note.slot for parcel in items[0::2] for note in parcel.notes] == [2, 0, 1]
+    for parcel, table in zip(items[0::2], items[1::2], strict=True):
         rows = check_rollouts(table).to_pylist()
-        assert [row["slot"] for row in rows] == [note.slot] * 2
-        assert [row["sample"] for row in rows] == [0, 1]
+        slots = [note.slot for note in parcel.notes]
+        assert [(row["slot"], row["sample"]) for row in rows] == [(slot, i) for slot in slots for i in (0, 1)]
+
+
+def test_slots_that_are_complete_together_share_a_parcel_up_to_its_size() -> None:
+    async def work(num_slots: int) -> list[Any]:
+        return await read(await started(BurstEngine()), requests(num_slots), Sampling(max_tokens=4))
+
+    parcel, table, end = asyncio.run(work(40))
+    assert sorted(note.slot for note in parcel.notes) == list(range(40))
+    assert table.num_rows == 80
+    assert end == EndOfStream(num_slots=40)
+    *items, end = asyncio.run(work(2000))
+    assert end == EndOfStream(num_slots=2000)
+    sizes = [len(parcel.notes) for parcel in items[0::2]]
+    assert sum(sizes) == 2000
+    assert len(sizes) > 1, "2,000 slots do not fit into one parcel"
+    assert [table.num_rows for table in items[1::2]] == [2 * size for size in sizes]
 
 
 def test_a_note_says_what_its_table_holds() -> None:
     async def work() -> list[Any]:
         return await read(await started(CountingEngine()), requests(1, num_samples=8), Sampling(max_tokens=4))
 
-    note, table, _ = asyncio.run(work())
+    parcel, table, _ = asyncio.run(work())
+    (note,) = parcel.notes
     rows = table.to_pylist()
     lengths = [row["seed"] % 4 + 1 for row in rows]
     assert note == RolloutNote(
@@ -139,7 +166,7 @@ def test_closing_the_stream_closes_the_engines_at_once() -> None:
     async def work() -> list[str]:
         engine = CountingEngine()
         items: Any = (await started(engine)).generate(requests(5), Sampling(max_tokens=4))
-        assert isinstance(await anext(items), RolloutNote)
+        assert isinstance(await anext(items), Parcel)
         await items.aclose()
         return engine.events
 

@@ -1,0 +1,123 @@
+"""Actors inside this process: called as Ray actors are, for simulations of whole runs and for load tests.
+
+    handle = LocalActor(worker)
+    refs = handle.score.options(num_returns=3).remote(table)     # references: await them, or pass them on
+    stream = handle.generate.options(num_returns="streaming").remote(prompts)
+
+Errors reach the caller as `RayError`, as they would from another process.
+"""
+
+import asyncio
+import inspect
+from collections.abc import AsyncIterator, Generator, Iterator
+from typing import Any
+
+from ray.exceptions import RayActorError, RayError
+
+from cluster.events import reason_of
+
+
+class LocalRef:
+    """A value that a call returns: item `index` of its result, or all of it."""
+
+    def __init__(self, call: "asyncio.Future[Any]", index: int | None = None) -> None:
+        self._call = call
+        self._index = index
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        value = yield from asyncio.shield(self._call).__await__()
+        return value if self._index is None else value[self._index]
+
+
+class LocalActor:
+    """Stands for `target` as a handle does for an actor."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+        self._calls: set[asyncio.Task[Any]] = set()
+        self._is_dead = False
+
+    def __getattr__(self, method: str) -> "LocalMethod":
+        return LocalMethod(self, method)
+
+    def kill(self) -> None:
+        """End every call in flight with an error, and refuse further ones."""
+        self._is_dead = True
+        for call in self._calls:
+            call.cancel()
+
+    def call(self, method: str, args: tuple[Any, ...], named: dict[str, Any]) -> "asyncio.Task[Any]":
+        """Begin a call; references among the arguments are awaited first."""
+        task = asyncio.create_task(self._run(method, args, named))
+        self._calls.add(task)
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        self._calls.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits for it is told; nobody has to
+
+    async def _run(self, method: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        try:
+            if self._is_dead:
+                raise RayActorError(error_msg="the worker was ended")
+            values = [await arg if isinstance(arg, LocalRef) else arg for arg in args]
+            result = getattr(self._target, method)(*values, **named)
+            return await result if inspect.isawaitable(result) else result
+        except RayError:
+            raise
+        except asyncio.CancelledError:
+            raise RayActorError(error_msg="the worker was ended") from None
+        except Exception as error:
+            raise RayError(reason_of(error)) from error
+
+
+class LocalMethod:
+    """A method of a local actor."""
+
+    def __init__(self, actor: LocalActor, name: str, num_returns: int | str = 1) -> None:
+        self._actor = actor
+        self._name = name
+        self._num_returns = num_returns
+
+    def options(self, *, num_returns: int | str = 1, **_: Any) -> "LocalMethod":
+        """As of a Ray method; what concerns processes is ignored."""
+        return LocalMethod(self._actor, self._name, num_returns)
+
+    def remote(self, *args: Any, **named: Any) -> Any:
+        """Begin the call: a reference, a list of them, or a `LocalStream`."""
+        call = self._actor.call(self._name, args, named)
+        if self._num_returns == "streaming":
+            return LocalStream(call)
+        if self._num_returns == 1:
+            return LocalRef(call)
+        assert isinstance(self._num_returns, int)
+        return [LocalRef(call, index) for index in range(self._num_returns)]
+
+
+class LocalStream:
+    """The references of what a generator method yields, made as they are asked for."""
+
+    def __init__(self, call: "asyncio.Task[Any]") -> None:
+        self._call = call
+        self._items: AsyncIterator[Any] | Iterator[Any] | None = None
+
+    async def __anext__(self) -> LocalRef:
+        if self._items is None:
+            self._items = await self._call
+        items = self._items
+        assert items is not None
+        value: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        try:
+            value.set_result(await anext(items) if isinstance(items, AsyncIterator) else next(items))
+        except (StopIteration, StopAsyncIteration):
+            raise StopAsyncIteration from None
+        except Exception as error:
+            raise RayError(reason_of(error)) from error
+        return LocalRef(value)
+
+    async def cancel(self) -> None:
+        """End the generator where it is."""
+        if isinstance(self._items, AsyncIterator) and hasattr(self._items, "aclose"):
+            await self._items.aclose()  # pyright: ignore[reportAttributeAccessIssue]

@@ -1,0 +1,23 @@
+"""A pool whose workers live in this process: no Ray, no placement. For simulations and load tests."""
+
+from cluster.local_actors import LocalActor
+from cluster.placement import Demand
+from cluster.pool import Pool
+from cluster.workers import Worker
+
+IN_PROCESS = "in process"
+"""Placement of a local worker."""
+
+
+class LocalPool(Pool):
+    """A `Pool` that makes its workers here."""
+
+    async def _create(self, worker: Worker, demand: Demand) -> None:
+        spec = self._build(int(worker.name.rpartition("-")[2]))
+        worker.handle = LocalActor(spec.cls(*spec.args, **spec.kwargs))
+        worker.placement = IN_PROCESS
+
+    def _free(self, worker: Worker) -> None:
+        if worker.placement is not None:
+            worker.handle.kill()
+            worker.placement = None
