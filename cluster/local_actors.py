@@ -68,6 +68,8 @@ class LocalActor:
         except RayError:
             raise
         except asyncio.CancelledError:
+            if not self._is_dead:
+                raise
             raise RayActorError(error_msg="the worker was ended") from None
         except Exception as error:
             raise RayError(reason_of(error)) from error

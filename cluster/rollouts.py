@@ -19,6 +19,7 @@ from cluster.events import Events, reason_of
 from cluster.lanes import Rollout
 from cluster.metering import Meter
 from cluster.pool import Pool
+from cluster.room import Room
 from cluster.slots import Slots
 from cluster.streams import finished_slots
 from cluster.waiting import NO_LIMIT_S, Signal
@@ -111,16 +112,17 @@ class RolloutStage:
 
     def _assign(self) -> list[tuple[Worker, list[int]]]:
         """Start what may start, each slot on the least loaded eligible worker, if possible not where it failed."""
-        minimum = self._slots.minimum_engine_version
-        most = self._config.rollout.max_in_flight
-        room = {w: most - w.num_slots for w in self._pool.healthy if w.version >= minimum}
+        if not self._slots.num_waiting:
+            return []
+        minimum, most = self._slots.minimum_engine_version, self._config.rollout.max_in_flight
+        room = Room(
+            {worker: most - worker.num_slots for worker in self._pool.healthy if worker.version >= minimum}
+        )
         shares: dict[Worker, list[int]] = {}
         alone: list[tuple[Worker, list[int]]] = []
-        for slot in self._slots.startable(sum(r for r in room.values() if r > 0)):
+        for slot in self._slots.startable(room.total):
             failed = self._failures.get(slot)
-            avoid = None if failed is None else failed.worker
-            worker = max((w for w in room if room[w] > 0), key=lambda w: (w is not avoid, room[w]))
-            room[worker] -= 1
+            worker = room.take(avoid=None if failed is None else failed.worker)
             worker.num_slots += 1
             self._slots.start(slot, worker.version)
             if failed is None:

@@ -100,6 +100,11 @@ class Slots:
         """Slots that a batch could take."""
         return len(self._finished)
 
+    @property
+    def num_waiting(self) -> int:
+        """Slots that may start."""
+        return len(self._waiting)
+
     def startable(self, limit: int | None = None) -> list[int]:
         """Return the waiting slots of the window, lowest first, at most ``limit`` of them."""
         if limit is not None and limit < 0:

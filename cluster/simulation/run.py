@@ -1,0 +1,104 @@
+"""A whole run, simulated: the real controller, pools in this process, engines that only take time."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from cluster.config import RunConfig, Section
+from cluster.events import Events
+from cluster.learner_group import LearnerGroup
+from cluster.local_pool import LocalPool
+from cluster.pipeline import Pipeline
+from cluster.placement import plan
+from cluster.pool import Pool, WorkerSpec
+from cluster.resume import Progress
+from cluster.run_folder import RunFolder
+from cluster.simulation.prompts import LengthsConfig, SimulatedPrompts
+from cluster.simulation.timing import Duration, EngineRates
+from cluster.simulation.workers import LearnerRates, SimulatedLearner, SimulatedRolloutWorker, SimulatedTeacher
+from cluster.virtual_time import run_virtually
+
+
+class RatesConfig(Section):
+    """How fast everything is."""
+
+    rollout: EngineRates = EngineRates()
+    """A student engine."""
+    teacher: EngineRates = EngineRates()
+    """A teacher engine, of every teacher and of the reference model."""
+    learner: LearnerRates = LearnerRates()
+    """The learner with the ranks it has."""
+    start_s: Duration = 0.0
+    """Seconds until an engine that is added has started."""
+    lengths: LengthsConfig = Field(default=LengthsConfig())
+    """How long prompts and responses are."""
+
+
+@dataclass(frozen=True)
+class SimulatedRun:
+    """A simulated run, ready to go."""
+
+    pipeline: Pipeline
+    pools: Mapping[str, Pool]
+    folder: RunFolder
+
+
+@asynccontextmanager
+async def simulated_run(config: RunConfig, rates: RatesConfig, path: Path) -> AsyncIterator[SimulatedRun]:
+    """Start the workers of a run and connect the stages; its run folder is made under `path`."""
+    config = config.model_copy(update={"runs_path": str(path)})
+    folder = RunFolder(path / config.run_name)
+    folder.checkpoints.mkdir(parents=True)
+    events = Events(folder.events)
+    pools = {
+        demand.role: LocalPool(demand, partial(_worker, demand.role, rates), config=config.cluster, events=events)
+        for demand in plan(config)
+    }
+    learner = LearnerGroup(pools["learner"], config.cluster)
+    try:
+        for pool in pools.values():
+            await pool.place()
+        engines = [pool.start() for role, pool in pools.items() if role != "learner"]
+        await asyncio.gather(learner.setup(), *engines)
+        pipeline = Pipeline(
+            config,
+            pools=pools,
+            learner=learner,
+            prompts=SimulatedPrompts(config, rates.lengths),
+            sampling=None,
+            evaluation=None,
+            folder=folder,
+            events=events,
+            progress=Progress(),
+        )
+        yield SimulatedRun(pipeline, pools, folder)
+    finally:
+        await asyncio.gather(*(pool.close() for pool in pools.values()))
+
+
+def simulate(config: RunConfig, rates: RatesConfig) -> list[dict[str, Any]]:
+    """Run to the end in simulated time; returns the metrics rows, with simulated seconds."""
+
+    async def run(path: Path) -> list[dict[str, Any]]:
+        async with simulated_run(config, rates, path) as simulated:
+            await simulated.pipeline.run()
+            return simulated.folder.valid_metrics()
+
+    with tempfile.TemporaryDirectory() as path:
+        return run_virtually(run(Path(path)))
+
+
+def _worker(role: str, rates: RatesConfig, index: int) -> WorkerSpec:
+    if role == "rollout":
+        return WorkerSpec(SimulatedRolloutWorker, (rates.rollout,), {"start_s": rates.start_s})
+    prompt = {"num_prompt_tokens": rates.lengths.prompt}
+    if role == "learner":
+        return WorkerSpec(SimulatedLearner, (rates.learner,), prompt)
+    return WorkerSpec(SimulatedTeacher, (rates.teacher,), prompt | {"start_s": rates.start_s})
