@@ -83,8 +83,9 @@ class Pipeline:
         self._is_stopping = False
         self._show: list[Callable[[dict[str, Any]], None]] = []
         self._signal = signal = Signal()
+        members = Signal(of=signal)
         for pool in pools.values():
-            pool.signal = signal
+            pool.signal = members
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
         prompts.replacements.update(progress.replacements)
         self.slots = Slots(
@@ -100,7 +101,9 @@ class Pipeline:
         )
         outcome: dict[str, Any] = {"accept": self._rollouts.accept, "lose": self._rollouts.lose}
         self._scoring = ScoreStage(config, pools=pools, token_bytes=token_bytes, **outcome, **shared)
-        self._weights = WeightStore(self._rollout_pool, config=config.cluster, signal=signal, events=events)
+        self._weights = WeightStore(
+            self._rollout_pool, config=config.cluster, signal=signal, members=members, events=events
+        )
         self.scaling = Scaling(config, pools=pools, weights=self._weights, signal=signal, events=events)
 
     def on_step(self, show: Callable[[dict[str, Any]], None]) -> None:

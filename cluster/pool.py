@@ -106,7 +106,8 @@ class Pool:
             yield
         finally:
             worker.num_uses -= 1
-            self.signal.changed()
+            if not worker.is_healthy:  # someone may wait for the end of what it has in flight
+                self.signal.changed()
 
     # -- growing and shrinking --
 

@@ -111,7 +111,7 @@ class RolloutStage:
                     streams.create_task(self._stream(worker, slots))
 
     def _assign(self) -> list[tuple[Worker, list[int]]]:
-        """Start what may start, each slot on the least loaded eligible worker, if possible not where it failed."""
+        """Start what may start, each slot on the least loaded eligible worker, and not where it failed last."""
         if not self._slots.num_waiting:
             return []
         minimum, most = self._slots.minimum_engine_version, self._config.rollout.max_in_flight
@@ -120,9 +120,12 @@ class RolloutStage:
         )
         shares: dict[Worker, list[int]] = {}
         alone: list[tuple[Worker, list[int]]] = []
-        for slot in self._slots.startable(room.total):
+        has_others = len(self._pool.healthy) > 1
+        for slot in self._slots.startable():
             failed = self._failures.get(slot)
-            worker = room.take(avoid=None if failed is None else failed.worker)
+            worker = room.take(avoid=failed.worker if failed is not None and has_others else None)
+            if worker is None:
+                continue  # no room, or only where it failed: the others are busy, or still loading weights
             worker.num_slots += 1
             self._slots.start(slot, worker.version)
             if failed is None:
@@ -142,6 +145,7 @@ class RolloutStage:
                     self._take_back(worker, missing)
                 else:
                     await self._fail(worker, missing, error)
+        self._signal.changed()
 
     def _take_back(self, worker: Worker, slots: set[int]) -> None:
         """Start elsewhere what a retired worker could not finish in time."""

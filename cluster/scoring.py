@@ -171,6 +171,7 @@ class ScoreStage:
         """Make one scoring call; a failed one is repeated in `calls`."""
         with lane.pool.use(worker):
             await self._score_once(lane, worker, batch, calls, attempt)
+        self._signal.changed()
 
     async def _score_once(
         self, lane: Lane, worker: Worker, batch: list[Rollout], calls: asyncio.TaskGroup, attempt: int

@@ -38,8 +38,12 @@ class PublishedWeights:
 class WeightStore:
     """Holds the newest weights and keeps the rollout pool loading them."""
 
-    def __init__(self, pool: Pool, *, config: ClusterConfig, signal: Signal, events: Events) -> None:
+    def __init__(
+        self, pool: Pool, *, config: ClusterConfig, signal: Signal, members: Signal, events: Events
+    ) -> None:
+        """`members`: told of new versions and of workers' states, but not of every load, as `signal` is."""
         self._pool = pool
+        self._members = members
         self._config = config
         self._signal = signal
         self._events = events
@@ -62,14 +66,14 @@ class WeightStore:
             bytes=manifest.total_bytes,
             seconds=round(weights.publish_s, 4),
         )
-        self._signal.changed()
+        self._members.changed()
 
     async def run(self) -> None:
         """Let every engine that serves follow as long as the pipeline runs."""
         followed: set[Worker] = set()
         async with asyncio.TaskGroup() as loaders:
             while True:
-                found = await self._signal.until(
+                found = await self._members.until(
                     lambda: [worker for worker in self._pool.healthy if worker not in followed],
                     timeout_s=NO_LIMIT_S,
                     what=lambda: "further student engines (there need be none)",
@@ -98,7 +102,7 @@ class WeightStore:
 
     async def _follow(self, worker: Worker) -> None:
         while worker.is_healthy:
-            await self._signal.until(
+            await self._members.until(
                 lambda: not worker.is_healthy or worker.version < self.version,
                 timeout_s=NO_LIMIT_S,
                 what=lambda: f"newer weights for {worker.name}",

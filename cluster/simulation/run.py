@@ -51,8 +51,13 @@ class SimulatedRun:
 
 
 @asynccontextmanager
-async def simulated_run(config: RunConfig, rates: RatesConfig, path: Path) -> AsyncIterator[SimulatedRun]:
-    """Start the workers of a run and connect the stages; its run folder is made under `path`."""
+async def simulated_run(
+    config: RunConfig, rates: RatesConfig, path: Path, *, pool_type: type[Pool] = LocalPool
+) -> AsyncIterator[SimulatedRun]:
+    """Start the workers of a run and connect the stages; its run folder is made under `path`.
+
+    With `Pool` as the type of pool the workers are real Ray actors, and take their time in earnest.
+    """
     config = config.model_copy(update={"runs_path": str(path)})
     folder = RunFolder(path / config.run_name)
     folder.checkpoints.mkdir(parents=True)
