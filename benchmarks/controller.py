@@ -106,7 +106,7 @@ def main() -> None:
     """Compare all variants, or measure one (`--variant`) for the parent process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=50_000)
-    parser.add_argument("--batch_size", type=int, default=512, help="rollouts per step")
+    parser.add_argument("--batch_size", type=int, default=2048, help="rollouts per step")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--variant", help="local-N or ray-N alone")
     arguments = parser.parse_args()
@@ -116,9 +116,8 @@ def main() -> None:
     row, results = run_variants(__file__, arguments, VARIANTS)
     for key in ("rollouts_per_s", "cpu_us_per_rollout", "memory_growth_mib"):
         row |= {f"{name}_{key}": round(value, 1) for name, value in medians_of(results, key).items()}
-    row["cost_of_256_to_4_workers"] = round(
-        row["local-256_cpu_us_per_rollout"] / row["local-4_cpu_us_per_rollout"], 3
-    )
+    cost = medians_of(results, "cpu_us_per_rollout")
+    row["cost_of_256_to_4_workers"] = round(cost["local-256"] / cost["local-4"], 3)
     print(json.dumps(row))
 
 

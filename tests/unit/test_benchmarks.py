@@ -32,3 +32,12 @@ def test_the_head_benchmark_reports_less_memory_for_the_chunked_head() -> None:
     done = subprocess.run([*line, "--runs=1"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["memory_mib_ratio"] < 0.6
+
+
+def test_the_controller_benchmark_trains_every_rollout_once_and_reports_its_cost() -> None:
+    line = [sys.executable, "benchmarks/controller.py", "--variant=local-4", "--rollouts=1024", "--batch_size=128"]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    row = json.loads(done.stdout)
+    assert 0 < row["cpu_us_per_rollout"] < 1e6
+    assert row["rollouts_per_s"] > 0
