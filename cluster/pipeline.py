@@ -26,7 +26,9 @@ from cluster.advisor import RECENT_STEPS
 from cluster.config import RunConfig
 from cluster.evaluation import Evaluation
 from cluster.events import Events
+from cluster.flow import Flow
 from cluster.learner_group import LearnerGroup, StepResult
+from cluster.metering import loop_time
 from cluster.pool import Pool
 from cluster.resume import Progress
 from cluster.rollouts import Prompts, Rollout, RolloutStage
@@ -94,6 +96,9 @@ class Pipeline:
         )
         outcome: dict[str, Any] = {"accept": self._rollouts.accept, "lose": self._rollouts.lose}
         self._scoring = ScoreStage(config, pools=pools, **outcome, **shared)
+        self._flow = Flow(
+            config, pool=self._rollout_pool, rollouts=self._rollouts, scoring=self._scoring, slots=self.slots
+        )
         self._weights = WeightStore(self._rollout_pool, config=config.cluster, signal=signal, events=events)
         self.scaling = Scaling(config, pools=pools, weights=self._weights, signal=signal, events=events)
 
@@ -104,7 +109,7 @@ class Pipeline:
     async def run(self) -> None:
         """Run all stages side by side until training ends; an error in any of them ends the run."""
         async with asyncio.TaskGroup() as stages:
-            every_stage = (self._rollouts, self._scoring, self._weights, self.scaling)
+            every_stage = (self._rollouts, self._scoring, self._weights, self.scaling, self._flow)
             running = [stages.create_task(stage.run()) for stage in every_stage]
             await self._train()
             for stage in running:
@@ -135,7 +140,7 @@ class Pipeline:
                 for role in self._config.teacher_of_role:
                     await self._evaluate(role)
             await self._evaluate("student_before")
-        started = time.monotonic()
+        started = loop_time()
         while not self.slots.done and not self._is_stopping:
             waits = Waits()
             batch = await self._next_batch(waits)
@@ -143,26 +148,25 @@ class Pipeline:
                 break
             step = self.slots.version
             scored = self._scoring.take(batch)
-            train_started = time.monotonic()
+            train_started = loop_time()
             result = await self._learner.train(step, scored)
-            train_s = time.monotonic() - train_started
+            train_s = loop_time() - train_started
             self.slots.train(batch)
+            self._flow.open_slots()
             publish_s = await self._publish()
-            self._record(
-                result, scored, waits, train_s=train_s, publish_s=publish_s, step_s=time.monotonic() - started
-            )
-            started = time.monotonic()
+            self._record(result, scored, waits, train_s=train_s, publish_s=publish_s, step_s=loop_time() - started)
+            started = loop_time()
             await self._after_step()
         await self._finish()
 
     async def _next_batch(self, waits: Waits) -> list[int] | None:
         """Wait for a batch that the deadlines allow; None if the run is to stop."""
-        since = time.monotonic()
+        since = loop_time()
         was_scoring = self._scoring.is_busy
 
         def ready() -> tuple[list[int] | None] | None:
             nonlocal since, was_scoring
-            now = time.monotonic()
+            now = loop_time()
             if was_scoring:
                 waits.score_s += now - since
             else:
@@ -213,6 +217,8 @@ class Pipeline:
             "throughput/learner": tokens / max(seconds["step_s"], 1e-9),
             "throughput/rollout": self._rollouts.take_throughput(),
             **{f"throughput/{role}": rate for role, rate in self._scoring.take_throughputs().items()},
+            **self._flow.take(),
+            "busy/learner": (seconds["train_s"] + seconds["publish_s"]) / max(seconds["step_s"], 1e-9),
             "prompts_given_up": self._rollouts.num_given_up,
         }
         self._folder.add_step(row, [uid for slot in scored for uid in slot.note.uids])
@@ -246,9 +252,9 @@ class Pipeline:
         if path.exists():
             return
         progress = Progress(self.slots.frontier(), self._incarnation, self._prompts.replacements)
-        start = time.monotonic()
+        start = loop_time()
         await self._learner.save_checkpoint(str(path.resolve()), progress.to_json())
-        self._events.add("checkpoint", path=str(path), seconds=round(time.monotonic() - start, 3))
+        self._events.add("checkpoint", path=str(path), seconds=round(loop_time() - start, 3))
 
     async def _evaluate(self, name: str) -> None:
         """Evaluate the student at exactly the current version (or the teacher whose role `name` is)."""
@@ -256,8 +262,8 @@ class Pipeline:
             return
         await self._weights.all_loaded()
         pool = self._pools[name] if name in self._config.teacher_of_role else self._rollout_pool
-        start = time.monotonic()
+        start = loop_time()
         result = await self._evaluation.run(pool, self._config.cluster)
-        version, seconds = self.slots.version, round(time.monotonic() - start, 3)
+        version, seconds = self.slots.version, round(loop_time() - start, 3)
         self._folder.add_evaluation({"step": version, "model": name, **result.row()})
         self._events.add("evaluated", model=name, step=version, avg_at_k=result.avg_at_k, seconds=seconds)

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from cluster.config import RunConfig
 from cluster.events import Events, reason_of
 from cluster.lanes import Rollout
-from cluster.metering import Meter
+from cluster.metering import Meter, WaitMeter
 from cluster.pool import Pool
 from cluster.slots import Slots
 from cluster.streams import finished_slots
@@ -86,6 +86,9 @@ class RolloutStage:
         self._failures: dict[int, Failures] = {}  # of slots that failed and are not scored yet
         self._given_up_in_a_row = 0
         self._meter = Meter()
+        self.finished = Meter()  # slots
+        self.waits = WaitMeter()
+        """Of startable slots, until a worker starts them."""
         self.num_given_up = 0
 
     @property
@@ -123,6 +126,7 @@ class RolloutStage:
             room[worker] -= 1
             worker.num_slots += 1
             self._slots.start(slot, worker.version)
+            self.waits.leave(slot)
             if failed is None:
                 shares.setdefault(worker, []).append(slot)
             else:
@@ -147,6 +151,7 @@ class RolloutStage:
         self._events.add("rollouts_taken_back", worker=worker.name, slots=sorted(slots), reason="drain timeout")
         for slot in slots:
             self._slots.fail(slot)
+            self.waits.enter(slot)
             failures = self._failures.get(slot, NO_FAILURES)
             self._failures[slot] = replace(failures, num_cut_off=failures.num_cut_off + 1)
 
@@ -174,6 +179,7 @@ class RolloutStage:
                 missing.remove(note.slot)
                 worker.num_slots -= 1
                 self._meter.add(note.num_response_tokens)
+                self.finished.add(1)
                 self._signal.changed()
                 await self._deliver(Rollout(note, table))
         assert not missing, f"{worker.name} ended its stream without slots {sorted(missing)}"
@@ -190,6 +196,7 @@ class RolloutStage:
 
     def _retry(self, slot: int, reason: str, worker: Worker | None) -> None:
         self._slots.fail(slot)
+        self.waits.enter(slot)
         failures = self._failures.get(slot, NO_FAILURES)
         failures = replace(failures, count=failures.count + 1, worker=worker)
         if failures.count >= self._config.rollout.max_attempts:
