@@ -1,4 +1,4 @@
-"""From metrics rows to decisions: gathers readings while nothing changes, and asks `cluster/balance.py` about them.
+"""From metrics rows to decisions: gathers readings while no worker comes or goes, and asks `cluster/balance.py`.
 
 No Ray and no asyncio: the stage that carries decisions out is `cluster/balancer.py`.
 """

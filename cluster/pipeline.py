@@ -23,6 +23,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.advisor import RECENT_STEPS
+from cluster.autoscaling import Cluster, RayCluster
+from cluster.balancer import Balancer
 from cluster.config import RunConfig
 from cluster.evaluation import Evaluation
 from cluster.events import Events
@@ -66,8 +68,12 @@ class Pipeline:
         folder: RunFolder,
         events: Events,
         progress: Progress,
+        cluster: Cluster | None = None,
     ) -> None:
-        """Connect the stages; `pools` are started, and `progress` says where to begin."""
+        """Connect the stages; `pools` are started, and `progress` says where to begin.
+
+        `cluster` is what the balance of the pools asks for room; by default the connected Ray as it is.
+        """
         self._config = config
         self._pools, self._rollout_pool = pools, pools["rollout"]
         self._learner = learner
@@ -101,6 +107,9 @@ class Pipeline:
         )
         self._weights = WeightStore(self._rollout_pool, config=config.cluster, signal=signal, events=events)
         self.scaling = Scaling(config, pools=pools, weights=self._weights, signal=signal, events=events)
+        room: dict[str, Any] = {"cluster": cluster or RayCluster(may_grow=False), "scaling": self.scaling}
+        self._balancer = Balancer(config, pools=pools, signal=signal, events=events, **room)
+        self.on_step(self._balancer.note)
 
     def on_step(self, show: Callable[[dict[str, Any]], None]) -> None:
         """Call `show(metrics row)` after every step."""
@@ -109,7 +118,7 @@ class Pipeline:
     async def run(self) -> None:
         """Run all stages side by side until training ends; an error in any of them ends the run."""
         async with asyncio.TaskGroup() as stages:
-            every_stage = (self._rollouts, self._scoring, self._weights, self.scaling, self._flow)
+            every_stage = (self._rollouts, self._scoring, self._weights, self.scaling, self._flow, self._balancer)
             running = [stages.create_task(stage.run()) for stage in every_stage]
             await self._train()
             for stage in running:
@@ -126,11 +135,12 @@ class Pipeline:
     def status(self) -> dict[str, Any]:
         """Where the run stands, as JSON values: slots, throughput, staleness, waits, advice."""
         return progress_status(self.slots, [*self._recent]) | {
+            "balanced": self._balancer.last_reason,
             "queues": {
                 "in_flight": self._rollouts.num_in_flight,
                 "to_score": self._scoring.num_queued_of_role,
                 "scored": self._scoring.num_scored,
-            }
+            },
         }
 
     async def _train(self) -> None:

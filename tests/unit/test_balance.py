@@ -6,12 +6,10 @@ are metrics rows, as in a run.
 
 import itertools
 import random
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from cluster.balance import Decision
 from cluster.balance_config import BalanceConfig, Limits
@@ -59,7 +57,12 @@ class World:
     def __post_init__(self) -> None:
         self.balancing = Balancing(self.config, BATCH)
         self.random = random.Random(0)
-        self.startable, self.running, self.to_score, self.scored = (1.0 + self.batches_ahead) * BATCH, 0.0, 0.0, 0.0
+        self.startable, self.running, self.to_score, self.scored = (
+            (1.0 + self.batches_ahead) * BATCH,
+            0.0,
+            0.0,
+            0.0,
+        )
 
     def run(self, seconds: float) -> float:
         """Go on for a while; returns the slots trained per second."""
@@ -76,8 +79,8 @@ class World:
         return (self.trained - trained) / (self.now_s - start_s)
 
     def _step(self) -> dict[str, Any]:
-        sums = dict.fromkeys(("rollout", "score", "used", "busy", "queued/rollout", "queued/teacher"), 0.0)
-        sums |= dict.fromkeys(("slots/rollout", "slots/teacher"), 0.0)
+        names = [*("rollout", "score", "used", "busy", "queued/rollout", "queued/teacher")]
+        sums: dict[str, float] = dict.fromkeys([*names, "slots/rollout", "slots/teacher"], 0.0)
         start_s = self.now_s
         while self.scored < BATCH:
             sums["score" if self.to_score > 1 else "rollout"] += TICK_S
