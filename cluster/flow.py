@@ -17,7 +17,6 @@ slots/X           slots per second that the pool finished
 import asyncio
 from collections import defaultdict
 from collections.abc import Mapping
-from typing import Any
 
 from cluster.config import RunConfig
 from cluster.lanes import Lane
@@ -119,26 +118,3 @@ def sequences_of_worker(config: RunConfig) -> int:
     """Sequences that one rollout worker generates together when it is full."""
     in_flight = config.rollout.max_in_flight * config.num_samples_per_prompt
     return min(in_flight, config.rollout.engine.max_num_seqs)
-
-
-def queue_entries(rows: list[Mapping[str, Any]]) -> dict[str, dict[str, float]]:
-    """Means over rows (oldest first) of what they say of queues and pools: {"wait": {"teacher": 0.5}, ...}.
-
-    `wait` in seconds, `backpressure` as a share of the time, `busy` as it is; empty without such rows.
-    """
-    rows = [row for row in rows if "wait/learner_s" in row and row.get("time/step_s", 0) > 0]
-    if not rows:
-        return {}
-    means: dict[str, dict[str, float]] = {"wait": {}, "backpressure": {}, "busy": {}}
-    total_s = sum(row["time/step_s"] for row in rows)
-    for key in rows[-1]:
-        kind, _, name = key.partition("/")
-        values = [row.get(key, 0.0) for row in rows]
-        if kind == "wait":
-            means[kind][name.removesuffix("_s")] = sum(values) / len(values)
-        elif kind == "backpressure":
-            means[kind][name.removesuffix("_s")] = min(1.0, sum(values) / total_s)
-        elif kind == "busy":
-            seconds = [row["time/step_s"] for row in rows]
-            means[kind][name] = sum(v * s for v, s in zip(values, seconds, strict=True)) / total_s
-    return means
