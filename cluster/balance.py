@@ -4,7 +4,7 @@ The wanted numbers come from measured speeds, not one step at a time: workers go
 pool keeps up with the learner, or the limits are reached: the best worst pool with the fewest workers. On top:
 
 - A pool grows only while it is full and the learner waits: the capacity of a pool that is not full is a guess.
-- A pool shrinks only to what keeps `SLACK` more than the run needs, and never by more than half.
+- A pool shrinks only from `EXCESS` more than the run needs to `SLACK` more, and never by more than half.
 - `Memory` holds the speed of every allocation that was tried. One that is known to be no faster is not tried
   again, and where another was faster the run goes back to it. So the changes come to an end, unless the load
   changes: a speed that is off by `DRIFT` from the remembered one empties the memory.
@@ -22,6 +22,12 @@ HEADROOM = 0.1
 
 SLACK = 0.25
 """A pool that shrinks keeps so much more than is needed."""
+
+EXCESS = 0.5
+"""A pool shrinks only if it has so much more than is needed even with one worker less."""
+
+MOST_WEIGHT = 4
+"""A remembered speed is the mean of measurements; a new one counts for at least 1 / (1 + this)."""
 
 DRIFT = 0.25
 """A change of speed by this fraction with the same workers is a change of load."""
@@ -46,23 +52,36 @@ class Decision:
 
 
 @dataclass(frozen=True)
+class Measured:
+    """What was measured with the same workers."""
+
+    first: Reading
+    rate: float
+    """Slots per second, mean of all measurements."""
+    weight: int = 1
+
+
+@dataclass(frozen=True)
 class Memory:
     """What was measured with which numbers of workers, under the present load."""
 
-    measured: Mapping[Allocation, Reading] = field(default_factory=dict)
+    measured: Mapping[Allocation, Measured] = field(default_factory=dict)
 
-    def of(self, counts: Counts) -> Reading | None:
+    def of(self, counts: Counts) -> Measured | None:
         """What was measured with these workers."""
         return self.measured.get(_allocation(counts))
 
 
 def remember(memory: Memory, counts: Counts, reading: Reading) -> Memory:
-    """The memory with one more measurement; what it contradicts is forgotten, and the first one stays."""
-    known = memory.of(counts)
-    has_changed = any(_is_off(old.learner_rate, reading.learner_rate) for old in memory.measured.values())
-    if has_changed or (known is not None and _is_off(known.rate, reading.rate)):
-        return Memory({_allocation(counts): reading})
-    return memory if known is not None else Memory({**memory.measured, _allocation(counts): reading})
+    """The memory with one more measurement; if that contradicts what is known, all else is forgotten."""
+    known, new = memory.of(counts), {_allocation(counts): Measured(reading, reading.rate)}
+    has_changed = any(_is_off(old.first.learner_rate, reading.learner_rate) for old in memory.measured.values())
+    if has_changed or (known is not None and _is_off(known.first.rate, reading.rate)):
+        return Memory(new)
+    if known is not None:
+        rate = (known.rate * known.weight + reading.rate) / (known.weight + 1)
+        new = {_allocation(counts): Measured(known.first, rate, min(known.weight + 1, MOST_WEIGHT))}
+    return Memory({**memory.measured, **new})
 
 
 def decide(
@@ -82,8 +101,8 @@ def decide(
             f"back to {_named(best)}, measured at {memory.measured[best].rate:.3g} slots/s: {mean.rate:.3g} now"
         )
         return Decision(dict(counts), dict(best), reason, mean.numbers())
-    wanted = _wanted(mean, counts, limits, config)
-    if any(not _agrees(_wanted(each, counts, limits, config), wanted, counts) for each in recent):
+    wanted = _wanted(mean, counts, limits, memory, config)
+    if any(not _agrees(_wanted(each, counts, limits, memory, config), wanted, counts) for each in recent):
         return None
     after = _in_steps(wanted, counts, limits, config)
     if after == dict(counts) or _is_known_as_no_better(memory, counts, after, mean, config.margin):
@@ -94,7 +113,9 @@ def decide(
 # -- the wanted numbers -----------------------------------------------------------------------------------
 
 
-def _wanted(reading: Reading, counts: Counts, limits: Limits, config: BalanceConfig) -> dict[str, int]:
+def _wanted(
+    reading: Reading, counts: Counts, limits: Limits, memory: Memory, config: BalanceConfig
+) -> dict[str, int]:
     """The numbers of workers that the speeds ask for, within the limits."""
     waits = reading.wait_share > config.margin
     grows = {role for role, pool in reading.pools.items() if waits and pool.is_full}
@@ -105,7 +126,9 @@ def _wanted(reading: Reading, counts: Counts, limits: Limits, config: BalanceCon
     fewest = _fewest(reading, growth)
     kept = _with_slack(fewest, reading, counts, growth, shrink=config.shrink)
     if grows and not any(kept[role] > counts[role] for role in counts):
-        kept = _one_more(kept, min(grows, key=lambda role: counts[role] * reading.pools[role].capacity), growth)
+        slowest = min(grows, key=lambda role: counts[role] * reading.pools[role].capacity)
+        if not _was_futile(memory, counts, slowest, reading, config.margin):
+            kept = _one_more(kept, slowest, growth)
     is_moved = {_sign(kept[role] - count) for role, count in counts.items()} >= {1, -1}
     is_allowed = all(count >= limits.low[role] for role, count in counts.items())
     if is_moved and is_allowed and _speed(reading, kept) < reading.rate * (1 + config.margin):
@@ -130,11 +153,13 @@ def _with_slack(
 ) -> dict[str, int]:
     """Leave pools the workers they have: those that give `SLACK` more than is needed, or without `shrink` all."""
     after = dict(fewest)
-    needed = _speed(reading, fewest) * (1 + SLACK)
+    needed = _speed(reading, fewest)
 
     def lacks(role: str) -> bool:
-        speed = after[role] * reading.pools[role].capacity
-        return after[role] < min(counts[role], limits.high[role]) and (speed < needed or not shrink)
+        capacity = reading.pools[role].capacity
+        may_shrink = shrink and (counts[role] - 1) * capacity >= needed * (1 + EXCESS)
+        has_enough = may_shrink and after[role] * capacity >= needed * (1 + SLACK)
+        return after[role] < min(counts[role], limits.high[role]) and not has_enough
 
     while limits.max_total is None or sum(after.values()) < limits.max_total:
         lacking = [role for role in after if lacks(role)]
@@ -178,12 +203,25 @@ def _better_known(
     memory: Memory, counts: Counts, limits: Limits, mean: Reading, margin: float
 ) -> Allocation | None:
     """The fastest allocation that is known, if it is faster than this one; of some about as fast the smallest."""
+    here = memory.of(counts)
+    speed = mean.rate if here is None else max(here.rate, mean.rate)
     known = {a: each.rate for a, each in memory.measured.items() if _is_within(dict(a), limits)}
     best = max(known.values(), default=0.0)
-    if best <= mean.rate * (1 + margin):
+    if mean.wait_share <= margin or best <= speed * (1 + margin):
         return None
     near = [a for a in known if known[a] >= best / (1 + margin / 2) and a != _allocation(counts)]
     return min(near, key=lambda a: (sum(dict(a).values()), -known[a]), default=None)
+
+
+def _was_futile(memory: Memory, counts: Counts, role: str, mean: Reading, margin: float) -> bool:
+    """True if the run is known to be about as fast with fewer workers in this pool and the same in the others."""
+    others = {each: count for each, count in counts.items() if each != role}
+    return any(
+        dict(allocation)[role] < counts[role]
+        and {each: count for each, count in allocation if each != role} == others
+        and known.rate >= mean.rate / (1 + margin / 2)
+        for allocation, known in memory.measured.items()
+    )
 
 
 def _is_known_as_no_better(memory: Memory, counts: Counts, after: Counts, mean: Reading, margin: float) -> bool:

@@ -9,7 +9,7 @@ Means = dict[str, dict[str, float]]
 def flow_means(rows: Sequence[Mapping[str, Any]]) -> Means:
     """Means over metrics rows, weighted with their time: {"wait": {"teacher": 0.5}, "backpressure": {...}, ...}.
 
-    The kinds are `wait`, `backpressure` and `busy`. `wait` is in seconds, `backpressure` and `busy` are shares of the time; empty without rows that tell.
+    The kinds are `wait` (seconds), `backpressure` and `busy` (shares of the time); empty without rows that tell.
     """
     told = [row for row in rows if "wait/learner_s" in row and row.get("time/step_s", 0) > 0]
     total_s = sum(row["time/step_s"] for row in told)

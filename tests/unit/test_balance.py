@@ -6,11 +6,13 @@ are metrics rows, as in a run.
 
 import itertools
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cluster.balance import Decision
 from cluster.balance_config import BalanceConfig, Limits
@@ -148,7 +150,7 @@ def best_of(load: Load, among: Limits) -> float:
     return max(measured_speed(load, *each) for each in nearly)
 
 
-def check_settles(world: World, *, most_moves: int, settle_s: float = 300.0, quiet_s: float = 900.0) -> float:
+def check_settles(world: World, *, most_moves: int, settle_s: float = 300.0, quiet_s: float = 500.0) -> float:
     """Let the balance settle; returns the speed afterwards, during which it changes nothing."""
     world.run(settle_s)
     num_moves = len(world.decisions)
@@ -174,14 +176,14 @@ def test_any_split_of_shared_devices_comes_to_the_best_one_in_few_moves_and_stay
     assert rate >= 0.9 * best_of(replace(load, noise=0.0), world.limits), world.counts
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None, derandomize=True)
 @given(
     rollout=st.integers(1, 8),
     teacher=st.integers(1, 8),
     teacher_rate=st.floats(0.5, 8.0),
     train_s=st.floats(0.3, 4.0),
     max_total=st.sampled_from([None, 8, 16]),
-    noise=st.sampled_from([0.0, 0.2]),
+    noise=st.sampled_from([0.0, 0.1, 0.2]),
 )
 def test_whatever_the_start_and_the_load_it_settles_at_nine_tenths_of_the_best(
     rollout: int, teacher: int, teacher_rate: float, train_s: float, max_total: int | None, noise: float
@@ -190,7 +192,7 @@ def test_whatever_the_start_and_the_load_it_settles_at_nine_tenths_of_the_best(
         rollout, teacher = min(rollout, max_total // 2), min(teacher, max_total // 2)
     load = Load(teacher_rate=teacher_rate, train_s=train_s, noise=noise)
     world = World(load, {"rollout": rollout, "teacher": teacher}, limits(max_total=max_total))
-    rate = check_settles(world, most_moves=10, settle_s=600.0, quiet_s=600.0)
+    rate = check_settles(world, most_moves=10, settle_s=600.0, quiet_s=400.0)
     assert rate >= 0.9 * best_of(replace(load, noise=0.0), world.limits), world.counts
 
 
@@ -250,8 +252,6 @@ def test_nothing_is_decided_before_enough_readings_and_nothing_is_read_after_a_c
 
 
 def test_a_worker_that_died_is_replaced_where_its_pool_has_too_few() -> None:
-    world = World(
-        Load(train_s=4.0), {"rollout": 4, "teacher": 1}, Limits(*({r: n for r in ROLES} for n in (2, 8)))
-    )
+    world = World(Load(train_s=4.0), {"rollout": 4, "teacher": 1}, limits(low=2))
     world.run(60.0)
     assert world.decisions[0][1].after["teacher"] >= 2
