@@ -172,6 +172,7 @@ async def start_pipeline(
     """Place and start all workers, restore a checkpoint if resuming, and connect the stages."""
     from actors.inputs import rollout_sampling
     from actors.prompts import PromptSource
+    from cluster.autoscaling import RayCluster
     from cluster.learner_group import LearnerGroup
     from cluster.pipeline import Pipeline
     from cluster.resume import Progress, restore
@@ -202,6 +203,7 @@ async def start_pipeline(
         events=events,
         progress=progress,
         token_bytes=signal_of(config, inputs).token_bytes,
+        cluster=RayCluster(may_grow=config.balance.request_nodes and not is_local(config.cluster)),
     )
 
 

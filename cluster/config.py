@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from cluster.balance_config import BalanceConfig, limits_of
 from cluster.engine_config import (
     Dtype,
     EngineConfig,
@@ -293,6 +294,8 @@ class RunConfig(Section):
     """Progress."""
     cluster: ClusterConfig = ClusterConfig()
     """Ray."""
+    balance: BalanceConfig = BalanceConfig()
+    """Automatic balance of the pools."""
 
     @model_validator(mode="after")
     def _staleness_is_consistent(self) -> Self:
@@ -303,6 +306,22 @@ class RunConfig(Section):
                 f"batches_ahead must be <= max_staleness ({self.max_staleness}), got {self.batches_ahead}"
             )
         return self
+
+    @model_validator(mode="after")
+    def _balance_is_possible(self) -> Self:
+        if self.balance.enabled:
+            if self.max_staleness == 0:
+                raise ValueError(
+                    "balance.enabled must be false with max_staleness 0, whose stages take turns, got true "
+                    "(nearest valid: max_staleness 1)"
+                )
+            limits_of(self.balance, self.workers_of_role)
+        return self
+
+    @property
+    def workers_of_role(self) -> dict[str, int]:
+        """Workers of every pool of engines at the start, by role; the learner's ranks are not among them."""
+        return {"rollout": self.rollout.num_workers} | {r: each.num_workers for r, each in self.scorers.items()}
 
     @property
     def num_batches_ahead(self) -> int:

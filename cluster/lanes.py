@@ -3,12 +3,11 @@
 Rollouts leave a lane in token-budget batches, for the least loaded worker with room for a call.
 """
 
-from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.engine_config import ScorerConfig
-from cluster.metering import Meter
+from cluster.metering import Meter, MeteredQueue, SpellMeter
 from cluster.notes import RolloutNote
 from cluster.pool import Pool
 from cluster.workers import Worker
@@ -32,12 +31,16 @@ class Lane:
     def __init__(self, pool: Pool, config: ScorerConfig, *, capacity: int, has_fixed_batches: bool) -> None:
         """`capacity` is the length of queue from which on nothing more should be put in."""
         self.pool = pool
-        self.queue: deque[Rollout] = deque()
+        self.queue: MeteredQueue[Rollout] = MeteredQueue(slot_of)
         self.num_called = 0  # rollouts with a worker
-        self.meter = Meter()
+        self.meter = Meter()  # tokens
+        self.slots = Meter()
+        self.held_up = SpellMeter()
+        """Producers that the full queue holds up: rollout streams, or the teachers before the reference."""
+        self.max_calls = 1 if has_fixed_batches else config.max_calls_in_flight
+        """Calls a worker serves side by side. They would meet in the engine's steps in an order of chance, so with
+        fixed batches it is one."""
         self._max_batch_tokens = config.max_batch_tokens
-        # Calls side by side would meet in the engine's steps in an order of chance.
-        self._max_calls = 1 if has_fixed_batches else config.max_calls_in_flight
         self._capacity = capacity
 
     @property
@@ -55,14 +58,22 @@ class Lane:
         """Rollouts queued or with a worker."""
         return len(self.queue) + self.num_called
 
+    @property
+    def could_call(self) -> bool:
+        """True while rollouts are queued and a worker has room for a call."""
+        return len(self.queue) > 0 and bool(self._free())
+
+    def _free(self) -> list[Worker]:
+        return [worker for worker in self.pool.healthy if worker.num_calls < self.max_calls]
+
     def assign(self) -> Assignment | None:
         """Take the next token-budget batch if a worker has room for a call."""
-        free = [worker for worker in self.pool.healthy if worker.num_calls < self._max_calls]
+        free = self._free()
         if not self.queue or not free:
             return None
         batch = [self.queue.popleft()]
         budget = self._max_batch_tokens - batch[0].note.num_tokens
-        while self.queue and self.queue[0].note.num_tokens <= budget:
+        while self.queue and self.queue.first.note.num_tokens <= budget:
             batch.append(self.queue.popleft())
             budget -= batch[-1].note.num_tokens
         return self.book(least_loaded(free), batch)
@@ -92,6 +103,11 @@ class Lane:
             return []
         parts = [batch] if failed.is_gone else [[rollout] for rollout in batch]
         return [self.book(least_loaded(others), part) for part in parts]
+
+
+def slot_of(rollout: Rollout) -> int:
+    """The slot whose rollout it is."""
+    return rollout.note.slot
 
 
 def least_loaded(workers: list[Worker]) -> Worker:

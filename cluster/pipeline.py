@@ -23,10 +23,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.advisor import RECENT_STEPS
+from cluster.autoscaling import Cluster, RayCluster
+from cluster.balancer import Balancer
 from cluster.clock import now
 from cluster.config import RunConfig
 from cluster.evaluation import Evaluation
 from cluster.events import Events
+from cluster.flow import Flow
 from cluster.learner_group import LearnerGroup, StepResult
 from cluster.pool import Pool
 from cluster.resume import Progress
@@ -67,10 +70,12 @@ class Pipeline:
         events: Events,
         progress: Progress,
         token_bytes: int = SAMPLED.token_bytes,
+        cluster: Cluster | None = None,
     ) -> None:
         """Connect the stages; `pools` are started, and `progress` says where to begin.
 
-        `token_bytes` is about the size of a token in a scored table.
+        `token_bytes` is about the size of a token in a scored table; `cluster` is what the balance of the pools
+        asks for room, by default the connected Ray as it is.
         """
         self._config = config
         self._pools, self._rollout_pool = pools, pools["rollout"]
@@ -101,10 +106,16 @@ class Pipeline:
         )
         outcome: dict[str, Any] = {"accept": self._rollouts.accept, "lose": self._rollouts.lose}
         self._scoring = ScoreStage(config, pools=pools, token_bytes=token_bytes, **outcome, **shared)
+        self._flow = Flow(
+            config, pool=self._rollout_pool, rollouts=self._rollouts, scoring=self._scoring, slots=self.slots
+        )
         self._weights = WeightStore(
             self._rollout_pool, config=config.cluster, signal=signal, members=members, events=events
         )
         self.scaling = Scaling(config, pools=pools, weights=self._weights, signal=signal, events=events)
+        room: dict[str, Any] = {"cluster": cluster or RayCluster(may_grow=False), "scaling": self.scaling}
+        self._balancer = Balancer(config, pools=pools, signal=signal, events=events, **room)
+        self.on_step(self._balancer.note)
 
     def on_step(self, show: Callable[[dict[str, Any]], None]) -> None:
         """Call `show(metrics row)` after every step."""
@@ -113,7 +124,7 @@ class Pipeline:
     async def run(self) -> None:
         """Run all stages side by side until training ends; an error in any of them ends the run."""
         async with asyncio.TaskGroup() as stages:
-            every_stage = (self._rollouts, self._scoring, self._weights, self.scaling)
+            every_stage = (self._rollouts, self._scoring, self._weights, self.scaling, self._flow, self._balancer)
             running = [stages.create_task(stage.run()) for stage in every_stage]
             await self._train()
             for stage in running:
@@ -130,11 +141,12 @@ class Pipeline:
     def status(self) -> dict[str, Any]:
         """Where the run stands, as JSON values: slots, throughput, staleness, waits, advice."""
         return progress_status(self.slots, [*self._recent]) | {
+            "balanced": self._balancer.last_reason,
             "queues": {
                 "in_flight": self._rollouts.num_in_flight,
                 "to_score": self._scoring.num_queued_of_role,
                 "scored": self._scoring.num_scored,
-            }
+            },
         }
 
     async def _train(self) -> None:
@@ -156,6 +168,7 @@ class Pipeline:
             result = await self._learner.train(step, scored)
             train_s = now() - train_started
             self.slots.train(batch)
+            self._flow.open_slots()
             publish_s = await self._publish()
             self._record(result, scored, waits, train_s=train_s, publish_s=publish_s, step_s=now() - started)
             started = now()
@@ -220,6 +233,8 @@ class Pipeline:
             "throughput/learner": tokens / max(seconds["step_s"], 1e-9),
             "throughput/rollout": self._rollouts.take_throughput(),
             **{f"throughput/{role}": rate for role, rate in self._scoring.take_throughputs().items()},
+            **self._flow.take(),
+            "busy/learner": (seconds["train_s"] + seconds["publish_s"]) / max(seconds["step_s"], 1e-9),
             "prompts_given_up": self._rollouts.num_given_up,
         }
         self._folder.add_step(row, [uid for slot in scored for uid in slot.note.uids])

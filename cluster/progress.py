@@ -19,6 +19,7 @@ from rich.table import Table
 
 from cluster.advisor import RECENT_STEPS, Advice, advise
 from cluster.config import RunConfig
+from cluster.flow_summary import flow_line, flow_means
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,9 @@ class ProgressView:
         )
         waits = f"waits: rollouts {row['time/rollout_wait_s']:.2f} s, scores {row['time/score_wait_s']:.2f} s"
         table.add_row("[bold]queues", f"{row['queue/rollouts']} to score, {row['queue/scored']} to train", waits)
+        flow = flow_means([row])
+        if flow:
+            table.add_row("[bold]flow", flow_line(flow), "")
         staleness = f"mean {row['staleness/mean']:.2f}, max {row['staleness/max']:.0f} of {self._max_staleness}"
         table.add_row("[bold]staleness", staleness, "")
         signal = f"{row['reward/mean']:+.4f}   reverse KL {row['kl/reverse']:.4f}"

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from cluster.config import RunConfig
 from cluster.events import Events, reason_of
 from cluster.lanes import Rollout
-from cluster.metering import Meter
+from cluster.metering import Meter, WaitMeter
 from cluster.pool import Pool
 from cluster.room import Room
 from cluster.slots import Slots
@@ -87,6 +87,9 @@ class RolloutStage:
         self._failures: dict[int, Failures] = {}  # of slots that failed and are not scored yet
         self._given_up_in_a_row = 0
         self._meter = Meter()
+        self.finished = Meter()  # slots
+        self.waits = WaitMeter()
+        """Of startable slots, until a worker starts them."""
         self.num_given_up = 0
 
     @property
@@ -128,6 +131,7 @@ class RolloutStage:
                 continue  # no room, or only where it failed: the others are busy, or still loading weights
             worker.num_slots += 1
             self._slots.start(slot, worker.version)
+            self.waits.leave(slot)
             if failed is None:
                 shares.setdefault(worker, []).append(slot)
             else:
@@ -153,6 +157,7 @@ class RolloutStage:
         self._events.add("rollouts_taken_back", worker=worker.name, slots=sorted(slots), reason="drain timeout")
         for slot in slots:
             self._slots.fail(slot)
+            self.waits.enter(slot)
             failures = self._failures.get(slot, NO_FAILURES)
             self._failures[slot] = replace(failures, num_cut_off=failures.num_cut_off + 1)
 
@@ -181,6 +186,7 @@ class RolloutStage:
                     missing.remove(note.slot)
                     worker.num_slots -= 1
                     self._meter.add(note.num_response_tokens)
+                self.finished.add(len(notes))
                 self._signal.changed()
                 for note in notes:
                     await self._deliver(Rollout(note, table))
@@ -198,6 +204,7 @@ class RolloutStage:
 
     def _retry(self, slot: int, reason: str, worker: Worker | None) -> None:
         self._slots.fail(slot)
+        self.waits.enter(slot)
         failures = self._failures.get(slot, NO_FAILURES)
         failures = replace(failures, count=failures.count + 1, worker=worker)
         if failures.count >= self._config.rollout.max_attempts:

@@ -17,7 +17,8 @@ from ray.exceptions import RayError
 
 from cluster.config import RunConfig
 from cluster.events import Events, reason_of
-from cluster.lanes import Assignment, Lane, Rollout
+from cluster.lanes import Assignment, Lane, Rollout, slot_of
+from cluster.metering import WaitMeter
 from cluster.notes import RolloutNote, ScoreNote
 from cluster.parcels import plan_parcels
 from cluster.pool import Pool
@@ -81,6 +82,13 @@ class ScoreStage:
         self._gathered: list[Rollout] = []  # before the teachers
         self._gathered_for_reference: list[Rollout] = []
         self._scored: dict[int, ScoredSlot] = {}
+        self.scored_waits = WaitMeter()
+        """Of scored slots, until the learner takes them."""
+
+    @property
+    def lanes(self) -> Mapping[str, Lane]:
+        """The lanes by role."""
+        return self._lanes
 
     @property
     def num_queued(self) -> int:
@@ -112,11 +120,12 @@ class ScoreStage:
     async def put(self, rollout: Rollout) -> None:
         """Queue a rollout; waits while its teacher's queue is full (back-pressure on the rollout streams)."""
         lane = self._lane_of(rollout)
-        await self._signal.until(
-            lambda: not lane.is_full,
-            timeout_s=NO_LIMIT_S,
-            what=lambda: f"room in the queue of {lane.pool.role} ({len(lane.queue)} queued)",
-        )
+        with lane.held_up.lasting():
+            await self._signal.until(
+                lambda: not lane.is_full,
+                timeout_s=NO_LIMIT_S,
+                what=lambda: f"room in the queue of {lane.pool.role} ({len(lane.queue)} queued)",
+            )
         if self._fixed_batches:
             self._gathered.append(rollout)
             self._release_gathered()
@@ -133,15 +142,16 @@ class ScoreStage:
         with_reference += 0 if self._reference is None else self._reference.num_here
         with_teachers = len(self._gathered) + sum(lane.num_here for lane in self._teachers)
         if with_teachers + with_reference == self._config.batch_size:
-            for rollout in sorted(self._gathered, key=_slot):
+            for rollout in sorted(self._gathered, key=slot_of):
                 self._lane_of(rollout).queue.append(rollout)
             self._gathered.clear()
         if with_reference == self._config.batch_size and self._reference is not None:
-            self._reference.queue.extend(sorted(self._gathered_for_reference, key=_slot))
+            self._reference.queue.extend(sorted(self._gathered_for_reference, key=slot_of))
             self._gathered_for_reference.clear()
 
     def take(self, slots: list[int]) -> list[ScoredSlot]:
         """Remove and return the scored slots of a batch."""
+        self.scored_waits.leave(*slots)
         return [self._scored.pop(slot) for slot in slots]
 
     async def run(self) -> None:
@@ -159,6 +169,8 @@ class ScoreStage:
         """The next call of any lane, the reference first; teachers pause while the reference's queue is full."""
         reference = [] if self._reference is None else [self._reference]
         is_held_up = any(lane.is_full for lane in reference)
+        for lane in reference:
+            lane.held_up.set(sum(teacher.could_call for teacher in self._teachers) if is_held_up else 0)
         for lane in [*reference, *([] if is_held_up else self._teachers)]:
             assignment = lane.assign()
             if assignment is not None:
@@ -194,6 +206,7 @@ class ScoreStage:
         else:
             lane.unbook(worker, batch)
             lane.meter.add(note.num_tokens)
+            lane.slots.add(len(batch))
             table_of = {slot: ref for parcel, ref in zip(parcels, refs[1:], strict=True) for slot in parcel}
             self._hand_on(lane, [Rollout(old.note, table_of[old.note.slot]) for old in batch])
 
@@ -211,6 +224,7 @@ class ScoreStage:
     def _keep(self, rollout: Rollout) -> None:
         slot = rollout.note.slot
         self._scored[slot] = ScoredSlot(rollout.note, rollout.table)
+        self.scored_waits.enter(slot)
         self._slots.finish(slot)
         self._accept(slot)
 
@@ -230,7 +244,3 @@ class ScoreStage:
             return
         for assignment in lane.rebook(failed, batch):
             calls.create_task(self._score(lane, *assignment, calls, failures))
-
-
-def _slot(rollout: Rollout) -> int:
-    return rollout.note.slot

@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 from cluster.advisor import advise
+from cluster.flow_summary import flow_means
 from cluster.pool import Pool
 from cluster.slots import Slots
 
@@ -51,4 +52,5 @@ def progress_status(slots: Slots, rows: Sequence[Mapping[str, Any]]) -> dict[str
         status["staleness"] = staleness
         waits = {name: sum(row[f"time/{name}"] for row in rows) for name in ("rollout_wait_s", "score_wait_s")}
         status["waits"] = {"steps": len(rows), **waits}
+        status["flow"] = flow_means(rows)
     return status

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from cluster.flow_summary import flow_line
+
 
 def as_text(status: Mapping[str, Any]) -> str:
     """The status of a run for people."""
@@ -26,6 +28,10 @@ def as_text(status: Mapping[str, Any]) -> str:
             f"last {waits['steps']} steps: the learner waited {waits['rollout_wait_s']:.2f} s for rollouts, "
             f"{waits['score_wait_s']:.2f} s for scores",
         ]
+    if status.get("flow"):
+        lines.append(flow_line(status["flow"]))
+    if status.get("balanced"):
+        lines.append(f"last balanced: {status['balanced']}")
     if status.get("advice"):
         lines.append(status["advice"]["text"])
     return "\n".join(lines)

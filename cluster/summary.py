@@ -5,6 +5,7 @@ from typing import Any
 from rich.table import Table
 
 from cluster.advisor import advise
+from cluster.flow_summary import flow_means
 from cluster.jsonl import read_rows
 from cluster.run_folder import RunFolder
 
@@ -28,6 +29,9 @@ def summarise(folder: RunFolder, *, wall_s: float) -> dict[str, Any]:
     advice = advise(steps)
     if advice is not None:
         summary["limit"] = advice.text
+    flow = flow_means(steps)
+    if flow:
+        summary["flow"] = flow
     reverse_kl = [row["kl/reverse"] for row in steps]
     return summary | {
         "kl_reverse_first": _mean(reverse_kl[:tenth]),

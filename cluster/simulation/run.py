@@ -2,7 +2,7 @@
 
 import asyncio
 import tempfile
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from cluster.events import Events
 from cluster.learner_group import LearnerGroup
 from cluster.local_pool import LocalPool
 from cluster.pipeline import Pipeline
-from cluster.placement import plan
+from cluster.placement import Bundle, Demand, plan
 from cluster.pool import Pool, WorkerSpec
 from cluster.resume import Progress
 from cluster.run_folder import RunFolder
@@ -82,6 +82,7 @@ async def simulated_run(
             folder=folder,
             events=events,
             progress=Progress(),
+            cluster=Endless(plan(config)),
         )
         yield SimulatedRun(pipeline, pools, folder)
     finally:
@@ -98,6 +99,22 @@ def simulate(config: RunConfig, rates: RatesConfig) -> list[dict[str, Any]]:
 
     with tempfile.TemporaryDirectory() as path:
         return run_virtually(run(Path(path)))
+
+
+class Endless:
+    """A cluster that has room for everything."""
+
+    may_grow = False
+
+    def __init__(self, demands: Sequence[Demand]) -> None:
+        self._names = {name for demand in demands for name in demand.bundle}
+
+    def free(self) -> Mapping[str, float]:
+        """As much as anybody wants."""
+        return {name: 1e9 for name in self._names}
+
+    def request(self, bundles: Sequence[Bundle]) -> None:
+        """Nothing to do."""
 
 
 def _worker(role: str, rates: RatesConfig, index: int) -> WorkerSpec:

@@ -11,6 +11,7 @@ from typing import Any
 from actors.reference_worker import ReferenceWorker
 from actors.rollout_worker import RolloutWorker
 from actors.teacher_worker import TeacherWorker
+from cluster.autoscaling import Cluster
 from cluster.config import RunConfig
 from cluster.evaluation import Evaluation
 from cluster.events import Events
@@ -125,6 +126,7 @@ async def simulated_run(
     learner: LearnerBehaviour | None = None,
     evaluation: Evaluation | None = None,
     resume: bool = False,
+    cluster: Cluster | None = None,
 ) -> AsyncIterator[SimulatedRun]:
     """Start workers as `launch.py` does, one per behaviour, and connect the stages; closes all at the end.
 
@@ -170,6 +172,7 @@ async def simulated_run(
             evaluation=evaluation,
             folder=folder,
             events=events,
+            cluster=cluster,
             progress=await restore(group, _newest(folder), folder, events) if resume else Progress(),
         )
         yield SimulatedRun(pipeline, prompts, pools, folder)

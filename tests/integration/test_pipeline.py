@@ -19,6 +19,8 @@ METRICS = (
     *("importance/capped_frac", "staleness/mean", "staleness/max", "response_length/mean", "truncated_frac"),
     *("entropy", "time/rollout_wait_s", "time/score_wait_s", "time/train_s", "time/publish_s"),
     *("queue/rollouts", "queue/scored", "workers/rollout", "workers/teacher"),
+    *("wait/rollout_s", "wait/teacher_s", "wait/learner_s", "backpressure/teacher_s", "backpressure/learner_s"),
+    *("busy/rollout", "busy/teacher", "busy/learner", "used/rollout", "used/teacher"),
 )
 SLOW_ROLLOUTS = EngineBehaviour(fastest_s=0.004, slowest_s=0.2)
 FAST_ROLLOUTS = EngineBehaviour(fastest_s=0.0004, slowest_s=0.02)

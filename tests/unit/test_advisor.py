@@ -65,3 +65,50 @@ def test_the_learner_and_pauses_limit_too() -> None:
     advice = advise([row()])
     assert advice is not None
     assert (advice.limit, advice.share) == ("pauses", pytest.approx(0.8))
+
+
+FLOW = {
+    **{"wait/teacher_s": 3.25, "wait/rollout_s": 1.5, "wait/learner_s": 0.25},
+    **{"backpressure/teacher_s": 3.0, "backpressure/learner_s": 0.0},
+    **{"busy/teacher": 1.0, "busy/rollout": 0.75, "used/rollout": 0.75, "used/teacher": 1.0, "busy/learner": 0.2},
+    **{"queued/teacher": 0.9, "queued/rollout": 0.0},
+}
+
+
+def text_of(**values: Any) -> str:
+    advice = advise([row(staleness__max=1.0, **values)])
+    assert advice is not None
+    return advice.text
+
+
+def test_a_full_teacher_is_named_with_how_long_slots_wait_and_whom_it_holds_up() -> None:
+    assert text_of(score=6.2, rollout=1.8, **FLOW) == (
+        "teacher-bound: 62 % of the learner's time is waiting for scores; add one teacher worker or raise "
+        "teacher.max_batch_tokens (a slot waits 3.25 s for it, it is busy 100 % of the time, its full queue held "
+        "the rollout workers up 30 % of the time)"
+    )
+    assert "held" not in text_of(score=6.2, rollout=1.8, **FLOW | {"backpressure/teacher_s": 0.4})
+
+
+def test_a_reference_holds_teachers_up() -> None:
+    reference = {"queue/reference": 0, "wait/reference_s": 2.0, "busy/reference": 1.0, "queued/reference": 1.0}
+    text = text_of(score=6.2, rollout=1.8, **FLOW, **reference, **{"backpressure/reference_s": 5.0})
+    assert text.startswith("reference-bound: 62 %")
+    assert text.endswith("its full queue held the teachers up 50 % of the time)")
+
+
+def test_rollouts_that_do_not_wait_for_a_teacher_make_the_run_rollout_bound_however_busy_the_teacher_is() -> None:
+    calm = FLOW | {"queued/teacher": 0.1, "queue/rollouts": 9}
+    assert text_of(score=5.0, rollout=2.0, **calm) == (
+        "rollout-bound: 70 % of the learner's time is waiting for rollouts; add rollout workers (a slot waits "
+        "1.5 s for it, it is busy 75 % of the time)"
+    )
+
+
+def test_workers_that_are_not_full_while_no_slot_may_start_make_the_run_window_bound() -> None:
+    calm = FLOW | {"queued/teacher": 0.1, "used/rollout": 0.2, "backpressure/learner_s": 2.0}
+    assert text_of(score=5.0, rollout=2.0, **calm) == (
+        "window-bound: 70 % of the learner's time is waiting for rollouts, but no slot may start and the rollout "
+        "workers are only 20 % full; raise batches_ahead (at most max_staleness)"
+    )
+    assert text_of(score=5.0, rollout=2.0, **calm | {"queued/rollout": 0.9}).startswith("rollout-bound: 70 %")

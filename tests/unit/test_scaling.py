@@ -184,9 +184,11 @@ def test_the_status_is_text_too(controller: Controller) -> None:
             **{"time/publish_s": 0.5, "throughput/rollout": 1234.5, "throughput/learner": 99.0},
         }
     ]
+    rows[0] |= {"wait/teacher_s": 2.0, "wait/learner_s": 0.5, "busy/teacher": 1.0, "backpressure/teacher_s": 3.0}
     slots = Slots(batch_size=4, max_steps=10, max_staleness=2, batches_ahead=1)
     queues = {"in_flight": 5, "to_score": {"teacher": 2}, "scored": 1}
     status = controller.reply({"kind": "status"}) | progress_status(slots, rows) | {"queues": queues}
+    status["balanced"] = "teacher 1 -> 2"
     assert as_text(status).splitlines() == [
         "run first: starting",
         "learner: 1 wanted",
@@ -200,8 +202,11 @@ def test_the_status_is_text_too(controller: Controller) -> None:
         "step 0 of 10; slots: window 8, 0 open (5 in flight, queued 2 for teacher, 1 scored)",
         "last step: rollout 1,234, learner 99 tok/s; staleness mean 0.50, max 1 of 2",
         "last 1 steps: the learner waited 1.00 s for rollouts, 7.00 s for scores",
+        "waits for: teacher 2.00 s (held up 30 %), learner 0.50 s; busy: teacher 100 %",
+        "last balanced: teacher 1 -> 2",
         "teacher-bound: 70 % of the learner's time is waiting for scores; add one teacher worker or raise "
-        "teacher.max_batch_tokens",
+        "teacher.max_batch_tokens (a slot waits 2 s for it, it is busy 100 % of the time, its full queue held the "
+        "rollout workers up 30 % of the time)",
     ]
 
 

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from cluster.advisor import advise
 from cluster.config import RunConfig
+from cluster.flow_summary import flow_line, flow_means
 from cluster.progress import ProgressView, plain_line
 from cluster.run_folder import RunFolder
 from cluster.summary import accuracy_table, summarise
@@ -94,8 +95,33 @@ def test_what_limits_the_run_ends_the_line_of_a_step_and_is_in_the_summary(tmp_p
     assert summarise(folder, wall_s=1.0)["limit"].startswith("learner-bound: 88 % of its time")
 
 
+FLOW: dict[str, Any] = {
+    **{"wait/rollout_s": 0.25, "wait/teacher_s": 2.0, "wait/learner_s": 0.5, "busy/rollout": 0.5},
+    **{"busy/teacher": 1.0, "backpressure/teacher_s": 0.6, "backpressure/learner_s": 0.0, "time/step_s": 2.0},
+}
+
+
+def test_waits_back_pressure_and_use_are_means_over_the_time_of_the_steps(tmp_path: Path) -> None:
+    other = FLOW | {"wait/teacher_s": 5.0, "busy/rollout": 0.8, "backpressure/teacher_s": 0.0, "time/step_s": 4.0}
+    means = flow_means([ROW, FLOW, other])
+    assert means == {
+        "wait": {"rollout": 0.25, "teacher": 4.0, "learner": 0.5},
+        "backpressure": {"teacher": 0.1, "learner": 0.0},
+        "busy": {"rollout": 0.7, "teacher": 1.0},
+    }
+    assert flow_line(means) == (
+        "waits for: rollout 0.25 s, teacher 4.00 s (held up 10 %), learner 0.50 s; "
+        "busy: rollout 70 %, teacher 100 %"
+    )
+    folder = RunFolder(tmp_path)
+    folder.add_step(ROW | FLOW | {"tokens_trained": 5}, ["a"])
+    assert summarise(folder, wall_s=1.0)["flow"]["wait"]["teacher"] == 2.0
+    assert flow_means([ROW]) == {}
+
+
+@pytest.mark.parametrize("row", [ROW, ROW | FLOW])
 @pytest.mark.parametrize("display", ["plain", "live", "auto"])
-def test_every_display_shows_a_step(display: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_display_shows_a_step(display: str, row: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
     config = RunConfig.model_validate(
         {
             **{"student": {"model_path": "s"}, "data": {"train_path": "d"}, "teacher": {"model_path": "t"}},
@@ -104,7 +130,7 @@ def test_every_display_shows_a_step(display: str, capsys: pytest.CaptureFixture[
     )
     with ProgressView(config) as view:
         view.say("run folder [x]")
-        view.step(ROW)
+        view.step(row)
     shown = capsys.readouterr().out
     assert "run folder [x]" in shown
     assert ("step 3/10" if display != "live" else "reverse KL 0.5000") in shown

@@ -1,0 +1,50 @@
+"""What the balance of the pools asks of a Ray cluster: what is free, and more nodes. The only place that does."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import ray
+from ray.autoscaler.sdk import request_resources
+
+from cluster.placement import Bundle
+
+
+class Cluster(Protocol):
+    """A cluster that workers are placed on."""
+
+    @property
+    def may_grow(self) -> bool:
+        """True if it can be asked for nodes."""
+        ...
+
+    def free(self) -> Mapping[str, float]:
+        """What nobody has reserved now, by resource, in the whole cluster."""
+        ...
+
+    def request(self, bundles: Sequence[Bundle]) -> None:
+        """Ask for nodes that hold all these bundles, placed ones included.
+
+        A request stands until the next one; an empty one withdraws it.
+        """
+        ...
+
+
+class RayCluster:
+    """The connected Ray cluster; only one with an autoscaler grows."""
+
+    def __init__(self, *, may_grow: bool) -> None:
+        """`may_grow`: nodes may be asked for; without an autoscaler in the cluster Ray only keeps the request."""
+        self._may_grow = may_grow
+
+    @property
+    def may_grow(self) -> bool:
+        """As given."""
+        return self._may_grow
+
+    def free(self) -> Mapping[str, float]:
+        """As Ray reports it, which may be a moment old."""
+        return ray.available_resources()
+
+    def request(self, bundles: Sequence[Bundle]) -> None:
+        """Ask Ray's autoscaler."""
+        request_resources(bundles=[dict(bundle) for bundle in bundles])
