@@ -133,6 +133,8 @@ def _scorers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 def _fullest_scorer(rows: Sequence[Mapping[str, Any]]) -> str:
     """The scorer that rollouts wait for most over these steps; the main teacher if they wait for none."""
+    if _mean(rows, "queued/reference") >= FULL:
+        return "reference"  # teachers pause while its queue is full, so that theirs fill too
     kind = "queued" if "queued/teacher" in rows[-1] else "queue"
     lengths = {role: sum(row.get(f"{kind}/{role}", 0) for row in rows) for role in ["teacher", *_scorers(rows)]}
     return max(lengths, key=lambda role: lengths[role])

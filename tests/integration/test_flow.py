@@ -51,7 +51,7 @@ def test_a_slow_teacher_is_busy_lets_rollouts_wait_and_its_full_queue_holds_thei
     assert means["busy/teacher"] > 0.8
     assert means["queued/teacher"] > 0.8
     assert means["wait/learner_s"] < 4 * 0.2 + 0.5
-    assert means["slots/teacher"] == pytest.approx(BATCH / means["time/step_s"], rel=0.4)
+    assert 1.0 < means["slots/teacher"] <= 6.0, "five per second at best"
 
 
 def test_a_slow_learner_lets_scored_slots_wait_and_holds_rollout_workers_up(tmp_path: Path) -> None:
