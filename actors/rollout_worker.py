@@ -2,7 +2,7 @@
 
 worker = RolloutWorker(settings, open_engine)
 await worker.start()
-await worker.load_weights(manifest, *buckets)
+await worker.load_weights(manifest, source)
 async for item in worker.generate(prompts, sampling): ...   # note, table, note, table, ..., EndOfStream
 """
 
@@ -14,13 +14,13 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from actors.engine import Engine, Generation, GenerationRequest, LoadReport, Sampling
 from actors.engine_worker import EngineWorker
 from cluster.batches import ROLLOUT_SCHEMA, check_prompts, check_rollouts
 from cluster.notes import EndOfStream, RolloutNote
+from cluster.transports import WeightSource
 from cluster.weights import WeightManifest
 
 logger = logging.getLogger(__name__)
@@ -42,9 +42,9 @@ class Finished:
 class RolloutWorker(EngineWorker):
     """Generates responses for slots; serves only after its first verified weight load."""
 
-    async def load_weights(self, manifest: WeightManifest, *buckets: np.ndarray) -> LoadReport:
+    async def load_weights(self, manifest: WeightManifest, source: WeightSource) -> LoadReport:
         """Load a published weight set between two engine steps; requests in flight continue with it."""
-        return await self._engine.load_weights(manifest, buckets)
+        return await self._engine.load_weights(manifest, source)
 
     async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[StreamItem]:
         """Yield, for every slot as its group is complete, a `RolloutNote` and the slot's rollout table.

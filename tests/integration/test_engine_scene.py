@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
 from actors.vllm import open_engine
 from cluster.config import EngineConfig
+from cluster.transports import BucketsInHand
 from cluster.weights import WeightManifest
 from learner.publisher import publish_weights
 
@@ -96,6 +97,11 @@ def publish(
     return manifest, [bucket for bucket in buckets if isinstance(bucket, np.ndarray)]
 
 
+def in_hand(published: tuple[WeightManifest, list[np.ndarray]]) -> tuple[WeightManifest, BucketsInHand]:
+    """The arguments of `load_weights`."""
+    return published[0], BucketsInHand(published[1])
+
+
 def settings(
     model_path: str, *, vocab_size: int = VOCAB_SIZE, stops: tuple[int, ...] = (), **config: Any
 ) -> EngineSettings:
@@ -143,7 +149,7 @@ class Student:
 
     async def load(self) -> LoadReport:
         """Bring the engine up to the model."""
-        return await self.engine.load_weights(*self.publish())
+        return await self.engine.load_weights(*in_hand(self.publish()))
 
     @property
     def is_idle(self) -> bool:
