@@ -17,6 +17,7 @@ from cluster.config import EngineConfig
 from cluster.transports import BucketsInHand
 from cluster.weights import WeightManifest
 from learner.publisher import publish_weights
+from learner.weight_history import WeightHistory
 
 T = TypeVar("T")
 
@@ -77,9 +78,14 @@ def exact_log_probs(model: Qwen3ForCausalLM, prompt: Sequence[int], response: Se
 
 
 def publish(
-    model: Qwen3ForCausalLM, version: int, *, incarnation: int = 0, golden_error: float = 0.0
+    model: Qwen3ForCausalLM,
+    version: int,
+    *,
+    incarnation: int = 0,
+    golden_error: float = 0.0,
+    history: WeightHistory | None = None,
 ) -> tuple[WeightManifest, list[np.ndarray]]:
-    """The manifest and buckets of a model, as the learner publishes them."""
+    """The manifest and buckets of a model (and differences, with a history), as the learner publishes them."""
     golden = exact_log_probs(model, GOLDEN_TOKEN_IDS[:1], GOLDEN_TOKEN_IDS[1:]) + golden_error
     *buckets, manifest = publish_weights(
         model,
@@ -91,6 +97,7 @@ def publish(
         golden_token_ids=GOLDEN_TOKEN_IDS,
         golden_log_probs=golden.tolist(),
         max_bytes=BUCKET_BYTES,
+        history=history,
     )
     assert isinstance(manifest, WeightManifest)
     assert len(buckets) > 3
