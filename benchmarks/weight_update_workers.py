@@ -11,7 +11,7 @@ from actors.rollout_worker import RolloutWorker
 from cluster.weights import WeightManifest
 
 GOLDEN_TOKEN_IDS = [5, 17, 3, 40, 9, 22, 61, 8, 30, 31, 32, 33, 34, 35, 36, 37]
-SIZES = {
+SIZES: dict[str, dict[str, Any]] = {
     "135m": {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
     | {"num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64},
     "tiny": {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
