@@ -181,7 +181,7 @@ async def start_pipeline(
 
     for pool in pools.values():
         await pool.place()
-    learner = LearnerGroup(pools["learner"], config.cluster)
+    learner = LearnerGroup(pools["learner"], config.cluster, transport=config.weights.transport)
     await together([learner.setup(), *(pool.start() for role, pool in pools.items() if role != "learner")])
     prompts = PromptSource(
         inputs.prompts,

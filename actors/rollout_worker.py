@@ -2,7 +2,7 @@
 
 worker = RolloutWorker(settings, open_engine)
 await worker.start()
-await worker.load_weights(manifest, *buckets)
+await worker.load_weights(manifest, source)
 async for item in worker.generate(prompts, sampling): ...   # Parcel, table, Parcel, table, ..., EndOfStream
 """
 
@@ -15,7 +15,6 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-import numpy as np
 import pyarrow as pa
 
 from actors.engine import Engine, Generation, GenerationRequest, LoadReport, Sampling
@@ -24,6 +23,7 @@ from cluster.batches import ROLLOUT_SCHEMA, check_prompts, check_rollouts
 from cluster.notes import EndOfStream, Parcel, RolloutNote
 from cluster.parcels import plan_parcels
 from cluster.teacher_signal import SAMPLED
+from cluster.transports import WeightSource
 from cluster.weights import WeightManifest
 
 T = TypeVar("T")
@@ -45,9 +45,9 @@ class Finished:
 class RolloutWorker(EngineWorker):
     """Generates responses for slots; serves only after its first verified weight load."""
 
-    async def load_weights(self, manifest: WeightManifest, *buckets: np.ndarray) -> LoadReport:
+    async def load_weights(self, manifest: WeightManifest, source: WeightSource) -> LoadReport:
         """Load a published weight set between two engine steps; requests in flight continue with it."""
-        return await self._engine.load_weights(manifest, buckets)
+        return await self._engine.load_weights(manifest, source)
 
     async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[StreamItem]:
         """Yield slots as their groups are complete: a `Parcel` of notes, then the rollout table of its slots.

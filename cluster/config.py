@@ -25,6 +25,7 @@ from cluster.engine_config import (
     TeacherConfig,
 )
 from cluster.token_config import MasksConfig, NamedSection, SurrogateConfig, TokenWeightsConfig
+from cluster.weights_config import WeightsConfig
 
 TeacherName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 
@@ -286,6 +287,8 @@ class RunConfig(Section):
     """Graded answers as a second reward."""
     learner: LearnerConfig = LearnerConfig()
     """The learner."""
+    weights: WeightsConfig = WeightsConfig()
+    """Published weights."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """Evaluation."""
     checkpoint: CheckpointConfig = CheckpointConfig()

@@ -10,6 +10,7 @@ from cluster.clock import now
 from cluster.config import ClusterConfig
 from cluster.pool import Pool
 from cluster.scoring import ScoredSlot
+from cluster.transports import TRANSPORTS
 from cluster.waiting import together, wait_for
 from cluster.weight_store import PublishedWeights
 from cluster.weights import WeightManifest
@@ -25,9 +26,11 @@ class StepResult(Protocol):
 class LearnerGroup:
     """All ranks of the learner."""
 
-    def __init__(self, pool: Pool, config: ClusterConfig) -> None:
+    def __init__(self, pool: Pool, config: ClusterConfig, *, transport: str = "object_store") -> None:
+        """`transport` is how published weights travel: a name in `TRANSPORTS`."""
         self._pool = pool
         self._config = config
+        self._source_of = TRANSPORTS[transport]
 
     async def setup(self) -> None:
         """Rendezvous at rank 0 and build the model and optimizer on every rank."""
@@ -51,7 +54,7 @@ class LearnerGroup:
         return (await together(self._wait(call, f"training step {step}") for call in calls))[0]
 
     async def publish(self, incarnation: int, version: int) -> PublishedWeights:
-        """Gather the weights bucket by bucket; returns references and the manifest."""
+        """Gather the weights bucket by bucket; returns the manifest and where engines get the bytes."""
         start = now()
         streams = [
             worker.handle.publish.options(num_returns="streaming").remote(incarnation, version)
@@ -59,7 +62,8 @@ class LearnerGroup:
         ]
         refs = (await together(self._collect(stream, version) for stream in streams))[0]
         manifest: WeightManifest = await self._wait(refs[-1], f"manifest of v{version}")
-        return PublishedWeights(manifest, tuple(refs[:-1]), now() - start)
+        source = self._source_of(manifest, refs[:-1], self._config.load_timeout_s)
+        return PublishedWeights(manifest, source, now() - start)
 
     async def save_checkpoint(self, path: str, state: dict[str, Any]) -> None:
         """Write one committed checkpoint folder."""

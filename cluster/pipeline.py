@@ -223,7 +223,7 @@ class Pipeline:
             "time/score_wait_s": waits.score_s,
             "time/train_s": seconds["train_s"],
             "time/publish_s": seconds["publish_s"],
-            "time/load_s": self._weights.last_load_s,
+            **self._weights.metrics(),
             "time/step_s": seconds["step_s"],
             "queue/rollouts": self._scoring.num_queued,
             **{f"queue/{role}": num for role, num in self._scoring.num_queued_of_role.items()},

@@ -8,7 +8,7 @@ has loaded and verified the newest version (`prepare`).
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 from ray.exceptions import RayError
 
@@ -16,6 +16,7 @@ from cluster.clock import now
 from cluster.config import ClusterConfig
 from cluster.events import Events, reason_of
 from cluster.pool import Pool
+from cluster.transports import WeightSource
 from cluster.waiting import NO_LIMIT_S, Signal, wait_for
 from cluster.weights import WeightManifest
 from cluster.workers import Worker
@@ -28,11 +29,30 @@ MAX_LOAD_ATTEMPTS = 2
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """A weight set in the object store."""
+    """A weight set, and where engines get its bytes."""
 
     manifest: WeightManifest
-    buckets: tuple[Any, ...]  # ray.ObjectRef of each bucket
+    source: WeightSource
     publish_s: float
+
+
+class LoadReport(Protocol):
+    """What an engine reports of a completed and verified load; `actors/engine.py` says what each part is."""
+
+    incarnation: int
+    version: int
+    fetch_s: float
+    check_s: float
+    pause_s: float
+    load_s: float
+    verify_s: float
+    bytes_fetched: int
+    golden_difference: float
+
+
+LOAD_PARTS = ("fetch_s", "check_s", "pause_s", "load_s", "verify_s")
+STOPPED_PARTS = ("pause_s", "load_s", "verify_s")
+"""The parts of a load during which the engine makes no token."""
 
 
 class WeightStore:
@@ -48,7 +68,9 @@ class WeightStore:
         self._signal = signal
         self._events = events
         self._latest: PublishedWeights | None = None
-        self.last_load_s = 0.0
+        self._last_load: dict[str, float] = dict.fromkeys(
+            (*LOAD_PARTS, "stopped_s", "update_s", "bytes_fetched"), 0.0
+        )
 
     @property
     def version(self) -> int:
@@ -64,9 +86,21 @@ class WeightStore:
             version=manifest.version,
             incarnation=manifest.incarnation,
             bytes=manifest.total_bytes,
+            base_version=manifest.base_version,
+            difference_bytes=manifest.total_difference_bytes,
             seconds=round(weights.publish_s, 4),
         )
         self._members.changed()
+
+    def metrics(self) -> dict[str, float]:
+        """Bytes of the newest version, and seconds and bytes of the newest completed load of any engine."""
+        seconds = {f"time/{name}": value for name, value in self._last_load.items() if name.endswith("_s")}
+        manifest = None if self._latest is None else self._latest.manifest
+        return seconds | {
+            "weights/bytes": 0 if manifest is None else manifest.total_bytes,
+            "weights/difference_bytes": 0 if manifest is None else manifest.total_difference_bytes,
+            "weights/bytes_fetched": self._last_load["bytes_fetched"],
+        }
 
     async def run(self) -> None:
         """Let every engine that serves follow as long as the pipeline runs."""
@@ -124,8 +158,8 @@ class WeightStore:
             start = now()
             what = f"{worker.name} loading weights v{weights.manifest.version}"
             try:
-                report: Any = await wait_for(
-                    worker.handle.load_weights.remote(weights.manifest, *weights.buckets),
+                report: LoadReport = await wait_for(
+                    worker.handle.load_weights.remote(weights.manifest, weights.source),
                     timeout_s=self._config.load_timeout_s,
                     what=what,
                 )
@@ -135,23 +169,24 @@ class WeightStore:
                     return None
                 self._events.add("weights_failed", worker=worker.name, attempt=attempt, reason=reason)
                 continue
-            self.last_load_s = now() - start
-            self._note_loaded(worker, report)
+            self._note_loaded(worker, report, weights.publish_s, now() - start)
             return None
         return f"weights v{self.version} could not be loaded: {reason}"
 
-    def _note_loaded(self, worker: Worker, report: Any) -> None:
+    def _note_loaded(self, worker: Worker, report: LoadReport, publish_s: float, update_s: float) -> None:
         worker.version = report.version
+        parts = {name: getattr(report, name) for name in LOAD_PARTS}
+        parts |= {"stopped_s": sum(parts[name] for name in STOPPED_PARTS), "update_s": update_s}
+        self._last_load = {**parts, "bytes_fetched": report.bytes_fetched}
         self._events.add(
             "weights_loaded",
             worker=worker.name,
             version=report.version,
             incarnation=report.incarnation,
-            seconds=round(self.last_load_s, 4),
-            check_s=round(report.check_s, 4),
-            pause_s=round(report.pause_s, 4),
-            load_s=round(report.load_s, 4),
-            verify_s=round(report.verify_s, 4),
+            seconds=round(update_s, 4),
+            **{name: round(parts[name], 4) for name in (*LOAD_PARTS, "stopped_s")},
+            publish_s=round(publish_s, 4),
+            bytes_fetched=report.bytes_fetched,
             golden_difference=round(report.golden_difference, 6),
         )
         self._signal.changed()

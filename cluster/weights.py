@@ -1,10 +1,11 @@
 """How weights travel: a few large buckets of bytes and one manifest that says what lies where.
 
-The learner yields buckets through Ray's object store; the driver passes the references on; an engine checks
-the checksums, loads, and must then reproduce the manifest's golden log-probs before it serves. No torch here:
+The learner yields buckets; the driver passes references on (`cluster/transports.py`); an engine checks the
+checksums, loads, and must then reproduce the manifest's golden log-probs before it serves. No torch here:
 buckets are flat uint8 arrays, dtypes are names.
 """
 
+import hashlib
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -49,11 +50,26 @@ class WeightManifest:
     checksums: tuple[int, ...]
     golden_token_ids: tuple[int, ...]
     golden_log_probs: tuple[float, ...]
+    base_version: int | None = None
+    """The version, of the same incarnation, to which differences were published too; None: there are none."""
+    difference_bytes: tuple[int, ...] = ()
+    """Bytes of each bucket's coded difference."""
 
     @property
     def total_bytes(self) -> int:
         """Bytes of all buckets."""
         return sum(self.bucket_bytes)
+
+    @property
+    def total_difference_bytes(self) -> int:
+        """Bytes of all differences; 0 without."""
+        return sum(self.difference_bytes)
+
+    @property
+    def key(self) -> str:
+        """A name of this weight set, of letters and digits, that no other one on a machine has."""
+        digest = hashlib.sha256(repr(self).encode()).hexdigest()
+        return f"{self.incarnation}-{self.version}-{digest[:16]}"
 
 
 def plan_buckets(
@@ -86,20 +102,30 @@ def checksum(bucket: np.ndarray) -> int:
 
 def check_buckets(manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> None:
     """Raise ValueError naming the bucket if a size or checksum differs from the manifest's."""
+    check_num_buckets(manifest, buckets)
+    for index, bucket in enumerate(buckets):
+        check_bucket(manifest, index, bucket)
+
+
+def check_num_buckets(manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> None:
+    """Raise ValueError if there are more or fewer than the manifest's."""
     if len(buckets) != len(manifest.checksums):
         raise ValueError(
             f"weights v{manifest.version}: expected {len(manifest.checksums)} buckets, got {len(buckets)}"
         )
-    for index, bucket in enumerate(buckets):
-        if bucket.dtype != np.uint8 or bucket.nbytes != manifest.bucket_bytes[index]:
-            raise ValueError(
-                f"weights v{manifest.version}: bucket {index} must hold {manifest.bucket_bytes[index]} bytes "
-                f"of uint8, got {bucket.nbytes} of {bucket.dtype}"
-            )
-        if checksum(bucket) != manifest.checksums[index]:
-            raise ValueError(
-                f"weights v{manifest.version}: checksum of bucket {index} differs; it was damaged on the way"
-            )
+
+
+def check_bucket(manifest: WeightManifest, index: int, bucket: np.ndarray) -> None:
+    """Raise ValueError naming the bucket if its size or checksum differs from the manifest's."""
+    if bucket.dtype != np.uint8 or bucket.nbytes != manifest.bucket_bytes[index]:
+        raise ValueError(
+            f"weights v{manifest.version}: bucket {index} must hold {manifest.bucket_bytes[index]} bytes "
+            f"of uint8, got {bucket.nbytes} of {bucket.dtype}"
+        )
+    if checksum(bucket) != manifest.checksums[index]:
+        raise ValueError(
+            f"weights v{manifest.version}: checksum of bucket {index} differs; it was damaged on the way"
+        )
 
 
 GOLDEN_LIMITS = {"float32": 1e-3, "bfloat16": 0.25}

@@ -7,7 +7,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cluster.weights import BUCKET_BYTES, TensorSpec, WeightManifest, bucket_sizes, checksum, plan_buckets
+from cluster.weights import (
+    BUCKET_BYTES,
+    ITEM_BYTES,
+    TensorSpec,
+    WeightManifest,
+    bucket_sizes,
+    checksum,
+    plan_buckets,
+)
+from learner.weight_history import WeightHistory
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -25,12 +34,14 @@ def publish_weights(
     golden_token_ids: Sequence[int],
     golden_log_probs: Sequence[float],
     max_bytes: int = BUCKET_BYTES,
+    history: WeightHistory | None = None,
 ) -> Iterator[np.ndarray | WeightManifest]:
     """Yield the weights in `dtype` as uint8 buckets, then the manifest; on other ranks yield nothing.
 
     Every rank must exhaust the generator, since with ZeRO-3 each bucket is gathered by all of them. Names are
     those of the Hugging Face model; a tied output embedding is the input embedding and is sent once. At most
-    one bucket of full parameters exists at a time.
+    one bucket of full parameters exists at a time, unless `history` keeps them: with it, every bucket of a version
+    that has a base is followed by its coded difference.
     """
     parameters = dict(causal_lm.named_parameters())
     specs = plan_buckets(
@@ -38,8 +49,10 @@ def publish_weights(
         dtype=dtype,
         max_bytes=max_bytes,
     )
-    sizes = bucket_sizes(specs, dtype=dtype)
+    sizes, item_bytes = bucket_sizes(specs, dtype=dtype), ITEM_BYTES[dtype]
     checksums: list[int] = []
+    difference_bytes: list[int] = []
+    base_version = history.begin(incarnation, version, sizes) if history is not None and is_first_rank else None
     for index, size in enumerate(sizes):
         in_bucket = [spec for spec in specs if spec.bucket == index]
         with gathered([parameters[spec.name] for spec in in_bucket]):
@@ -47,6 +60,10 @@ def publish_weights(
         if bucket is not None:
             checksums.append(checksum(bucket))
             yield bucket
+            difference = None if history is None else history.remember(index, bucket, item_bytes=item_bytes)
+            if difference is not None:
+                difference_bytes.append(difference.nbytes)
+                yield difference
     if is_first_rank:
         yield WeightManifest(
             incarnation=incarnation,
@@ -57,6 +74,8 @@ def publish_weights(
             checksums=tuple(checksums),
             golden_token_ids=tuple(golden_token_ids),
             golden_log_probs=tuple(golden_log_probs),
+            base_version=base_version,
+            difference_bytes=tuple(difference_bytes),
         )
 
 

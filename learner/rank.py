@@ -42,6 +42,7 @@ from learner.schedule import learning_rate
 from learner.teacher_head import TeacherHead
 from learner.teacher_metrics import teacher_metrics
 from learner.values import StudentValues
+from learner.weight_history import WeightHistory
 from learner.window import Window, prepare_window
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ class LearnerRank:
         self.teacher_head: TeacherHead | None = None
         self.objective = Objective.of(config, special_token_ids=special_token_ids)
         self.log_ratio_gradient = LogRatioGradient(config)
+        weights = config.weights
+        self.weight_history = WeightHistory(full_every=weights.full_every) if weights.delta else None
         self.backend: DeepSpeedBackend
 
     def rendezvous(self) -> tuple[str, int]:
@@ -194,8 +197,9 @@ class LearnerRank:
     def publish(self, incarnation: int, version: int) -> Iterator[np.ndarray | WeightManifest]:
         """Yield the weights as buckets and then their manifest (first rank), or nothing (others).
 
-        Every rank must exhaust it. The golden log-probs are those of the working weights in the learner's
-        dtype: of exactly the published bytes, unless a float32 learner publishes rounded to bfloat16.
+        With `weights.delta` a bucket may be followed by its difference. Every rank must exhaust it. The golden
+        log-probs are those of the working weights in the learner's dtype: of exactly the published bytes, unless a
+        float32 learner publishes rounded to bfloat16.
         """
         golden_log_probs = self._golden_log_probs()
         yield from publish_weights(
@@ -207,6 +211,7 @@ class LearnerRank:
             dtype=self.config.engine_dtype,
             golden_token_ids=self.golden_token_ids,
             golden_log_probs=golden_log_probs,
+            history=self.weight_history,
         )
 
     def save_checkpoint(self, path: str, client_state: dict[str, Any]) -> None:

@@ -22,7 +22,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
 from typing import Any
 
-import numpy as np
 from vllm import PoolingParams, SamplingParams
 from vllm.inputs import TokensPrompt
 from vllm.outputs import PoolingRequestOutput, RequestOutput
@@ -30,7 +29,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling, TokenScores
 from actors.vllm.commands import Commands
-from actors.vllm.staging import staged_file
+from actors.vllm.staging import Staged, WeightCache
 from actors.vllm.translate import (
     engine_args,
     generation,
@@ -40,7 +39,8 @@ from actors.vllm.translate import (
     scoring_params,
     token_scores,
 )
-from cluster.weights import WeightManifest, check_buckets, check_golden
+from cluster.transports import WeightSource
+from cluster.weights import WeightManifest, check_golden
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ class VllmEngine:
         self._engine = LLMEngine.from_engine_args(engine_args(settings))
         if settings.signal.kind != "full":
             self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
+        self._cache = WeightCache()  # used by the loader only
         self._commands = Commands()
         self._loader = ThreadPoolExecutor(1, "vllm-loader")  # one load after the other, in the order of the calls
         self._deliver: dict[str, Deliver] = {}
@@ -94,15 +95,15 @@ class VllmEngine:
             scores = {output.request_id: token_scores(output, signal) async for output in outputs}
         return [scores[request_id] for request_id in ids]
 
-    async def load_weights(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> LoadReport:
-        """Check, stage and load one weight set, then reproduce its golden log-probs before anything is delivered.
+    async def load_weights(self, manifest: WeightManifest, source: WeightSource) -> LoadReport:
+        """Fetch, check and load one weight set, then reproduce its golden log-probs before anything is delivered.
 
         Raises ValueError on a damaged bucket or on weights older than those held (nothing was loaded), or on a
         failed verification: then every request in flight fails too, and the engine serves again only after a
         successful load. Cancelling the call does not stop a load that has begun.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._loader, self._stage_and_load, manifest, buckets)
+        return await loop.run_in_executor(self._loader, self._stage_and_load, manifest, source)
 
     def serve_own_weights(self) -> None:
         """Serve the model as loaded from its folder, as version 0; RuntimeError once others were loaded."""
@@ -115,6 +116,7 @@ class VllmEngine:
             self._commands.call(lambda: None)
         self._loader.shutdown(wait=False, cancel_futures=True)
         self._thread.join(timeout=30)
+        self._cache.close()
         self._engine.engine_core.shutdown()
 
     async def _outputs(self, added: Sequence[tuple[str, list[int], Params]]) -> AsyncGenerator[Any, None]:
@@ -139,12 +141,18 @@ class VllmEngine:
                 with suppress(RuntimeError):  # the engine has ended, and the requests with it
                     self._commands.call(lambda: self._abort(abandoned))
 
-    def _stage_and_load(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> LoadReport:
-        start = time.perf_counter()
-        check_buckets(manifest, buckets)
-        with staged_file(manifest, buckets) as update:
-            check_s = time.perf_counter() - start
-            return self._commands.call(lambda: self._load(manifest, update, check_s)).result()
+    def _stage_and_load(self, manifest: WeightManifest, source: WeightSource) -> LoadReport:
+        self._check_is_not_older(manifest)
+        staged = self._cache.stage(manifest, source)
+        return self._commands.call(lambda: self._load(manifest, staged)).result()
+
+    def _check_is_not_older(self, manifest: WeightManifest) -> None:
+        new = (manifest.incarnation, manifest.version)
+        if new < self._held:
+            raise ValueError(
+                f"weights v{new[1]} of incarnation {new[0]} are older than the engine's: "
+                f"v{self._held[1]} of incarnation {self._held[0]}"
+            )
 
     # -- engine thread --------------------------------------------------------------------------------
 
@@ -191,18 +199,12 @@ class VllmEngine:
         self._engine.set_weight_version("0")
         self._is_serving = True
 
-    def _load(self, manifest: WeightManifest, update: dict[str, Any], check_s: float) -> LoadReport:
-        new = (manifest.incarnation, manifest.version)
-        if new < self._held:
-            raise ValueError(
-                f"weights v{new[1]} of incarnation {new[0]} are older than the engine's: "
-                f"v{self._held[1]} of incarnation {self._held[0]}"
-            )
-        self._held = new
+    def _load(self, manifest: WeightManifest, staged: Staged) -> LoadReport:
+        self._held = (manifest.incarnation, manifest.version)
         self._is_serving = False
         golden_id = f"golden-{manifest.incarnation}-{manifest.version}"
         try:
-            report = self._replace_weights(manifest, update, check_s, golden_id)
+            report = self._replace_weights(manifest, staged, golden_id)
         except BaseException as error:
             self._engine.abort_request([golden_id, *self._deliver])
             self._fail_requests(error)
@@ -210,14 +212,12 @@ class VllmEngine:
         self._is_serving = True
         return report
 
-    def _replace_weights(
-        self, manifest: WeightManifest, update: dict[str, Any], check_s: float, golden_id: str
-    ) -> LoadReport:
+    def _replace_weights(self, manifest: WeightManifest, staged: Staged, golden_id: str) -> LoadReport:
         start = time.perf_counter()
         self._engine.reset_prefix_cache(reset_running_requests=True)
         paused = time.perf_counter()
         self._engine.collective_rpc("start_weight_update")
-        self._engine.collective_rpc("update_weights", args=(update,))
+        self._engine.collective_rpc("update_weights", args=(staged.update,))
         self._engine.collective_rpc("finish_weight_update")
         self._engine.set_weight_version(str(manifest.version))
         loaded = time.perf_counter()
@@ -225,10 +225,12 @@ class VllmEngine:
         return LoadReport(
             incarnation=manifest.incarnation,
             version=manifest.version,
-            check_s=check_s,
+            fetch_s=staged.fetch_s,
+            check_s=staged.check_s,
             pause_s=paused - start,
             load_s=loaded - paused,
             verify_s=time.perf_counter() - loaded,
+            bytes_fetched=staged.bytes_fetched,
             golden_difference=difference,
         )
 

@@ -1,38 +1,143 @@
-"""Stages published buckets as one file in shared memory for the engine's processes to map."""
+"""Published buckets -> one file of this machine in shared memory, which the engine's processes map and load.
 
-import os
-import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
+All engines of a node share the file: the first that needs a version fetches, checks and writes it, the others find
+it and fetch nothing. An engine keeps the file of the version it holds until it has the next one, since differences
+are applied to it.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from cluster.weights import WeightManifest
+from actors.vllm.shared_file import SharedFile, hold, remove_left_over
+from cluster.differences import decode
+from cluster.transports import WeightSource
+from cluster.weights import WeightManifest, check_bucket, check_num_buckets
 
-SHARED_MEMORY = Path("/dev/shm")
-
-
-@contextmanager
-def staged_file(manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> Iterator[dict[str, Any]]:
-    """Write the buckets one after the other; yields the update info for `FileUpdateInfo`, then removes the file.
-
-    Falls back to the temporary folder where shared memory has no room (containers often have 64 MB).
-    """
-    has_room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * manifest.total_bytes
-    handle, path = tempfile.mkstemp(prefix="poweropd-weights-", dir=SHARED_MEMORY if has_room else None)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            for bucket in buckets:
-                file.write(bucket.data)
-        yield _update_info(manifest, path)
-    finally:
-        Path(path).unlink(missing_ok=True)
+logger = logging.getLogger(__name__)
 
 
-def _update_info(manifest: WeightManifest, path: str) -> dict[str, Any]:
-    starts = np.cumsum([0, *manifest.bucket_bytes])
-    tensors = [(spec.name, spec.shape, int(starts[spec.bucket]) + spec.offset) for spec in manifest.tensors]
-    return {"path": path, "dtype": manifest.dtype, "num_bytes": manifest.total_bytes, "tensors": tensors}
+@dataclass(frozen=True)
+class Staged:
+    """A weight set that is ready to be loaded."""
+
+    update: dict[str, Any]
+    """What `FileUpdateInfo` takes."""
+    fetch_s: float
+    check_s: float
+    bytes_fetched: int
+
+
+class WeightCache:
+    """The staged weights of one engine. Calls of `stage` must follow each other; `close` may come at any time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: tuple[WeightManifest, SharedFile] | None = None
+        self._is_closed = False
+        for path in remove_left_over():
+            logger.info("removed %s, left over by a process that has ended", path)
+
+    def stage(self, manifest: WeightManifest, source: WeightSource) -> Staged:
+        """Make the file of a weight set, or find it; ValueError on a damaged bucket, and then nothing changed."""
+        start = time.perf_counter()
+        writing = _Writing(manifest, source, self._base_of(manifest))
+        file = hold(manifest.key, writing.write, num_bytes=manifest.total_bytes)
+        seconds = time.perf_counter() - start
+        self._replace((manifest, file))
+        update = _update_info(manifest, file)
+        if not file.was_written_here:
+            return Staged(update, fetch_s=seconds, check_s=0.0, bytes_fetched=0)
+        fetch_s = writing.fetched_at - start
+        return Staged(update, fetch_s, check_s=seconds - fetch_s, bytes_fetched=writing.bytes_fetched)
+
+    def close(self) -> None:
+        """Let the file go, and refuse further ones; the last engine of the node removes it."""
+        self._is_closed = True
+        self._replace(None)
+
+    def _base_of(self, manifest: WeightManifest) -> np.ndarray | None:
+        with self._lock:
+            is_base = self._held is not None and has_base(manifest, self._held[0])
+            return self._held[1].read() if self._held is not None and is_base else None
+
+    def _replace(self, new: tuple[WeightManifest, SharedFile] | None) -> None:
+        with self._lock:
+            old, self._held = self._held, None if self._is_closed else new
+        if old is not None:
+            old[1].release()
+        if new is not None and self._is_closed:
+            new[1].release()
+            raise RuntimeError("the engine has ended: it was shut down")
+
+
+class _Writing:
+    """Fetches one weight set and writes it bucket by bucket, each checked before."""
+
+    def __init__(self, manifest: WeightManifest, source: WeightSource, base: np.ndarray | None) -> None:
+        self._manifest = manifest
+        self._source = source
+        self._base = base
+        self.bytes_fetched = 0
+        self.fetched_at = 0.0
+
+    def write(self, file: BinaryIO) -> None:
+        """Write the file: of the base and the differences if that is less to fetch, else of the full buckets."""
+        if self._base is not None:
+            try:
+                self._write(file, self._changed(self._base))
+            except ValueError as error:
+                logger.warning("weights v%d are fetched in full: %s", self._manifest.version, error)
+                file.seek(0)
+                file.truncate()
+            else:
+                return
+        self._write(file, iter(self._fetched(self._source.fetch())))
+
+    def _changed(self, base: np.ndarray) -> Iterator[np.ndarray]:
+        differences = self._fetched(self._source.fetch_differences())
+        starts = bucket_starts(self._manifest)
+        for difference, start, size in zip(differences, starts[:-1], self._manifest.bucket_bytes, strict=True):
+            yield decode(base[start : start + size], difference)
+
+    def _fetched(self, parts: Any) -> Any:
+        check_num_buckets(self._manifest, parts)
+        self.fetched_at = time.perf_counter()
+        self.bytes_fetched += sum(part.nbytes for part in parts)
+        return parts
+
+    def _write(self, file: BinaryIO, buckets: Iterator[np.ndarray]) -> None:
+        for index, bucket in enumerate(buckets):
+            check_bucket(self._manifest, index, bucket)
+            file.write(bucket.data)
+
+
+def has_base(manifest: WeightManifest, held: WeightManifest) -> bool:
+    """Whether differences to the held weights were published, and are fewer bytes than the whole."""
+    return (
+        manifest.base_version is not None
+        and (held.incarnation, held.version) == (manifest.incarnation, manifest.base_version)
+        and (held.dtype, held.tensors) == (manifest.dtype, manifest.tensors)
+        and manifest.total_difference_bytes < manifest.total_bytes
+    )
+
+
+def bucket_starts(manifest: WeightManifest) -> list[int]:
+    """Where each bucket begins in the file, and where the last one ends."""
+    return np.cumsum([0, *manifest.bucket_bytes]).tolist()
+
+
+def _update_info(manifest: WeightManifest, file: SharedFile) -> dict[str, Any]:
+    starts = bucket_starts(manifest)
+    tensors = [(spec.name, spec.shape, starts[spec.bucket] + spec.offset) for spec in manifest.tensors]
+    return {
+        "path": str(file.path),
+        "dtype": manifest.dtype,
+        "num_bytes": manifest.total_bytes,
+        "tensors": tensors,
+    }

@@ -56,9 +56,11 @@ class LoadedWeights:
     incarnation: int
     version: int
     load_s: float
+    fetch_s: float = 0.0
     check_s: float = 0.0
     pause_s: float = 0.0
     verify_s: float = 0.0
+    bytes_fetched: int = 0
     golden_difference: float = 0.0
 
 
@@ -85,7 +87,7 @@ class SimulatedWorker:
 class SimulatedRolloutWorker(SimulatedWorker):
     """A student engine."""
 
-    async def load_weights(self, manifest: WeightManifest, *buckets: Any) -> LoadedWeights:
+    async def load_weights(self, manifest: WeightManifest, source: Any) -> LoadedWeights:
         """Take the time of a weight update."""
         started = now()
         await self._device.load(manifest.version)

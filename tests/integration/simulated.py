@@ -26,6 +26,7 @@ from cluster.jsonl import append_row
 from cluster.parcels import tables_of_slots
 from cluster.teacher_signal import SAMPLED, TeacherSignal
 from cluster.teachers import role_of_source
+from cluster.transports import WeightSource
 from cluster.weights import WeightManifest, check_buckets, checksum
 
 SAMPLING = Sampling(max_tokens=20)
@@ -107,15 +108,17 @@ class SimulatedEngine:
             raise ValueError("the teacher rejects a rollout")
         return [TokenScores(np.zeros(len(sequence) - 1, np.float32)) for sequence in sequences]
 
-    async def load_weights(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> LoadReport:
+    async def load_weights(self, manifest: WeightManifest, source: WeightSource) -> LoadReport:
         """Check the buckets and take the version."""
-        check_buckets(manifest, buckets)
+        check_buckets(manifest, await asyncio.to_thread(source.fetch))
         self._num_loads += 1
         if self._num_loads <= self._behaviour.failing_loads:
             raise ValueError("the engine cannot load")
         await asyncio.sleep(self._behaviour.load_s)
         self._version = manifest.version
-        return LoadReport(manifest.incarnation, manifest.version, 0.0, 0.0, 0.0, 0.0, 0.0)
+        seconds = dict.fromkeys(("fetch_s", "check_s", "pause_s", "load_s", "verify_s", "golden_difference"), 0.0)
+        identity = (manifest.incarnation, manifest.version)
+        return LoadReport(*identity, bytes_fetched=manifest.total_bytes, **seconds)
 
     def serve_own_weights(self) -> None:
         """Nothing to do."""
@@ -134,9 +137,9 @@ class WorkerCutOff:
         """As the worker."""
         return await self._worker.start()
 
-    async def load_weights(self, manifest: WeightManifest, *buckets: np.ndarray) -> LoadReport:
+    async def load_weights(self, manifest: WeightManifest, source: WeightSource) -> LoadReport:
         """As the worker."""
-        return await self._worker.load_weights(manifest, *buckets)
+        return await self._worker.load_weights(manifest, source)
 
     async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[Any]:
         """Yield one parcel."""

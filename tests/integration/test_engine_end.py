@@ -10,6 +10,7 @@ import pytest
 from actors.engine import Generation, Sampling
 from tests.integration.test_engine_scene import (
     collect,
+    in_hand,
     opened,
     publish,
     read_model,
@@ -55,7 +56,7 @@ def test_a_fresh_engine_gives_the_same_bits_and_a_shut_down_one_fails_its_reques
 def test_an_engine_that_fails_in_a_step_fails_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = save_model(tmp_path)
     with opened(settings(path)) as engine:
-        run(engine.load_weights(*publish(read_model(path), 1)))
+        run(engine.load_weights(*in_hand(publish(read_model(path), 1))))
 
         def broken_step() -> None:
             raise MemoryError("no memory for a step")
@@ -64,7 +65,7 @@ def test_an_engine_that_fails_in_a_step_fails_every_call(tmp_path: Path, monkeyp
         with pytest.raises(RuntimeError, match="no memory for a step"):
             run(collect(engine, requests(2), SAMPLING))
         with pytest.raises(RuntimeError, match="the engine has ended: no memory for a step"):
-            run(engine.load_weights(*publish(read_model(path), 2)))
+            run(engine.load_weights(*in_hand(publish(read_model(path), 2))))
         with pytest.raises(RuntimeError, match="the engine has ended: no memory for a step"):
             run(engine.score([[5, 6, 7]]))
         with pytest.raises(RuntimeError, match="the engine has ended: no memory for a step"):

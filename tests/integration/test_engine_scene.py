@@ -14,8 +14,10 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
 from actors.vllm import open_engine
 from cluster.config import EngineConfig
+from cluster.transports import BucketsInHand
 from cluster.weights import WeightManifest
 from learner.publisher import publish_weights
+from learner.weight_history import WeightHistory
 
 T = TypeVar("T")
 
@@ -76,9 +78,14 @@ def exact_log_probs(model: Qwen3ForCausalLM, prompt: Sequence[int], response: Se
 
 
 def publish(
-    model: Qwen3ForCausalLM, version: int, *, incarnation: int = 0, golden_error: float = 0.0
+    model: Qwen3ForCausalLM,
+    version: int,
+    *,
+    incarnation: int = 0,
+    golden_error: float = 0.0,
+    history: WeightHistory | None = None,
 ) -> tuple[WeightManifest, list[np.ndarray]]:
-    """The manifest and buckets of a model, as the learner publishes them."""
+    """The manifest and buckets of a model (and differences, with a history), as the learner publishes them."""
     golden = exact_log_probs(model, GOLDEN_TOKEN_IDS[:1], GOLDEN_TOKEN_IDS[1:]) + golden_error
     *buckets, manifest = publish_weights(
         model,
@@ -90,10 +97,16 @@ def publish(
         golden_token_ids=GOLDEN_TOKEN_IDS,
         golden_log_probs=golden.tolist(),
         max_bytes=BUCKET_BYTES,
+        history=history,
     )
     assert isinstance(manifest, WeightManifest)
     assert len(buckets) > 3
     return manifest, [bucket for bucket in buckets if isinstance(bucket, np.ndarray)]
+
+
+def in_hand(published: tuple[WeightManifest, list[np.ndarray]]) -> tuple[WeightManifest, BucketsInHand]:
+    """The arguments of `load_weights`."""
+    return published[0], BucketsInHand(published[1])
 
 
 def settings(
@@ -143,7 +156,7 @@ class Student:
 
     async def load(self) -> LoadReport:
         """Bring the engine up to the model."""
-        return await self.engine.load_weights(*self.publish())
+        return await self.engine.load_weights(*in_hand(self.publish()))
 
     @property
     def is_idle(self) -> bool:

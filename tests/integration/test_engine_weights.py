@@ -10,10 +10,12 @@ import pytest
 from transformers import Qwen3ForCausalLM
 
 from actors.engine import Generation, GenerationRequest, Sampling
+from cluster.transports import BucketsInHand
 from tests.integration.test_engine_scene import (
     Student,
     collect,
     exact_log_probs,
+    in_hand,
     opened,
     perturb,
     prompt_of,
@@ -187,11 +189,11 @@ def test_responses_that_end_during_the_check_are_delivered_only_if_it_passes(
         task = asyncio.create_task(collect(student.engine, wanted, Sampling(max_tokens=2), found))
         await until(lambda: len(found) > 0)
         if golden_error == 0.0:
-            await student.engine.load_weights(*update)
+            await student.engine.load_weights(*in_hand(update))
             await task
         else:
             with pytest.raises(ValueError, match="golden"):
-                await student.engine.load_weights(*update)
+                await student.engine.load_weights(*in_hand(update))
             with pytest.raises(RuntimeError, match="failed with requests in flight"):
                 await task
 
@@ -217,9 +219,9 @@ def test_a_damaged_bucket_changes_nothing(student: Student) -> None:
         task = asyncio.create_task(collect(student.engine, wanted, Sampling(max_tokens=60)))
         await asyncio.sleep(0.05)
         with pytest.raises(ValueError, match="checksum of bucket 2 differs"):
-            await student.engine.load_weights(manifest, buckets)
+            await student.engine.load_weights(manifest, BucketsInHand(buckets))
         with pytest.raises(ValueError, match=f"expected {len(buckets)} buckets, got 1"):
-            await student.engine.load_weights(manifest, buckets[:1])
+            await student.engine.load_weights(manifest, BucketsInHand(buckets[:1]))
         return await task
 
     found = run(work())
@@ -234,7 +236,7 @@ def test_weights_that_fail_the_golden_check_are_never_served(student: Student) -
         task = asyncio.create_task(collect(student.engine, wanted, Sampling(max_tokens=230)))
         await asyncio.sleep(0.05)
         with pytest.raises(ValueError, match=r"golden log-probs differ from the learner's by 0\.5"):
-            await student.engine.load_weights(*student.publish(golden_error=0.5))
+            await student.engine.load_weights(*in_hand(student.publish(golden_error=0.5)))
         with pytest.raises(RuntimeError, match=r"failed with requests in flight: .*golden"):
             await task
         assert student.is_idle
@@ -255,8 +257,8 @@ def test_a_load_queued_behind_a_failing_one_succeeds(student: Student) -> None:
     wrong, right = student.publish(golden_error=0.5), student.publish()
 
     async def work() -> None:
-        failing = asyncio.create_task(student.engine.load_weights(*wrong))
-        following = asyncio.create_task(student.engine.load_weights(*right))
+        failing = asyncio.create_task(student.engine.load_weights(*in_hand(wrong)))
+        following = asyncio.create_task(student.engine.load_weights(*in_hand(right)))
         with pytest.raises(ValueError, match="golden"):
             await failing
         assert (await following).version == student.version
@@ -273,7 +275,7 @@ def test_an_incomplete_weight_set_is_refused_and_the_next_load_recovers(student:
     if mistake == "unknown name":
         specs += [replace(spec, name="model.nothing.weight") for spec in manifest.tensors[:1]]
     with pytest.raises(Exception, match=r"golden log-probs differ|nothing"):
-        run(student.engine.load_weights(replace(manifest, tensors=tuple(specs)), buckets))
+        run(student.engine.load_weights(replace(manifest, tensors=tuple(specs)), BucketsInHand(buckets)))
     run(student.load())
     wanted = requests(3)
     found = run(collect(student.engine, wanted, Sampling(max_tokens=10)))
@@ -283,8 +285,8 @@ def test_an_incomplete_weight_set_is_refused_and_the_next_load_recovers(student:
 def test_older_weights_are_refused(student: Student) -> None:
     held = student.version
     with pytest.raises(ValueError, match=f"weights v{held - 1} of incarnation 0 are older than the engine's"):
-        run(student.engine.load_weights(*publish(student.model, held - 1)))
-    assert run(student.engine.load_weights(*publish(student.model, held))).version == held
+        run(student.engine.load_weights(*in_hand(publish(student.model, held - 1))))
+    assert run(student.engine.load_weights(*in_hand(publish(student.model, held)))).version == held
     (found,) = run(collect(student.engine, requests(1), Sampling(max_tokens=3)))
     assert found.version_runs == [(held, 3)]
 

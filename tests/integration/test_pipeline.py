@@ -190,6 +190,27 @@ def test_a_metrics_row_holds_every_documented_key_and_the_run_ends_with_checkpoi
     asyncio.run(scenario())
 
 
+def test_an_update_is_reported_by_its_parts_in_events_and_metrics(tmp_path: Path) -> None:
+    parts = {"fetch_s", "check_s", "pause_s", "load_s", "verify_s"}
+
+    async def scenario() -> None:
+        async with simulated_run(run_config(tmp_path, max_steps=3)) as run:
+            await run.pipeline.run()
+            for event in run.events("weights_loaded"):
+                assert event.keys() > parts | {"publish_s", "stopped_s", "golden_difference"}
+                assert event["stopped_s"] == event["pause_s"] + event["load_s"] + event["verify_s"]
+                assert event["seconds"] > 0
+                assert event["bytes_fetched"] == 64
+            assert {event["bytes"] for event in run.events("weights_published")} == {64}
+            for row in run.folder.valid_metrics():
+                assert row.keys() > {f"time/{part}" for part in parts | {"publish_s", "stopped_s", "update_s"}}
+                assert (row["weights/bytes"], row["weights/bytes_fetched"]) == (64, 64)
+                assert row["weights/difference_bytes"] == 0
+                assert row["time/update_s"] > 0
+
+    asyncio.run(scenario())
+
+
 async def _cancel(running: asyncio.Task[None]) -> None:
     running.cancel()
     await asyncio.wait({running}, timeout=5)

@@ -181,6 +181,7 @@ def test_an_asynchronous_run_with_two_workers_of_each_kind_keeps_its_bound_and_e
         "objective.normaliser": "zscore",
         "evaluation.every_steps": 4,
         "checkpoint.every_steps": 2,
+        "weights.delta": "true",
     }
     assert run(command(workspace, "asynchronous", **settings)).returncode == 0
     path = workspace / "asynchronous"
@@ -198,8 +199,15 @@ def test_an_asynchronous_run_with_two_workers_of_each_kind_keeps_its_bound_and_e
     assert {"teacher", "student_before", "student_after", "kl_reverse_first", "kl_reverse_last"} < summary.keys()
     assert AutoModelForCausalLM.from_pretrained(path / "export").num_parameters() > 0
     assert AutoTokenizer.from_pretrained(path / "export").chat_template
-    loaded = [row for row in read_rows(path / "events.jsonl") if row["event"] == "weights_loaded"]
+    events = read_rows(path / "events.jsonl")
+    loaded = [row for row in events if row["event"] == "weights_loaded"]
     assert {row["worker"] for row in loaded} == {"rollout-0", "rollout-1"}
+    published = [row for row in events if row["event"] == "weights_published"]
+    assert [row["base_version"] for row in published] == [None, *range(8)]
+    differences = {row["version"]: row["difference_bytes"] for row in published if row["version"] > 0}
+    assert all(0 < size < published[0]["bytes"] for size in differences.values())
+    assert any(row["bytes_fetched"] == differences.get(row["version"]) for row in loaded)
+    assert any(row["bytes_fetched"] == 0 for row in loaded)
 
 
 def test_student_engine_teacher_engine_and_learner_agree_and_a_teacher_equal_to_the_student_gives_no_reward(

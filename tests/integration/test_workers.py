@@ -19,6 +19,7 @@ from actors.vllm import open_engine
 from cluster.batches import ROLLOUT_SCHEMA, check_rollouts, check_scored
 from cluster.notes import EndOfStream, RolloutNote, ScoreNote
 from cluster.stop_tokens import StopMode, StopTokens
+from cluster.transports import ObjectStoreSource, WeightSource
 from cluster.weights import WeightManifest
 from tests.integration.test_engine_scene import (
     exact_log_probs,
@@ -55,8 +56,8 @@ class ProbedWorker:
     async def start(self) -> float:
         return await self._worker.start()
 
-    async def load_weights(self, manifest: WeightManifest, *buckets: np.ndarray) -> LoadReport:
-        return await self._worker.load_weights(manifest, *buckets)
+    async def load_weights(self, manifest: WeightManifest, source: WeightSource) -> LoadReport:
+        return await self._worker.load_weights(manifest, source)
 
     async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[StreamItem]:
         self._num_yielded = 0
@@ -90,11 +91,15 @@ def rollout_actor(local_ray: None, student_path: str) -> Iterator[Any]:
     actor: Any = ray.remote(ProbedWorker).options(max_concurrency=100).remote(engine_settings, open_engine)
     assert get(actor.start.remote(), timeout_s=120) > 0
     manifest, buckets = publish(read_model(student_path), 3)
-    report: LoadReport = get(actor.load_weights.remote(manifest, *map(ray.put, buckets)))
+    report: LoadReport = get(actor.load_weights.remote(manifest, stored(buckets)))
     assert report.version == 3
     yield actor
     get(actor.shutdown.remote(), timeout_s=30)
     ray.kill(actor)
+
+
+def stored(buckets: list[np.ndarray]) -> ObjectStoreSource:
+    return ObjectStoreSource(tuple(map(ray.put, buckets)), (), timeout_s=60.0)
 
 
 def get(ref: Any, *, timeout_s: float = 60.0) -> Any:
@@ -192,7 +197,7 @@ def test_refused_weights_and_prompts_reach_the_caller_as_plain_errors(
     manifest, buckets = publish(model, 4)
     buckets[0] = buckets[0] ^ 1
     with pytest.raises(ValueError, match="checksum of bucket 0 differs"):
-        get(rollout_actor.load_weights.remote(manifest, *buckets))
+        get(rollout_actor.load_weights.remote(manifest, stored(buckets)))
     prompts = [Prompt("long", [5] * 300, answer=None, source="default")]
     table = PromptSource(prompts, seed=0, num_samples=1, num_slots=1).requests_for([0], [0])
     stream = rollout_actor.generate.options(num_returns="streaming").remote(table, Sampling(5))

@@ -1,98 +1,282 @@
-"""Published buckets as one file for the engine's processes."""
+"""Published buckets as one file for all engines of a node: fetched once, and removed with its last user."""
 
-import tempfile
-from dataclasses import replace
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
 
-from actors.vllm import staging
-from actors.vllm.staging import staged_file
+from actors.vllm import shared_file
+from actors.vllm.shared_file import hold, remove_left_over
+from actors.vllm.staging import WeightCache
+from cluster.differences import encode
+from cluster.transports import BucketsInHand
 from cluster.weights import WeightManifest, bucket_sizes, checksum, plan_buckets
 
-pytestmark = pytest.mark.timeout(20)
+pytestmark = pytest.mark.timeout(30)
 
 BUCKETS = [np.arange(40, dtype=np.uint8), np.arange(100, 116, dtype=np.uint8)]
 
 
-@pytest.fixture
-def manifest() -> WeightManifest:
+@pytest.fixture(autouse=True)
+def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Shared memory and temporary folder of this test alone."""
+    folder = tmp_path / "memory"
+    folder.mkdir()
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr(shared_file, "SHARED_MEMORY", folder)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    return folder
+
+
+def manifest_of(buckets: Sequence[np.ndarray], version: int = 1, **fields: Any) -> WeightManifest:
     plan = plan_buckets([("a", (2, 3)), ("b", (4,)), ("c", (4,))], dtype="float32", max_bytes=40)
     return WeightManifest(
         incarnation=0,
-        version=1,
+        version=version,
         dtype="float32",
         tensors=plan,
         bucket_bytes=bucket_sizes(plan, dtype="float32"),
-        checksums=tuple(map(checksum, BUCKETS)),
+        checksums=tuple(map(checksum, buckets)),
         golden_token_ids=(1, 2),
         golden_log_probs=(-1.0,),
+        **fields,
     )
 
 
-def test_the_file_holds_the_buckets_and_says_where_each_tensor_lies(manifest: WeightManifest) -> None:
-    with staged_file(manifest, BUCKETS) as update:
-        content = Path(update["path"]).read_bytes()
-        assert content == b"".join(bucket.tobytes() for bucket in BUCKETS)
-        assert update["num_bytes"] == len(content) == 56
-        assert update["dtype"] == "float32"
-        assert update["tensors"] == [("a", (2, 3), 0), ("b", (4,), 24), ("c", (4,), 40)]
+MANIFEST = manifest_of(BUCKETS)
 
 
-def test_read_only_buckets_are_staged(manifest: WeightManifest) -> None:
+@dataclass
+class CountingSource:
+    """Buckets that take a while to come; counts how often they are asked for."""
+
+    buckets: Sequence[np.ndarray]
+    differences: Sequence[np.ndarray] = ()
+    seconds: float = 0.0
+    fetches: list[str] = field(default_factory=list)
+
+    def fetch(self) -> Sequence[np.ndarray]:
+        self.fetches.append("full")
+        time.sleep(self.seconds)
+        return self.buckets
+
+    def fetch_differences(self) -> Sequence[np.ndarray]:
+        self.fetches.append("differences")
+        return self.differences
+
+
+def content(update: dict[str, Any]) -> bytes:
+    return Path(update["path"]).read_bytes()
+
+
+def in_process(work: Callable[..., None], *args: Any) -> Any:
+    """Start a process, which inherits this test's folders; the caller ends it."""
+    process = multiprocessing.get_context("fork").Process(target=work, args=args, daemon=True)
+    process.start()
+    return process
+
+
+def writing(content: bytes) -> Callable[[BinaryIO], None]:
+    def write(file: BinaryIO) -> None:
+        file.write(content)
+
+    return write
+
+
+def test_the_file_holds_the_buckets_and_says_where_each_tensor_lies() -> None:
+    cache = WeightCache()
+    update = cache.stage(MANIFEST, BucketsInHand(BUCKETS)).update
+    assert content(update) == b"".join(bucket.tobytes() for bucket in BUCKETS)
+    assert update["num_bytes"] == 56
+    assert update["dtype"] == "float32"
+    assert update["tensors"] == [("a", (2, 3), 0), ("b", (4,), 24), ("c", (4,), 40)]
+    cache.close()
+
+
+def test_read_only_buckets_are_staged() -> None:
     buckets = [bucket.copy() for bucket in BUCKETS]
     for bucket in buckets:
         bucket.flags.writeable = False
-    with staged_file(manifest, buckets) as update:
-        assert Path(update["path"]).stat().st_size == 56
+    assert len(content(WeightCache().stage(MANIFEST, BucketsInHand(buckets)).update)) == 56
 
 
-def test_the_file_is_removed_also_after_an_error(manifest: WeightManifest) -> None:
-    paths = []
-    with staged_file(manifest, BUCKETS) as update:
-        paths.append(Path(update["path"]))
-
-    def fail() -> None:
-        with staged_file(manifest, BUCKETS) as update:
-            paths.append(Path(update["path"]))
-            raise RuntimeError("load failed")
-
-    with pytest.raises(RuntimeError, match="load failed"):
-        fail()
-    assert len(paths) == 2
-    assert not any(path.exists() for path in paths)
+def test_engines_of_a_node_fetch_a_version_once_and_the_last_one_removes_it(memory: Path) -> None:
+    first, second, source = WeightCache(), WeightCache(), CountingSource(BUCKETS)
+    one, other = first.stage(MANIFEST, source), second.stage(MANIFEST, source)
+    assert source.fetches == ["full"]
+    assert (one.bytes_fetched, other.bytes_fetched) == (56, 0)
+    assert one.update == other.update
+    first.close()
+    assert content(other.update) == b"".join(bucket.tobytes() for bucket in BUCKETS)
+    second.close()
+    assert not list(memory.iterdir())
 
 
-def test_no_file_is_left_when_writing_fails(
-    manifest: WeightManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_engines_that_load_at_the_same_time_fetch_once(memory: Path) -> None:
+    source, found = CountingSource(BUCKETS, seconds=0.2), list[int]()
+    caches = [WeightCache() for _ in range(6)]
+
+    def work(cache: WeightCache) -> None:
+        found.append(cache.stage(MANIFEST, source).bytes_fetched)
+
+    threads = [threading.Thread(target=work, args=(cache,)) for cache in caches]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=10)
+    assert source.fetches == ["full"]
+    assert sorted(found) == [0, 0, 0, 0, 0, 56]
+    for cache in caches:
+        cache.close()
+    assert not list(memory.iterdir())
+
+
+def test_a_superseded_version_is_removed_by_its_last_user(memory: Path) -> None:
+    first, second, newer = WeightCache(), WeightCache(), manifest_of(BUCKETS, 2)
+    old = Path(first.stage(MANIFEST, BucketsInHand(BUCKETS)).update["path"])
+    second.stage(MANIFEST, BucketsInHand(BUCKETS))
+    new = Path(first.stage(newer, BucketsInHand(BUCKETS)).update["path"])
+    assert set(memory.iterdir()) == {old, new}
+    second.stage(newer, BucketsInHand(BUCKETS))
+    assert set(memory.iterdir()) == {new}
+
+
+def test_weight_sets_that_differ_in_anything_do_not_share_a_file() -> None:
+    sets = [MANIFEST, replace(MANIFEST, incarnation=1), replace(MANIFEST, golden_log_probs=(-2.0,))]
+    sets += [replace(MANIFEST, version=11), replace(MANIFEST, incarnation=11, version=1)]
+    sets.append(manifest_of([BUCKETS[0] ^ 1, BUCKETS[1]]))
+    assert len({each.key for each in sets}) == len(sets)
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing"])
+def test_a_damaged_bucket_leaves_nothing_behind_and_the_version_held_stays(memory: Path, damage: str) -> None:
+    cache, newer = WeightCache(), manifest_of(BUCKETS, 2)
+    held = cache.stage(MANIFEST, BucketsInHand(BUCKETS)).update["path"]
+    bad = [BUCKETS[0], BUCKETS[1] ^ 1] if damage == "changed" else BUCKETS[:1]
+    with pytest.raises(ValueError, match=r"checksum of bucket 1 differs|expected 2 buckets, got 1"):
+        cache.stage(newer, BucketsInHand(bad))
+    assert [str(path) for path in memory.iterdir()] == [held]
+    assert cache.stage(newer, BucketsInHand(BUCKETS)).bytes_fetched == 56
+
+
+def hold_forever(seconds: float, is_written: Any) -> None:
+    def write(file: Any) -> None:
+        file.write(b"half")
+        if seconds:
+            is_written.set()
+            time.sleep(seconds)
+
+    held = hold(MANIFEST.key, write, num_bytes=4)
+    is_written.set()
+    time.sleep(60)
+    held.release()
+
+
+@pytest.mark.parametrize("seconds", [0.0, 60.0], ids=["holding", "writing"])
+def test_files_of_a_killed_process_are_removed_and_those_of_a_living_one_stay(
+    memory: Path, seconds: float
 ) -> None:
-    monkeypatch.setattr(staging, "SHARED_MEMORY", tmp_path)
-    with pytest.raises(AttributeError), staged_file(manifest, [BUCKETS[0], "no bucket"]):  # pyright: ignore[reportArgumentType]
-        pass
-    assert not list(tmp_path.iterdir())
+    is_written = multiprocessing.get_context("fork").Event()
+    process = in_process(hold_forever, seconds, is_written)
+    assert is_written.wait(10)
+    (path,) = memory.iterdir()
+    assert path.name.endswith(".part") == (seconds > 0)
+    assert remove_left_over() == []
+    process.kill()
+    process.join(10)
+    assert remove_left_over() == [path]
+    assert not list(memory.iterdir())
+
+
+def test_a_file_half_written_by_a_killed_process_is_written_anew(memory: Path) -> None:
+    is_written = multiprocessing.get_context("fork").Event()
+    process = in_process(hold_forever, 60.0, is_written)
+    assert is_written.wait(10)
+    process.kill()
+    process.join(10)
+    assert [path.suffix for path in memory.iterdir()] == [".part"]
+    staged = hold(MANIFEST.key, writing(b"whole"), num_bytes=5)
+    assert staged.was_written_here
+    assert staged.read().tobytes() == b"whole"
+
+
+def test_a_frozen_writer_is_not_waited_for_beyond_the_limit(memory: Path) -> None:
+    is_written = multiprocessing.get_context("fork").Event()
+    process = in_process(hold_forever, 60.0, is_written)
+    assert is_written.wait(10)
+    os.kill(process.pid, signal.SIGSTOP)
+    staged = hold(MANIFEST.key, writing(b"own"), num_bytes=3, wait_s=0.2)
+    assert staged.read().tobytes() == b"own"
+    process.kill()
+    process.join(10)
+    staged.release()
+    remove_left_over()
+    assert not list(memory.iterdir())
+
+
+def test_a_closed_cache_refuses_weights_and_leaves_no_file(memory: Path) -> None:
+    cache = WeightCache()
+    cache.stage(MANIFEST, BucketsInHand(BUCKETS))
+    cache.close()
+    cache.close()
+    with pytest.raises(RuntimeError, match="the engine has ended"):
+        cache.stage(MANIFEST, BucketsInHand(BUCKETS))
+    assert not list(memory.iterdir())
+
+
+CHANGED = [BUCKETS[0].copy(), BUCKETS[1]]
+CHANGED[0][4:8] = 200
+DIFFERENCES = [encode(old, new, item_bytes=4) for old, new in zip(BUCKETS, CHANGED, strict=True)]
+NEXT = manifest_of(CHANGED, 2, base_version=1, difference_bytes=tuple(each.nbytes for each in DIFFERENCES))
+"""Version 2, with differences to version 1."""
+
+
+def test_an_engine_that_holds_the_base_fetches_only_differences() -> None:
+    cache, source = WeightCache(), CountingSource(CHANGED, DIFFERENCES)
+    cache.stage(MANIFEST, BucketsInHand(BUCKETS))
+    assert NEXT.total_difference_bytes == 2 * 16 + 2 + 4  # headers, a bitmap, a value
+    staged = cache.stage(NEXT, source)
+    assert source.fetches == ["differences"]
+    assert staged.bytes_fetched == NEXT.total_difference_bytes
+    assert content(staged.update) == b"".join(bucket.tobytes() for bucket in CHANGED)
+
+
+@pytest.mark.parametrize("held", [None, manifest_of(BUCKETS, 0), replace(MANIFEST, incarnation=3)])
+def test_an_engine_that_does_not_hold_the_base_fetches_everything(held: WeightManifest | None) -> None:
+    cache, source = WeightCache(), CountingSource(CHANGED, DIFFERENCES)
+    if held is not None:
+        cache.stage(held, BucketsInHand(BUCKETS))
+    staged = cache.stage(NEXT, source)
+    assert source.fetches == ["full"]
+    assert staged.bytes_fetched == 56
+    assert content(staged.update) == b"".join(bucket.tobytes() for bucket in CHANGED)
+
+
+def test_differences_that_do_not_give_the_published_bytes_are_not_used() -> None:
+    cache = WeightCache()
+    cache.stage(MANIFEST, BucketsInHand(BUCKETS))
+    wrong = [encode(old, old ^ 1, item_bytes=4) for old in BUCKETS]
+    source = CountingSource(CHANGED, wrong)
+    staged = cache.stage(NEXT, source)
+    assert source.fetches == ["differences", "full"]
+    assert content(staged.update) == b"".join(bucket.tobytes() for bucket in CHANGED)
 
 
 @pytest.mark.parametrize("reason", ["no shared memory", "no room"])
 def test_without_room_in_shared_memory_the_temporary_folder_serves(
-    manifest: WeightManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+    memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
-    memory, folder = tmp_path / "memory", tmp_path / "temporary"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    monkeypatch.setattr(staging, "SHARED_MEMORY", memory)
-    if reason == "no room":
-        memory.mkdir()
-        full = replace(manifest, bucket_bytes=(40, 2**62))
-    else:
-        full = manifest
-    with staged_file(full, BUCKETS) as update:
-        assert Path(update["path"]).parent == folder
-
-
-def test_shared_memory_is_used_where_there_is_room(
-    manifest: WeightManifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(staging, "SHARED_MEMORY", tmp_path)
-    with staged_file(manifest, BUCKETS) as update:
-        assert Path(update["path"]).parent == tmp_path
+    if reason == "no shared memory":
+        monkeypatch.setattr(shared_file, "SHARED_MEMORY", tmp_path / "none")
+    file = hold("large", lambda file: None, num_bytes=2**62 if reason == "no room" else 1)
+    assert file.path.parent == tmp_path / "temporary"
+    file.release()
+    assert not file.path.exists()

@@ -18,6 +18,7 @@ from cluster.config import EngineConfig
 from cluster.notes import EndOfStream, Parcel, RolloutNote, ScoreNote
 from cluster.stop_tokens import StopTokens
 from cluster.teacher_signal import TeacherSignal
+from cluster.transports import BucketsInHand, WeightSource
 from cluster.weights import WeightManifest
 
 pytestmark = pytest.mark.timeout(20)
@@ -58,9 +59,9 @@ class CountingEngine:
         self.events.append(f"score {len(sequences)}")
         return [TokenScores(-np.asarray(sequence[1:], dtype=np.float32)) for sequence in sequences]
 
-    async def load_weights(self, manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> LoadReport:
-        self.events.append(f"load {manifest} {len(buckets)}")
-        return LoadReport(0, 1, 0.0, 0.0, 0.0, 0.0, 0.0)
+    async def load_weights(self, manifest: WeightManifest, source: WeightSource) -> LoadReport:
+        self.events.append(f"load {manifest} {len(source.fetch())}")
+        return LoadReport(0, 1, 0.0, 0.0, 0.0, 0.0, 0.0, bytes_fetched=0, golden_difference=0.0)
 
     def serve_own_weights(self) -> None:
         self.events.append("own weights")
@@ -178,7 +179,7 @@ def test_weights_and_the_end_are_handed_on() -> None:
         engine = CountingEngine()
         worker = await started(engine)
         manifest: Any = "manifest"
-        await worker.load_weights(manifest, np.zeros(1, np.uint8), np.zeros(1, np.uint8))
+        await worker.load_weights(manifest, BucketsInHand([np.zeros(1, np.uint8)] * 2))
         await worker.serve_own_weights()
         await worker.shutdown()
         return engine.events

@@ -46,6 +46,8 @@ DIRECT = ("--objective.name", "reverse_kl")
         ),
         (("--objective.baseline", "mean"), "objective.baseline must be 'none' or 'closed_form'"),
         (("--objective.discount", "1.5"), "objective.discount"),
+        (("--weights.transport", "nccl"), "weights.transport must be 'object_store'"),
+        (("--weights.full_every", "0"), "weights.full_every must be >= 1, got 0"),
         (("--objective.name", "reopold", "--masks.selection", "tip"), "masks.selection must be none with reopold"),
         (("--masks.selection", "entropy"), "masks.selection must be"),
         (("--masks.selection", "tip", "--masks.keep", "0"), "masks.keep must be > 0 and <= 1"),

@@ -6,22 +6,27 @@ import numpy as np
 import pytest
 import torch
 
+from cluster.differences import decode
 from cluster.weights import WeightManifest, check_buckets
 from learner.publisher import publish_weights
+from learner.weight_history import WeightHistory
 from tests.unit.test_learner_scene import GOLDEN_TOKEN_IDS, tiny_qwen3
 
 
-def publish(model: torch.nn.Module, *, dtype: str, max_bytes: int) -> tuple[list[np.ndarray], WeightManifest]:
+def publish(
+    model: torch.nn.Module, *, dtype: str, max_bytes: int, version: int = 2, history: WeightHistory | None = None
+) -> tuple[list[np.ndarray], WeightManifest]:
     *buckets, manifest = publish_weights(
         model,
         gathered=lambda parameters: nullcontext(),
         is_first_rank=True,
         incarnation=1,
-        version=2,
+        version=version,
         dtype=dtype,
         golden_token_ids=GOLDEN_TOKEN_IDS,
         golden_log_probs=[-1.0] * (len(GOLDEN_TOKEN_IDS) - 1),
         max_bytes=max_bytes,
+        history=history,
     )
     assert isinstance(manifest, WeightManifest)
     return buckets, manifest  # pyright: ignore[reportReturnType]
@@ -72,3 +77,46 @@ def test_another_rank_yields_nothing_but_joins_every_gather() -> None:
     assert list(parts) == []
     assert len(gathered) > 1
     assert sum(gathered) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_with_a_history_each_bucket_is_followed_by_its_exact_difference(dtype: str) -> None:
+    model, history = tiny_qwen3(), WeightHistory(full_every=10)
+    old, first = publish(model, dtype=dtype, max_bytes=20_000, version=0, history=history)
+    check_buckets(first, old)
+    assert (first.base_version, first.total_difference_bytes) == (None, 0)
+    with torch.no_grad():
+        next(model.parameters())[3].mul_(1.5)
+    parts, second = publish(model, dtype=dtype, max_bytes=20_000, version=1, history=history)
+    buckets, differences = parts[0::2], parts[1::2]
+    check_buckets(second, buckets)
+    assert second.base_version == 0
+    assert second.difference_bytes == tuple(each.nbytes for each in differences)
+    assert second.total_difference_bytes < 0.1 * second.total_bytes
+    for base, bucket, difference in zip(old, buckets, differences, strict=True):
+        assert decode(base, difference).tobytes() == bucket.tobytes()
+
+
+def test_every_so_many_versions_there_are_no_differences() -> None:
+    history = WeightHistory(full_every=3)
+    bases = [history_publishes(history, incarnation=0, version=version) for version in range(7)]
+    assert bases == [None, 0, 1, None, 3, 4, None]
+
+
+def test_weights_of_another_incarnation_or_published_in_part_are_no_base() -> None:
+    history = WeightHistory(full_every=10)
+    assert history_publishes(history, incarnation=0, version=4) is None
+    assert history_publishes(history, incarnation=1, version=2) is None
+    assert history_publishes(history, incarnation=1, version=3) == 2
+    assert history.begin(1, 4, (8, 8)) == 3
+    history.remember(0, np.zeros(8, np.uint8), item_bytes=4)
+    assert history_publishes(history, incarnation=1, version=5) is None
+    assert history_publishes(history, incarnation=1, version=6) == 5
+
+
+def history_publishes(history: WeightHistory, *, incarnation: int, version: int) -> int | None:
+    base = history.begin(incarnation, version, (8, 8))
+    for index in range(2):
+        difference = history.remember(index, np.full(8, version, np.uint8), item_bytes=4)
+        assert (difference is None) == (base is None)
+    return base
