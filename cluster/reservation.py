@@ -1,0 +1,130 @@
+"""Reserves placement groups in the connected Ray, on the nodes that `cluster/nodes.py` would choose."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+
+from cluster.nodes import Bundle, Node
+from cluster.placement import Demand, amount_text, place_worker
+from cluster.waiting import wait_for
+
+logger = logging.getLogger(__name__)
+
+SOON_S = 5.0
+"""A reservation that takes longer is reported."""
+
+SPLIT_TIMEOUT_S = 30.0
+"""So long the devices of a pipeline may take to be reserved one by one, after all of them were free together."""
+
+NODE_LABEL = "ray.io/node-id"
+
+
+@dataclass(frozen=True)
+class Reservation:
+    """A placement group that is there, and the (id, name) of the node of each bundle."""
+
+    group: PlacementGroup
+    nodes: list[tuple[str, str]]
+
+
+async def reserve(demand: Demand, names: Sequence[str], held: Mapping[str, int], timeout_s: float) -> Reservation:
+    """Reserve the placement group of one worker, or of all if the demand is one group.
+
+    `held` counts the role's workers by node id. Ray chooses where our choice is not free any more. TimeoutError
+    saying what is missing after `timeout_s`, with nothing reserved.
+    """
+    what = f"placement of {', '.join(names)} ({demand})"
+    bundles = [demand.bundle] * len(names) if demand.is_one_group else [demand.bundle, *demand.further_stages]
+    if len(bundles) > 1:
+        group = placement_group(bundles, strategy=demand.group_strategy.upper())
+    else:
+        target = _best_node(demand, bundles, held)
+        group = placement_group(
+            bundles, strategy="STRICT_PACK", _soft_target_node_id=target
+        )  # needed by the target
+    await _ready(group, bundles, timeout_s, what)
+    if demand.further_stages and any(each["GPU"] > 1 for each in bundles):
+        group = await _split(group, bundles, what)
+    known = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
+    return Reservation(group, [(node_id, known[node_id]) for node_id in _node_ids(group)])
+
+
+async def _split(group: PlacementGroup, stages: Sequence[Bundle], what: str) -> PlacementGroup:
+    """Reserve the same devices in bundles of one, on the same nodes: vLLM's Ray executor takes no larger ones."""
+    bundles: list[Bundle] = []
+    labels: list[dict[str, str]] = []
+    for stage, node_id in zip(stages, _node_ids(group), strict=True):
+        one: list[Bundle] = [{"GPU": 1.0}] * (int(stage["GPU"]) - 1)
+        bundles += [stage | {"GPU": 1.0}, *one]
+        labels += [{NODE_LABEL: node_id}] * (1 + len(one))
+    remove_placement_group(group)
+    group = placement_group(bundles, strategy="PACK", bundle_label_selector=labels)
+    await _ready(group, bundles, SPLIT_TIMEOUT_S, what)
+    return group
+
+
+async def _ready(group: PlacementGroup, bundles: Sequence[Bundle], timeout_s: float, what: str) -> None:
+    waiting = asyncio.ensure_future(
+        wait_for(group.ready(), timeout_s=timeout_s, what=lambda: _missing(what, bundles))
+    )
+    try:
+        done, _ = await asyncio.wait({waiting}, timeout=min(SOON_S, timeout_s))
+        if not done:
+            logger.warning("waiting for %s", _missing(what, bundles))
+        await waiting
+    except BaseException:
+        waiting.cancel()
+        remove_placement_group(group)
+        raise
+
+
+def _missing(what: str, bundles: Sequence[Bundle]) -> str:
+    """What the group wants, and what is free in the whole cluster now."""
+    wanted: Counter[str] = Counter()
+    for bundle in bundles:
+        wanted.update(bundle)
+    free = ray.available_resources()
+    parts = (
+        f"{amount_text(n, amount)} wanted, {amount_text(n, free.get(n, 0.0))} free" for n, amount in wanted.items()
+    )
+    return f"{what}; {', '.join(parts)}"
+
+
+def _best_node(demand: Demand, bundles: Sequence[Bundle], held: Mapping[str, int]) -> str | None:
+    """Id of the node that suits best now; None if none has room."""
+    nodes = nodes_now()
+    for node in nodes:
+        node.num_of_role[demand.role] = held.get(node.node_id, 0)
+    chosen = place_worker(demand, bundles, nodes)
+    return chosen[0].node_id if chosen else None
+
+
+def nodes_now() -> list[Node]:
+    """The cluster's nodes by name, less what the placement groups of all runs hold on them."""
+    alive = sorted((node for node in ray.nodes() if node["Alive"]), key=lambda node: node["NodeName"])
+    nodes = [Node(each["NodeName"], each["Resources"], node_id=each["NodeID"]) for each in alive]
+    by_id = {node.node_id: node for node in nodes}
+    groups: dict[str, dict[str, Any]] = placement_group_table()
+    for group in groups.values():
+        if group["state"] == "REMOVED":
+            continue
+        for index, node_id in group["bundles_to_node_id"].items():
+            if node_id in by_id:
+                by_id[node_id].take(group["bundles"][index])
+    return nodes
+
+
+def _node_ids(group: PlacementGroup) -> list[str]:
+    placed: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
+    return [placed[index] for index in sorted(placed)]
