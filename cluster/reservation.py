@@ -24,8 +24,8 @@ logger = logging.getLogger(__name__)
 SOON_S = 5.0
 """A reservation that takes longer is reported."""
 
-SPLIT_TIMEOUT_S = 30.0
-"""So long the devices of a pipeline may take to be reserved one by one, after all of them were free together."""
+FREE_TIMEOUT_S = 30.0
+"""So long it may take to reserve what was free a moment ago."""
 
 NODE_LABEL = "ray.io/node-id"
 
@@ -46,13 +46,18 @@ async def reserve(demand: Demand, names: Sequence[str], held: Mapping[str, int],
     """
     what = f"placement of {', '.join(names)} ({demand})"
     bundles = [demand.bundle] * len(names) if demand.is_one_group else [demand.bundle, *demand.further_stages]
-    if len(bundles) > 1:
+    chosen = _best_nodes(demand, bundles, held)
+    group = None
+    if demand.is_one_group and chosen:
+        try:
+            group = await _on_nodes(chosen, bundles, what)
+        except TimeoutError as error:
+            logger.warning("the nodes that had room have none any more, Ray chooses others: %s", error)
+    if group is None and len(bundles) > 1:
         group = placement_group(bundles, strategy=demand.group_strategy.upper())
-    else:
-        target = _best_node(demand, bundles, held)
-        group = placement_group(
-            bundles, strategy="STRICT_PACK", _soft_target_node_id=target
-        )  # needed by the target
+    elif group is None:  # Ray takes a wish for a node with this strategy only
+        target = chosen[0] if chosen else None
+        group = placement_group(bundles, strategy="STRICT_PACK", _soft_target_node_id=target)
     await _ready(group, bundles, timeout_s, what)
     if demand.further_stages and any(each["GPU"] > 1 for each in bundles):
         group = await _split(group, bundles, what)
@@ -63,14 +68,19 @@ async def reserve(demand: Demand, names: Sequence[str], held: Mapping[str, int],
 async def _split(group: PlacementGroup, stages: Sequence[Bundle], what: str) -> PlacementGroup:
     """Reserve the same devices in bundles of one, on the same nodes: vLLM's Ray executor takes no larger ones."""
     bundles: list[Bundle] = []
-    labels: list[dict[str, str]] = []
+    node_ids: list[str] = []
     for stage, node_id in zip(stages, _node_ids(group), strict=True):
-        one: list[Bundle] = [{"GPU": 1.0}] * (int(stage["GPU"]) - 1)
-        bundles += [stage | {"GPU": 1.0}, *one]
-        labels += [{NODE_LABEL: node_id}] * (1 + len(one))
+        bundles += [stage | {"GPU": 1.0}, *[{"GPU": 1.0}] * (int(stage["GPU"]) - 1)]
+        node_ids += [node_id] * int(stage["GPU"])
     remove_placement_group(group)
-    group = placement_group(bundles, strategy="PACK", bundle_label_selector=labels)
-    await _ready(group, bundles, SPLIT_TIMEOUT_S, what)
+    return await _on_nodes(node_ids, bundles, what)
+
+
+async def _on_nodes(node_ids: Sequence[str], bundles: Sequence[Bundle], what: str) -> PlacementGroup:
+    """Reserve each bundle on exactly this node; TimeoutError, and nothing is reserved, if it is not free."""
+    labels = [{NODE_LABEL: node_id} for node_id in node_ids]
+    group = placement_group(list(bundles), strategy="PACK", bundle_label_selector=labels)
+    await _ready(group, bundles, FREE_TIMEOUT_S, what)
     return group
 
 
@@ -101,13 +111,12 @@ def _missing(what: str, bundles: Sequence[Bundle]) -> str:
     return f"{what}; {', '.join(parts)}"
 
 
-def _best_node(demand: Demand, bundles: Sequence[Bundle], held: Mapping[str, int]) -> str | None:
-    """Id of the node that suits best now; None if none has room."""
+def _best_nodes(demand: Demand, bundles: Sequence[Bundle], held: Mapping[str, int]) -> list[str]:
+    """Ids of the nodes that suit each bundle best now; empty if they have no room."""
     nodes = nodes_now()
     for node in nodes:
         node.num_of_role[demand.role] = held.get(node.node_id, 0)
-    chosen = place_worker(demand, bundles, nodes)
-    return chosen[0].node_id if chosen else None
+    return [node.node_id for node in place_worker(demand, bundles, nodes) or ()]
 
 
 def nodes_now() -> list[Node]:

@@ -5,6 +5,7 @@ its own processes, and an empty /tmp/ray. All of it ends with the test. That tak
 """
 
 import json
+import logging
 import os
 import secrets
 import subprocess
@@ -115,7 +116,7 @@ def _is_up(log: Path) -> bool:
 @contextmanager
 def driver(address: str, num_nodes: int) -> Iterator[None]:
     """Connect this process to a cluster and wait until so many nodes are there."""
-    ray.init(address=address, namespace="poweropd", logging_level="ERROR", log_to_driver=False)
+    ray.init(address=address, namespace="poweropd", logging_level=logging.ERROR, log_to_driver=False)
     try:
         until(lambda: sum(node["Alive"] for node in ray.nodes()) == num_nodes, f"{num_nodes} nodes")
         yield

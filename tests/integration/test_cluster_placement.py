@@ -71,7 +71,9 @@ def live_groups() -> list[dict[str, Any]]:
     return [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
 
 
-def test_workers_go_where_the_plan_says_and_give_everything_back(tmp_path: Path) -> None:
+def test_workers_go_where_the_plan_and_a_dry_run_say_and_give_everything_back(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     async def scenario() -> None:
         config = RunConfig.model_validate(CONFIG)
         pools = pools_of(config)
@@ -105,32 +107,27 @@ def test_workers_go_where_the_plan_says_and_give_everything_back(tmp_path: Path)
             await asyncio.wait_for(pools_of(impossible)["learner"].place(), 60)
         assert live_groups() == []
 
-    with ray_nodes(tmp_path, NODES) as address, driver(address, len(NODES)):
-        asyncio.run(scenario())
+    with ray_nodes(tmp_path, NODES) as address:
+        with driver(address, len(NODES)):
+            asyncio.run(scenario())
+        check_dry_run(address, tmp_path, capsys)
 
 
-def test_a_dry_run_shows_who_goes_to_which_node_and_who_waits(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    nodes = {"head": NodeOptions(num_cpus=2), "far": NodeOptions(num_cpus=2, custom={"teacher": 1})}
-    data = tmp_path / "train.jsonl"
+def check_dry_run(address: str, path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A dry run shows who goes to which node and who waits, and starts nothing."""
+    data = path / "train.jsonl"
     data.write_text('{"id": "0", "problem": "1+1", "answer": "2", "source": "a"}\n')
-    settings = {"data.train_path": data, "evaluation.data_path": "null", "runs_path": tmp_path / "runs"}
-    with ray_nodes(tmp_path, nodes) as address:
-        with driver(address, len(nodes)):
-            pass
-        line = ["train", "--config", "configs/demo.yaml", "--dry-run", f"--cluster.address={address}"]
-        line += [f"--{key}={value}" for key, value in settings.items()]
-        line += ["--teacher.resources.custom.teacher=1", "--rollout.num_workers=2"]
-        assert launch.main(line) == launch.FINISHED
-        printed = capsys.readouterr().out
-        assert re.search(r"#   far: teacher-0; stays free: 1.5 CPU, .* GiB memory, 0 teacher", printed), printed
-        assert "#   head: learner-0, rollout-0, rollout-1; stays free: 0.5 CPU" in printed
-        assert launch.main([*line, "--teacher.num_workers=3"]) == launch.FINISHED
-        waits = (
-            "# waits: 2 of teacher: 3 x (0.5 CPU, 1 teacher) have no room now; the most that a node has free is"
-        )
-        assert waits in capsys.readouterr().out
-        assert launch.main([*line, "--teacher.resources.num_cpus=3"]) == launch.BAD_INPUT
-        assert "no node can ever hold one teacher worker: 3 CPU wanted" in capsys.readouterr().err
-    assert not (tmp_path / "runs").exists()
+    settings = {"data.train_path": data, "evaluation.data_path": "null", "runs_path": path / "runs"}
+    line = ["train", "--config", "configs/demo.yaml", "--dry-run", f"--cluster.address={address}"]
+    line += [f"--{key}={value}" for key, value in settings.items()]
+    line += ["--teacher.resources.custom.teacher=9", "--rollout.num_workers=2"]
+    assert launch.main(line) == launch.FINISHED
+    printed = capsys.readouterr().out
+    assert re.search(r"#   big: teacher-0; stays free: 1.5 CPU, 3 GPU, .* GiB memory, 0 teacher", printed), printed
+    assert "#   head: learner-0, rollout-0, rollout-1; stays free: 2.5 CPU" in printed
+    assert launch.main([*line, "--teacher.num_workers=3"]) == launch.FINISHED
+    waits = "# waits: 1 of teacher: 3 x (0.5 CPU, 9 teacher) have no room now; the most that a node has free is"
+    assert waits in capsys.readouterr().out
+    assert launch.main([*line, "--teacher.resources.num_cpus=3"]) == launch.BAD_INPUT
+    assert "no node can ever hold one teacher worker: 3 CPU wanted" in capsys.readouterr().err
+    assert not (path / "runs").exists()
