@@ -47,40 +47,50 @@ async def reserve(demand: Demand, names: Sequence[str], held: Mapping[str, int],
     what = f"placement of {', '.join(names)} ({demand})"
     bundles = [demand.bundle] * len(names) if demand.is_one_group else [demand.bundle, *demand.further_stages]
     chosen = _best_nodes(demand, bundles, held)
-    group = None
-    if demand.is_one_group and chosen:
-        try:
-            group = await _on_nodes(chosen, bundles, what)
-        except TimeoutError as error:
-            logger.warning("the nodes that had room have none any more, Ray chooses others: %s", error)
-    if group is None and len(bundles) > 1:
-        group = placement_group(bundles, strategy=demand.group_strategy.upper())
-    elif group is None:  # Ray takes a wish for a node with this strategy only
+    if len(bundles) > 1:
+        group = await _reserve_together(demand, bundles, chosen, timeout_s, what)
+    else:  # Ray takes a wish for a node with this strategy only
         target = chosen[0] if chosen else None
         group = placement_group(bundles, strategy="STRICT_PACK", _soft_target_node_id=target)
-    await _ready(group, bundles, timeout_s, what)
-    if demand.further_stages and any(each["GPU"] > 1 for each in bundles):
-        group = await _split(group, bundles, what)
+        await _ready(group, bundles, timeout_s, what)
     known = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
     return Reservation(group, [(node_id, known[node_id]) for node_id in _node_ids(group)])
 
 
-async def _split(group: PlacementGroup, stages: Sequence[Bundle], what: str) -> PlacementGroup:
-    """Reserve the same devices in bundles of one, on the same nodes: vLLM's Ray executor takes no larger ones."""
-    bundles: list[Bundle] = []
-    node_ids: list[str] = []
-    for stage, node_id in zip(stages, _node_ids(group), strict=True):
-        bundles += [stage | {"GPU": 1.0}, *[{"GPU": 1.0}] * (int(stage["GPU"]) - 1)]
-        node_ids += [node_id] * int(stage["GPU"])
+async def _reserve_together(
+    demand: Demand, bundles: list[Bundle], chosen: Sequence[str], timeout_s: float, what: str
+) -> PlacementGroup:
+    """Reserve a group of several bundles on the chosen nodes, or where Ray finds room if these have none."""
+    if chosen:
+        try:
+            return await _on_nodes(demand, bundles, chosen, what)
+        except TimeoutError as error:
+            logger.warning("the nodes that had room have none any more, Ray chooses others: %s", error)
+    group = placement_group(bundles, strategy=demand.group_strategy.upper())
+    await _ready(group, bundles, timeout_s, what)
+    if not demand.further_stages:
+        return group
+    node_ids = _node_ids(group)
     remove_placement_group(group)
-    return await _on_nodes(node_ids, bundles, what)
+    return await _on_nodes(demand, bundles, node_ids, what)
 
 
-async def _on_nodes(node_ids: Sequence[str], bundles: Sequence[Bundle], what: str) -> PlacementGroup:
-    """Reserve each bundle on exactly this node; TimeoutError, and nothing is reserved, if it is not free."""
-    labels = [{NODE_LABEL: node_id} for node_id in node_ids]
-    group = placement_group(list(bundles), strategy="PACK", bundle_label_selector=labels)
-    await _ready(group, bundles, FREE_TIMEOUT_S, what)
+async def _on_nodes(
+    demand: Demand, bundles: Sequence[Bundle], node_ids: Sequence[str], what: str
+) -> PlacementGroup:
+    """Reserve each bundle on exactly this node; TimeoutError, and nothing is reserved, if it is not free.
+
+    Stages of a pipeline are reserved device by device: vLLM's Ray executor takes no bundle of several devices.
+    """
+    split: list[Bundle] = []
+    labels: list[dict[str, str]] = []
+    for bundle, node_id in zip(bundles, node_ids, strict=True):
+        num_devices = int(bundle["GPU"]) if demand.further_stages else 1
+        first = bundle | {"GPU": 1.0} if demand.further_stages else bundle
+        split += [first, *[{"GPU": 1.0}] * (num_devices - 1)]
+        labels += [{NODE_LABEL: node_id}] * num_devices
+    group = placement_group(split, strategy="PACK", bundle_label_selector=labels)
+    await _ready(group, split, FREE_TIMEOUT_S, what)
     return group
 
 

@@ -125,7 +125,7 @@ def driver(address: str, num_nodes: int) -> Iterator[None]:
 
 
 def until(
-    condition: Callable[[], Any], what: str, process: subprocess.Popen[Any] | None = None, timeout_s: float = 200
+    condition: Callable[[], Any], what: str, process: subprocess.Popen[Any] | None = None, timeout_s: float = 300
 ) -> None:
     """Wait for a condition, while the process goes on if one is given."""
     deadline = time.monotonic() + timeout_s

@@ -16,7 +16,7 @@ from cluster.jsonl import read_rows
 from cluster.run_folder import RunFolder
 from tests.integration.namespaces import HEAD, ROOT, NodeOptions, ray_nodes, until
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.isolated, pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.isolated, pytest.mark.slow]
 
 JOBS = f"http://{HEAD}:8265"
 MAX_UPLOAD_BYTES = 20 * 2**20
@@ -29,15 +29,22 @@ def ray_job(*arguments: str) -> str:
     return done.stdout + done.stderr
 
 
-def submit(name: str, runs_path: Path, *options: str) -> None:
-    """Submit this repository and a run of the demo's models that would take hours."""
+def submit(name: str, runs_path: Path) -> None:
+    """Submit this repository and a run of the demo's models that would take hours, or goes on if it is there."""
     settings = {
         **{"runs_path": runs_path, "run_name": "job", "data.train_path": runs_path / "data" / "train.jsonl"},
         **{"evaluation.data_path": "null", "checkpoint.every_steps": 0, "max_steps": 20000, "batch_size": 8},
     }
     runtime = {"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "120"}}
     line = ["--no-wait", f"--submission-id={name}", f"--runtime-env-json={json.dumps(runtime)}"]
-    command = ["python", "launch.py", "train", "--config=configs/demo.yaml", *options]
+    command = [
+        "python",
+        "launch.py",
+        "train",
+        "--config=configs/demo.yaml",
+        "--cluster.address=auto",
+        "--resume=auto",
+    ]
     ray_job("submit", *line, "--working-dir=.", "--", *command, *(f"--{k}={v}" for k, v in settings.items()))
 
 
@@ -97,7 +104,7 @@ def test_a_job_needs_the_token_is_stopped_with_a_checkpoint_and_goes_on(
         assert f"drained at step {first_end}; continue with --resume" in " ".join(logs.split())
         assert [path.name for path in folder.checkpoints.iterdir()] == [f"step_{first_end}"]
 
-        submit("second", tmp_path, "--resume")
+        submit("second", tmp_path)
         until(lambda: steps_of("second", first_end + 2), "two steps of the job that goes on")
         ray_job("stop", "second")
         assert job("second")["status"] == "STOPPED"

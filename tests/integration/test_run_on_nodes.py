@@ -7,7 +7,7 @@ import pytest
 from tests.integration.namespaces import NodeOptions, driver, ray_nodes
 from tests.integration.scaled_run import scaled_run
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.isolated, pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.isolated, pytest.mark.slow]
 NODES = {
     "head": NodeOptions(num_cpus=1),
     "learner": NodeOptions(num_cpus=1),

@@ -6,7 +6,7 @@ import pytest
 
 from tests.integration.scaled_run import scaled_run
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_rollout_grows_to_three_and_teacher_to_two_and_both_shrink_to_one_while_the_run_streams(
