@@ -26,7 +26,8 @@ ROOT = Path(__file__).resolve().parents[2]
 INSIDE = "POWEROPD_TEST_IS_ISOLATED"
 ENTER = ["unshare", "--net", "--pid", "--fork", "--kill-child", "--mount-proc", "--mount"]
 HEAD = "10.77.0.1"
-# A default route lets Ray find its address; without name servers, looking for one fails at once.
+# A default route lets Ray find its address; without name servers, looking for one fails at once. The shell stays
+# as the first process of its namespace, which has to reap what others leave.
 SETUP = f"""
 set -e
 ip link set lo up
@@ -36,7 +37,7 @@ mkdir -p /tmp/ray
 mount -t tmpfs tmpfs /tmp/ray
 mount -t tmpfs -o size=4g tmpfs /dev/shm
 mount --bind /dev/null /etc/resolv.conf
-exec "$@"
+"$@" && exit 0 || exit 1
 """
 
 
