@@ -7,6 +7,7 @@
     python launch.py compare --config configs/compare.yaml
     python launch.py scale --run first --rollout 4 --teacher 2
     python launch.py status --run first --watch
+    python launch.py stop --run first
 
 Every setting of the configuration is an option: `--rollout.num_workers 2`.
 Exit codes: 0 finished, 1 failed, 2 bad input (nothing was started), 3 drained and resumable.
@@ -16,7 +17,6 @@ import argparse
 import asyncio
 import json
 import logging
-import os
 import shlex
 import signal
 import sys
@@ -33,9 +33,10 @@ from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED, REMOTE_CO
 from cluster.comparison import CompareConfig, PlannedRun, describe, plan_runs
 from cluster.config import RunConfig
 from cluster.connection import is_local
-from cluster.placement import Demand, bundle, check_all_fit, check_some_node_fits, plan
+from cluster.dry_run import check_local_machine, dry_run, ray_cluster
+from cluster.placement import plan
 from cluster.run_folder import RunFolder
-from cluster.settings import load_config, load_settings, to_yaml
+from cluster.settings import load_config, load_settings
 from learner.served import check_objective, signal_kind
 
 logger = logging.getLogger("launch")
@@ -79,7 +80,8 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     demands = plan(config)
     check_local_machine(config, demands)
     if arguments.dry_run:
-        return dry_run(config, demands)
+        dry_run(config, demands)
+        return FINISHED
     with ray_cluster(config, demands):
         from cluster.controller import check_name_is_free
 
@@ -105,7 +107,9 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
     has_started = False
     try:
         local = is_local(config.cluster)
-        async with controlled(config, pools, folder, events, is_local=local) as controller:
+        async with controlled(
+            config, pools, folder, events, is_local=local, stop=lambda: stop[-1]()
+        ) as controller:
             with view:
                 view.say(f"run folder {folder.path}; starting {'; '.join(map(str, plan(config)))}")
                 pipeline = await start_pipeline(config, inputs, folder, pools, events, resume=resume)
@@ -220,14 +224,12 @@ def evaluate_command(config: RunConfig, arguments: argparse.Namespace) -> int:
         student = config.student.model_copy(update={"model_path": arguments.model})
         config = config.model_copy(update={"student": student})
     inputs = read_inputs(config, with_training=False)
-    engine, resources = config.rollout.engine, config.rollout.resources
-    demand = Demand(
-        "rollout", config.rollout.num_workers, bundle("rollout", resources, engine.tensor_parallel_size)
-    )
-    check_local_machine(config, [demand])
+    demands = [demand for demand in plan(config) if demand.role == "rollout"]
+    check_local_machine(config, demands)
     if arguments.dry_run:
-        return dry_run(config, [demand])
-    with ray_cluster(config, [demand]):
+        dry_run(config, demands)
+        return FINISHED
+    with ray_cluster(config, demands):
         return run_to_exit_code(evaluate(config, inputs))
 
 
@@ -329,33 +331,6 @@ def special_token_ids(config: RunConfig, inputs: Any) -> list[int]:
             raise ValueError(f"masks.special_tokens: the student's tokenizer has no token for {text!r}")
         found += ids
     return found
-
-
-def check_local_machine(config: RunConfig, demands: Sequence[Demand]) -> None:
-    """ValueError if a Ray of this machine's own, which does not grow, could not hold the workers' CPUs."""
-    if is_local(config.cluster):
-        cpus = float(config.cluster.num_cpus or os.cpu_count() or 1)
-        only_cpus = [replace(d, bundle={"CPU": d.bundle["CPU"]}) for d in demands if "CPU" in d.bundle]
-        check_all_fit(only_cpus, [{"CPU": cpus}])
-
-
-def dry_run(config: RunConfig, demands: Sequence[Demand]) -> int:
-    """Print the resolved configuration and the placement plan."""
-    print(to_yaml(config), end="")
-    print("# placement plan: one placement group per worker")
-    for demand in demands:
-        print(f"#   {demand}")
-    return FINISHED
-
-
-def ray_cluster(config: RunConfig, demands: Sequence[Demand]) -> Any:
-    """Connect to the cluster, or start a local one, and check that the workers fit; a context manager."""
-    from cluster.connection import connected
-
-    def check(nodes: list[dict[str, float]], is_local: bool) -> None:
-        (check_all_fit if is_local else check_some_node_fits)(demands, nodes)
-
-    return connected(config.cluster, check)
 
 
 def run_to_exit_code(coroutine: Any) -> int:

@@ -17,6 +17,7 @@ COMMANDS = {
 
 REMOTE_COMMANDS = {
     "scale": "add or retire workers of a run that goes on: scale --run NAME --rollout 4 --teacher 2",
+    "stop": "finish the step in progress of a run that goes on, save it, and end it with exit code 3",
     "status": "show workers, slots, throughput and what limits a run that goes on",
 }
 """Commands that talk to a run in another process; they take no settings."""

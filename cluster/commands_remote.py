@@ -1,4 +1,4 @@
-"""`launch.py scale` and `launch.py status`: another process, on this machine or another, talks to a run.
+"""`launch.py scale`, `status` and `stop`: another process, on this machine or another, talks to a run.
 
 Where the run is: `--address`, else what `cluster.json` in its folder says, else RAY_ADDRESS, else the Ray of this
 machine. Every mistake is one ValueError, and nothing is changed then. Ray is imported when authentication is on.
@@ -32,13 +32,16 @@ CONNECT_TIMEOUT_S = 5.0
 
 
 def run_remote_command(arguments: argparse.Namespace, options: Sequence[str]) -> int:
-    """Carry out `scale` or `status`; returns the exit code 0, ValueError for bad input."""
+    """Carry out `scale`, `status` or `stop`; returns the exit code 0, ValueError for bad input."""
     if arguments.command == "scale":
         request: dict[str, Any] = {"kind": "scale", "counts": read_counts(options)}
     elif options:
-        raise ValueError(f"unexpected argument {options[0]!r}; status takes --run, --watch, --json, --address")
+        takes = (
+            "--run, --watch, --json, --address" if arguments.command == "status" else "--run, --json, --address"
+        )
+        raise ValueError(f"unexpected argument {options[0]!r}; {arguments.command} takes {takes}")
     else:
-        request = {"kind": "status"}
+        request = {"kind": arguments.command}
     with reached(arguments) as run:
         _show(ask(run, arguments.run, request), as_json=arguments.json)
         if arguments.command == "status" and arguments.watch:

@@ -226,6 +226,12 @@ class ClusterConfig(Section):
     """Logical CPUs of a local Ray; by default those of the machine."""
     object_store_gib: Annotated[float, Field(gt=0)] = 1.0
     """Object store of a local Ray."""
+    learner_strategy: Literal["pack", "strict_pack", "spread"] = "pack"
+    """Nodes of the learner's ranks: few, one (or none start), or as many as there are."""
+    teacher_strategy: Literal["pack", "spread"] = "pack"
+    """Nodes of the workers of each teacher and of the reference: few, or as many as there are."""
+    rollout_strategy: Literal["pack", "spread"] = "spread"
+    """Nodes of the rollout workers: few, or as many as there are."""
     placement_timeout_s: Seconds = 300.0
     """Wait so long for the cluster to provide resources that it could have."""
     start_timeout_s: Seconds = 900.0

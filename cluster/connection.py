@@ -33,7 +33,11 @@ def connected(config: ClusterConfig, check: CheckNodes) -> Iterator[None]:
             **common,
         )
     else:
-        ray.init(address=address, **common)
+        try:
+            ray.init(address=address, **common)
+        except ConnectionError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise ValueError(f"cluster.address: no Ray answers at {address}: {reason}") from error
     try:
         _protect_token()
         check([node["Resources"] for node in ray.nodes() if node["Alive"]], address is None)

@@ -1,6 +1,7 @@
-"""The run's side of `launch.py scale` and `launch.py status`: answers what arrives in its named actor.
+"""The run's side of `launch.py scale`, `status` and `stop`: answers what arrives in its named actor.
 
     request {"kind": "scale", "counts": {"rollout": 4}}  ->  {"lines": ["rollout 1 -> 4: ..."]} or {"error": "..."}
+    request {"kind": "stop"}                             ->  {"lines": ["..."]}
     request {"kind": "status"}                           ->  the status (cluster/status.py) or {"error": "..."}
 
 A scale request is checked as a whole, answered with what will happen, and carried out while the run goes on; one
@@ -13,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from cluster.command_line import DRAINED
 from cluster.config import RunConfig
 from cluster.connection import NAMESPACE
 from cluster.events import Events, reason_of
@@ -45,11 +47,20 @@ NAME_TIMEOUT_S = 15.0
 class Controller:
     """Answers requests about one run."""
 
-    def __init__(self, config: RunConfig, pools: Mapping[str, Pool], *, is_local: bool) -> None:
-        """`is_local`: Ray is this machine alone and does not grow."""
+    def __init__(
+        self,
+        config: RunConfig,
+        pools: Mapping[str, Pool],
+        *,
+        is_local: bool,
+        stop: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`is_local`: Ray is this machine alone and does not grow; `stop` drains the run, or ends its start."""
         self._config = config
         self._pools = pools
         self._is_local = is_local
+        self._stop = stop
+        self._is_stopping = False
         self._pipeline: Pipeline | None = None
         self._counts: dict[str, int] = {}  # wanted once the run has started
 
@@ -67,13 +78,30 @@ class Controller:
                     return self._status()
                 case {"kind": "scale", "counts": dict(counts)}:
                     return {"lines": self._scale(counts)}
+                case {"kind": "stop"}:
+                    self._is_stopping = True
+                    return {"lines": [self._stop_line()]}
                 case _:
-                    raise ValueError(f"unknown request {request!r} (known kinds: scale, status)")
+                    raise ValueError(f"unknown request {request!r} (known kinds: scale, status, stop)")
         except ValueError as error:
             return {"error": str(error)}
 
+    def after_reply(self) -> None:
+        """Carry out what could keep the answer from being sent."""
+        if self._is_stopping:
+            self._stop()
+
+    def _stop_line(self) -> str:
+        if self._pipeline is None:
+            return f"{self._config.run_name} ends before its first step, with exit code {DRAINED}"
+        return (
+            f"{self._config.run_name} finishes the step in progress, saves it and ends with exit code {DRAINED}; "
+            f"continue with --resume"
+        )
+
     def _status(self) -> dict[str, Any]:
         state = "starting" if self._pipeline is None else "running"
+        state = "stopping" if self._is_stopping else state
         status = {"run": self._config.run_name, "state": state, "pools": pools_status(self._pools)}
         return status if self._pipeline is None else status | self._pipeline.status()
 
@@ -125,10 +153,16 @@ def check_name_is_free(run_name: str) -> None:
 
 @asynccontextmanager
 async def controlled(
-    config: RunConfig, pools: Mapping[str, Pool], folder: RunFolder, events: Events, *, is_local: bool
+    config: RunConfig,
+    pools: Mapping[str, Pool],
+    folder: RunFolder,
+    events: Events,
+    *,
+    is_local: bool,
+    stop: Callable[[], object] = lambda: None,
 ) -> AsyncIterator[Controller]:
     """Let other processes reach the run: by the name of its actor, and by `cluster.json` in its folder."""
-    controller = Controller(config, pools, is_local=is_local)
+    controller = Controller(config, pools, is_local=is_local, stop=stop)
     mailbox = named_actor(Mailbox, name=actor_name(config.run_name), args=())
     address = ray.get_runtime_context().gcs_address
     folder.write_cluster({"address": address, "host": socket.gethostname(), "pid": os.getpid()})
@@ -155,10 +189,11 @@ async def _serve(controller: Controller, mailbox: Any, events: Events) -> None:
                 number, body = request
                 sent = mailbox.answer.remote(number, controller.reply(body))
                 await wait_for(sent, timeout_s=timeout_s, what="the run's named actor: an answer")
+                controller.after_reply()
     except (RayError, TimeoutError) as error:
         events.add("controller_lost", reason=reason_of(error))
 
 
 def _log_failure(serving: asyncio.Task[None]) -> None:
     if not serving.cancelled() and serving.exception() is not None:
-        logger.error("scale and status no longer reach this run", exc_info=serving.exception())
+        logger.error("scale, status and stop no longer reach this run", exc_info=serving.exception())

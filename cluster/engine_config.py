@@ -24,14 +24,18 @@ class Section(BaseModel):
 
 
 class ResourcesConfig(Section):
-    """What Ray reserves for one worker (its placement group has one bundle with exactly this)."""
+    """What Ray reserves for one worker, in a placement group."""
 
     num_cpus: Annotated[float, Field(ge=0)] = 1.0
     """CPUs reserved per worker; may be fractional."""
     num_gpus: Annotated[float, Field(ge=0)] = 0.0
-    """GPUs reserved per worker; a fraction shares one device."""
+    """GPUs reserved per worker (per device of an engine that has several); a fraction shares one device, and
+    `engine.gpu_memory_fraction` of all that share it must then add up to less than 1."""
+    memory_gib: Annotated[float, Field(ge=0)] = 0.0
+    """Memory of the node reserved per worker, in GiB (Ray's `memory`); 0 reserves none."""
     custom: dict[str, Annotated[float, Field(gt=0)]] = {}
-    """Custom Ray resources per worker, e.g. `{teacher: 1}` to bind a pool to a group of nodes."""
+    """Custom Ray resources per worker, e.g. `{teacher: 1}` to bind a pool to a group of nodes; of an engine with
+    several pipeline stages, per stage."""
 
 
 class EngineConfig(Section):
@@ -50,7 +54,10 @@ class EngineConfig(Section):
     gpu_memory_fraction: Fraction = 0.85
     """Share of the device's memory the engine may use."""
     tensor_parallel_size: Positive = 1
-    """Devices one engine is spread over."""
+    """Devices one engine (or each of its pipeline stages) is spread over, on one node."""
+    pipeline_parallel_size: Positive = 1
+    """Stages one engine is cut into, each with `tensor_parallel_size` GPUs; they may lie on several nodes. Not for
+    rollout engines."""
     enforce_eager: bool = False
     """Skip graph capture; always on for CPU engines."""
     num_threads: Positive = 1

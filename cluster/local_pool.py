@@ -1,7 +1,6 @@
 """A pool whose workers live in this process: no Ray, no placement. For simulations and load tests."""
 
 from cluster.local_actors import LocalActor
-from cluster.placement import Demand
 from cluster.pool import Pool
 from cluster.workers import Worker
 
@@ -12,10 +11,11 @@ IN_PROCESS = "in process"
 class LocalPool(Pool):
     """A `Pool` that makes its workers here."""
 
-    async def _create(self, worker: Worker, demand: Demand) -> None:
-        spec = self._build(int(worker.name.rpartition("-")[2]))
-        worker.handle = LocalActor(spec.cls(*spec.args, **spec.kwargs))
-        worker.placement = IN_PROCESS
+    async def _create(self, workers: list[Worker]) -> None:
+        for worker in workers:
+            spec = self._build(int(worker.name.rpartition("-")[2]))
+            worker.handle = LocalActor(spec.cls(*spec.args, **spec.kwargs))
+            worker.placement = worker.node_id = worker.node = IN_PROCESS
 
     def _free(self, worker: Worker) -> None:
         if worker.placement is not None:

@@ -6,19 +6,21 @@ at any time; `cluster/scaling.py` does it. Names are never used twice.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from cluster.config import ClusterConfig
 from cluster.events import Events, reason_of
 from cluster.placement import Demand
+from cluster.reservation import Reservation, reserve
 from cluster.waiting import NO_LIMIT_S, Signal, together, wait_for
 from cluster.workers import Worker, WorkerState
 
@@ -72,8 +74,11 @@ class Pool:
 
     async def place(self) -> None:
         """Reserve resources and create the actors; TimeoutError saying what is waited for."""
+        if self.demand.is_one_group:
+            await self._create([self.add() for _ in range(self.demand.count)])
+            return
         for _ in range(self.demand.count):
-            await self._create(self.add(), self.demand)  # one by one: close() frees what is placed
+            await self._create([self.add()])  # one by one: close() frees what is placed
 
     async def start(self) -> None:
         """Let every worker load its engine, all at the same time."""
@@ -124,7 +129,7 @@ class Pool:
 
         It still has to be admitted.
         """
-        await self._create(worker, replace(self.demand, count=1))
+        await self._create([worker])
         await self._start(worker, reason)
 
     def drain(self, worker: Worker) -> None:
@@ -183,37 +188,45 @@ class Pool:
         await self._end(worker, gracefully)
         self._events.add("worker_retired", worker=worker.name, reason="run end")
 
-    async def _create(self, worker: Worker, demand: Demand) -> None:
+    async def _create(self, workers: list[Worker]) -> None:
+        """Place workers in one group (one worker, or all of a pool that is one group) and create their actors."""
+        held = Counter(worker.node_id for worker in self.workers if worker.placement is not None)
+        timeout_s = self._config.placement_timeout_s
+        reservation = await reserve(self.demand, [worker.name for worker in workers], held, timeout_s)
+        for index, worker in enumerate(workers):
+            self._open(worker, reservation, index)
+
+    def _open(self, worker: Worker, reservation: Reservation, index: int) -> None:
+        """Create the worker's actor in one bundle of a placement group."""
         spec = self._build(int(worker.name.rpartition("-")[2]))
-        group = placement_group([demand.bundle], strategy="PACK")
-        try:
-            await wait_for(
-                group.ready(),
-                timeout_s=self._config.placement_timeout_s,
-                what=lambda: f"placement of {worker.name} ({demand}); {_missing(demand)}",
-            )
-        except BaseException:
-            remove_placement_group(group)
-            raise
-        bundle = dict(demand.bundle)
-        options = {
+        bundle = dict(self.demand.bundle)
+        num_gpus = bundle.pop("GPU", 0)
+        options: dict[str, Any] = {
             "num_cpus": bundle.pop("CPU", 0),
-            "num_gpus": bundle.pop("GPU", 0),
+            "num_gpus": 0
+            if self.demand.further_stages
+            else num_gpus,  # of a pipeline, vLLM's own actors take them
+            "memory": int(bundle.pop("memory", 0)) or None,
             "resources": bundle or None,
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(placement_group=group),
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(
+                placement_group=reservation.group, placement_group_bundle_index=index
+            ),
             "max_restarts": 0,
             "max_task_retries": 0,
         }
         if spec.is_async:
             options["max_concurrency"] = CONCURRENT_CALLS
         worker.handle = ray.remote(spec.cls).options(**options).remote(*spec.args, **spec.kwargs)
-        worker.placement = group
+        worker.placement = reservation.group
+        worker.node_id, worker.node = reservation.nodes[index]
 
     async def _start(self, worker: Worker, reason: str) -> None:
         seconds: float = await wait_for(
             worker.handle.start.remote(), timeout_s=self._config.start_timeout_s, what=f"start of {worker.name}"
         )
-        self._events.add("worker_started", worker=worker.name, reason=reason, seconds=round(seconds, 3))
+        self._events.add(
+            "worker_started", worker=worker.name, node=worker.node, reason=reason, seconds=round(seconds, 3)
+        )
 
     async def _end(self, worker: Worker, gracefully: bool) -> None:
         try:
@@ -225,11 +238,12 @@ class Pool:
         self._free(worker)
 
     def _free(self, worker: Worker) -> None:
-        """Kill the actor, if there is one, and give back what it reserved."""
+        """Kill the actor, if there is one, and give back what it reserved: a shared group with its last one."""
         if worker.placement is not None:
             ray.kill(worker.handle)
-            remove_placement_group(worker.placement)
-            worker.placement = None
+            group, worker.placement = worker.placement, None
+            if all(other.placement is not group for other in self.workers):
+                remove_placement_group(group)
 
 
 def named_actor(cls: type, *, name: str, args: tuple[Any, ...]) -> Any:
@@ -241,11 +255,3 @@ def named_actor(cls: type, *, name: str, args: tuple[Any, ...]) -> Any:
     options: dict[str, Any] = {"name": name, "num_cpus": 0, "max_restarts": 0, "scheduling_strategy": here}
     options["max_concurrency"] = CONCURRENT_CALLS
     return ray.remote(cls).options(**options).remote(*args)
-
-
-def _missing(demand: Demand) -> str:
-    """What one worker wants, and what is free in the whole cluster now."""
-    free = ray.available_resources()
-    return ", ".join(
-        f"{amount:g} {name} wanted, {free.get(name, 0.0):g} free" for name, amount in demand.bundle.items()
-    )

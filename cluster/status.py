@@ -19,6 +19,7 @@ def pools_status(pools: Mapping[str, Pool]) -> dict[str, Any]:
                 {
                     "name": worker.name,
                     "state": worker.state.value,
+                    "node": worker.node or None,
                     "version": worker.version if role == "rollout" and worker.version >= 0 else None,
                     "slots": worker.num_slots,
                     "calls": worker.num_calls,

@@ -39,6 +39,7 @@ def as_text(status: Mapping[str, Any]) -> str:
 
 def _worker_line(worker: Mapping[str, Any]) -> str:
     parts = [f"{worker['name']:<16} {worker['state']:<9}"]
+    parts += [f"on {worker['node']}"] if worker["node"] else []
     parts += [f"v{worker['version']}"] if worker["version"] is not None else []
     parts += [f"{worker['slots']} slots"] if worker["slots"] else []
     parts += [f"{worker['tokens']} tokens in {worker['calls']} calls"] if worker["calls"] else []

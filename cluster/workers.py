@@ -40,6 +40,8 @@ class Worker:
     name: str
     handle: Any = None
     placement: Any = None  # PlacementGroup
+    node: str = ""  # name of the node it was placed on
+    node_id: str = ""
     version: int = -1  # weight version it has confirmed; -1: none yet
     num_slots: int = 0  # being generated
     num_calls: int = 0  # scoring calls

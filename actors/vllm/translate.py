@@ -13,6 +13,7 @@ from vllm.sampling_params import RequestOutputKind
 from actors.engine import EngineSettings, Generation, Sampling, TokenScores
 from actors.vllm import weight_transfer
 from actors.vllm.vocabulary import SETTING, VocabularyLimit
+from cluster.engine_config import EngineConfig
 from cluster.teacher_signal import TeacherSignal
 
 MIN_LOG_PROBS = 20
@@ -34,6 +35,8 @@ def engine_args(settings: EngineSettings) -> EngineArgs:
         "max_num_seqs": config.max_num_seqs,
         "max_num_batched_tokens": config.max_num_batched_tokens,
         "tensor_parallel_size": config.tensor_parallel_size,
+        "pipeline_parallel_size": config.pipeline_parallel_size,
+        "distributed_executor_backend": executor(config),
         "enforce_eager": config.enforce_eager or settings.device == "cpu",
         "gpu_memory_utilization": config.gpu_memory_fraction,
         "logprobs_mode": "raw_logprobs",
@@ -47,6 +50,18 @@ def engine_args(settings: EngineSettings) -> EngineArgs:
     if kv_cache_gib is not None:
         arguments["kv_cache_memory_bytes"] = int(kv_cache_gib * 2**30)
     return EngineArgs(**(arguments | config.extra))
+
+
+def executor(config: EngineConfig) -> str | None:
+    """How vLLM starts the processes of an engine with several devices.
+
+    Devices of one node all belong to the worker, whose child processes take them. Pipeline stages may lie on
+    other nodes: Ray actors in the worker's placement group, one for each bundle of one device. Left to itself,
+    vLLM would take Ray for both, and refuse a bundle of several devices.
+    """
+    if config.pipeline_parallel_size > 1:
+        return "ray"
+    return "mp" if config.tensor_parallel_size > 1 else None
 
 
 def _generating_args(settings: EngineSettings) -> dict[str, Any]:

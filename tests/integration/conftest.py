@@ -1,5 +1,6 @@
-"""A local Ray for the tests of this folder, started once."""
+"""A local Ray for the tests of this folder, started once; and namespaces for those that are `isolated`."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,3 +22,14 @@ def local_ray() -> Iterator[None]:
         patch.delenv("RAY_ADDRESS", raising=False)
         with connected(ClusterConfig(num_cpus=16, object_store_gib=0.2), lambda nodes, is_local: None):
             yield
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a test marked `isolated` in namespaces of its own."""
+    from tests.integration.namespaces import INSIDE, run_isolated
+
+    if pyfuncitem.get_closest_marker("isolated") is None or INSIDE in os.environ:
+        return None
+    run_isolated(pyfuncitem.nodeid)
+    return True

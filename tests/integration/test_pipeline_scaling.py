@@ -56,6 +56,28 @@ def test_growing_and_shrinking_loses_nothing_trains_nothing_twice_and_keeps_the_
     asyncio.run(scenario())
 
 
+def test_the_throughput_of_rollouts_follows_the_number_of_workers_where_engines_are_the_limit(
+    tmp_path: Path,
+) -> None:
+    async def scenario() -> None:
+        config = run_config(tmp_path, max_steps=25, max_staleness=STALENESS, rollout={"max_in_flight": 2})
+        engine = EngineBehaviour(fastest_s=0.5, slowest_s=0.5, load_s=0.01)
+        async with simulated_run(config, engines=(engine,)) as run:
+            running = asyncio.create_task(run.pipeline.run())
+            await _eventually(running, lambda: run.pipeline.slots.version >= 4)
+            run.pipeline.scaling.resize("rollout", 3, "test")
+            await _eventually(running, lambda: len(run.rollout.healthy) == 3)
+            grown = run.pipeline.slots.version
+            await _eventually(running, lambda: run.pipeline.slots.version >= grown + 8)
+            run.pipeline.scaling.resize("rollout", 1, "test")
+            await asyncio.wait_for(running, 90)
+            _check_nothing_lost(run, steps=25)
+            rates = {count: _rate(run, count) for count in (1, 3)}
+            assert rates[3] > 1.7 * rates[1], rates
+
+    asyncio.run(scenario())
+
+
 def test_what_a_draining_worker_cannot_finish_in_time_is_done_elsewhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -188,6 +210,13 @@ async def _eventually(running: asyncio.Task[None], condition: Any) -> None:
     if running.done():
         running.result()
     assert condition(), "the run ended too early for this test"
+
+
+def _rate(run: SimulatedRun, num_rollout: int) -> float:
+    """Mean rollout tokens per second of the steps with so many rollout workers."""
+    rows = [row for row in read_rows(run.folder.metrics) if row["workers/rollout"] == num_rollout]
+    seconds = sum(row["time/step_s"] for row in rows)
+    return sum(row["throughput/rollout"] * row["time/step_s"] for row in rows) / seconds
 
 
 def _check_nothing_lost(run: SimulatedRun, *, steps: int = STEPS) -> None:

@@ -1,4 +1,4 @@
-"""`launch.py scale` and `launch.py status` as another process, on a run with simulated engines."""
+"""`launch.py scale`, `status` and `stop` as another process, on a run with simulated engines."""
 
 import asyncio
 import json
@@ -42,12 +42,13 @@ def states(status: dict[str, Any], role: str) -> list[str]:
     return [worker["state"] for worker in status["pools"][role]["workers"]]
 
 
-def test_a_run_is_scaled_and_watched_from_another_process(tmp_path: Path) -> None:
+def test_a_run_is_scaled_watched_and_stopped_from_another_process(tmp_path: Path) -> None:
     async def scenario() -> None:
         config = run_config(tmp_path, max_steps=5000, max_staleness=3)
         async with simulated_run(config, engines=(ENGINE,)) as run:
             events = Events(run.folder.events)
-            async with controlled(config, run.pools, run.folder, events, is_local=True) as controller:
+            stop = run.pipeline.stop
+            async with controlled(config, run.pools, run.folder, events, is_local=True, stop=stop) as controller:
                 code, out, errors = await launch("status", tmp_path, "--json")
                 assert (code, json.loads(out)["state"]) == (FINISHED, "starting"), errors
                 controller.attach(run.pipeline)
@@ -87,8 +88,9 @@ def test_a_run_is_scaled_and_watched_from_another_process(tmp_path: Path) -> Non
                 )
                 code, out, errors = await launch("status", tmp_path)
                 assert any(line.split()[:2] == ["rollout-1", "healthy"] for line in out.splitlines()), errors
-                run.pipeline.stop()
-                await running
+                code, out, errors = await launch("stop", tmp_path)
+                assert (code, out.split(",")[0]) == (FINISHED, "simulated finishes the step in progress"), errors
+                await asyncio.wait_for(running, 60)
         assert not run.folder.cluster.exists()
         check_name_is_free("simulated")
         assert [event["reason"] for event in run.events("scaled")] == ["command", "command"]

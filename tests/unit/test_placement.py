@@ -19,9 +19,9 @@ def config(**sections: Any) -> RunConfig:
 def test_the_plan_asks_for_learner_teacher_and_rollout_workers_in_this_order() -> None:
     demands = plan(config(rollout={"num_workers": 3, "resources": {"num_cpus": 0.5}}, learner={"num_workers": 2}))
     assert demands == [
-        Demand("learner", 2, {"CPU": 1.0}),
+        Demand("learner", 2, {"CPU": 1.0}, is_one_group=True),
         Demand("teacher", 1, {"CPU": 1.0}),
-        Demand("rollout", 3, {"CPU": 0.5}),
+        Demand("rollout", 3, {"CPU": 0.5}, strategy="spread"),
     ]
     assert str(demands[2]) == "rollout: 3 x (0.5 CPU)"
 
@@ -31,6 +31,60 @@ def test_a_tensor_parallel_engine_reserves_all_its_devices_in_one_bundle() -> No
     demands = plan(config(teacher={"resources": resources, "engine": {"tensor_parallel_size": 4}}))
     assert demands[1] == Demand("teacher", 1, {"CPU": 2.0, "GPU": 4.0, "teachers": 1.0})
     assert str(demands[1]) == "teacher: 1 x (2 CPU, 4 GPU, 1 teachers)"
+
+
+def test_a_pipeline_reserves_the_devices_of_each_stage_and_stays_in_its_group_of_nodes() -> None:
+    resources = {"num_cpus": 2, "num_gpus": 1, "custom": {"teachers": 1}}
+    engine = {"tensor_parallel_size": 4, "pipeline_parallel_size": 3}
+    [_, demand, _] = plan(config(teacher={"resources": resources, "engine": engine}))
+    stage = {"GPU": 4.0, "teachers": 1.0}
+    assert demand.groups == [[{"CPU": 2.0, **stage}, stage, stage]]
+    assert str(demand) == "teacher: 1 x (2 CPU, 4 GPU, 1 teachers) + 2 x (4 GPU, 1 teachers)"
+
+
+def test_memory_is_reserved_in_bytes_and_told_in_gib() -> None:
+    assert bundle("rollout", ResourcesConfig(memory_gib=1.5)) == {"CPU": 1.0, "memory": 1.5 * 2**30}
+    demands = plan(config(rollout={"num_workers": 2, "resources": {"memory_gib": 1.5}}))
+    assert str(demands[2]) == "rollout: 2 x (1 CPU, 1.5 GiB memory)"
+    with pytest.raises(ValueError, match="missing") as error:
+        check_all_fit(demands, [{"CPU": 8.0, "memory": 2.0 * 2**30}])
+    assert "1 GiB memory missing (3 wanted, 2 there)" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        (
+            {"teacher": {"resources": {"num_gpus": 0.5}, "engine": {"tensor_parallel_size": 2}}},
+            "teacher.resources.num_gpus must be 1 where an engine has several devices, got 0.5",
+        ),
+        (
+            {"rollout": {"resources": {"num_gpus": 1}, "engine": {"pipeline_parallel_size": 2}}},
+            "rollout.engine.pipeline_parallel_size must be 1, got 2: new weights reach",
+        ),
+        (
+            {"teacher": {"engine": {"pipeline_parallel_size": 2}}},
+            "teacher.resources.num_gpus must be 1 with engine.pipeline_parallel_size 2, got 0",
+        ),
+        (
+            {"learner": {"num_workers": 2, "resources": {"num_gpus": 0.5}}},
+            "learner.resources.num_gpus must be whole with several ranks",
+        ),
+        (
+            {"rollout": {"resources": {"num_gpus": 1.5}}},
+            "rollout.resources.num_gpus must be whole above 1, got 1.5",
+        ),
+        (
+            {"rollout": {"resources": {"custom": {"GPU": 1}}}},
+            "rollout.resources.custom: GPU is no custom resource (nearest valid: num_gpus)",
+        ),
+    ],
+)
+def test_what_no_cluster_could_do_is_one_line_that_names_the_field(sections: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=r"num_gpus|pipeline|custom") as error:
+        plan(config(**sections))
+    assert str(error.value).startswith(message)
+    assert "\n" not in str(error.value)
 
 
 def test_a_worker_that_reserves_nothing_is_refused() -> None:

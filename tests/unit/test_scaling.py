@@ -42,7 +42,9 @@ def pools() -> dict[str, Pool]:
         d.role: Pool(d, lambda _: WorkerSpec(object), config=CONFIG.cluster, events=Events()) for d in plan(CONFIG)
     }
     for pool in made.values():
-        pool.admit(pool.add())
+        worker = pool.add()
+        worker.node = "a"
+        pool.admit(worker)
     return made
 
 
@@ -141,7 +143,7 @@ def test_what_a_run_cannot_do_is_refused_as_a_whole(
 
 
 def test_a_request_of_another_kind_is_refused(controller: Controller) -> None:
-    assert "known kinds: scale, status" in controller.reply({"kind": "stop"})["error"]
+    assert "known kinds: scale, status, stop" in controller.reply({"kind": "end"})["error"]
 
 
 def test_a_cluster_may_grow_so_only_what_no_node_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,9 +167,31 @@ def test_the_status_of_a_starting_run_shows_its_workers(controller: Controller) 
     assert status["pools"]["teacher-code"] == {
         "wanted": 1,
         "workers": [
-            {"name": "teacher-code-0", "state": "healthy", "version": None, "slots": 0, "calls": 0, "tokens": 0}
+            {
+                "name": "teacher-code-0",
+                "state": "healthy",
+                "node": "a",
+                "version": None,
+                "slots": 0,
+                "calls": 0,
+                "tokens": 0,
+            }
         ],
     }
+
+
+def test_a_run_that_is_to_stop_answers_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    stops: list[bool] = []
+    controller = Controller(CONFIG, pools(), is_local=True, stop=lambda: stops.append(True))
+    controller.reply({"kind": "status"})
+    controller.after_reply()
+    assert stops == []
+    answer = controller.reply({"kind": "stop"})
+    assert answer == {"lines": ["first ends before its first step, with exit code 3"]}
+    assert stops == []
+    controller.after_reply()
+    assert stops == [True]
+    assert controller.reply({"kind": "status"})["state"] == "stopping"
 
 
 def test_the_commands_import_ray_only_once_authentication_is_on() -> None:
@@ -192,13 +216,13 @@ def test_the_status_is_text_too(controller: Controller) -> None:
     assert as_text(status).splitlines() == [
         "run first: starting",
         "learner: 1 wanted",
-        "  learner-0        healthy",
+        "  learner-0        healthy    on a",
         "teacher: 1 wanted",
-        "  teacher-0        healthy",
+        "  teacher-0        healthy    on a",
         "teacher-code: 1 wanted",
-        "  teacher-code-0   healthy",
+        "  teacher-code-0   healthy    on a",
         "rollout: 1 wanted",
-        "  rollout-0        healthy",
+        "  rollout-0        healthy    on a",
         "step 0 of 10; slots: window 8, 0 open (5 in flight, queued 2 for teacher, 1 scored)",
         "last step: rollout 1,234, learner 99 tok/s; staleness mean 0.50, max 1 of 2",
         "last 1 steps: the learner waited 1.00 s for rollouts, 7.00 s for scores",

@@ -91,11 +91,11 @@ def test_a_mapping_that_leaves_a_source_or_a_teacher_without_the_other_is_refuse
 def test_every_teacher_and_the_reference_are_placed_as_roles_of_their_own() -> None:
     demands = plan(config(**SEVERAL, reference={"model_path": "r", "resources": {"num_cpus": 2}}))
     assert demands == [
-        Demand("learner", 1, {"CPU": 1.0}),
+        Demand("learner", 1, {"CPU": 1.0}, is_one_group=True),
         Demand("teacher", 1, {"CPU": 1.0}),
         Demand("teacher-code", 2, {"CPU": 1.0}),
         Demand("reference", 1, {"CPU": 2.0}),
-        Demand("rollout", 1, {"CPU": 1.0}),
+        Demand("rollout", 1, {"CPU": 1.0}, strategy="spread"),
     ]
     assert [field_of(demand.role) for demand in demands][2:4] == ["teachers.code", "reference"]
 
