@@ -10,7 +10,8 @@ model is random: the shape of SmolLM2-135M, 134.5 M parameters in bfloat16. Prin
 updates of each part in seconds, the slower engine of an update counting, with the machine's load average before.
 
     update_s     from the call of publish until the last engine has verified the version
-    stopped_s    pause + load + verify: the engine makes no token
+    stopped_s    pause + load + verify: the engine makes no token. The step that verifies also computes the cache
+                 of the responses in flight again, so that it grows with `--sequences`
     gap_s        longest time between the ends of two engine steps while an update ran
 """
 
