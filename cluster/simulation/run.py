@@ -4,7 +4,7 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from cluster.events import Events
 from cluster.learner_group import LearnerGroup
 from cluster.local_pool import LocalPool
 from cluster.pipeline import Pipeline
-from cluster.placement import plan
+from cluster.placement import Demand, plan
 from cluster.pool import Pool, WorkerSpec
 from cluster.resume import Progress
 from cluster.run_folder import RunFolder
@@ -34,7 +34,7 @@ class RatesConfig(Section):
     teacher: EngineRates = EngineRates()
     """A teacher engine, of every teacher and of the reference model."""
     learner: LearnerRates = LearnerRates()
-    """The learner with the ranks it has."""
+    """The learner, by rank."""
     start_s: Duration = 0.0
     """Seconds until an engine that is added has started."""
     lengths: LengthsConfig = Field(default=LengthsConfig())
@@ -51,15 +51,21 @@ class SimulatedRun:
 
 
 @asynccontextmanager
-async def simulated_run(config: RunConfig, rates: RatesConfig, path: Path) -> AsyncIterator[SimulatedRun]:
-    """Start the workers of a run and connect the stages; its run folder is made under `path`."""
+async def simulated_run(
+    config: RunConfig, rates: RatesConfig, path: Path, *, pool_class: type[Pool] = LocalPool
+) -> AsyncIterator[SimulatedRun]:
+    """Start the workers of a run and connect the stages; its run folder is made under `path`.
+
+    With `Pool` as `pool_class` the workers are Ray actors, and the run takes its time really.
+    """
     config = config.model_copy(update={"runs_path": str(path)})
     folder = RunFolder(path / config.run_name)
     folder.checkpoints.mkdir(parents=True)
     events = Events(folder.events)
+    build = partial(worker_spec, config, rates)
     pools = {
-        demand.role: LocalPool(demand, partial(_worker, demand.role, rates), config=config.cluster, events=events)
-        for demand in plan(config)
+        d.role: pool_class(d, partial(build, d.role), config=config.cluster, events=events)
+        for d in demands(config)
     }
     learner = LearnerGroup(pools["learner"], config.cluster)
     try:
@@ -95,10 +101,16 @@ def simulate(config: RunConfig, rates: RatesConfig) -> list[dict[str, Any]]:
         return run_virtually(run(Path(path)))
 
 
-def _worker(role: str, rates: RatesConfig, index: int) -> WorkerSpec:
+def demands(config: RunConfig) -> list[Demand]:
+    """Workers of a simulated run: one stands for all ranks of the learner."""
+    return [replace(each, count=1) if each.role == "learner" else each for each in plan(config)]
+
+
+def worker_spec(config: RunConfig, rates: RatesConfig, role: str, index: int) -> WorkerSpec:
+    """How a simulated worker is built."""
     if role == "rollout":
         return WorkerSpec(SimulatedRolloutWorker, (rates.rollout,), {"start_s": rates.start_s})
     prompt = {"num_prompt_tokens": rates.lengths.prompt}
     if role == "learner":
-        return WorkerSpec(SimulatedLearner, (rates.learner,), prompt)
+        return WorkerSpec(SimulatedLearner, (rates.learner,), prompt | {"num_ranks": config.learner.num_workers})
     return WorkerSpec(SimulatedTeacher, (rates.teacher,), prompt | {"start_s": rates.start_s})
