@@ -9,9 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from cluster.config import RunConfig, Section
+from cluster.config import RunConfig
 from cluster.events import Events
 from cluster.learner_group import LearnerGroup
 from cluster.local_pool import LocalPool
@@ -20,25 +18,10 @@ from cluster.placement import Demand, plan
 from cluster.pool import Pool, WorkerSpec
 from cluster.resume import Progress
 from cluster.run_folder import RunFolder
-from cluster.simulation.prompts import LengthsConfig, SimulatedPrompts
-from cluster.simulation.timing import Duration, EngineRates
-from cluster.simulation.workers import LearnerRates, SimulatedLearner, SimulatedRolloutWorker, SimulatedTeacher
+from cluster.simulation.prompts import SimulatedPrompts
+from cluster.simulation.rates import RatesConfig
+from cluster.simulation.workers import SimulatedLearner, SimulatedRolloutWorker, SimulatedTeacher
 from cluster.virtual_time import run_virtually
-
-
-class RatesConfig(Section):
-    """How fast everything is."""
-
-    rollout: EngineRates = EngineRates()
-    """A student engine."""
-    teacher: EngineRates = EngineRates()
-    """A teacher engine, of every teacher and of the reference model."""
-    learner: LearnerRates = LearnerRates()
-    """The learner, by rank."""
-    start_s: Duration = 0.0
-    """Seconds until an engine that is added has started."""
-    lengths: LengthsConfig = Field(default=LengthsConfig())
-    """How long prompts and responses are."""
 
 
 @dataclass(frozen=True)

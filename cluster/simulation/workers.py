@@ -88,6 +88,7 @@ class SimulatedRolloutWorker(SimulatedWorker):
     async def load_weights(self, manifest: WeightManifest, *buckets: Any) -> LoadedWeights:
         """Take the time of a weight update."""
         started = now()
+        await asyncio.sleep(self._rates.fetch_s)
         await self._device.load(manifest.version)
         return LoadedWeights(manifest.incarnation, manifest.version, now() - started)
 

@@ -1,0 +1,171 @@
+"""The cheapest worker counts that reach a target: from the ratio of rates, then by simulation.
+
+More workers of any role never make a run slower, so the search first grows whatever limits it until the target is
+reached, then takes away what is not needed, the most expensive first. No count goes below what the
+rates alone demand.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from cluster.config import RunConfig
+from cluster.placement import plan
+from cluster.simulation.plan_config import TargetConfig
+from cluster.simulation.prediction import Prediction, with_workers, workers_of
+from cluster.simulation.rates import RatesConfig
+
+MAX_WORKERS = 64
+
+Counts = dict[str, int]
+
+
+@dataclass
+class Search:
+    """All candidates that were simulated, in order, and the chosen one."""
+
+    step_s: float
+    """Seconds per step that are wanted."""
+    tokens_per_s: float
+    """The same in trained response tokens per second: this decides, since lengths vary from sample to sample."""
+    candidates: list[Prediction] = field(default_factory=list)
+    chosen: Prediction | None = None
+    """The cheapest that reaches the target; None if none does."""
+    reason: str = ""
+    """Why nothing was chosen, or why the search ended early; empty otherwise."""
+
+
+class CountSearch:
+    """Searches the counts of one run."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        rates: RatesConfig,
+        target: TargetConfig,
+        predict: Callable[[RunConfig], Prediction],
+    ) -> None:
+        """ValueError for limits of roles that the run does not have."""
+        self._config = config
+        self._rates = rates
+        self._target = target
+        self._predict = predict
+        self._roles = list(workers_of(config))
+        for role in target.max_workers:
+            if role not in self._roles:
+                raise ValueError(f"target.max_workers: no role {role!r} (roles: {', '.join(self._roles)})")
+        self._most = {role: target.max_workers.get(role, MAX_WORKERS) for role in self._roles}
+        self._cost = {each.role: each.bundle.get("GPU", 0.0) for each in plan(config)}
+        if not any(self._cost.values()):
+            self._cost = {each.role: each.bundle.get("CPU", 0.0) for each in plan(config)}
+        self._seen: dict[tuple[int, ...], Prediction] = {}
+        step_s = wanted_step_s(config, rates, target)
+        self._found = Search(step_s, mean_tokens(config, rates) / step_s)
+
+    def run(self) -> Search:
+        """Return what was found."""
+        fewest = {
+            role: min(max(1, math.ceil(self._fewest(role) - 1e-6)), self._most[role]) for role in self._roles
+        }
+        grown = self._grow(dict(fewest))
+        if grown is not None:
+            self._found.chosen = self._shrink(grown, fewest)
+        self._found.candidates = list(self._seen.values())
+        return self._found
+
+    def cost(self, counts: Counts) -> float:
+        """GPUs of these workers; CPUs where nobody has a GPU."""
+        return sum(count * self._cost[role] for role, count in counts.items())
+
+    def _grow(self, counts: Counts) -> Counts | None:
+        """Add workers where the run is limited until it is fast enough; None if that is not possible."""
+        while True:
+            prediction = self._simulate(counts)
+            if prediction is None:
+                self._found.reason = f"not reached within {self._target.max_simulations} simulations"
+                return None
+            if self._reaches(prediction):
+                return counts
+            role = self._limiting(prediction, counts)
+            if role is None:
+                self._found.reason = (
+                    f"not reached with at most {_listed(self._most)}: {prediction.tokens_per_s:,.0f} tokens/s, "
+                    f"{self._found.tokens_per_s:,.0f} wanted; {prediction.advice}"
+                )
+                return None
+            missing = self._found.tokens_per_s / prediction.tokens_per_s - 1
+            added = max(1, math.floor(counts[role] * min(missing, 1.0)))
+            counts = counts | {role: min(counts[role] + added, self._most[role])}
+
+    def _limiting(self, prediction: Prediction, counts: Counts) -> str | None:
+        """The role that one more worker helps most, as far as the shares of time tell; None if all are at most."""
+        shares = prediction.shares
+        scorers = [role for role in self._roles if role not in ("rollout", "learner")]
+        weights = {"rollout": shares["rollout_wait"], "learner": shares["train"]}
+        weights |= dict.fromkeys(scorers, shares["score_wait"])
+        weights[prediction.limit] = weights.get(prediction.limit, 0.0) + 1.0
+        free = [role for role in self._roles if counts[role] < self._most[role] and weights[role] > 0.01]
+        return max(free, key=lambda role: weights[role], default=None)
+
+    def _shrink(self, counts: Counts, fewest: Counts) -> Prediction:
+        """Take workers away as long as the target is reached, the most expensive role first."""
+        best = self._simulate(counts)
+        assert best is not None, "it was simulated before"
+        for role in sorted(self._roles, key=lambda role: -self._cost[role]):
+            low, high = fewest[role], best.workers[role]  # `high` is known to be enough
+            while low < high:
+                middle = (low + high) // 2
+                prediction = self._simulate(best.workers | {role: middle})
+                if prediction is None:
+                    self._found.reason = f"ended after {self._target.max_simulations} simulations"
+                    return best
+                if self._reaches(prediction):
+                    best, high = prediction, middle
+                else:
+                    low = middle + 1
+        return best
+
+    def _reaches(self, prediction: Prediction) -> bool:
+        return prediction.tokens_per_s >= self._found.tokens_per_s
+
+    def _simulate(self, counts: Counts) -> Prediction | None:
+        """The prediction for these counts; None if no simulation is left."""
+        key = tuple(counts[role] for role in self._roles)
+        if key not in self._seen:
+            if len(self._seen) >= self._target.max_simulations:
+                return None
+            self._seen[key] = self._predict(with_workers(self._config, counts))
+        return self._seen[key]
+
+    def _fewest(self, role: str) -> float:
+        """Workers that the rates alone demand, if nobody ever waited for another."""
+        config, rates, step_s = self._config, self._rates, self._found.step_s
+        num, mean = config.batch_size * config.num_samples_per_prompt, rates.lengths.mean
+        tokens = num * (rates.lengths.prompt + mean)
+        if role == "learner":
+            left_s = step_s - rates.learner.step_s - rates.learner.publish_s
+            return tokens / rates.learner.tokens_per_s / left_s if left_s > 0 else self._most[role]
+        if role == "rollout":
+            engine = rates.rollout
+            together = engine.max_num_seqs
+            decode_s = num * mean * (engine.step_s + engine.sequence_s * (together - 1)) / together
+            return (decode_s + num * rates.lengths.prompt / engine.prefill_tokens_per_s) / step_s
+        share = 1.0 if role == "reference" else 1.0 / len(config.teacher_of_role)
+        return share * tokens / rates.teacher.prefill_tokens_per_s / step_s
+
+
+def wanted_step_s(config: RunConfig, rates: RatesConfig, target: TargetConfig) -> float:
+    """Seconds per step that a target allows."""
+    if target.hours is not None:
+        return 3600 * target.hours / config.max_steps
+    assert target.tokens_per_s is not None, "a target was asked for"
+    return mean_tokens(config, rates) / target.tokens_per_s
+
+
+def mean_tokens(config: RunConfig, rates: RatesConfig) -> float:
+    """Response tokens of a step."""
+    return config.batch_size * config.num_samples_per_prompt * rates.lengths.mean
+
+
+def _listed(counts: Counts) -> str:
+    return ", ".join(f"{count} {role}" for role, count in counts.items())
