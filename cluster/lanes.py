@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.engine_config import ScorerConfig
-from cluster.metering import Meter
+from cluster.metering import Meter, WorkMeter
 from cluster.notes import RolloutNote
 from cluster.pool import Pool
 from cluster.workers import Worker
@@ -35,6 +35,7 @@ class Lane:
         self.queue: deque[Rollout] = deque()
         self.num_called = 0  # rollouts with a worker
         self.meter = Meter()
+        self.work = WorkMeter()
         self._max_batch_tokens = config.max_batch_tokens
         # Calls side by side would meet in the engine's steps in an order of chance.
         self._max_calls = 1 if has_fixed_batches else config.max_calls_in_flight
@@ -70,6 +71,7 @@ class Lane:
     def book(self, worker: Worker, batch: list[Rollout]) -> Assignment:
         """Count a call of the worker as begun."""
         worker.num_calls += 1
+        self.work.hold(worker.name, worker.num_calls)
         worker.outstanding_tokens += sum(rollout.note.num_tokens for rollout in batch)
         self.num_called += len(batch)
         return worker, batch
@@ -77,6 +79,7 @@ class Lane:
     def unbook(self, worker: Worker, batch: list[Rollout]) -> None:
         """Count a call of the worker as ended."""
         worker.num_calls -= 1
+        self.work.hold(worker.name, worker.num_calls)
         worker.outstanding_tokens -= sum(rollout.note.num_tokens for rollout in batch)
         self.num_called -= len(batch)
 

@@ -1,4 +1,4 @@
-"""Throughput of a stage between two looks at it."""
+"""Throughput and work of a stage between two looks at it."""
 
 from cluster.clock import now
 
@@ -20,3 +20,41 @@ class Meter:
         rate = self._count / max(until - self._since, 1e-9)
         self._count, self._since = 0, until
         return rate
+
+
+class WorkMeter:
+    """What the workers of a stage did since it was last asked, and how long how much was in their hands.
+
+    `take()` gives sums over the workers: `tokens` done; `busy_s`, seconds with anything in hand; `held_s`, the
+    integral of the number in hand over time; `held_squared_s`, that of its square. `held_squared_s / held_s` is
+    the number in hand that the average thing saw.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[int, float]] = {}  # number, and since when
+        self._sums = [0.0, 0.0, 0.0]
+        self._tokens = 0
+
+    def add(self, tokens: int) -> None:
+        """Count some tokens as done."""
+        self._tokens += tokens
+
+    def hold(self, worker: str, num: int) -> None:
+        """Note that a worker has `num` things in hand from now on."""
+        before, since = self._held.get(worker, (0, 0.0))
+        until = now()
+        if before:
+            self._add(before, until - since)
+        self._held[worker] = (num, until)
+
+    def take(self) -> dict[str, float]:
+        """The sums since the last call."""
+        for worker, (num, _) in self._held.items():
+            self.hold(worker, num)
+        tokens, sums = self._tokens, self._sums
+        self._tokens, self._sums = 0, [0.0, 0.0, 0.0]
+        return dict(zip(("tokens", "busy_s", "held_s", "held_squared_s"), (tokens, *sums), strict=True))
+
+    def _add(self, num: int, seconds: float) -> None:
+        for power in range(3):
+            self._sums[power] += num**power * seconds

@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from cluster.config import RunConfig
 from cluster.events import Events, reason_of
 from cluster.lanes import Rollout
-from cluster.metering import Meter
+from cluster.metering import Meter, WorkMeter
 from cluster.pool import Pool
 from cluster.room import Room
 from cluster.slots import Slots
@@ -87,6 +87,7 @@ class RolloutStage:
         self._failures: dict[int, Failures] = {}  # of slots that failed and are not scored yet
         self._given_up_in_a_row = 0
         self._meter = Meter()
+        self.work = WorkMeter()
         self.num_given_up = 0
 
     @property
@@ -97,6 +98,11 @@ class RolloutStage:
     def take_throughput(self) -> float:
         """Response tokens generated per second since this was last asked."""
         return self._meter.take()
+
+    def _hold(self, worker: Worker, change: int) -> None:
+        """Count slots as begun on a worker, or as ended."""
+        worker.num_slots += change
+        self.work.hold(worker.name, worker.num_slots)
 
     async def run(self) -> None:
         """Assign slots as long as the pipeline runs."""
@@ -123,7 +129,7 @@ class RolloutStage:
         for slot in self._slots.startable(room.total):
             failed = self._failures.get(slot)
             worker = room.take(avoid=None if failed is None else failed.worker)
-            worker.num_slots += 1
+            self._hold(worker, 1)
             self._slots.start(slot, worker.version)
             if failed is None:
                 shares.setdefault(worker, []).append(slot)
@@ -145,7 +151,7 @@ class RolloutStage:
 
     def _take_back(self, worker: Worker, slots: set[int]) -> None:
         """Start elsewhere what a retired worker could not finish in time."""
-        worker.num_slots -= len(slots)
+        self._hold(worker, -len(slots))
         self._events.add("rollouts_taken_back", worker=worker.name, slots=sorted(slots), reason="drain timeout")
         for slot in slots:
             self._slots.fail(slot)
@@ -156,7 +162,7 @@ class RolloutStage:
         reason = reason_of(error)
         self._events.add("rollout_failed", worker=worker.name, slots=sorted(slots), reason=reason)
         await self._pool.examine(worker, error)
-        worker.num_slots -= len(slots)
+        self._hold(worker, -len(slots))
         for slot in slots:
             self._retry(slot, reason, worker)
 
@@ -175,8 +181,9 @@ class RolloutStage:
             async for notes, table in finished:
                 for note in notes:
                     missing.remove(note.slot)
-                    worker.num_slots -= 1
+                    self._hold(worker, -1)
                     self._meter.add(note.num_response_tokens)
+                    self.work.add(note.num_response_tokens)
                 self._signal.changed()
                 for note in notes:
                     await self._deliver(Rollout(note, table))

@@ -7,8 +7,8 @@ from cluster.simulation.plan_config import SimulationConfig
 from cluster.simulation.rates import RatesConfig
 from cluster.simulation.timing import EngineRates
 
-MIN_BATCH = 16
-"""Slots of a batch at least: the stragglers of fewer would be too few."""
+MIN_RESPONSES = 64
+"""Responses of a batch at least: fewer have milder stragglers, and the prediction would be too fast."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def _factor(config: RunConfig, wanted: float) -> int:
 
     Half as much is not worth it: a factor of 1 keeps every response.
     """
-    most = max(1, config.batch_size // MIN_BATCH)
+    most = max(1, config.batch_size * config.num_samples_per_prompt // MIN_RESPONSES)
     divisors = [n for n in range(1, most + 1) if config.batch_size % n == 0]
     return 1 if wanted < 2 else next((n for n in divisors if n >= wanted), divisors[-1])
 

@@ -28,7 +28,7 @@ def plan_command(
     planned = planned_rates(plan, config)
     prepare_environment()  # before Ray is imported, whose errors the controller handles; no Ray is started
     from cluster.simulation.plan_text import show
-    from cluster.simulation.prediction import predict
+    from cluster.simulation.prediction import check_fit, predict
     from cluster.simulation.search import CountSearch
 
     def simulate(run: RunConfig) -> Any:
@@ -36,12 +36,15 @@ def plan_command(
 
     search = CountSearch(config, planned.rates, plan.target, simulate) if plan.target.is_set else None
     prediction = simulate(config)
+    check = plan.from_run and check_fit(plan.from_run, planned.rates, plan.simulation)
     found = None if search is None else search.run()
     seconds = time.monotonic() - started
     if arguments.json:
-        print(json.dumps(_numbers(planned, prediction, found) | {"seconds": round(seconds, 2)}))
+        numbers = _numbers(planned, prediction, found) | {"seconds": round(seconds, 2)}
+        print(json.dumps(numbers | ({"fit": asdict(check)} if check else {})))
     else:
-        show(Console(), planned, prediction, found, seconds)
+        show(Console(), planned, prediction, found, check or None)
+        Console().print(f"planned in {seconds:.1f} s", style="dim")
     return 0
 
 

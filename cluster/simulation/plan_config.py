@@ -39,7 +39,7 @@ class TargetConfig(Section):
 class SimulationConfig(Section):
     """How long a run is simulated for one prediction."""
 
-    responses: Annotated[int, Field(ge=64)] = 3000
+    responses: Annotated[int, Field(ge=64)] = 2000
     """About so many responses are simulated for one prediction: small batches for more steps than `steps`; of
     large ones a simulated response stands for several."""
     steps: Positive = 16

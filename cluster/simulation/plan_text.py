@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from cluster.simulation.command import train_options
 from cluster.simulation.planned_rates import PlannedRates
-from cluster.simulation.prediction import Prediction
+from cluster.simulation.prediction import FitCheck, Prediction
 from cluster.simulation.search import Search
 
 SHOWN_RATES = {
@@ -19,10 +20,19 @@ SHOWN_RATES = {
 
 
 def show(
-    console: Console, planned: PlannedRates, prediction: Prediction, found: Search | None, seconds: float
+    console: Console,
+    planned: PlannedRates,
+    prediction: Prediction,
+    found: Search | None,
+    check: FitCheck | None,
 ) -> None:
     """Print everything."""
     console.print(_rates_table(planned))
+    if check is not None:
+        line = f"the run itself: {check.simulated_tokens_per_s:,.0f} tokens/s simulated with these rates"
+        console.print(
+            f"{line}, {check.measured_tokens_per_s:,.0f} measured ({check.ratio:.2f})\n", highlight=False
+        )
     console.print(_prediction_table(prediction))
     console.print(prediction.advice, style="bold", highlight=False)
     if prediction.responses_per_simulated > 1:
@@ -31,11 +41,10 @@ def show(
         console.print(_search_table(found))
         for line in _conclusion(found):
             console.print(line, highlight=False, soft_wrap=True)
-    console.print(f"planned in {seconds:.1f} s", style="dim")
 
 
 def _rates_table(planned: PlannedRates) -> Table:
-    table = Table(title="rates", title_justify="left")
+    table = Table(title="rates", title_justify="left", box=box.SIMPLE_HEAD)
     for name in ("rate", "value", "origin"):
         table.add_column(name, justify="right" if name == "value" else "left")
     values = planned.rates.model_dump()
@@ -46,7 +55,12 @@ def _rates_table(planned: PlannedRates) -> Table:
 
 
 def _prediction_table(prediction: Prediction) -> Table:
-    table = Table(title=f"prediction for {_workers(prediction.workers)}", title_justify="left", show_header=False)
+    table = Table(
+        title=f"prediction for {_workers(prediction.workers)}",
+        title_justify="left",
+        show_header=False,
+        box=box.SIMPLE,
+    )
     shares = ", ".join(f"{name.replace('_', ' ')} {share:.0%}" for name, share in prediction.shares.items())
     table.add_row("trained tokens/s", _number(prediction.tokens_per_s))
     table.add_row("seconds per step", _number(prediction.step_s))
@@ -61,13 +75,17 @@ def _prediction_table(prediction: Prediction) -> Table:
 
 def _search_table(found: Search) -> Table:
     title = f"candidates for {found.tokens_per_s:,.0f} tokens/s ({found.step_s:.3g} s per step)"
-    table = Table(title=title, title_justify="left")
-    for name in ("workers", "tokens/s", "s/step", "stale", "GPUs", "GPU-h per M", "limit", ""):
-        table.add_column(name, justify="left" if name in ("workers", "limit", "") else "right")
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    roles = list(found.candidates[0].workers)
+    for name in (*roles, "tokens/s", "s/step", "stale", "GPUs", "GPU-h/M"):
+        table.add_column(name, justify="right")
+    table.add_column("limit")
+    table.add_column("")
     for each in found.candidates:
         mark = "chosen" if each is found.chosen else ("enough" if each.tokens_per_s >= found.tokens_per_s else "")
         cells = [each.tokens_per_s, each.step_s, each.staleness_mean, each.gpus, each.gpu_hours_per_million_tokens]
-        table.add_row(_workers(each.workers), *map(_number, cells), each.limit, mark)
+        counts = [str(each.workers[role]) for role in roles]
+        table.add_row(*counts, *map(_number, cells), each.limit, mark)
     return table
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from cluster.config import RunConfig
 from cluster.simulation.estimate import estimate_rates
-from cluster.simulation.fitting import fit_rates
+from cluster.simulation.fitting import fit_rates, read_run
 from cluster.simulation.plan_config import PlanConfig
 from cluster.simulation.prompts import LengthsConfig
 from cluster.simulation.rates import RatesConfig, override
@@ -36,7 +36,7 @@ def planned_rates(plan: PlanConfig, config: RunConfig) -> PlannedRates:
     lengths = _lengths(config, given.get("lengths", {}))
     engine = {"max_num_seqs": config.rollout.engine.max_num_seqs}
     if plan.from_run is not None:
-        origin, rates = "fitted", fit_rates(plan.from_run, config)
+        origin, rates = "fitted", override(fit_rates(read_run(plan.from_run)), {"rollout": engine})
     elif all(name in given.get(section, {}) for section, name in ENOUGH.items()):
         origin, rates = "default", override(RatesConfig(lengths=lengths), {"rollout": engine})
     else:

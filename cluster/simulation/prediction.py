@@ -8,6 +8,7 @@ from cluster.advisor import advise
 from cluster.config import RunConfig
 from cluster.placement import plan
 from cluster.simulation.coarse import coarse_run
+from cluster.simulation.fitting import read_run
 from cluster.simulation.plan_config import SimulationConfig
 from cluster.simulation.rates import RatesConfig
 from cluster.simulation.run import simulate
@@ -70,8 +71,9 @@ def predict(config: RunConfig, rates: RatesConfig, effort: SimulationConfig) -> 
 
 
 def workers_of(config: RunConfig) -> dict[str, int]:
-    """Workers by role."""
-    return {each.role: each.count for each in plan(config)}
+    """Workers by role: rollout workers, those that score, ranks of the learner."""
+    counts = {each.role: each.count for each in plan(config)}
+    return {role: counts[role] for role in ("rollout", *config.scorers, "learner")}
 
 
 def gpus_of(config: RunConfig) -> float:
@@ -93,3 +95,22 @@ def with_workers(config: RunConfig, workers: Mapping[str, int]) -> RunConfig:
 
 def _mean(rows: Sequence[Mapping[str, Any]], key: str, *, weight: str) -> float:
     return sum(row[key] * row[weight] for row in rows) / sum(row[weight] for row in rows)
+
+
+@dataclass(frozen=True)
+class FitCheck:
+    """How well fitted rates reproduce the run that they come from."""
+
+    measured_tokens_per_s: float
+    simulated_tokens_per_s: float
+
+    @property
+    def ratio(self) -> float:
+        """Simulated over measured throughput."""
+        return self.simulated_tokens_per_s / self.measured_tokens_per_s
+
+
+def check_fit(path: str, rates: RatesConfig, effort: SimulationConfig) -> FitCheck:
+    """Simulate the run of this folder with rates that were fitted from it."""
+    run = read_run(path)
+    return FitCheck(run.tokens_per_s, predict(run.config, rates, effort).tokens_per_s)

@@ -1,8 +1,8 @@
 """The cheapest worker counts that reach a target: from the ratio of rates, then by simulation.
 
-More workers of any role never make a run slower, so the search first grows whatever limits it until the target is
-reached, then takes away what is not needed, the most expensive first. No count goes below what the
-rates alone demand.
+More workers of any role never make a run slower. The search begins with what the rates alone demand, tries a few
+more workers of every role that the learner waits for, keeps the growth that gains most for its cost until
+the target is reached, and then takes away what is not needed, the most expensive first.
 """
 
 import math
@@ -16,6 +16,12 @@ from cluster.simulation.prediction import Prediction, with_workers, workers_of
 from cluster.simulation.rates import RatesConfig
 
 MAX_WORKERS = 64
+
+MIN_GAIN = 1.003
+"""Factor of the throughput that counts as a gain."""
+
+MIN_SHARE = 0.02
+"""Share of the learner's time from which on a role is worth more workers."""
 
 Counts = dict[str, int]
 
@@ -69,7 +75,9 @@ class CountSearch:
         }
         grown = self._grow(dict(fewest))
         if grown is not None:
-            self._found.chosen = self._shrink(grown, fewest)
+            self._shrink(grown, fewest)
+            enough = [each for each in self._seen.values() if self._reaches(each)]
+            self._found.chosen = min(enough, key=lambda each: (self.cost(each.workers), -each.tokens_per_s))
         self._found.candidates = list(self._seen.values())
         return self._found
 
@@ -78,36 +86,58 @@ class CountSearch:
         return sum(count * self._cost[role] for role, count in counts.items())
 
     def _grow(self, counts: Counts) -> Counts | None:
-        """Add workers where the run is limited until it is fast enough; None if that is not possible."""
-        while True:
-            prediction = self._simulate(counts)
-            if prediction is None:
-                self._found.reason = f"not reached within {self._target.max_simulations} simulations"
-                return None
-            if self._reaches(prediction):
-                return counts
-            role = self._limiting(prediction, counts)
-            if role is None:
-                self._found.reason = (
-                    f"not reached with at most {_listed(self._most)}: {prediction.tokens_per_s:,.0f} tokens/s, "
-                    f"{self._found.tokens_per_s:,.0f} wanted; {prediction.advice}"
-                )
-                return None
-            missing = self._found.tokens_per_s / prediction.tokens_per_s - 1
-            added = max(1, math.floor(counts[role] * min(missing, 1.0)))
-            counts = counts | {role: min(counts[role] + added, self._most[role])}
+        """Add workers where they gain most until the run is fast enough; None if that is not possible."""
+        best = self._simulate(counts)
+        gains = dict.fromkeys(counts, math.inf)  # of each role when it was last tried
+        while best is not None and not self._reaches(best):
+            tried: dict[str, Prediction] = {}
+            while role := self._most_promising(best, gains, tried):
+                larger = self._simulate(best.workers | {role: self._more(best, role)})
+                if larger is None:
+                    return self._give_up(f"{self._target.max_simulations} simulations were not enough")
+                tried[role] = larger
+                gains[role] = self._gain(best, larger)
+            grown = max(tried, key=lambda role: gains[role], default=None)
+            if grown is None or tried[grown].tokens_per_s < MIN_GAIN * best.tokens_per_s:
+                return self._give_up("more workers hardly help")
+            best = tried[grown]
+        return None if best is None else best.workers
 
-    def _limiting(self, prediction: Prediction, counts: Counts) -> str | None:
-        """The role that one more worker helps most, as far as the shares of time tell; None if all are at most."""
-        shares = prediction.shares
-        scorers = [role for role in self._roles if role not in ("rollout", "learner")]
-        weights = {"rollout": shares["rollout_wait"], "learner": shares["train"]}
-        weights |= dict.fromkeys(scorers, shares["score_wait"])
-        weights[prediction.limit] = weights.get(prediction.limit, 0.0) + 1.0
-        free = [role for role in self._roles if counts[role] < self._most[role] and weights[role] > 0.01]
-        return max(free, key=lambda role: weights[role], default=None)
+    def _most_promising(
+        self, before: Prediction, gains: dict[str, float], tried: dict[str, Prediction]
+    ) -> str | None:
+        """The role to try next; None if one that was tried gains more than others did last time.
 
-    def _shrink(self, counts: Counts, fewest: Counts) -> Prediction:
+        Before the growth ends because nothing gains, every role is tried.
+        """
+        shares = before.shares
+        share = dict.fromkeys(before.workers, shares["score_wait"])
+        share |= {"rollout": shares["rollout_wait"] + shares["score_wait"], "learner": shares["train"]}
+        open_ = [r for r in share if r not in tried and share[r] > MIN_SHARE and self._more(before, r)]
+        if any(each.tokens_per_s >= MIN_GAIN * before.tokens_per_s for each in tried.values()):
+            open_ = [role for role in open_ if gains[role] > max(gains[each] for each in tried)]
+        return max(open_, key=lambda role: gains[role], default=None)
+
+    def _more(self, prediction: Prediction, role: str) -> int:
+        """The next larger count of a role; 0 if it has its most."""
+        count = prediction.workers[role]
+        missing = self._found.tokens_per_s / prediction.tokens_per_s - 1
+        more = min(count + max(1, int(count * min(missing, 1.0) / 2)), self._most[role])
+        return more if more > count else 0
+
+    def _gain(self, before: Prediction, after: Prediction) -> float:
+        """Tokens per second for each GPU more, as far as the target wants them."""
+        cost = self.cost(after.workers) - self.cost(before.workers)
+        return (min(after.tokens_per_s, self._found.tokens_per_s) - before.tokens_per_s) / max(cost, 1e-9)
+
+    def _give_up(self, why: str) -> None:
+        fastest = max(self._seen.values(), key=lambda each: each.tokens_per_s)
+        self._found.reason = (
+            f"the target is not reached: {why} (at most {_listed(self._most)}). The fastest tried, with "
+            f"{_listed(fastest.workers)}, trains {fastest.tokens_per_s:,.0f} tokens/s. {fastest.advice}"
+        )
+
+    def _shrink(self, counts: Counts, fewest: Counts) -> None:
         """Take workers away as long as the target is reached, the most expensive role first."""
         best = self._simulate(counts)
         assert best is not None, "it was simulated before"
@@ -118,12 +148,11 @@ class CountSearch:
                 prediction = self._simulate(best.workers | {role: middle})
                 if prediction is None:
                     self._found.reason = f"ended after {self._target.max_simulations} simulations"
-                    return best
+                    return
                 if self._reaches(prediction):
                     best, high = prediction, middle
                 else:
                     low = middle + 1
-        return best
 
     def _reaches(self, prediction: Prediction) -> bool:
         return prediction.tokens_per_s >= self._found.tokens_per_s

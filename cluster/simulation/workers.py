@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from cluster.clock import now
 from cluster.config import Section
 from cluster.notes import EndOfStream, Parcel, RolloutNote, ScoreNote
@@ -87,8 +89,8 @@ class SimulatedRolloutWorker(SimulatedWorker):
 
     async def load_weights(self, manifest: WeightManifest, *buckets: Any) -> LoadedWeights:
         """Take the time of a weight update."""
-        started = now()
         await asyncio.sleep(self._rates.fetch_s)
+        started = now()
         await self._device.load(manifest.version)
         return LoadedWeights(manifest.incarnation, manifest.version, now() - started)
 
@@ -171,6 +173,8 @@ class SimulatedLearner:
             "staleness/max": max(lag for lag, _ in stale),
             "staleness/mean": sum(lag * num for lag, num in stale) / num_tokens,
             "response_length/mean": num_tokens / len(lengths),
+            "response_length/log_mean": float(np.mean(np.log(lengths))),
+            "response_length/log_std": float(np.std(np.log(lengths))),
         }
         return SimulatedStep(metrics)
 
