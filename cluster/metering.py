@@ -32,8 +32,8 @@ class WorkMeter:
 
     def __init__(self) -> None:
         self._held: dict[str, tuple[int, float]] = {}  # number, and since when
-        self._sums = [0.0, 0.0, 0.0]
         self._tokens = 0
+        self._busy_s = self._held_s = self._held_squared_s = 0.0
 
     def add(self, tokens: int) -> None:
         """Count some tokens as done."""
@@ -44,17 +44,18 @@ class WorkMeter:
         before, since = self._held.get(worker, (0, 0.0))
         until = now()
         if before:
-            self._add(before, until - since)
+            seconds = until - since
+            self._busy_s += seconds
+            self._held_s += before * seconds
+            self._held_squared_s += before * before * seconds
         self._held[worker] = (num, until)
 
     def take(self) -> dict[str, float]:
         """The sums since the last call."""
         for worker, (num, _) in self._held.items():
             self.hold(worker, num)
-        tokens, sums = self._tokens, self._sums
-        self._tokens, self._sums = 0, [0.0, 0.0, 0.0]
-        return dict(zip(("tokens", "busy_s", "held_s", "held_squared_s"), (tokens, *sums), strict=True))
-
-    def _add(self, num: int, seconds: float) -> None:
-        for power in range(3):
-            self._sums[power] += num**power * seconds
+        taken = {"tokens": self._tokens, "busy_s": self._busy_s, "held_s": self._held_s}
+        taken["held_squared_s"] = self._held_squared_s
+        self._tokens = 0
+        self._busy_s = self._held_s = self._held_squared_s = 0.0
+        return taken
