@@ -38,7 +38,8 @@ def show(
     if prediction.responses_per_simulated > 1:
         console.print(f"(each simulated response stands for {prediction.responses_per_simulated})", style="dim")
     if found is not None:
-        console.print(_search_table(found))
+        if found.candidates:
+            console.print(_search_table(found))
         for line in _conclusion(found):
             console.print(line, highlight=False, soft_wrap=True)
 

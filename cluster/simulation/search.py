@@ -70,16 +70,34 @@ class CountSearch:
 
     def run(self) -> Search:
         """Return what was found."""
-        fewest = {
-            role: min(max(1, math.ceil(self._fewest(role) - 1e-6)), self._most[role]) for role in self._roles
-        }
-        grown = self._grow(dict(fewest))
+        demanded = {role: self._fewest(role) for role in self._roles}
+        self._found.reason = self._impossible(demanded)
+        if self._found.reason:
+            return self._found
+        fewest = {role: max(1, math.ceil(num - 1e-6)) for role, num in demanded.items()}
+        grown = self._grow(fewest)
         if grown is not None:
             self._shrink(grown, fewest)
             enough = [each for each in self._seen.values() if self._reaches(each)]
             self._found.chosen = min(enough, key=lambda each: (self.cost(each.workers), -each.tokens_per_s))
         self._found.candidates = list(self._seen.values())
         return self._found
+
+    def _impossible(self, demanded: dict[str, float]) -> str:
+        """Why the rates alone rule the target out; empty if they do not."""
+        for role, num in demanded.items():
+            if math.isinf(num):
+                fixed_s = self._rates.learner.step_s + self._rates.learner.publish_s
+                return (
+                    f"the target is not reached by any number of workers: a step may take {self._found.step_s:.3g} "
+                    f"s, and the learner's fixed part of it takes {fixed_s:.3g} s; use larger batches"
+                )
+            if num > self._most[role] + 1e-6:
+                return (
+                    f"the target is not reached: it takes {math.ceil(num)} {role} workers or more, and at most "
+                    f"{self._most[role]} are allowed (target.max_workers.{role})"
+                )
+        return ""
 
     def cost(self, counts: Counts) -> float:
         """GPUs of these workers; CPUs where nobody has a GPU."""
@@ -173,11 +191,12 @@ class CountSearch:
         tokens = num * (rates.lengths.prompt + mean)
         if role == "learner":
             left_s = step_s - rates.learner.step_s - rates.learner.publish_s
-            return tokens / rates.learner.tokens_per_s / left_s if left_s > 0 else self._most[role]
+            return tokens / rates.learner.tokens_per_s / left_s if left_s > 0 else math.inf
         if role == "rollout":
             engine = rates.rollout
             together = engine.max_num_seqs
-            decode_s = num * mean * (engine.step_s + engine.sequence_s * (together - 1)) / together
+            token_s = min(engine.step_s, (engine.step_s + engine.sequence_s * (together - 1)) / together)
+            decode_s = num * mean * token_s
             return (decode_s + num * rates.lengths.prompt / engine.prefill_tokens_per_s) / step_s
         share = 1.0 if role == "reference" else 1.0 / len(config.teacher_of_role)
         return share * tokens / rates.teacher.prefill_tokens_per_s / step_s

@@ -212,6 +212,18 @@ def test_limits_are_kept_and_what_cannot_be_reached_is_said() -> None:
         searched({"tokens_per_s": 1, "max_workers": {"rollouts": 2}}, {})
 
 
+def test_targets_that_the_rates_alone_rule_out_are_refused_before_any_simulation() -> None:
+    slow = RATES.model_copy(update={"learner": LearnerRates(step_s=5, publish_s=1)})
+    for rates, hours, reason in [
+        (slow, 0.1, "learner's fixed part"),
+        (RATES, 0.014, "it takes 5 rollout workers"),
+    ]:
+        target = TargetConfig(hours=hours, max_workers={"rollout": 3})
+        found = CountSearch(run_config(), rates, target, lambda run: pytest.fail("simulated")).run()
+        assert (found.chosen, found.candidates) == (None, [])
+        assert reason in found.reason
+
+
 def test_a_real_search_adds_workers_where_they_help() -> None:
     config = run_config(max_staleness=8)
     rates = RATES.model_copy(update={"rollout": EngineRates(step_s=0.05, sequence_s=0.005, max_num_seqs=256)})
