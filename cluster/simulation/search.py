@@ -89,8 +89,8 @@ class CountSearch:
             if math.isinf(num):
                 fixed_s = self._rates.learner.step_s + self._rates.learner.publish_s
                 return (
-                    f"the target is not reached by any number of workers: a step may take {self._found.step_s:.3g} "
-                    f"s, and the learner's fixed part of it takes {fixed_s:.3g} s; use larger batches"
+                    f"the target is not reached by any number of workers: a step may take "
+                    f"{self._found.step_s:.3g} s, the learner's fixed part takes {fixed_s:.3g}; use larger batches"
                 )
             if num > self._most[role] + 1e-6:
                 return (
