@@ -5,6 +5,7 @@
     python launch.py train --config configs/demo.yaml --dry-run
     python launch.py eval --config configs/demo.yaml --model runs/first/export
     python launch.py compare --config configs/compare.yaml
+    python launch.py plan --config configs/plan.yaml
     python launch.py scale --run first --rollout 4 --teacher 2
     python launch.py status --run first --watch
     python launch.py stop --run first
@@ -18,7 +19,6 @@ import asyncio
 import json
 import logging
 import shlex
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -33,6 +33,7 @@ from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED, REMOTE_CO
 from cluster.comparison import CompareConfig, PlannedRun, describe, plan_runs
 from cluster.config import RunConfig
 from cluster.connection import is_local
+from cluster.draining import drain_on_signals
 from cluster.dry_run import check_local_machine, dry_run, ray_cluster
 from cluster.placement import plan
 from cluster.run_folder import RunFolder
@@ -55,6 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_remote_command(arguments, overrides)
         if arguments.command == "compare":
             return compare_command(load_settings(CompareConfig, arguments.config, overrides), arguments)
+        if arguments.command == "plan":
+            from cluster.simulation.command import plan_command
+
+            return plan_command(arguments, overrides, lambda *given: check_objective(load_config(*given)))
         config = check_objective(load_config(arguments.config, overrides))
         if arguments.command == "eval":
             return evaluate_command(config, arguments)
@@ -347,27 +352,6 @@ def run_to_exit_code(coroutine: Any) -> int:
         logger.error("the run failed", exc_info=error)
         print(f"failed: {type(cause).__name__}: {cause}", file=sys.stderr)
         return FAILED
-
-
-def drain_on_signals() -> list[Callable[[], object]]:
-    """Call the last entry of the returned list on SIGINT or SIGTERM: at first it cancels this task.
-
-    A second signal ends the process the default way.
-    """
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    stop: list[Callable[[], object]] = [task.cancel]
-    signals = (signal.SIGINT, signal.SIGTERM)
-
-    def drain() -> None:
-        print("stopping: the step in progress is finished and saved (again to abort)", file=sys.stderr, flush=True)
-        for each in signals:
-            loop.remove_signal_handler(each)
-        stop[-1]()
-
-    for each in signals:
-        loop.add_signal_handler(each, drain)
-    return stop
 
 
 if __name__ == "__main__":

@@ -51,8 +51,8 @@ async def _run(num_workers: int, rollouts: int, batch_size: int, *, with_ray: bo
     process, sizes = psutil.Process(), list[float]()
     with tempfile.TemporaryDirectory() as path:
         config, rates = _settings(num_workers, rollouts, batch_size)
-        pool_type = Pool if with_ray else LocalPool
-        async with simulated_run(config, rates, Path(path), pool_type=pool_type) as run:
+        pool_class = Pool if with_ray else LocalPool
+        async with simulated_run(config, rates, Path(path), pool_class=pool_class) as run:
             run.pipeline.on_step(lambda row: sizes.append(process.memory_info().rss / 2**20))
             start, cpu_start = time.perf_counter(), _cpu_s(process)
             await run.pipeline.run()

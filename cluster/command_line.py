@@ -2,9 +2,12 @@
 
 import argparse
 
+from pydantic import BaseModel
+
 from cluster.comparison import CompareConfig
 from cluster.config import RunConfig
 from cluster.settings import describe_fields
+from cluster.simulation.plan_config import PlanConfig
 
 FINISHED, FAILED, BAD_INPUT, DRAINED = 0, 1, 2, 3
 
@@ -12,8 +15,11 @@ COMMANDS = {
     "train": "distil the teacher into the student",
     "eval": "evaluate a model folder",
     "compare": "train with several objectives, one after the other, and put them side by side",
+    "plan": "predict throughput, staleness and bottleneck of a run, and the cheapest worker counts for a target",
 }
 
+SETTINGS: dict[str, type[BaseModel]] = {"compare": CompareConfig, "plan": PlanConfig}
+"""Settings of the commands that take others than a run's."""
 
 REMOTE_COMMANDS = {
     "scale": "add or retire workers of a run that goes on: scale --run NAME --rollout 4 --teacher 2",
@@ -31,17 +37,18 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in COMMANDS.items():
-        model = CompareConfig if name == "compare" else RunConfig
         command = commands.add_parser(
             name,
             help=text,
             description=text,
-            epilog="settings (YAML keys, or options):\n" + "\n".join(describe_fields(model)),
+            epilog="settings (YAML keys, or options):\n"
+            + "\n".join(describe_fields(SETTINGS.get(name, RunConfig))),
             formatter_class=formatter,
             allow_abbrev=False,
         )
         command.add_argument("--config", help="YAML file of settings")
-        command.add_argument("--dry-run", action="store_true", help="print what would be done only")
+        if name != "plan":
+            command.add_argument("--dry-run", action="store_true", help="print what would be done only")
         command.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
     commands.choices["train"].add_argument(
         "--resume",
@@ -54,6 +61,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     commands.choices["compare"].add_argument(
         "--results-only", action="store_true", help="train nothing; write table and figures of what is finished"
     )
+    commands.choices["plan"].add_argument("--json", action="store_true", help="print JSON, one line")
     commands.choices["eval"].add_argument("--model", help="model folder to evaluate; by default the student's")
     for name, text in REMOTE_COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

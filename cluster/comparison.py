@@ -123,7 +123,7 @@ def _plan(config: CompareConfig, objective: ComparedObjective, seed: int, resolv
             raise ValueError(f"{objective.label}: {key} must be the same for all objectives: set it in overrides")
     name = f"{_folder_name(objective.label)}-seed{seed}"
     given = shared | own | {"seed": seed, "runs_path": config.runs_path, "run_name": name}
-    options = [f"--{key}={_text(value)}" for key, value in given.items()]
+    options = options_of(given)
     try:
         return PlannedRun(objective.label, seed, options, resolve(config.base, options))
     except ValueError as error:
@@ -152,6 +152,11 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}".replace("-", "_"), value
+
+
+def options_of(settings: Mapping[str, Any]) -> list[str]:
+    """Settings, dotted or nested, as command-line options."""
+    return [f"--{key}={_text(value)}" for key, value in _flat(settings)]
 
 
 def _text(value: Any) -> str:

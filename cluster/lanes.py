@@ -10,6 +10,7 @@ from cluster.engine_config import ScorerConfig
 from cluster.metering import Meter, MeteredQueue, SpellMeter
 from cluster.notes import RolloutNote
 from cluster.pool import Pool
+from cluster.work_meter import WorkMeter
 from cluster.workers import Worker
 
 
@@ -40,6 +41,7 @@ class Lane:
         self.max_calls = 1 if has_fixed_batches else config.max_calls_in_flight
         """Calls a worker serves side by side. They would meet in the engine's steps in an order of chance, so with
         fixed batches it is one."""
+        self.work = WorkMeter()
         self._max_batch_tokens = config.max_batch_tokens
         self._capacity = capacity
 
@@ -81,6 +83,7 @@ class Lane:
     def book(self, worker: Worker, batch: list[Rollout]) -> Assignment:
         """Count a call of the worker as begun."""
         worker.num_calls += 1
+        self.work.hold(worker.name, worker.num_calls)
         worker.outstanding_tokens += sum(rollout.note.num_tokens for rollout in batch)
         self.num_called += len(batch)
         return worker, batch
@@ -88,6 +91,7 @@ class Lane:
     def unbook(self, worker: Worker, batch: list[Rollout]) -> None:
         """Count a call of the worker as ended."""
         worker.num_calls -= 1
+        self.work.hold(worker.name, worker.num_calls)
         worker.outstanding_tokens -= sum(rollout.note.num_tokens for rollout in batch)
         self.num_called -= len(batch)
 

@@ -9,12 +9,15 @@ Errors reach the caller as `RayError`, as they would from another process.
 
 import asyncio
 import inspect
-from collections.abc import AsyncIterator, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from functools import partial
 from typing import Any
 
 from ray.exceptions import RayActorError, RayError
 
 from cluster.events import reason_of
+
+ENDED = "the worker was ended"
 
 
 class LocalRef:
@@ -44,11 +47,15 @@ class LocalActor:
         """End every call in flight with an error, and refuse further ones."""
         self._is_dead = True
         for call in self._calls:
-            call.cancel()
+            call.get_loop().call_soon(call.cancel)  # once it has begun, so that it ends with our error
 
     def call(self, method: str, args: tuple[Any, ...], named: dict[str, Any]) -> "asyncio.Task[Any]":
         """Begin a call; references among the arguments are awaited first."""
-        task = asyncio.create_task(self._run(method, args, named))
+        return self.track(partial(self._run, method, args, named))
+
+    def track(self, work: Callable[[], Awaitable[Any]]) -> "asyncio.Task[Any]":
+        """Begin work that ends with this actor."""
+        task = asyncio.create_task(self._guard(work))
         self._calls.add(task)
         task.add_done_callback(self._ended)
         return task
@@ -59,18 +66,22 @@ class LocalActor:
             task.exception()  # whoever waits for it is told; nobody has to
 
     async def _run(self, method: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        values = [await arg if isinstance(arg, LocalRef) else arg for arg in args]
+        result = getattr(self._target, method)(*values, **named)
+        return await result if inspect.isawaitable(result) else result
+
+    async def _guard(self, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Do work of this actor; its errors are those of an actor."""
         try:
             if self._is_dead:
-                raise RayActorError(error_msg="the worker was ended")
-            values = [await arg if isinstance(arg, LocalRef) else arg for arg in args]
-            result = getattr(self._target, method)(*values, **named)
-            return await result if inspect.isawaitable(result) else result
-        except RayError:
+                raise RayActorError(error_msg=ENDED)
+            return await work()
+        except (RayError, StopAsyncIteration):
             raise
         except asyncio.CancelledError:
             if not self._is_dead:
                 raise
-            raise RayActorError(error_msg="the worker was ended") from None
+            raise RayActorError(error_msg=ENDED) from None
         except Exception as error:
             raise RayError(reason_of(error)) from error
 
@@ -91,7 +102,7 @@ class LocalMethod:
         """Begin the call: a reference, a list of them, or a `LocalStream`."""
         call = self._actor.call(self._name, args, named)
         if self._num_returns == "streaming":
-            return LocalStream(call)
+            return LocalStream(self._actor, call)
         if self._num_returns == 1:
             return LocalRef(call)
         assert isinstance(self._num_returns, int)
@@ -101,23 +112,26 @@ class LocalMethod:
 class LocalStream:
     """The references of what a generator method yields, made as they are asked for."""
 
-    def __init__(self, call: "asyncio.Task[Any]") -> None:
+    def __init__(self, actor: LocalActor, call: "asyncio.Task[Any]") -> None:
+        self._actor = actor
         self._call = call
         self._items: AsyncIterator[Any] | Iterator[Any] | None = None
 
     async def __anext__(self) -> LocalRef:
+        value: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        value.set_result(await self._actor.track(self._next))
+        return LocalRef(value)
+
+    async def _next(self) -> Any:
         if self._items is None:
             self._items = await self._call
-        items = self._items
-        assert items is not None
-        value: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        assert self._items is not None
+        if isinstance(self._items, AsyncIterator):
+            return await anext(self._items)
         try:
-            value.set_result(await anext(items) if isinstance(items, AsyncIterator) else next(items))
-        except (StopIteration, StopAsyncIteration):
+            return next(self._items)
+        except StopIteration:
             raise StopAsyncIteration from None
-        except Exception as error:
-            raise RayError(reason_of(error)) from error
-        return LocalRef(value)
 
     async def cancel(self) -> None:
         """End the generator where it is."""

@@ -18,7 +18,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -235,12 +235,17 @@ class Pipeline:
             **{f"throughput/{role}": rate for role, rate in self._scoring.take_throughputs().items()},
             **self._flow.take(),
             "busy/learner": (seconds["train_s"] + seconds["publish_s"]) / max(seconds["step_s"], 1e-9),
+            "work/learner_tokens": sum(slot.note.num_tokens for slot in scored),
+            **{f"work/{role}_{name}": num for role, work in self._take_work() for name, num in work.items()},
             "prompts_given_up": self._rollouts.num_given_up,
         }
         self._folder.add_step(row, [uid for slot in scored for uid in slot.note.uids])
         self._recent.append(row)
         for show in self._show:
             show(row)
+
+    def _take_work(self) -> Iterable[tuple[str, dict[str, float]]]:
+        return ({"rollout": self._rollouts.work.take()} | self._scoring.take_work()).items()
 
     def _num_workers(self) -> dict[str, int]:
         """Healthy workers by role; those of all teachers under `teacher`."""

@@ -23,6 +23,7 @@ from cluster.room import Room
 from cluster.slots import Slots
 from cluster.streams import finished_slots
 from cluster.waiting import NO_LIMIT_S, Signal
+from cluster.work_meter import WorkMeter
 from cluster.workers import Worker
 
 logger = logging.getLogger(__name__)
@@ -90,6 +91,7 @@ class RolloutStage:
         self.finished = Meter()  # slots
         self.waits = WaitMeter()
         """Of startable slots, until a worker starts them."""
+        self.work = WorkMeter()
         self.num_given_up = 0
 
     @property
@@ -100,6 +102,11 @@ class RolloutStage:
     def take_throughput(self) -> float:
         """Response tokens generated per second since this was last asked."""
         return self._meter.take()
+
+    def _hold(self, worker: Worker, change: int) -> None:
+        """Count slots as begun on a worker, or as ended."""
+        worker.num_slots += change
+        self.work.hold(worker.name, worker.num_slots)
 
     async def run(self) -> None:
         """Assign slots as long as the pipeline runs."""
@@ -129,7 +136,7 @@ class RolloutStage:
             worker = room.take(avoid=failed.worker if failed is not None and has_others else None)
             if worker is None:
                 continue  # no room, or only where it failed: the others are busy, or still loading weights
-            worker.num_slots += 1
+            self._hold(worker, 1)
             self._slots.start(slot, worker.version)
             self.waits.leave(slot)
             if failed is None:
@@ -153,7 +160,7 @@ class RolloutStage:
 
     def _take_back(self, worker: Worker, slots: set[int]) -> None:
         """Start elsewhere what a retired worker could not finish in time."""
-        worker.num_slots -= len(slots)
+        self._hold(worker, -len(slots))
         self._events.add("rollouts_taken_back", worker=worker.name, slots=sorted(slots), reason="drain timeout")
         for slot in slots:
             self._slots.fail(slot)
@@ -165,7 +172,7 @@ class RolloutStage:
         reason = reason_of(error)
         self._events.add("rollout_failed", worker=worker.name, slots=sorted(slots), reason=reason)
         await self._pool.examine(worker, error)
-        worker.num_slots -= len(slots)
+        self._hold(worker, -len(slots))
         for slot in slots:
             self._retry(slot, reason, worker)
 
@@ -184,8 +191,9 @@ class RolloutStage:
             async for notes, table in finished:
                 for note in notes:
                     missing.remove(note.slot)
-                    worker.num_slots -= 1
+                    self._hold(worker, -1)
                     self._meter.add(note.num_response_tokens)
+                    self.work.add(note.num_response_tokens)
                 self.finished.add(len(notes))
                 self._signal.changed()
                 for note in notes:

@@ -117,6 +117,10 @@ class ScoreStage:
         reference = {REFERENCE: rates.pop(REFERENCE)} if self._reference is not None else {}
         return {**rates, "teacher": sum(rates.values()), **reference}
 
+    def take_work(self) -> dict[str, dict[str, float]]:
+        """What each role did since this was last asked (`WorkMeter.take`)."""
+        return {role: lane.work.take() for role, lane in self._lanes.items()}
+
     async def put(self, rollout: Rollout) -> None:
         """Queue a rollout; waits while its teacher's queue is full (back-pressure on the rollout streams)."""
         lane = self._lane_of(rollout)
@@ -207,6 +211,7 @@ class ScoreStage:
             lane.unbook(worker, batch)
             lane.meter.add(note.num_tokens)
             lane.slots.add(len(batch))
+            lane.work.add(note.num_tokens)
             table_of = {slot: ref for parcel, ref in zip(parcels, refs[1:], strict=True) for slot in parcel}
             self._hand_on(lane, [Rollout(old.note, table_of[old.note.slot]) for old in batch])
 

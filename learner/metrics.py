@@ -106,6 +106,8 @@ def step_metrics(
         "staleness/max": maxima["staleness"],
         "response_length/mean": sums["response_length"] / responses,
         "response_length/max": maxima["response_length"],
+        "response_length/log_mean": sums["log_length"] / responses,
+        "response_length/log_std": _std(sums["log_length"], sums["log_length_squared"], responses),
         "truncated_frac": sums["truncated"] / responses,
         **{f"masked/{name}": sums[f"masked_{name}"] for name in MASKED_BY},
         "masked/nonfinite": sums["masked_nonfinite"],
@@ -148,6 +150,8 @@ def _sums(tokens: StepTokens, *, importance_cap: float) -> dict[str, Tensor]:
         "staleness": tokens.staleness_T[trained_T].sum(),
         "responses": torch.tensor(tokens.response_length_B.numel(), device=reward_T.device),
         "response_length": tokens.response_length_B.sum(),
+        "log_length": tokens.response_length_B.clamp(min=1).double().log().sum(),
+        "log_length_squared": tokens.response_length_B.clamp(min=1).double().log().square().sum(),
         "truncated": tokens.is_truncated_B.sum(),
         **{f"masked_{name}": (tokens.masked_by_T == code).sum() for code, name in enumerate(MASKED_BY, start=1)},
         "masked_nonfinite": (tokens.response_mask_T & ~trained_T).sum(),
@@ -168,6 +172,10 @@ def _maxima(tokens: StepTokens) -> dict[str, Tensor]:
         "staleness": _largest(tokens.staleness_T[tokens.is_trained_T]),
         "response_length": _largest(tokens.response_length_B),
     }
+
+
+def _std(total: float, squared: float, count: float) -> float:
+    return max(0.0, squared / count - (total / count) ** 2) ** 0.5
 
 
 def _largest(values: Tensor, *, at_least: float = 0.0) -> Tensor:

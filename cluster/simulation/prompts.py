@@ -31,6 +31,11 @@ class LengthsConfig(Section):
             raise ValueError(f"lengths.median must be <= lengths.max ({self.max}), got {self.median:g}")
         return self
 
+    @property
+    def mean(self) -> float:
+        """Mean response length, of many that are drawn."""
+        return float(np.mean(self.draw(20_000, seed=0)))
+
     def draw(self, num: int, *, seed: int) -> list[int]:
         """Return `num` response lengths."""
         drawn = np.random.default_rng(seed).lognormal(np.log(self.median), self.spread, num)

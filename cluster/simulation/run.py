@@ -4,14 +4,12 @@ import asyncio
 import tempfile
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
-
-from cluster.config import RunConfig, Section
+from cluster.config import RunConfig
 from cluster.events import Events
 from cluster.learner_group import LearnerGroup
 from cluster.local_pool import LocalPool
@@ -20,25 +18,10 @@ from cluster.placement import Bundle, Demand, plan
 from cluster.pool import Pool, WorkerSpec
 from cluster.resume import Progress
 from cluster.run_folder import RunFolder
-from cluster.simulation.prompts import LengthsConfig, SimulatedPrompts
-from cluster.simulation.timing import Duration, EngineRates
-from cluster.simulation.workers import LearnerRates, SimulatedLearner, SimulatedRolloutWorker, SimulatedTeacher
+from cluster.simulation.prompts import SimulatedPrompts
+from cluster.simulation.rates import RatesConfig
+from cluster.simulation.workers import SimulatedLearner, SimulatedRolloutWorker, SimulatedTeacher
 from cluster.virtual_time import run_virtually
-
-
-class RatesConfig(Section):
-    """How fast everything is."""
-
-    rollout: EngineRates = EngineRates()
-    """A student engine."""
-    teacher: EngineRates = EngineRates()
-    """A teacher engine, of every teacher and of the reference model."""
-    learner: LearnerRates = LearnerRates()
-    """The learner with the ranks it has."""
-    start_s: Duration = 0.0
-    """Seconds until an engine that is added has started."""
-    lengths: LengthsConfig = Field(default=LengthsConfig())
-    """How long prompts and responses are."""
 
 
 @dataclass(frozen=True)
@@ -52,19 +35,20 @@ class SimulatedRun:
 
 @asynccontextmanager
 async def simulated_run(
-    config: RunConfig, rates: RatesConfig, path: Path, *, pool_type: type[Pool] = LocalPool
+    config: RunConfig, rates: RatesConfig, path: Path, *, pool_class: type[Pool] = LocalPool
 ) -> AsyncIterator[SimulatedRun]:
     """Start the workers of a run and connect the stages; its run folder is made under `path`.
 
-    With `Pool` as the type of pool the workers are real Ray actors, and take their time in earnest.
+    With `Pool` as `pool_class` the workers are Ray actors, and the run takes its time really.
     """
     config = config.model_copy(update={"runs_path": str(path)})
     folder = RunFolder(path / config.run_name)
     folder.checkpoints.mkdir(parents=True)
     events = Events(folder.events)
+    build = partial(worker_spec, config, rates)
     pools = {
-        demand.role: LocalPool(demand, partial(_worker, demand.role, rates), config=config.cluster, events=events)
-        for demand in plan(config)
+        d.role: pool_class(d, partial(build, d.role), config=config.cluster, events=events)
+        for d in demands(config)
     }
     learner = LearnerGroup(pools["learner"], config.cluster)
     try:
@@ -117,10 +101,16 @@ class Endless:
         """Nothing to do."""
 
 
-def _worker(role: str, rates: RatesConfig, index: int) -> WorkerSpec:
+def demands(config: RunConfig) -> list[Demand]:
+    """Workers of a simulated run: one stands for all ranks of the learner."""
+    return [replace(each, count=1) if each.role == "learner" else each for each in plan(config)]
+
+
+def worker_spec(config: RunConfig, rates: RatesConfig, role: str, index: int) -> WorkerSpec:
+    """How a simulated worker is built."""
     if role == "rollout":
         return WorkerSpec(SimulatedRolloutWorker, (rates.rollout,), {"start_s": rates.start_s})
     prompt = {"num_prompt_tokens": rates.lengths.prompt}
     if role == "learner":
-        return WorkerSpec(SimulatedLearner, (rates.learner,), prompt)
+        return WorkerSpec(SimulatedLearner, (rates.learner,), prompt | {"num_ranks": config.learner.num_workers})
     return WorkerSpec(SimulatedTeacher, (rates.teacher,), prompt | {"start_s": rates.start_s})

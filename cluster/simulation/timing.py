@@ -33,6 +33,8 @@ class EngineRates(Section):
     """Tokens per second of prompts, and of scoring; nothing is decoded meanwhile."""
     call_s: Duration = 0.0
     """Seconds of a scoring call besides those of its tokens."""
+    fetch_s: Duration = 0.0
+    """Seconds from the publication of weights until an engine stops for them."""
     load_s: Duration = 0.2
     """Seconds of a weight update, without decoding."""
 

@@ -8,6 +8,8 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from cluster.clock import now
 from cluster.config import Section
 from cluster.notes import EndOfStream, Parcel, RolloutNote, ScoreNote
@@ -16,12 +18,12 @@ from cluster.weights import WeightManifest
 
 
 class LearnerRates(Section):
-    """What the learner needs for a step, all ranks together."""
+    """What the learner needs for a step."""
 
     step_s: Duration = 0.5
-    """Seconds of a step besides those of its tokens."""
+    """Seconds of a step besides those of its tokens, with any number of ranks."""
     tokens_per_s: PerSecond = 20_000.0
-    """Trained tokens per second, prompts included."""
+    """Tokens, prompts included, that one rank trains per second; the rank with the most tokens ends last."""
     publish_s: Duration = 0.1
     """Seconds from the end of a step until its weights are published."""
 
@@ -89,6 +91,7 @@ class SimulatedRolloutWorker(SimulatedWorker):
 
     async def load_weights(self, manifest: WeightManifest, source: Any) -> LoadedWeights:
         """Take the time of a weight update."""
+        await asyncio.sleep(self._rates.fetch_s)
         started = now()
         await self._device.load(manifest.version)
         return LoadedWeights(manifest.incarnation, manifest.version, now() - started)
@@ -144,11 +147,12 @@ class SimulatedStep:
 
 
 class SimulatedLearner:
-    """All ranks of the learner, as one."""
+    """All ranks of the learner, as one worker."""
 
-    def __init__(self, rates: LearnerRates, *, num_prompt_tokens: int) -> None:
+    def __init__(self, rates: LearnerRates, *, num_prompt_tokens: int, num_ranks: int = 1) -> None:
         self._rates = rates
         self._num_prompt_tokens = num_prompt_tokens
+        self._num_ranks = num_ranks
 
     async def rendezvous(self) -> tuple[str, int]:
         """Any address."""
@@ -164,16 +168,24 @@ class SimulatedLearner:
         lengths = [length for each in batch for length in each.lengths]
         num_tokens = sum(lengths)
         stale = [(step - version, num) for each in batch for version, num in each.runs]
-        await asyncio.sleep(
-            self._rates.step_s + (num_tokens + len(lengths) * self._num_prompt_tokens) / self._rates.tokens_per_s
-        )
+        sizes = [sum(each.lengths) + len(each.lengths) * self._num_prompt_tokens for each in batch]
+        await asyncio.sleep(self._rates.step_s + self._largest_share(sizes) / self._rates.tokens_per_s)
         metrics: dict[str, float] = {
             "tokens_trained": num_tokens,
             "staleness/max": max(lag for lag, _ in stale),
             "staleness/mean": sum(lag * num for lag, num in stale) / num_tokens,
             "response_length/mean": num_tokens / len(lengths),
+            "response_length/log_mean": float(np.mean(np.log(lengths))),
+            "response_length/log_std": float(np.std(np.log(lengths))),
         }
         return SimulatedStep(metrics)
+
+    def _largest_share(self, sizes: Sequence[int]) -> int:
+        """Tokens of the rank with the most, split as `LearnerGroup` splits a batch."""
+        tokens = [0] * self._num_ranks
+        for size in sorted(sizes, reverse=True):
+            tokens[tokens.index(min(tokens))] += size
+        return max(tokens)
 
     async def publish(self, incarnation: int, version: int) -> AsyncGenerator[Any, None]:
         """Take the time of publishing; yields a manifest without weights."""

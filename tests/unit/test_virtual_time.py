@@ -1,0 +1,61 @@
+"""Simulated time: it jumps to the next timer, keeps their order, and never waits for what cannot come."""
+
+import asyncio
+import time
+
+import pytest
+
+from cluster.clock import now
+from cluster.virtual_time import run_virtually
+from cluster.waiting import wait_for
+
+
+def test_a_week_of_sleep_takes_no_time() -> None:
+    async def main() -> float:
+        await asyncio.sleep(7 * 24 * 3600)
+        return now()
+
+    began = time.process_time()
+    assert run_virtually(main()) == pytest.approx(7 * 24 * 3600)
+    assert time.process_time() - began < 1
+
+
+def test_timers_come_in_their_order_and_at_their_time() -> None:
+    seen: list[tuple[str, float]] = []
+
+    async def sleeper(name: str, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+        seen.append((name, now()))
+
+    async def main() -> None:
+        await asyncio.gather(sleeper("last", 30), sleeper("first", 0.001), sleeper("second", 2.5))
+
+    run_virtually(main())
+    assert [name for name, _ in seen] == ["first", "second", "last"]
+    assert [at for _, at in seen] == pytest.approx([0.001, 2.5, 30])
+
+
+def test_time_stands_still_while_anything_is_ready() -> None:
+    async def main() -> float:
+        for _ in range(100):
+            await asyncio.sleep(0)
+        return now()
+
+    assert run_virtually(main()) == 0.0
+
+
+def test_limits_of_waits_are_simulated_too() -> None:
+    async def main() -> float:
+        with pytest.raises(TimeoutError, match="no answer after 600 s from: nobody"):
+            await wait_for(asyncio.get_running_loop().create_future(), timeout_s=600, what="nobody")
+        return now()
+
+    assert run_virtually(main()) == pytest.approx(600)
+
+
+def test_waiting_for_what_nothing_will_bring_is_an_error() -> None:
+    async def main() -> None:
+        await asyncio.get_running_loop().create_future()
+
+    with pytest.raises(RuntimeError, match="stands still"):
+        run_virtually(main())
