@@ -98,7 +98,8 @@ LIMITS = {
 
 @pytest.mark.parametrize("limit", LIMITS)
 def test_what_limits_a_run_is_named(limit: str) -> None:
-    config = run_config(rollout={"num_workers": 2}, teacher={"model_path": "simulated", "max_batch_tokens": 2048})
+    rollout = {"num_workers": 2, "max_in_flight": 4 if limit == "rollout" else 128}
+    config = run_config(rollout=rollout, teacher={"model_path": "simulated", "max_batch_tokens": 2048})
     rows = simulate(config, BALANCED.model_copy(update=LIMITS[limit]))
     advice = advise(rows[3:])
     assert advice is not None

@@ -1,0 +1,74 @@
+"""How much faster asynchronous runs are than synchronous ones, in simulated time: the same slots, the same budget.
+
+    .venv/bin/python benchmarks/asynchrony.py --steps 60
+
+The real controller runs with workers that only take time (`cluster/simulation/`): one rollout worker that decodes
+up to 64 sequences together, one teacher, and a learner about as fast as the rollout worker. Prints one JSON row for
+each spread of response lengths (standard deviation of their logarithm) and each (max_staleness, batches_ahead): the
+simulated seconds of a step, those of the synchronous run divided by them, and the staleness. Nothing in it depends on
+the machine.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+SETTINGS = [(0, 0), (1, 1), (4, 1), (8, 2)]
+SPREADS = [0.0, 0.5, 1.0, 1.5]
+
+
+def main() -> None:
+    """Simulate every setting."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--spreads", type=float, nargs="*", default=SPREADS)
+    arguments = parser.parse_args()
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    for spread in arguments.spreads:
+        synchronous_s = 0.0
+        for max_staleness, batches_ahead in SETTINGS:
+            row = simulated(spread, max_staleness, batches_ahead, arguments.steps)
+            synchronous_s = synchronous_s or row["step_s"]
+            row |= {"times_as_fast": round(synchronous_s / row["step_s"], 2)}
+            print(json.dumps(row), flush=True)
+
+
+def simulated(spread: float, max_staleness: int, batches_ahead: int, steps: int) -> dict[str, float]:
+    """Simulate one run; its first steps, in which nothing is ready yet, do not count."""
+    from cluster.config import RunConfig
+    from cluster.simulation.prompts import LengthsConfig
+    from cluster.simulation.rates import RatesConfig
+    from cluster.simulation.run import simulate
+    from cluster.simulation.timing import EngineRates
+    from cluster.simulation.workers import LearnerRates
+
+    config = RunConfig.model_validate(
+        {
+            **{"batch_size": 64, "max_steps": steps, "max_staleness": max_staleness},
+            **{"batches_ahead": batches_ahead, "student": {"model_path": "simulated"}},
+            **{"teacher": {"model_path": "simulated"}, "data": {"train_path": "simulated"}},
+            **{"evaluation": {"teacher": False}, "checkpoint": {"every_steps": 0}},
+        }
+    )
+    rates = RatesConfig(
+        rollout=EngineRates(step_s=0.02, sequence_s=0.0002, max_num_seqs=64),
+        teacher=EngineRates(prefill_tokens_per_s=20_000),
+        learner=LearnerRates(step_s=0.5, tokens_per_s=3_000),
+        lengths=LengthsConfig(prompt=100, median=300, spread=spread, max=8192),
+    )
+    rows = simulate(config, rates)[3:]
+    return {
+        **{"spread": spread, "max_staleness": max_staleness, "batches_ahead": batches_ahead},
+        "step_s": round(statistics.mean(row["time/step_s"] for row in rows), 2),
+        "staleness_mean": round(statistics.mean(row["staleness/mean"] for row in rows), 2),
+        "staleness_max": max(row["staleness/max"] for row in rows),
+    }
+
+
+if __name__ == "__main__":
+    main()
