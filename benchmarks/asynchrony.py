@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/asynchrony.py --steps 60
 
 The real controller runs with workers that only take time (`cluster/simulation/`): one rollout worker that
-decodes up to 64 sequences together, one teacher, and a learner about as fast as the rollout worker. Prints one JSON
+decodes up to 64 sequences together, one teacher, and a learner about as fast. Prints one JSON
 row for each spread of response lengths (standard deviation of their logarithm) and each (max_staleness,
 batches_ahead): the simulated seconds of a step, those of the synchronous run divided by them, and the staleness.
 Nothing in it depends on the machine.
