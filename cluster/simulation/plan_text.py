@@ -76,7 +76,7 @@ def _prediction_table(prediction: Prediction) -> Table:
 
 def _search_table(found: Search) -> Table:
     title = f"candidates for {found.tokens_per_s:,.0f} tokens/s ({found.step_s:.3g} s per step)"
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 1, 0, 0))
     roles = list(found.candidates[0].workers)
     for name in (*roles, "tokens/s", "s/step", "stale", "GPUs", "GPU-h/M"):
         table.add_column(name, justify="right")
