@@ -161,7 +161,7 @@ def test_a_resize_before_the_stream_begins_is_carried_out_and_one_taken_back_sta
 ) -> None:
     async def scenario() -> None:
         before = _live_placement_groups()
-        config = run_config(tmp_path, max_steps=20, max_staleness=STALENESS)
+        config = run_config(tmp_path, max_steps=60, max_staleness=STALENESS)
         async with simulated_run(config, engines=(ENGINE,)) as run:
             run.pipeline.scaling.resize("rollout", 2, "test")
             run.pipeline.scaling.resize("teacher", 3, "test")
@@ -169,7 +169,7 @@ def test_a_resize_before_the_stream_begins_is_carried_out_and_one_taken_back_sta
             running = asyncio.create_task(run.pipeline.run())
             await _eventually(running, lambda: len(run.rollout.healthy) == 2)
             await asyncio.wait_for(running, 60)
-            _check_nothing_lost(run, steps=20)
+            _check_nothing_lost(run, steps=60)
             states = [worker.state.value for worker in run.teacher.workers]
             assert states == ["healthy", "retired", "retired"]
         await eventually(lambda: _live_placement_groups() == before, timeout_s=5)

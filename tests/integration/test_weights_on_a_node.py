@@ -21,6 +21,9 @@ pytestmark = pytest.mark.timeout(240)
 
 TIMEOUT_S = 120.0
 
+LOADED: set[str] = set()
+"""Keys of the weight sets of these tests."""
+
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> str:
@@ -44,7 +47,9 @@ def get(refs: list[Any]) -> list[Any]:
 
 
 def staged_files() -> set[str]:
-    return {path.name for path in SHARED_MEMORY.glob(f"{PREFIX}*")}
+    """Names of the files of weights that were loaded here: other runs on this machine have files of their own."""
+    found = {path.name for path in SHARED_MEMORY.glob(f"{PREFIX}*")}
+    return {name for name in found if any(name.startswith(f"{PREFIX}{key}") for key in LOADED)}
 
 
 def stored(manifest: WeightManifest, parts: list[np.ndarray]) -> ObjectStoreSource:
@@ -52,6 +57,7 @@ def stored(manifest: WeightManifest, parts: list[np.ndarray]) -> ObjectStoreSour
 
 
 def load(workers: list[Any], manifest: WeightManifest, source: ObjectStoreSource) -> list[LoadReport]:
+    LOADED.add(manifest.key)
     reports = get([worker.load_weights.remote(manifest, source) for worker in workers])
     assert [(report.incarnation, report.version) for report in reports] == [(0, manifest.version)] * len(workers)
     assert max(report.golden_difference for report in reports) < 1e-4
@@ -101,6 +107,7 @@ def test_an_engine_that_skipped_the_base_fetches_in_full(workers: list[Any], pat
 def test_a_killed_engine_leaves_files_that_the_next_one_removes(local_ray: None, path: str) -> None:
     before = staged_files()
     left = SHARED_MEMORY / f"{PREFIX}left-over"
+    LOADED.add("left-over")
     manifest, buckets = publish(read_model(path), 30)
     remote: Any = ray.remote(RolloutWorker).options(max_concurrency=10)
     first = remote.remote(settings(path, max_num_seqs=8), open_engine)

@@ -17,7 +17,8 @@ from actors.rollout_worker import RolloutWorker, StreamItem
 from actors.teacher_worker import TeacherWorker
 from actors.vllm import open_engine
 from cluster.batches import ROLLOUT_SCHEMA, check_rollouts, check_scored
-from cluster.notes import EndOfStream, RolloutNote, ScoreNote
+from cluster.notes import EndOfStream, Parcel, ScoreNote
+from cluster.parcels import tables_of_slots
 from cluster.stop_tokens import StopMode, StopTokens
 from cluster.transports import ObjectStoreSource, WeightSource
 from cluster.weights import WeightManifest
@@ -128,12 +129,15 @@ def test_groups_come_as_note_and_table_and_the_stream_ends_with_its_end(
     stream = rollout_actor.generate.options(num_returns="streaming").remote(slots_table(12), Sampling(40))
     *items, end = [get(ref) for ref in stream]
     assert end == EndOfStream(num_slots=12)
-    notes, tables = items[0::2], items[1::2]
-    assert sorted(note.slot for note in notes) == list(range(12))
+    parcels: list[Parcel] = items[0::2]
+    slots = [[note.slot for note in parcel.notes] for parcel in parcels]
+    assert sorted(slot for parcel in slots for slot in parcel) == list(range(12))
     model = read_model(student_path)
+    assert all(check_rollouts(table).schema == ROLLOUT_SCHEMA for table in items[1::2])
+    assert [sorted({*table.column("slot").to_pylist()}) for table in items[1::2]] == list(map(sorted, slots))
+    notes = [note for parcel in parcels for note in parcel.notes]
+    tables = tables_of_slots(items[1::2], [note.slot for note in notes])
     for note, table in zip(notes, tables, strict=True):
-        assert isinstance(note, RolloutNote)
-        assert check_rollouts(table).schema == ROLLOUT_SCHEMA
         rows = table.to_pylist()
         assert [row["sample"] for row in rows] == [0, 1]
         assert note.uids == tuple(sorted(row["uid"] for row in rows))
@@ -161,20 +165,20 @@ def test_a_repeated_attempt_draws_the_same_responses(rollout_actor: Any) -> None
 
 def test_a_stream_that_is_not_read_stops_at_its_limit(rollout_actor: Any) -> None:
     options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 4}
-    stream = rollout_actor.generate.options(**options).remote(slots_table(20), Sampling(5))
+    stream = rollout_actor.generate.options(**options).remote(slots_table(100), Sampling(5))
     first = get(next(stream))
-    assert isinstance(first, RolloutNote)
+    assert isinstance(first, Parcel)
     wait_until(lambda: get(rollout_actor.num_unfinished.remote()) == 0, timeout_s=20)
     time.sleep(0.5)
     assert get(rollout_actor.num_yielded.remote()) <= 6
-    items = [get(ref) for ref in stream]
-    assert len(items) == 2 * 20
-    assert items[-1] == EndOfStream(num_slots=20)
+    items = [first, *(get(ref) for ref in stream)]
+    assert sorted(note.slot for parcel in items[:-1:2] for note in parcel.notes) == list(range(100))
+    assert items[-1] == EndOfStream(num_slots=100)
 
 
 def test_a_cancelled_stream_frees_the_engine(rollout_actor: Any) -> None:
     stream = rollout_actor.generate.options(num_returns="streaming").remote(slots_table(NUM_SLOTS), Sampling(200))
-    assert isinstance(get(next(stream)), RolloutNote)
+    assert isinstance(get(next(stream)), Parcel)
     assert get(rollout_actor.num_unfinished.remote()) > 100
     ray.cancel(stream)
     wait_until(lambda: get(rollout_actor.num_unfinished.remote()) == 0, timeout_s=5)
@@ -183,7 +187,7 @@ def test_a_cancelled_stream_frees_the_engine(rollout_actor: Any) -> None:
 def test_a_stream_cancelled_while_its_items_are_not_taken_frees_the_engine(rollout_actor: Any) -> None:
     options = {"num_returns": "streaming", "_generator_backpressure_num_objects": 2}
     stream = rollout_actor.generate.options(**options).remote(slots_table(NUM_SLOTS), Sampling(200))
-    assert isinstance(get(next(stream)), RolloutNote)
+    assert isinstance(get(next(stream)), Parcel)
     wait_until(lambda: get(rollout_actor.num_yielded.remote()) >= 2, timeout_s=20)
     ray.cancel(stream)
     wait_until(lambda: get(rollout_actor.num_unfinished.remote()) == 0, timeout_s=5)
