@@ -1,6 +1,6 @@
 """What the controller costs per rollout: admission, dispatch, scoring calls, batches, weight versions, ledger.
 
-    .venv/bin/python benchmarks/controller.py --rollouts 50000 --runs 3
+    .venv/bin/python benchmarks/controller.py --rollouts 81920 --runs 3
 
 Workers have no models and hardly take time (`cluster/simulation/`); everything else is what real runs use.
 Variants, each in a process of its own, alternating: `local-4` and `local-256` have so many workers inside the
@@ -105,8 +105,8 @@ def _cpu_s(process: psutil.Process) -> float:
 def main() -> None:
     """Compare all variants, or measure one (`--variant`) for the parent process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rollouts", type=int, default=50_000)
-    parser.add_argument("--batch_size", type=int, default=2048, help="rollouts per step")
+    parser.add_argument("--rollouts", type=int, default=81_920)
+    parser.add_argument("--batch_size", type=int, default=4096, help="rollouts per step")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--variant", help="local-N or ray-N alone")
     arguments = parser.parse_args()

@@ -124,12 +124,13 @@ class ScoreStage:
     async def put(self, rollout: Rollout) -> None:
         """Queue a rollout; waits while its teacher's queue is full (back-pressure on the rollout streams)."""
         lane = self._lane_of(rollout)
-        with lane.held_up.lasting():
-            await self._signal.until(
-                lambda: not lane.is_full,
-                timeout_s=NO_LIMIT_S,
-                what=lambda: f"room in the queue of {lane.pool.role} ({len(lane.queue)} queued)",
-            )
+        if lane.is_full:
+            with lane.held_up.lasting():
+                await self._signal.until(
+                    lambda: not lane.is_full,
+                    timeout_s=NO_LIMIT_S,
+                    what=lambda: f"room in the queue of {lane.pool.role} ({len(lane.queue)} queued)",
+                )
         if self._fixed_batches:
             self._gathered.append(rollout)
             self._release_gathered()
