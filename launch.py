@@ -175,6 +175,19 @@ def build_pools(config: RunConfig, inputs: Any, events: Any) -> dict[str, Any]:
     return {d.role: Pool(d, build[d.role], config=config.cluster, events=events) for d in plan(config)}
 
 
+def build_broadcasts(config: RunConfig, pools: dict[str, Any], events: Any) -> Any:
+    """The group that weights are broadcast in; it is formed when the first version is published."""
+    from cluster.broadcasts import Broadcasts
+
+    return Broadcasts(
+        config.weights.transport,
+        learner=pools["learner"],
+        engines=pools["rollout"],
+        events=events,
+        timeout_s=config.weights.broadcast_timeout_s,
+    )
+
+
 async def start_pipeline(
     config: RunConfig, inputs: Any, folder: RunFolder, pools: dict[str, Any], events: Any, *, resume: bool
 ) -> Any:
@@ -190,7 +203,10 @@ async def start_pipeline(
 
     for pool in pools.values():
         await pool.place()
-    learner = LearnerGroup(pools["learner"], config.cluster, transport=config.weights.transport)
+    broadcasts = build_broadcasts(config, pools, events) if config.weights.is_broadcast else None
+    learner = LearnerGroup(
+        pools["learner"], config.cluster, transport=config.weights.transport, broadcasts=broadcasts
+    )
     await together([learner.setup(), *(pool.start() for role, pool in pools.items() if role != "learner")])
     prompts = PromptSource(
         inputs.prompts,

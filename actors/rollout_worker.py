@@ -10,16 +10,19 @@ import asyncio
 import itertools
 import logging
 from collections import Counter, defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from actors.engine import Engine, Generation, GenerationRequest, LoadReport, Sampling
+from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
 from actors.engine_worker import EngineWorker
+from actors.weight_receiver import WeightReceiver
 from cluster.batches import ROLLOUT_SCHEMA, check_prompts, check_rollouts
+from cluster.broadcast_group import Meeting
 from cluster.notes import EndOfStream, Parcel, RolloutNote
 from cluster.parcels import plan_parcels
 from cluster.teacher_signal import SAMPLED
@@ -45,9 +48,37 @@ class Finished:
 class RolloutWorker(EngineWorker):
     """Generates responses for slots; serves only after its first verified weight load."""
 
+    def __init__(self, settings: EngineSettings, open_engine: Callable[[EngineSettings], Engine]) -> None:
+        super().__init__(settings, open_engine)
+        self._receiver = WeightReceiver()
+        self._receiving = ThreadPoolExecutor(1, "weight-receiver")  # starts its thread with the first call
+
     async def load_weights(self, manifest: WeightManifest, source: WeightSource) -> LoadReport:
         """Load a published weight set between two engine steps; requests in flight continue with it."""
-        return await self._engine.load_weights(manifest, source)
+        try:
+            return await self._engine.load_weights(manifest, source)
+        finally:
+            self._receiver.release(manifest)
+
+    async def join_weight_group(self, meeting: Meeting, rank: int) -> None:
+        """Take part in broadcasts of weights; returns when all members have come."""
+        await self._receive(self._receiver.join, meeting, rank)
+
+    async def receive_weights(self, manifest: WeightManifest) -> float:
+        """Receive a broadcast set into the node's file, beside generation; returns the seconds it took.
+
+        `load_weights` finds it there.
+        """
+        return await self._receive(self._receiver.receive, manifest)
+
+    async def shutdown(self) -> None:
+        """Stop the engine and leave the group."""
+        self._receiving.shutdown(wait=False, cancel_futures=True)
+        await super().shutdown()
+        self._receiver.close()
+
+    async def _receive(self, call: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._receiving, call, *args)
 
     async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[StreamItem]:
         """Yield slots as their groups are complete: a `Parcel` of notes, then the rollout table of its slots.

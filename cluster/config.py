@@ -317,6 +317,17 @@ class RunConfig(Section):
         return self
 
     @model_validator(mode="after")
+    def _transport_is_possible(self) -> Self:
+        if self.weights.transport == "nccl":
+            for name, section in (("learner", self.learner), ("rollout", self.rollout)):
+                if section.resources.num_gpus == 0:
+                    raise ValueError(
+                        f"weights.transport must be 'object_store' without GPUs, got 'nccl' with "
+                        f"{name}.resources.num_gpus 0 (nearest valid: object_store)"
+                    )
+        return self
+
+    @model_validator(mode="after")
     def _balance_is_possible(self) -> Self:
         if self.balance.enabled:
             if self.max_staleness == 0:

@@ -6,6 +6,7 @@ Each call has a limit, so that a frozen rank is found: collectives among ranks m
 from collections.abc import Sequence
 from typing import Any, Protocol
 
+from cluster.broadcasts import Broadcasts
 from cluster.clock import now
 from cluster.config import ClusterConfig
 from cluster.pool import Pool
@@ -26,11 +27,19 @@ class StepResult(Protocol):
 class LearnerGroup:
     """All ranks of the learner."""
 
-    def __init__(self, pool: Pool, config: ClusterConfig, *, transport: str = "object_store") -> None:
-        """`transport` is how published weights travel: a name in `TRANSPORTS`."""
+    def __init__(
+        self,
+        pool: Pool,
+        config: ClusterConfig,
+        *,
+        transport: str = "object_store",
+        broadcasts: Broadcasts | None = None,
+    ) -> None:
+        """`transport` is how published weights travel: a name in `TRANSPORTS`. Some need `broadcasts`."""
         self._pool = pool
         self._config = config
         self._source_of = TRANSPORTS[transport]
+        self._broadcasts = broadcasts
 
     async def setup(self) -> None:
         """Rendezvous at rank 0 and build the model and optimizer on every rank."""
@@ -54,7 +63,10 @@ class LearnerGroup:
         return (await together(self._wait(call, f"training step {step}") for call in calls))[0]
 
     async def publish(self, incarnation: int, version: int) -> PublishedWeights:
-        """Gather the weights bucket by bucket; returns the manifest and where engines get the bytes."""
+        """Gather the weights bucket by bucket; returns the manifest and where engines get the bytes.
+
+        With broadcasts it returns when they have reached the nodes of the engines, or have failed.
+        """
         start = now()
         streams = [
             worker.handle.publish.options(num_returns="streaming").remote(incarnation, version)
@@ -63,7 +75,10 @@ class LearnerGroup:
         refs = (await together(self._collect(stream, version) for stream in streams))[0]
         manifest: WeightManifest = await self._wait(refs[-1], f"manifest of v{version}")
         source = self._source_of(manifest, refs[:-1], self._config.load_timeout_s)
-        return PublishedWeights(manifest, source, now() - start)
+        publish_s = now() - start
+        if self._broadcasts is not None:
+            await self._broadcasts.spread(manifest)
+        return PublishedWeights(manifest, source, publish_s)
 
     async def save_checkpoint(self, path: str, state: dict[str, Any]) -> None:
         """Write one committed checkpoint folder."""

@@ -3,15 +3,20 @@
 The learner's first rank yields buckets; a transport turns what came of them into a `WeightSource`, which travels
 to the engine's worker and gives the bytes there, when and if they are needed: an engine whose node has them
 already asks for nothing. The manifest (identity, checksums, golden log-probs) is the same for every transport.
+
+A broadcast (`cluster/broadcasts.py`) brings the bytes to the nodes before: the source remains the object store's,
+and serves whoever was not reached.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
 from cluster.weights import WeightManifest
+
+T = TypeVar("T")
 
 
 class WeightSource(Protocol):
@@ -53,13 +58,9 @@ class ObjectStoreSource:
     @classmethod
     def of(cls, manifest: WeightManifest, refs: Sequence[Any], timeout_s: float) -> "ObjectStoreSource":
         """Sort what the learner yielded: each bucket is followed by its difference where there are any."""
-        num_yields = 1 if manifest.base_version is None else 2
-        if len(refs) != num_yields * len(manifest.bucket_bytes):
-            raise ValueError(
-                f"weights v{manifest.version}: {len(refs)} parts for {len(manifest.bucket_bytes)} buckets"
-            )
-        differences = () if num_yields == 1 else tuple(refs[1::2])
-        return cls(tuple(refs[::num_yields]), differences, timeout_s)
+        buckets = buckets_of(manifest, refs)
+        differences = () if len(refs) == len(buckets) else tuple(refs[1::2])
+        return cls(tuple(buckets), differences, timeout_s)
 
     def fetch(self) -> Sequence[np.ndarray]:
         """Bring the buckets to this node, without a further copy; GetTimeoutError after `timeout_s`."""
@@ -75,7 +76,17 @@ class ObjectStoreSource:
         return ray.get(list(refs), timeout=self.timeout_s)
 
 
+def buckets_of(manifest: WeightManifest, parts: Sequence[T]) -> Sequence[T]:
+    """The buckets among what the learner yielded before the manifest; ValueError if there are more or fewer."""
+    num_yields = 1 if manifest.base_version is None else 2
+    if len(parts) != num_yields * len(manifest.bucket_bytes):
+        raise ValueError(
+            f"weights v{manifest.version}: {len(parts)} parts for {len(manifest.bucket_bytes)} buckets"
+        )
+    return parts[::num_yields]
+
+
 SourceOf = Callable[[WeightManifest, Sequence[Any], float], WeightSource]
 
-TRANSPORTS: dict[str, SourceOf] = {"object_store": ObjectStoreSource.of}
+TRANSPORTS: dict[str, SourceOf] = dict.fromkeys(("object_store", "gloo", "nccl"), ObjectStoreSource.of)
 """By `weights.transport`: makes the source of a manifest, the learner's other yields, and a limit in seconds."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from cluster.batches import save_batch
+from cluster.broadcast_group import Meeting
 from cluster.config import RunConfig
 from cluster.parcels import tables_of_slots
 from cluster.stop_tokens import StopTokens
@@ -43,6 +44,7 @@ from learner.teacher_head import TeacherHead
 from learner.teacher_metrics import teacher_metrics
 from learner.values import StudentValues
 from learner.weight_history import WeightHistory
+from learner.weight_sender import WeightSender
 from learner.window import Window, prepare_window
 
 if TYPE_CHECKING:
@@ -107,6 +109,7 @@ class LearnerRank:
         self.log_ratio_gradient = LogRatioGradient(config)
         weights = config.weights
         self.weight_history = WeightHistory(full_every=weights.full_every) if weights.delta else None
+        self.weight_sender = WeightSender() if weights.is_broadcast and rank == 0 else None
         self.backend: DeepSpeedBackend
 
     def rendezvous(self) -> tuple[str, int]:
@@ -202,7 +205,7 @@ class LearnerRank:
         float32 learner publishes rounded to bfloat16.
         """
         golden_log_probs = self._golden_log_probs()
-        yield from publish_weights(
+        published = publish_weights(
             self.backend.student.causal_lm,
             gathered=self.backend.gathered,
             is_first_rank=self.ranks.is_first,
@@ -213,6 +216,19 @@ class LearnerRank:
             golden_log_probs=golden_log_probs,
             history=self.weight_history,
         )
+        yield from published if self.weight_sender is None else self.weight_sender.keeping(published)
+
+    def join_weight_group(self, meeting: Meeting) -> None:
+        """Form a group that weights are broadcast in (first rank); blocks until all members have come."""
+        self._sender().join(meeting)
+
+    def send_weights(self, incarnation: int, version: int) -> float:
+        """Broadcast the weights that were published last (first rank); returns the seconds it took."""
+        return self._sender().send(incarnation, version)
+
+    def forget_weights(self) -> None:
+        """Free what is kept for a broadcast (first rank): it is not sent."""
+        self._sender().forget()
 
     def save_checkpoint(self, path: str, client_state: dict[str, Any]) -> None:
         """Write the learner and the driver's `client_state` (JSON) to the folder `path`, atomically.
@@ -268,6 +284,12 @@ class LearnerRank:
     def shutdown(self) -> None:
         """Leave the process group; the rank is of no use afterwards."""
         self.backend.shutdown()
+
+    def _sender(self) -> WeightSender:
+        assert self.weight_sender is not None, (
+            "weights.transport is not a broadcast, or this is not the first rank"
+        )
+        return self.weight_sender
 
     def _batch_path(self, step: int) -> Path:
         run_path = Path(self.config.runs_path) / self.config.run_name

@@ -47,6 +47,11 @@ DIRECT = ("--objective.name", "reverse_kl")
         (("--objective.baseline", "mean"), "objective.baseline must be 'none' or 'closed_form'"),
         (("--objective.discount", "1.5"), "objective.discount"),
         (("--weights.transport", "nccl"), "weights.transport must be 'object_store'"),
+        (
+            ("--weights.transport", "nccl", "--learner.resources.num_gpus", "1"),
+            "got 'nccl' with rollout.resources.num_gpus 0 (nearest valid: object_store)",
+        ),
+        (("--weights.broadcast_timeout_s", "0"), "weights.broadcast_timeout_s must be > 0"),
         (("--weights.full_every", "0"), "weights.full_every must be >= 1, got 0"),
         (("--objective.name", "reopold", "--masks.selection", "tip"), "masks.selection must be none with reopold"),
         (("--masks.selection", "entropy"), "masks.selection must be"),

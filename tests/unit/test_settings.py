@@ -190,3 +190,12 @@ def test_every_field_is_described_with_its_default_and_documentation() -> None:
 def test_yaml_of_a_configuration_lists_every_section() -> None:
     text = to_yaml(load())
     assert [name for name in RunConfig.model_fields if f"\n{name}:" not in f"\n{text}"] == []
+
+
+def test_nccl_is_accepted_where_learner_and_rollout_engines_have_gpus_and_gloo_anywhere() -> None:
+    gpus = ["--learner.resources.num_gpus", "1", "--rollout.resources.num_gpus", "1"]
+    assert load("--weights.transport", "nccl", *gpus).weights.is_broadcast
+    assert load("--weights.transport", "gloo").weights.is_broadcast
+    assert not load().weights.is_broadcast
+    wanted = "weights.transport must be 'object_store' without GPUs, got 'nccl' with learner.resources.num_gpus 0"
+    assert mistake("--weights.transport", "nccl", *gpus[2:]).startswith(wanted)
