@@ -47,7 +47,7 @@ class Case:
 
 
 CASES = {
-    "rollout-bound": Case("rollout", RATES),
+    "rollout-bound": Case("rollout", RATES, {"rollout": {"engine": {"max_num_seqs": 12}}}),
     "teacher-bound": Case(
         "teacher",
         RATES.model_copy(update={"teacher": EngineRates(prefill_tokens_per_s=900, call_s=0.02)}),
@@ -58,7 +58,7 @@ CASES = {
         RATES.model_copy(update={"learner": LearnerRates(step_s=0.3, tokens_per_s=1500, publish_s=0.1)}),
         {"rollout": {"num_workers": 2}},
     ),
-    "synchronous": Case("rollout", RATES, {"max_staleness": 0, "rollout": {"num_workers": 2}}),
+    "synchronous": Case("window", RATES, {"max_staleness": 0, "rollout": {"num_workers": 2}}),
 }
 
 
