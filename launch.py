@@ -172,7 +172,21 @@ def build_pools(config: RunConfig, inputs: Any, events: Any) -> dict[str, Any]:
     build: dict[str, Callable[[int], WorkerSpec]]
     build = {"rollout": rollout, "reference": reference, "learner": learner}
     build |= {role: lambda index, role=role: teacher(role) for role in config.teacher_of_role}
-    return {d.role: Pool(d, build[d.role], config=config.cluster, events=events) for d in plan(config)}
+    given: dict[str, Any] = {"config": config.cluster, "health": config.health, "events": events}
+    return {
+        d.role: Pool(d, build[d.role], known_answer=known_answer(config, inputs, d.role), **given)
+        for d in plan(config)
+    }
+
+
+def known_answer(config: RunConfig, inputs: Any, role: str) -> Any:
+    """What every worker of a pool that scores must answer; None for other pools."""
+    from cluster.known_answers import KnownAnswer
+
+    if role not in config.scorers:
+        return None
+    dtype, timeout_s = config.dtype_of(config.scorers[role].engine), config.cluster.score_timeout_s
+    return KnownAnswer(inputs.golden_token_ids, dtype=dtype, timeout_s=timeout_s)
 
 
 def build_broadcasts(config: RunConfig, pools: dict[str, Any], events: Any) -> Any:
@@ -214,9 +228,12 @@ async def start_pipeline(
         num_samples=config.num_samples_per_prompt,
         num_slots=config.max_steps * config.batch_size,
     )
-    progress = Progress()
-    if resume:
-        progress = await restore(learner, newest_checkpoint(folder.checkpoints), folder, events)
+
+    async def restore_newest(reason: str, incarnation: int) -> Progress:
+        newest = newest_checkpoint(folder.checkpoints)
+        return await restore(learner, newest, folder, events, reason=reason, above=incarnation)
+
+    progress = await restore_newest("--resume", 0) if resume else Progress()
     return Pipeline(
         config,
         pools=pools,
@@ -227,6 +244,7 @@ async def start_pipeline(
         folder=folder,
         events=events,
         progress=progress,
+        restore=restore_newest,
         token_bytes=signal_of(config, inputs).token_bytes,
         cluster=RayCluster(may_grow=config.balance.request_nodes and not is_local(config.cluster)),
     )

@@ -105,6 +105,18 @@ class LoadReport:
         return self.pause_s + self.load_s + self.verify_s
 
 
+@dataclass(frozen=True)
+class Vitals:
+    """How an engine does."""
+
+    progress: int = 0
+    """Changes whenever a token is made or a request is finished."""
+    num_unfinished: int = 0
+    """Requests that have not been finished."""
+    failure: str | None = None
+    """Why the engine does not work any more; None while it does."""
+
+
 class Engine(Protocol):
     """An inference engine that keeps generating while weights are replaced between two of its steps."""
 
@@ -124,6 +136,10 @@ class Engine(Protocol):
 
     def serve_own_weights(self) -> None:
         """Serve the model as loaded from its folder, as version 0."""
+        ...
+
+    def vitals(self) -> Vitals:
+        """How the engine does; may be asked from any thread."""
         ...
 
     def shutdown(self) -> None:

@@ -1,5 +1,6 @@
 """An engine behind a Ray actor: what all workers have in common, and what those that score have."""
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 
@@ -7,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 
 from actors.engine import Engine, EngineSettings, TokenScores
-from cluster.notes import ScoreNote
+from cluster.notes import Pulse, ScoreNote
 from cluster.parcels import repacked
 from cluster.stop_tokens import StopLabels, StopMode, StopTokens, stop_labels
 
@@ -29,8 +30,10 @@ class EngineWorker:
         """Serve the model as loaded from its folder: one that is not trained."""
         self._engine.serve_own_weights()
 
-    async def ping(self) -> None:
-        """Answer, to show that the actor lives."""
+    async def ping(self) -> Pulse:
+        """Show that the actor lives, and how far its engine is."""
+        vitals = self._engine.vitals()
+        return Pulse(os.getpid(), vitals.progress, vitals.num_unfinished > 0, vitals.failure)
 
     async def shutdown(self) -> None:
         """Stop the engine, if it was started."""
@@ -58,6 +61,17 @@ class Scorer(EngineWorker):
         seconds = await super().start()
         await self.serve_own_weights()
         return seconds
+
+    async def known_answer(self, token_ids: Sequence[int]) -> list[float]:
+        """What the engine says of a fixed sequence: a value for every token but the first.
+
+        The token's log-prob; of the input of the output head, where that is the signal, the logarithm of its RMS.
+        """
+        [scores] = await self._engine.score([token_ids])
+        if scores.log_probs is not None:
+            return scores.log_probs.tolist()
+        assert scores.hidden is not None, "an engine returns log-probs or the input of its head"
+        return log_rms(scores.hidden, self._settings.dtype).tolist()
 
     async def _score(
         self,
@@ -97,3 +111,12 @@ def of_target(values: np.ndarray | None, target: Sequence[int], name: str) -> np
     """Return the last entries of a sequence's values: those of its target; `name` is said if there are none."""
     assert values is not None, f"the engine returned no {name}"
     return values[len(values) - len(target) :]
+
+
+def log_rms(hidden: np.ndarray, dtype: str) -> np.ndarray:
+    """Logarithm of the root mean square of each row of vectors given as bytes: uint8 [N, bytes] -> float64 [N]."""
+    if dtype == "bfloat16":
+        values = (hidden.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
+    else:
+        values = hidden.view(np.float32)
+    return np.log(np.sqrt(np.mean(np.square(values.astype(np.float64)), axis=1)) + 1e-30)

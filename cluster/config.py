@@ -24,6 +24,7 @@ from cluster.engine_config import (
     Section,
     TeacherConfig,
 )
+from cluster.health_config import HealthConfig
 from cluster.token_config import MasksConfig, NamedSection, SurrogateConfig, TokenWeightsConfig
 from cluster.weights_config import WeightsConfig
 
@@ -64,7 +65,10 @@ class RolloutConfig(Section):
     max_in_flight: Positive = 512
     """Slots in flight on one worker; the start window bounds them further."""
     max_attempts: Positive = 3
-    """Attempts for one prompt before it is given up, counted, and its slot takes the next prompt."""
+    """Attempts for one prompt that engines refuse before it is given up, counted, and its slot takes the next
+    prompt. A prompt that has killed two engines on which it was alone is given up too."""
+    max_lost_attempts: Positive = 50
+    """Attempts for one prompt that may be lost with their workers or tables; then it is given up as `lost`."""
     resources: ResourcesConfig = ResourcesConfig()
     """Ray resources of one worker."""
     engine: EngineConfig = EngineConfig()
@@ -303,6 +307,8 @@ class RunConfig(Section):
     """Progress."""
     cluster: ClusterConfig = ClusterConfig()
     """Ray."""
+    health: HealthConfig = HealthConfig()
+    """Faults."""
     balance: BalanceConfig = BalanceConfig()
     """Automatic balance of the pools."""
 

@@ -3,6 +3,7 @@
 Rollouts leave a lane in token-budget batches, for the least loaded worker with room for a call.
 """
 
+from collections import deque
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,9 @@ class Lane:
         """`capacity` is the length of queue from which on nothing more should be put in."""
         self.pool = pool
         self.queue: MeteredQueue[Rollout] = MeteredQueue(slot_of)
+        self.suspects: deque[Rollout] = deque()
+        """Rollouts that were there when a worker died: each is scored alone, on a worker given nothing else."""
+        self._reserved: Worker | None = None
         self.num_called = 0  # rollouts with a worker
         self.meter = Meter()  # tokens
         self.slots = Meter()
@@ -48,7 +52,7 @@ class Lane:
     @property
     def is_full(self) -> bool:
         """True while the queue has its full length."""
-        return len(self.queue) >= self._capacity
+        return len(self.queue) + len(self.suspects) >= self._capacity
 
     @property
     def is_busy(self) -> bool:
@@ -58,7 +62,7 @@ class Lane:
     @property
     def num_here(self) -> int:
         """Rollouts queued or with a worker."""
-        return len(self.queue) + self.num_called
+        return len(self.queue) + len(self.suspects) + self.num_called
 
     @property
     def could_call(self) -> bool:
@@ -66,10 +70,26 @@ class Lane:
         return len(self.queue) > 0 and bool(self._free())
 
     def _free(self) -> list[Worker]:
-        return [worker for worker in self.pool.healthy if worker.num_calls < self.max_calls]
+        healthy = self.pool.healthy
+        return [w for w in healthy if w.num_calls < self.max_calls and w is not self._reserved]
+
+    def _assign_suspect(self) -> Assignment | None:
+        """Take the next suspect if the worker reserved for them is free; reserve one if there are any."""
+        if not self.suspects:
+            if self._reserved is not None and not self._reserved.num_calls:
+                self._reserved = None
+            return None
+        if self._reserved not in self.pool.healthy:
+            self._reserved = min(self.pool.healthy, key=lambda worker: worker.num_calls, default=None)
+        if self._reserved is None or self._reserved.num_calls:
+            return None
+        return self.book(self._reserved, [self.suspects.popleft()])
 
     def assign(self) -> Assignment | None:
-        """Take the next token-budget batch if a worker has room for a call."""
+        """Take the next token-budget batch if a worker has room for a call; suspects come first, one by one."""
+        suspect = self._assign_suspect()
+        if suspect is not None:
+            return suspect
         free = self._free()
         if not self.queue or not free:
             return None
@@ -98,14 +118,15 @@ class Lane:
     def rebook(self, failed: Worker, batch: list[Rollout]) -> list[Assignment]:
         """Book what a failed call held for another try, if possible on other workers.
 
-        Unless the worker is gone, every rollout gets a call of its own, so that a bad one fails alone. While all
-        other workers are still starting, the rollouts go back to the head of the queue.
+        Unless the worker was retired, every rollout gets a call of its own, so that a bad one fails alone. While
+        no worker is healthy, the rollouts go back to the head of the queue.
         """
-        others = [worker for worker in self.pool.healthy if worker is not failed] or self.pool.healthy
+        healthy = [worker for worker in self.pool.healthy if worker is not self._reserved] or self.pool.healthy
+        others = [worker for worker in healthy if worker is not failed] or healthy
         if not others:
             self.queue.extendleft(reversed(batch))
             return []
-        parts = [batch] if failed.is_gone else [[rollout] for rollout in batch]
+        parts = [batch] if failed.is_retired else [[rollout] for rollout in batch]
         return [self.book(least_loaded(others), part) for part in parts]
 
 

@@ -1,14 +1,23 @@
 """The learner as the controller sees it: one call per phase, made on every rank at once.
 
-Each call has a limit, so that a frozen rank is found: collectives among ranks may block far longer than that.
+Each call has a limit, and ranks answer heartbeats beside it, so that a frozen rank is found: collectives among
+ranks may block far longer than that. A group that has lost a rank is of no use: `LearnerLostError` says so, and
+`restart` makes it anew, with the weights of the start.
 """
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
+
+from ray.exceptions import RayError
 
 from cluster.broadcasts import Broadcasts
 from cluster.clock import now
 from cluster.config import ClusterConfig
+from cluster.events import reason_of
+from cluster.faults import is_lost, is_mistake
+from cluster.health import WorkerState
 from cluster.pool import Pool
 from cluster.scoring import ScoredSlot
 from cluster.transports import TRANSPORTS
@@ -22,6 +31,19 @@ class StepResult(Protocol):
 
     metrics: dict[str, float]
     was_skipped: bool
+
+
+class LearnerLostError(Exception):
+    """A rank died, froze, or failed in a way that leaves the group useless; it can be restarted."""
+
+
+class TablesLostError(Exception):
+    """Scored tables of a batch do not exist any more; the learner is well."""
+
+    def __init__(self, slots: Sequence[int], error: BaseException) -> None:
+        super().__init__(f"scored tables of slots {list(slots)} are lost: {reason_of(error)}")
+        self.slots = tuple(slots)
+        self.error = error
 
 
 class LearnerGroup:
@@ -44,23 +66,65 @@ class LearnerGroup:
     async def setup(self) -> None:
         """Rendezvous at rank 0 and build the model and optimizer on every rank."""
         first = self._pool.workers[0].handle
-        start_s = self._config.start_timeout_s
+        start, start_s = now(), self._config.start_timeout_s
         address: tuple[str, int] = await wait_for(
             first.rendezvous.remote(), timeout_s=start_s, what="the learner: rendezvous at rank 0"
         )
-        await self._on_all("setup", *address, timeout_s=start_s)
+        await self._pool.call("setup", *address, timeout_s=start_s)
+        await self._pool.note_started(now() - start)
         self._pool.admit(*self._pool.workers)
 
+    async def restart(self, reason: str) -> None:
+        """End every rank, place and start all of them anew; LearnerLostError if that fails."""
+        for worker in self._pool.workers:
+            self._pool.mark_dead(worker, reason, event="worker_ended")
+        async with self._losing("restart"):
+            for worker in self._pool.workers:
+                worker.become(WorkerState.RESTARTING)
+            await self._pool.place_again()
+            for worker in self._pool.workers:
+                worker.become(WorkerState.STALE)
+            await self.setup()
+
     async def train(self, step: int, batch: Sequence[ScoredSlot]) -> StepResult:
-        """Take one optimizer step on a batch, split over the ranks by tokens."""
+        """Take one optimizer step on a batch, split over the ranks by tokens.
+
+        Raises TablesLostError, before any rank has begun, if tables of the batch cannot be had.
+        """
         shares = split_by_tokens(batch, len(self._pool.workers))
+        tables = [dict.fromkeys(scored.table for scored in share) for share in shares]
+        async with self._losing(f"training step {step}"):
+            await self._fetch(step, batch, tables)
+            calls = [
+                worker.handle.train_step.remote(step, *held, slots=[each.note.slot for each in share])
+                for worker, held, share in zip(self._pool.workers, tables, shares, strict=True)
+            ]
+            return (await together(self._wait(call, f"training step {step}") for call in calls))[0]
+
+    async def _fetch(self, step: int, batch: Sequence[ScoredSlot], tables: Sequence[Any]) -> None:
+        """Bring every rank's tables to its node: ranks that wait for one another must not wait for a table too."""
+        what = f"tables of step {step}"
         calls = [
-            worker.handle.train_step.remote(
-                step, *dict.fromkeys(scored.table for scored in share), slots=[each.note.slot for each in share]
-            )
-            for worker, share in zip(self._pool.workers, shares, strict=True)
+            self._wait(worker.handle.fetch.remote(*held), what)
+            for worker, held in zip(self._pool.workers, tables, strict=True)
         ]
-        return (await together(self._wait(call, f"training step {step}") for call in calls))[0]
+        errors = [e for e in await asyncio.gather(*calls, return_exceptions=True) if isinstance(e, BaseException)]
+        for error in errors:
+            if not is_lost(error):
+                raise error
+        if errors:
+            raise TablesLostError(await self._slots_of_lost_tables(batch), errors[0])
+
+    async def _slots_of_lost_tables(self, batch: Sequence[ScoredSlot]) -> list[int]:
+        first, lost = self._pool.workers[0].handle, []
+        for table in dict.fromkeys(scored.table for scored in batch):
+            try:
+                await self._wait(first.fetch.remote(table), "a table, alone")
+            except RayError as error:
+                if not is_lost(error):
+                    raise
+                lost += [scored.note.slot for scored in batch if scored.table is table]
+        return lost
 
     async def publish(self, incarnation: int, version: int) -> PublishedWeights:
         """Gather the weights bucket by bucket; returns the manifest and where engines get the bytes.
@@ -68,17 +132,18 @@ class LearnerGroup:
         With broadcasts it returns when they have reached the nodes of the engines, or have failed.
         """
         start = now()
-        streams = [
-            worker.handle.publish.options(num_returns="streaming").remote(incarnation, version)
-            for worker in self._pool.workers
-        ]
-        refs = (await together(self._collect(stream, version) for stream in streams))[0]
-        manifest: WeightManifest = await self._wait(refs[-1], f"manifest of v{version}")
-        source = self._source_of(manifest, refs[:-1], self._config.load_timeout_s)
-        publish_s = now() - start
-        if self._broadcasts is not None:
-            await self._broadcasts.spread(manifest)
-        return PublishedWeights(manifest, source, publish_s)
+        async with self._losing(f"publishing v{version}"):
+            streams = [
+                worker.handle.publish.options(num_returns="streaming").remote(incarnation, version)
+                for worker in self._pool.workers
+            ]
+            refs = (await together(self._collect(stream, version) for stream in streams))[0]
+            manifest: WeightManifest = await self._wait(refs[-1], f"manifest of v{version}")
+            source = self._source_of(manifest, refs[:-1], self._config.load_timeout_s)
+            publish_s = now() - start
+            if self._broadcasts is not None:
+                await self._broadcasts.spread(manifest)
+            return PublishedWeights(manifest, source, publish_s)
 
     async def save_checkpoint(self, path: str, state: dict[str, Any]) -> None:
         """Write one committed checkpoint folder."""
@@ -92,8 +157,30 @@ class LearnerGroup:
         """Write the student as a Hugging Face folder."""
         await self._on_all("export", path, timeout_s=self._config.step_timeout_s)
 
+    @asynccontextmanager
+    async def _losing(self, what: str) -> AsyncIterator[None]:
+        """Say with LearnerLostError that a failure made the group useless; mistakes are raised as they are."""
+        try:
+            yield
+        except (RayError, TimeoutError) as error:
+            if is_mistake(error) and await self._all_answer():
+                raise
+            raise LearnerLostError(f"{what}: {reason_of(error)}") from error
+
+    async def _all_answer(self) -> bool:
+        """Whether every rank is alive: what one of them raised is then no consequence of another's death."""
+        pings = (
+            wait_for(
+                self._pool.ping(worker), timeout_s=self._pool.health.dead_after_s, what=f"ping of {worker.name}"
+            )
+            for worker in self._pool.workers
+        )
+        answers = await asyncio.gather(*pings, return_exceptions=True)
+        return not any(isinstance(answer, RayError | TimeoutError) for answer in answers)
+
     async def _on_all(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
-        return await self._pool.call(method, *args, timeout_s=timeout_s)
+        async with self._losing(method):
+            return await self._pool.call(method, *args, timeout_s=timeout_s)
 
     async def _collect(self, stream: Any, version: int) -> list[Any]:
         refs: list[Any] = []

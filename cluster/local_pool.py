@@ -15,6 +15,7 @@ class LocalPool(Pool):
         for worker in workers:
             spec = self._build(int(worker.name.rpartition("-")[2]))
             worker.handle = LocalActor(spec.cls(*spec.args, **spec.kwargs))
+            worker.num_lives += 1
             worker.placement = worker.node_id = worker.node = IN_PROCESS
 
     def _free(self, worker: Worker) -> None:

@@ -38,3 +38,17 @@ class ScoreNote:
 
     num_tokens: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class Pulse:
+    """A worker's answer to a heartbeat."""
+
+    pid: int = 0
+    """Of its process; 0 in a simulation."""
+    progress: int = 0
+    """Changes whenever the engine makes a token or finishes a request."""
+    is_working: bool = False
+    """Whether the engine has unfinished requests."""
+    error: str | None = None
+    """Why the engine does not work any more, though its process lives."""

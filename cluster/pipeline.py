@@ -12,13 +12,17 @@ Who waits for whom, and what unblocks it:
     teachers          the reference's queue is full           the reference takes scored rollouts
     learner           no batch, or a deadline would be lost   a slot is scored
     slow engines      nothing: they skip versions             -
+
+A course is the run from one frontier on: its slots, rollouts and scores. When the learner is lost, the course is
+abandoned: the learner is restarted from the last checkpoint, and a new course begins there, with a new incarnation
+of the weights. The engines live on; what they did for the abandoned course is dropped.
 """
 
 import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,10 +32,11 @@ from cluster.balancer import Balancer
 from cluster.clock import now
 from cluster.config import RunConfig
 from cluster.evaluation import Evaluation
-from cluster.events import Events
+from cluster.events import Events, reason_of
 from cluster.flow import Flow
-from cluster.learner_group import LearnerGroup, StepResult
+from cluster.learner_group import LearnerGroup, LearnerLostError, StepResult, TablesLostError
 from cluster.pool import Pool
+from cluster.recovery import Recovery, first_of
 from cluster.resume import Progress
 from cluster.rollouts import Prompts, Rollout, RolloutStage
 from cluster.run_folder import RunFolder
@@ -39,11 +44,15 @@ from cluster.scaling import Scaling
 from cluster.scoring import ScoredSlot, ScoreStage
 from cluster.slots import Slots
 from cluster.status import progress_status
+from cluster.supervisor import Supervisor
 from cluster.teacher_signal import SAMPLED
 from cluster.waiting import Signal
 from cluster.weight_store import WeightStore
 
 logger = logging.getLogger(__name__)
+
+Restore = Callable[[str, int], Awaitable[Progress]]
+"""Loads the last checkpoint into a restarted learner: (reason, incarnation of the abandoned course)."""
 
 
 @dataclass
@@ -69,30 +78,50 @@ class Pipeline:
         folder: RunFolder,
         events: Events,
         progress: Progress,
+        restore: Restore | None = None,
         token_bytes: int = SAMPLED.token_bytes,
         cluster: Cluster | None = None,
     ) -> None:
         """Connect the stages; `pools` are started, and `progress` says where to begin.
 
+        `restore` brings a restarted learner to the last checkpoint; without it a lost learner fails the run.
         `token_bytes` is about the size of a token in a scored table; `cluster` is what the balance of the pools
         asks for room, by default the connected Ray as it is.
         """
         self._config = config
         self._pools, self._rollout_pool = pools, pools["rollout"]
         self._learner = learner
+        self._restore = restore
         self._prompts = prompts
+        self._sampling = sampling
         self._evaluation = evaluation
         self._folder = folder
         self._events = events
-        self._incarnation = progress.incarnation
+        self._token_bytes = token_bytes
         self._is_stopping = False
+        self._num_skipped = 0  # steps in a row
         self._show: list[Callable[[dict[str, Any]], None]] = []
         self._signal = signal = Signal()
-        members = Signal(of=signal)
+        self._members = members = Signal(of=signal)
         for pool in pools.values():
             pool.signal = members
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
-        prompts.replacements.update(progress.replacements)
+        self._weights = WeightStore(
+            self._rollout_pool, config=config.cluster, signal=signal, members=members, events=events
+        )
+        self.scaling = Scaling(config, pools=pools, signal=signal, events=events)
+        self._supervisor = Supervisor(config, pools=pools, scaling=self.scaling, members=members, events=events)
+        room: dict[str, Any] = {"cluster": cluster or RayCluster(may_grow=False), "scaling": self.scaling}
+        self._balancer = Balancer(config, pools=pools, signal=signal, events=events, **room)
+        self._recovery = Recovery(config.health, events)
+        self.on_step(self._balancer.note)
+        self._begin(progress)
+
+    def _begin(self, progress: Progress) -> None:
+        """Lay out a course of the run from `progress` on."""
+        config = self._config
+        self._incarnation = progress.incarnation
+        self._prompts.replacements.update(progress.replacements)
         self.slots = Slots(
             batch_size=config.batch_size,
             max_steps=config.max_steps,
@@ -100,22 +129,20 @@ class Pipeline:
             batches_ahead=config.num_batches_ahead,
             frontier=progress.frontier,
         )
-        shared: dict[str, Any] = {"slots": self.slots, "signal": signal, "events": events}
+        shared: dict[str, Any] = {"slots": self.slots, "signal": self._signal, "events": self._events}
         self._rollouts = RolloutStage(
-            config, pool=self._rollout_pool, prompts=prompts, sampling=sampling, deliver=self._deliver, **shared
+            config,
+            pool=self._rollout_pool,
+            prompts=self._prompts,
+            sampling=self._sampling,
+            deliver=self._deliver,
+            **shared,
         )
         outcome: dict[str, Any] = {"accept": self._rollouts.accept, "lose": self._rollouts.lose}
-        self._scoring = ScoreStage(config, pools=pools, token_bytes=token_bytes, **outcome, **shared)
+        self._scoring = ScoreStage(config, pools=self._pools, token_bytes=self._token_bytes, **outcome, **shared)
         self._flow = Flow(
             config, pool=self._rollout_pool, rollouts=self._rollouts, scoring=self._scoring, slots=self.slots
         )
-        self._weights = WeightStore(
-            self._rollout_pool, config=config.cluster, signal=signal, members=members, events=events
-        )
-        self.scaling = Scaling(config, pools=pools, weights=self._weights, signal=signal, events=events)
-        room: dict[str, Any] = {"cluster": cluster or RayCluster(may_grow=False), "scaling": self.scaling}
-        self._balancer = Balancer(config, pools=pools, signal=signal, events=events, **room)
-        self.on_step(self._balancer.note)
 
     def on_step(self, show: Callable[[dict[str, Any]], None]) -> None:
         """Call `show(metrics row)` after every step."""
@@ -124,11 +151,44 @@ class Pipeline:
     async def run(self) -> None:
         """Run all stages side by side until training ends; an error in any of them ends the run."""
         async with asyncio.TaskGroup() as stages:
-            every_stage = (self._rollouts, self._scoring, self._weights, self.scaling, self._flow, self._balancer)
+            every_stage = (self._weights, self.scaling, self._supervisor, self._balancer)
             running = [stages.create_task(stage.run()) for stage in every_stage]
-            await self._train()
+            while (lost := await self._run_course()) is not None:
+                await self._fall_back(lost)
             for stage in running:
                 stage.cancel()
+
+    async def _run_course(self) -> LearnerLostError | None:
+        """Train from the course's beginning to the end; returns early if the learner is lost."""
+        try:
+            async with asyncio.TaskGroup() as stages:
+                every_stage = (self._rollouts, self._scoring, self._flow)
+                running = [stages.create_task(stage.run()) for stage in every_stage]
+                await self._train()
+                for stage in running:
+                    stage.cancel()
+        except BaseExceptionGroup as errors:
+            lost, others = errors.split(LearnerLostError)
+            if lost is None or others is not None or self._restore is None:
+                raise
+            return first_of(lost)
+        return None
+
+    async def _fall_back(self, lost: LearnerLostError | None) -> None:
+        """Restart the learner from the last checkpoint, and begin a new course there."""
+        while lost is not None:
+            self._weights.forget()
+            await self._recovery.prepare(lost, self.slots.version)
+            try:
+                await self._learner.restart(str(lost))
+                assert self._restore is not None
+                progress = await self._restore(str(lost), self._incarnation)
+            except LearnerLostError as again:
+                lost = again
+            else:
+                lost = None
+                self._recovery.succeeded(progress.frontier.version)
+                self._begin(progress)
 
     async def _deliver(self, rollout: Rollout) -> None:
         await self._scoring.put(rollout)
@@ -151,7 +211,7 @@ class Pipeline:
 
     async def _train(self) -> None:
         await self._publish()
-        if self.slots.version == 0:
+        if self.slots.version == 0 and not self._folder.has_evaluation("student_before"):
             if self._config.evaluation.teacher:
                 for role in self._config.teacher_of_role:
                     await self._evaluate(role)
@@ -165,14 +225,18 @@ class Pipeline:
             step = self.slots.version
             scored = self._scoring.take(batch)
             train_started = now()
-            result = await self._learner.train(step, scored)
+            try:
+                result = await self._learner.train(step, scored)
+            except TablesLostError as lost:
+                self._take_back(scored, lost)
+                continue
             train_s = now() - train_started
             self.slots.train(batch)
             self._flow.open_slots()
             publish_s = await self._publish()
             self._record(result, scored, waits, train_s=train_s, publish_s=publish_s, step_s=now() - started)
             started = now()
-            await self._after_step()
+            await self._after_step(result)
         await self._finish()
 
     async def _next_batch(self, waits: Waits) -> list[int] | None:
@@ -202,6 +266,13 @@ class Pipeline:
             ),
         )
         return batch
+
+    def _take_back(self, scored: list[ScoredSlot], lost: TablesLostError) -> None:
+        """Keep what is left of a batch, and start again the slots whose tables are lost."""
+        self._events.add("tables_lost", slots=[*lost.slots], reason=reason_of(lost.error))
+        self._scoring.put_back(each for each in scored if each.note.slot not in lost.slots)
+        for slot in lost.slots:
+            self._rollouts.lose(slot, lost.error)
 
     async def _publish(self) -> float:
         """Publish the learner's weights as the current version; returns the seconds it took."""
@@ -239,7 +310,8 @@ class Pipeline:
             **{f"work/{role}_{name}": num for role, work in self._take_work() for name, num in work.items()},
             "prompts_given_up": self._rollouts.num_given_up,
         }
-        self._folder.add_step(row, [uid for slot in scored for uid in slot.note.uids])
+        uids = [uid for slot in scored for uid in slot.note.uids]
+        self._folder.add_step(row, uids, was_skipped=result.was_skipped)
         self._recent.append(row)
         for show in self._show:
             show(row)
@@ -252,8 +324,15 @@ class Pipeline:
         healthy = {role: len(self._pools[role].healthy) for role in ("rollout", *self._config.scorers)}
         return healthy | {"teacher": sum(healthy[role] for role in self._config.teacher_of_role)}
 
-    async def _after_step(self) -> None:
-        """Checkpoint and evaluate where due."""
+    async def _after_step(self, result: StepResult) -> None:
+        """Checkpoint and evaluate where due; a row of skipped steps ends the run."""
+        self._num_skipped = self._num_skipped + 1 if result.was_skipped else 0
+        if self._num_skipped >= self._config.health.max_skipped_steps:
+            await self.checkpoint()
+            raise RuntimeError(
+                f"{self._num_skipped} steps in a row had no finite gradient and were skipped; the weights of "
+                f"before are in the checkpoint of step {self.slots.version}"
+            )
         version, checkpoint, evaluation = self.slots.version, self._config.checkpoint, self._config.evaluation
         if checkpoint.every_steps and version % checkpoint.every_steps == 0 and not self.slots.done:
             await self.checkpoint()

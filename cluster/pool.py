@@ -7,7 +7,7 @@ at any time; `cluster/scaling.py` does it. Names are never used twice.
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,20 +17,25 @@ from ray.exceptions import RayError
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
+from cluster.clock import now
 from cluster.config import ClusterConfig
 from cluster.events import Events, reason_of
+from cluster.health import Health, WorkerState
+from cluster.health_config import HealthConfig
+from cluster.known_answers import KnownAnswer
+from cluster.notes import Pulse
 from cluster.placement import Demand
 from cluster.reservation import Reservation, reserve
 from cluster.waiting import NO_LIMIT_S, Signal, together, wait_for
-from cluster.workers import Worker, WorkerState
+from cluster.workers import Worker
 
 logger = logging.getLogger(__name__)
 
 CONCURRENT_CALLS = 1000
 """Calls an asyncio actor serves at once; back-pressure comes from the controller's windows, not from this."""
 
-PING_TIMEOUT_S = 60.0
-"""A worker whose call failed must answer within this, or it is given up. Engine steps may block it for a while."""
+HEALTH_GROUP = "health"
+"""Concurrency group of workers that serve one call at a time: their heartbeats are answered beside it."""
 
 SHUTDOWN_TIMEOUT_S = 10.0
 """So long a worker may take to stop by itself."""
@@ -50,9 +55,22 @@ class Pool:
     """The workers of one role. `build(index)` says how worker `index` is made."""
 
     def __init__(
-        self, demand: Demand, build: Callable[[int], WorkerSpec], *, config: ClusterConfig, events: Events
+        self,
+        demand: Demand,
+        build: Callable[[int], WorkerSpec],
+        *,
+        config: ClusterConfig,
+        events: Events,
+        health: HealthConfig | None = None,
+        known_answer: KnownAnswer | None = None,
     ) -> None:
+        """`known_answer`: what a started worker must answer before it serves."""
         self.role = demand.role
+        self.health = health or HealthConfig()
+        self.is_supervised = False
+        """Whether dead workers are restarted (`cluster/supervisor.py`); otherwise they are given up."""
+        self._known_answer = known_answer
+        self._ping_options: dict[str, Any] = {}
         self.demand = demand
         self._build = build
         self._config = config
@@ -69,8 +87,8 @@ class Pool:
 
     @property
     def wanted(self) -> list[Worker]:
-        """Workers that are given work, or will be: neither draining nor gone."""
-        return [worker for worker in self.workers if worker.is_starting or worker.is_healthy]
+        """Workers that are given work, or will be: neither draining nor retired."""
+        return [worker for worker in self.workers if worker.is_wanted]
 
     async def place(self) -> None:
         """Reserve resources and create the actors; TimeoutError saying what is waited for."""
@@ -83,12 +101,23 @@ class Pool:
     async def start(self) -> None:
         """Let every worker load its engine, all at the same time."""
         await together(self._start(worker, "run start") for worker in self.workers)
+        for worker in self.workers:
+            await self._verify(worker)
         self.admit(*self.workers)
 
     def admit(self, *workers: Worker) -> None:
         """Let these started workers be given work."""
         for worker in workers:
-            worker.become(WorkerState.HEALTHY)
+            self._enter(worker, WorkerState.HEALTHY)
+
+    def make_stale(self, worker: Worker) -> None:
+        """Give the worker no work until it has loaded the weights that count now."""
+        worker.version = -1
+        self._enter(worker, WorkerState.STALE)
+
+    def _enter(self, worker: Worker, state: WorkerState) -> None:
+        worker.become(state)
+        worker.health.begin(now())
         self.signal.changed()
 
     async def some_healthy(self) -> list[Worker]:
@@ -98,7 +127,7 @@ class Pool:
         )
 
     async def call(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
-        """Call `method` on every starting or healthy worker and return the results in worker order."""
+        """Call `method` on every wanted worker and return the results in worker order."""
         what = f"{self.role}.{method}"
         refs = [getattr(worker.handle, method).remote(*args) for worker in self.wanted]
         return await together(wait_for(ref, timeout_s=timeout_s, what=what) for ref in refs)
@@ -118,19 +147,35 @@ class Pool:
 
     def add(self) -> Worker:
         """Enter one more worker, STARTING and under a new name; nothing is placed yet."""
-        worker = Worker(f"{self.role}-{self._num_made}")
+        worker = Worker(f"{self.role}-{self._num_made}", health=Health(self.health, now=now()))
         self._num_made += 1
         self.workers.append(worker)
         self.signal.changed()
         return worker
 
-    async def launch(self, worker: Worker, reason: str) -> None:
-        """Place an added worker and start its engine; TimeoutError, or the RayError of its start.
+    async def place_again(self) -> None:
+        """Reserve what the dead workers of a pool that is one group need and create their actors."""
+        await self._create(self.workers)
 
-        It still has to be admitted.
-        """
+    async def note_started(self, seconds: float) -> None:
+        """Record that workers that were set up together have started."""
+        for worker in self.workers:
+            await self._note_started(worker, "run start" if worker.num_lives == 1 else "restart", seconds)
+
+    async def place_one(self, worker: Worker) -> None:
+        """Reserve what an added or dead worker needs and create its actor; TimeoutError if there is no room."""
         await self._create([worker])
+
+    async def launch(self, worker: Worker, reason: str) -> None:
+        """Start the engine of a placed worker; TimeoutError, the RayError of its start, or ValueError if it does
+        not give the known answer. It still has to be admitted.
+        """
         await self._start(worker, reason)
+        await self._verify(worker)
+
+    async def _verify(self, worker: Worker) -> None:
+        if self._known_answer is not None:
+            await self._known_answer.ask(worker)
 
     def drain(self, worker: Worker) -> None:
         """Give a healthy worker nothing more; ValueError if it is the last one of its pool that is wanted."""
@@ -152,32 +197,74 @@ class Pool:
 
     # -- health and end --
 
+    def ping(self, worker: Worker) -> Awaitable[Pulse]:
+        """Ask the worker for its pulse."""
+        return worker.handle.ping.options(**self._ping_options).remote()
+
     async def examine(self, worker: Worker, error: BaseException) -> None:
-        """After a failed call: mark the worker dead unless it answers a ping.
+        """After a failed call: mark the worker dead unless it answers and its engine works.
 
         The error alone does not tell: a call also fails with the death of the worker its arguments came from.
         """
         if worker.is_gone:
             return
         try:
-            await wait_for(worker.handle.ping.remote(), timeout_s=PING_TIMEOUT_S, what=f"ping of {worker.name}")
+            timeout_s = self.health.dead_after_s
+            pulse = await wait_for(self.ping(worker), timeout_s=timeout_s, what=f"ping of {worker.name}")
         except (RayError, TimeoutError) as silence:
             self.mark_dead(worker, f"{reason_of(error)}; ping: {reason_of(silence)}")
+            return
+        if pulse.error is not None:
+            self.mark_dead(worker, f"{reason_of(error)}; its engine: {pulse.error}")
+            return
+
+    def doubt(self, worker: Worker, reason: str) -> None:
+        """Give a healthy worker no new work until it is heard again."""
+        worker.become(WorkerState.SUSPECT)
+        self._events.add("worker_suspect", worker=worker.name, reason=reason)
+        self.signal.changed()
+
+    def trust(self, worker: Worker) -> None:
+        """A doubted worker has answered: it is given work again."""
+        worker.become(WorkerState.HEALTHY)
+        self._events.add("worker_heard", worker=worker.name)
+        self.signal.changed()
+
+    def succeed(self, worker: Worker) -> None:
+        """Note that a worker has served a request."""
+        worker.health.succeed()
+
+    def blame(self, worker: Worker | None, reason: str) -> None:
+        """Note that what failed on `worker` has succeeded on another; too often in a row, and it is replaced."""
+        if worker in self.healthy and worker is not None and worker.health.blame():
+            num = self.health.max_failed_requests
+            self.mark_dead(worker, f"{num} requests in a row failed, and succeeded on others: {reason}")
 
     def mark_dead(self, worker: Worker, reason: str, *, event: str = "worker_died") -> None:
-        """Kill the worker, free what it reserved, and give it nothing more.
+        """Kill the worker, free what it reserved, and give it nothing more until it is restarted.
 
-        What it still works on fails at once, and so is repeated elsewhere. RuntimeError if the pool has no other
-        that is healthy or starting.
+        What it still works on fails at once, and so is repeated elsewhere. Without a supervisor it is given up.
         """
         if worker.is_gone:
             return
+        was_draining = not worker.is_wanted
+        worker.num_uses_at_death = worker.num_uses
         worker.become(WorkerState.DEAD)
         self._free(worker)
-        self._events.add(event, worker=worker.name, reason=reason)
+        self._events.add(event, worker=worker.name, node=worker.node, pid=worker.pid, reason=reason)
+        if was_draining:
+            worker.become(WorkerState.RETIRED)
+        elif not self.is_supervised and not self.demand.is_one_group:
+            self.give_up(worker, reason)
+        self.signal.changed()
+
+    def give_up(self, worker: Worker, reason: str) -> None:
+        """Want a dead worker no more. RuntimeError if it was the last one of its pool."""
+        worker.become(WorkerState.RETIRED)
+        self._events.add("worker_given_up", worker=worker.name, reason=reason)
         self.signal.changed()
         if not self.wanted:
-            raise RuntimeError(f"no healthy {self.role} worker is left; {worker.name} died last: {reason}")
+            raise RuntimeError(f"no {self.role} worker is left; {worker.name} was given up last: {reason}")
 
     async def close(self, *, gracefully: bool = True) -> None:
         """Ask every worker to stop, unless not `gracefully`; then kill it and free its resources."""
@@ -214,9 +301,15 @@ class Pool:
             "max_restarts": 0,
             "max_task_retries": 0,
         }
+        groups: dict[str, Any] = {}
         if spec.is_async:
             options["max_concurrency"] = CONCURRENT_CALLS
-        worker.handle = ray.remote(spec.cls).options(**options).remote(*spec.args, **spec.kwargs)
+        else:
+            groups["concurrency_groups"] = {HEALTH_GROUP: 1}
+            self._ping_options = {"concurrency_group": HEALTH_GROUP}
+        actor = ray.remote(num_cpus=0, **groups)(spec.cls)
+        worker.handle = actor.options(**options).remote(*spec.args, **spec.kwargs)
+        worker.num_lives += 1
         worker.placement = reservation.group
         worker.node_id, worker.node = reservation.nodes[index]
 
@@ -224,8 +317,21 @@ class Pool:
         seconds: float = await wait_for(
             worker.handle.start.remote(), timeout_s=self._config.start_timeout_s, what=f"start of {worker.name}"
         )
+        await self._note_started(worker, reason, seconds)
+
+    async def _note_started(self, worker: Worker, reason: str, seconds: float) -> None:
+        pulse = await wait_for(
+            self.ping(worker), timeout_s=self.health.dead_after_s, what=f"first ping of {worker.name}"
+        )
+        worker.pid = pulse.pid
         self._events.add(
-            "worker_started", worker=worker.name, node=worker.node, reason=reason, seconds=round(seconds, 3)
+            "worker_started",
+            worker=worker.name,
+            node=worker.node,
+            pid=pulse.pid,
+            life=worker.num_lives,
+            reason=reason,
+            seconds=round(seconds, 3),
         )
 
     async def _end(self, worker: Worker, gracefully: bool) -> None:

@@ -36,13 +36,24 @@ class Progress:
         return cls(frontier, state["incarnation"], replacements)
 
 
-async def restore(learner: LearnerGroup, checkpoint: Path | None, folder: RunFolder, events: Events) -> Progress:
-    """Load a checkpoint into the learner and void what the ledger holds beyond it; a new incarnation begins."""
+async def restore(
+    learner: LearnerGroup,
+    checkpoint: Path | None,
+    folder: RunFolder,
+    events: Events,
+    *,
+    reason: str = "--resume",
+    above: int = 0,
+) -> Progress:
+    """Load a checkpoint into the learner and void what the ledger holds beyond it.
+
+    A new incarnation begins: greater than the stored one and than `above`.
+    """
     if checkpoint is None:
         folder.roll_back_to(0)
-        events.add("resumed", step=0, reason="no checkpoint was committed")
-        return Progress(incarnation=1)
+        events.add("resumed", step=0, reason=f"{reason}; no checkpoint was committed")
+        return Progress(incarnation=above + 1)
     stored = Progress.from_json(await learner.load_checkpoint(str(checkpoint.resolve())))
     folder.roll_back_to(stored.frontier.version)
-    events.add("resumed", step=stored.frontier.version, reason="--resume", checkpoint=str(checkpoint))
-    return Progress(stored.frontier, stored.incarnation + 1, stored.replacements)
+    events.add("resumed", step=stored.frontier.version, reason=reason, checkpoint=str(checkpoint))
+    return Progress(stored.frontier, max(stored.incarnation, above) + 1, stored.replacements)

@@ -8,7 +8,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -16,6 +16,9 @@ from ray.exceptions import RayError
 
 from cluster.config import RunConfig
 from cluster.events import Events, reason_of
+from cluster.failures import NO_FAILURES, Failures
+from cluster.faults import is_lost
+from cluster.isolation import Isolation
 from cluster.lanes import Rollout
 from cluster.metering import Meter, WaitMeter
 from cluster.pool import Pool
@@ -30,21 +33,6 @@ logger = logging.getLogger(__name__)
 
 MAX_GIVEN_UP_IN_A_ROW = 16
 """Prompts given up without a scored slot in between (or a batch of them, if larger) before the run fails."""
-
-
-@dataclass(frozen=True)
-class Failures:
-    """Earlier attempts at a slot's prompt."""
-
-    count: int = 0
-    """Attempts that failed since the prompt was taken."""
-    worker: Worker | None = None
-    """Where the last one failed (None: lost after generation)."""
-    num_cut_off: int = 0
-    """Attempts that ended only because their worker was scaled away: no reason to give the prompt up."""
-
-
-NO_FAILURES = Failures()
 
 
 class Prompts(Protocol):
@@ -86,6 +74,7 @@ class RolloutStage:
         self._signal = signal
         self._events = events
         self._failures: dict[int, Failures] = {}  # of slots that failed and are not scored yet
+        self._isolation = Isolation(pool, lambda slot: self._failures.get(slot, NO_FAILURES).num_deaths)
         self._given_up_in_a_row = 0
         self._meter = Meter()
         self.finished = Meter()  # slots
@@ -125,15 +114,20 @@ class RolloutStage:
         if not self._slots.num_waiting:
             return []
         minimum, most = self._slots.minimum_engine_version, self._config.rollout.max_in_flight
-        room = Room(
-            {worker: most - worker.num_slots for worker in self._pool.healthy if worker.version >= minimum}
-        )
+        startable = self._slots.startable()
+        eligible = [worker for worker in self._pool.healthy if worker.version >= minimum]
+        if self._failures or self._isolation.worker is not None:
+            self._isolation.reserve(startable, eligible)
+        room = Room({w: most - w.num_slots for w in eligible if w is not self._isolation.worker})
         shares: dict[Worker, list[int]] = {}
         alone: list[tuple[Worker, list[int]]] = []
         has_others = len(self._pool.healthy) > 1
-        for slot in self._slots.startable():
+        for slot in startable:
             failed = self._failures.get(slot)
-            worker = room.take(avoid=failed.worker if failed is not None and has_others else None)
+            if self._isolation.needs(slot):
+                worker = self._isolation.take()
+            else:
+                worker = room.take(avoid=failed.worker if failed is not None and has_others else None)
             if worker is None:
                 continue  # no room, or only where it failed: the others are busy, or still loading weights
             self._hold(worker, 1)
@@ -148,38 +142,38 @@ class RolloutStage:
     async def _stream(self, worker: Worker, slots: list[int]) -> None:
         """Read one generation stream to its end; what it did not deliver is started again."""
         missing = set(slots)
-        with self._pool.use(worker):
-            try:
-                await self._read(worker, missing)
-            except (RayError, TimeoutError) as error:
-                if worker.is_retired:
-                    self._take_back(worker, missing)
-                else:
+        try:
+            with self._pool.use(worker):
+                try:
+                    await self._read(worker, missing)
+                except (RayError, TimeoutError) as error:
                     await self._fail(worker, missing, error)
+        finally:
+            self._hold(worker, -len(missing))
         self._signal.changed()
 
-    def _take_back(self, worker: Worker, slots: set[int]) -> None:
-        """Start elsewhere what a retired worker could not finish in time."""
-        self._hold(worker, -len(slots))
-        self._events.add("rollouts_taken_back", worker=worker.name, slots=sorted(slots), reason="drain timeout")
-        for slot in slots:
-            self._slots.fail(slot)
-            self.waits.enter(slot)
-            failures = self._failures.get(slot, NO_FAILURES)
-            self._failures[slot] = replace(failures, num_cut_off=failures.num_cut_off + 1)
-
     async def _fail(self, worker: Worker, slots: set[int], error: BaseException) -> None:
-        reason = reason_of(error)
-        self._events.add("rollout_failed", worker=worker.name, slots=sorted(slots), reason=reason)
-        await self._pool.examine(worker, error)
-        self._hold(worker, -len(slots))
-        for slot in slots:
-            self._retry(slot, reason, worker)
+        """Start again, if possible elsewhere, what a failed stream did not deliver."""
+        reason, missing = reason_of(error), sorted(slots)
+        if not worker.is_retired:
+            self._events.add("rollout_failed", worker=worker.name, slots=missing, reason=reason)
+            await self._pool.examine(worker, error)
+        if worker.is_retired:
+            self._events.add("rollouts_taken_back", worker=worker.name, slots=missing, reason=reason)
+        for slot in missing:
+            failures = self._failures.get(slot, NO_FAILURES)
+            if worker.is_retired:
+                failures = failures.cut_off()
+            elif worker.is_gone:
+                failures = failures.died(worker, len(missing))
+            else:
+                failures = failures.refused(worker, reason)
+            self._retry(slot, failures, reason)
 
     async def _read(self, worker: Worker, missing: set[int]) -> None:
         slots = sorted(missing)
         earlier = [self._failures.get(slot, NO_FAILURES) for slot in slots]
-        attempts = [failures.count + failures.num_cut_off for failures in earlier]
+        attempts = [failures.num_attempts for failures in earlier]
         finished = finished_slots(
             worker.handle,
             self._prompts.requests_for(slots, attempts),
@@ -191,41 +185,57 @@ class RolloutStage:
             async for notes, table in finished:
                 for note in notes:
                     missing.remove(note.slot)
+                    self._blame(worker, note.slot)
                     self._hold(worker, -1)
                     self._meter.add(note.num_response_tokens)
                     self.work.add(note.num_response_tokens)
                 self.finished.add(len(notes))
+                self._pool.succeed(worker)
                 self._signal.changed()
                 for note in notes:
                     await self._deliver(Rollout(note, table))
         assert not missing, f"{worker.name} ended its stream without slots {sorted(missing)}"
+
+    def _blame(self, worker: Worker, slot: int) -> None:
+        """What `worker` could do, another could not: it may be broken."""
+        failures = self._failures.get(slot)
+        if failures is not None:
+            self._pool.blame(failures.culprit(worker), failures.reason)
 
     def accept(self, slot: int) -> None:
         """Note that a slot's rollouts are scored: its earlier failures do not count any more."""
         self._failures.pop(slot, None)
         self._given_up_in_a_row = 0
 
-    def lose(self, slot: int, reason: str) -> None:
-        """Start a slot again whose rollouts were lost after generation."""
-        self._retry(slot, reason, None)
+    def lose(self, slot: int, error: BaseException, killed: Failures = NO_FAILURES) -> None:
+        """Start a slot again whose rollouts were lost after generation, or which no teacher could score.
+
+        `killed` holds the deaths of teachers that worked on it.
+        """
+        failures = self._failures.get(slot, NO_FAILURES)
+        failures = (
+            failures.lost() if is_lost(error) or killed.num_lost else failures.refused(None, reason_of(error))
+        )
+        failures = replace(failures, num_kills=max(failures.num_kills, killed.num_kills))
+        self._retry(slot, failures, reason_of(error))
         self._signal.changed()
 
-    def _retry(self, slot: int, reason: str, worker: Worker | None) -> None:
+    def _retry(self, slot: int, failures: Failures, reason: str) -> None:
         self._slots.fail(slot)
         self.waits.enter(slot)
-        failures = self._failures.get(slot, NO_FAILURES)
-        failures = replace(failures, count=failures.count + 1, worker=worker)
-        if failures.count >= self._config.rollout.max_attempts:
-            self._give_up(slot, reason)
-            failures = Failures(worker=worker)
+        config = self._config.rollout
+        verdict = failures.verdict(max_refused=config.max_attempts, max_lost=config.max_lost_attempts)
+        if verdict is not None:
+            self._give_up(slot, verdict, reason)
+            failures = Failures(worker=failures.worker)
         self._failures[slot] = failures
 
-    def _give_up(self, slot: int, reason: str) -> None:
+    def _give_up(self, slot: int, verdict: str, reason: str) -> None:
         """Let the slot take the next prompt; RuntimeError if nothing else happens any more."""
         prompt_id = self._prompts.give_up(slot)
         self.num_given_up += 1
         self._given_up_in_a_row += 1
-        self._events.add("prompt_given_up", prompt_id=prompt_id, slot=slot, reason="failed", error=reason)
+        self._events.add("prompt_given_up", prompt_id=prompt_id, slot=slot, reason=verdict, error=reason)
         if self._given_up_in_a_row >= max(MAX_GIVEN_UP_IN_A_ROW, self._config.batch_size):
             raise RuntimeError(
                 f"{self._given_up_in_a_row} prompts in a row were given up, and no slot was scored in between; "

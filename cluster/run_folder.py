@@ -51,9 +51,10 @@ class RunFolder:
         save_config(config, self.path / "config.yaml")
         _write_json(self.path / "environment.json", describe_environment())
 
-    def add_step(self, metrics: dict[str, Any], uids: list[str]) -> None:
-        """Append one optimizer step to metrics and ledger."""
-        append_row(self.ledger, {"step": metrics["step"], "uids": uids})
+    def add_step(self, metrics: dict[str, Any], uids: list[str], *, was_skipped: bool = False) -> None:
+        """Append one optimizer step to metrics and ledger; a skipped one used its slots up without training."""
+        skipped = {"skipped": True} if was_skipped else {}
+        append_row(self.ledger, {"step": metrics["step"], "uids": uids, **skipped})
         append_row(self.metrics, metrics)
 
     def roll_back_to(self, step: int) -> None:
@@ -65,6 +66,10 @@ class RunFolder:
     def add_evaluation(self, row: dict[str, Any]) -> None:
         """Append one evaluation."""
         append_row(self.evaluations, row)
+
+    def has_evaluation(self, model: str) -> bool:
+        """Whether the folder holds an evaluation of that model."""
+        return any(row.get("model") == model for row in read_rows(self.evaluations))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""

@@ -1,7 +1,8 @@
-"""Adds workers to the pools of engines and retires them while a run goes on; one task for each such worker.
+"""Adds workers to the pools of engines, restarts and retires them while a run goes on; a task for each of these.
 
-An added worker is placed, started, and (a student engine) brought to the newest weights before it is given work. A
-retired one is given nothing more and finishes what it has; after `cluster.drain_timeout_s` others do the rest.
+An added or restarted worker is placed and started; a student engine then loads the newest weights, a scorer gives
+the known answer, before it is given work. A retired one is given nothing more and finishes what it has; after
+`cluster.drain_timeout_s` others do the rest.
 """
 
 import asyncio
@@ -12,14 +13,18 @@ from functools import partial
 
 from ray.exceptions import RayError
 
+from cluster.clock import now
 from cluster.config import RunConfig
 from cluster.events import Events, reason_of
+from cluster.health import WorkerState
 from cluster.pool import Pool
 from cluster.waiting import NO_LIMIT_S, Signal, wait_for
-from cluster.weight_store import WeightStore
 from cluster.workers import Worker
 
-UP, DOWN = "scale up", "scale down"
+UP, DOWN, RESTART = "scale up", "scale down", "restart"
+
+RETIRED_FIRST = {WorkerState.HEALTHY: 2, WorkerState.SUSPECT: 1}
+"""Workers are retired in this order; those that do not serve yet, or not any more, before all others (0)."""
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,11 @@ class Scaling:
         config: RunConfig,
         *,
         pools: Mapping[str, Pool],
-        weights: WeightStore,
         signal: Signal,
         events: Events,
     ) -> None:
         self._drain_timeout_s = config.cluster.drain_timeout_s
         self._pools = pools
-        self._weights = weights
         self._signal = signal
         self._events = events
         self._jobs: deque[tuple[Worker, Callable[[], Awaitable[None]]]] = deque()
@@ -72,25 +75,26 @@ class Scaling:
                     what=lambda: "a change of the number of workers (there need be none)",
                 )
                 task = tasks.create_task(self._carry_out(worker, job))
-                if worker.is_starting:
+                if worker.state in (WorkerState.STARTING, WorkerState.DEAD):
                     self._starting[worker] = task
 
     def resize(self, role: str, count: int, reason: str) -> Change:
         """Begin to bring a pool to `count` workers, which must be >= 1; returns what will happen.
 
-        May be called before `run`, which carries it out. Workers that are still starting are retired first, then
-        the newest ones.
+        May be called before `run`, which carries it out. Workers that do not serve are retired first, then the
+        newest ones.
         """
         if count < 1:
             raise ValueError(f"{role} must be >= 1, got {count} (nearest valid: 1)")
         pool = self._pools[role]
         wanted = pool.wanted
         added = [pool.add() for _ in range(count - len(wanted))]
-        retired = sorted(reversed(wanted), key=lambda worker: worker.is_healthy)[: max(0, len(wanted) - count)]
+        in_order = sorted(reversed(wanted), key=lambda worker: RETIRED_FIRST.get(worker.state, 0))
+        retired = in_order[: max(0, len(wanted) - count)]
         for worker in added:
             self._jobs.append((worker, partial(self._grow, pool, worker)))
         for worker in retired:
-            if worker.is_starting:
+            if worker.state not in RETIRED_FIRST:
                 pool.withdraw(worker)
                 self._jobs.append((worker, partial(self._give_up, pool, worker)))
             else:
@@ -108,20 +112,54 @@ class Scaling:
         finally:
             self._starting.pop(worker, None)
 
+    def restart(self, pool: Pool, worker: Worker, delay_s: float) -> None:
+        """Begin to bring a dead worker back after a delay, with a new actor."""
+        self._jobs.append((worker, partial(self._revive, pool, worker, delay_s)))
+        self._signal.changed()
+
+    async def _revive(self, pool: Pool, worker: Worker, delay_s: float) -> None:
+        """Wait until nothing of the worker's earlier life is in flight and the delay is over; start it anew."""
+        died_at = now()
+        await asyncio.sleep(delay_s)
+        await self._signal.until(
+            lambda: worker.is_idle, timeout_s=NO_LIMIT_S, what=lambda: f"calls to {worker.name}, which has died"
+        )
+        if worker.state is WorkerState.DEAD:
+            worker.become(WorkerState.RESTARTING)
+            await self._bring_up(pool, worker, RESTART)
+            if not worker.is_gone:
+                seconds = round(now() - died_at, 3)
+                self._events.add("worker_restarted", worker=worker.name, life=worker.num_lives, seconds=seconds)
+
     async def _grow(self, pool: Pool, worker: Worker) -> None:
-        """Start an added worker and let it serve."""
-        try:
-            if worker.is_starting:
-                await pool.launch(worker, UP)
-                if pool.role == "rollout":
-                    await self._weights.prepare(worker)
-        except (RayError, TimeoutError, RuntimeError) as error:
-            pool.mark_dead(worker, f"{UP}: {reason_of(error)}", event="worker_not_started")
+        """Start an added worker."""
         if worker.is_starting:
-            pool.admit(worker)
+            await self._bring_up(pool, worker, UP)
+
+    async def _bring_up(self, pool: Pool, worker: Worker, reason: str) -> None:
+        """Place and start a worker; it serves, a student engine once it has loaded the newest weights.
+
+        A failed start is a death: the supervisor decides about the next one.
+        """
+        not_started = partial(pool.mark_dead, worker, event="worker_not_started")
+        try:
+            await pool.place_one(worker)
+        except TimeoutError as error:
+            worker.health.excuse()  # it is not the worker's fault that there is no room
+            not_started(f"{reason}: {reason_of(error)}")
+            return
+        try:
+            await pool.launch(worker, reason)
+        except (RayError, TimeoutError, ValueError) as error:
+            not_started(f"{reason}: {reason_of(error)}")
+            return
+        if not worker.is_gone:
+            pool.make_stale(worker)
+            if pool.role != "rollout":
+                pool.admit(worker)
 
     async def _give_up(self, pool: Pool, worker: Worker) -> None:
-        """End a worker that was still starting."""
+        """End a worker that did not serve yet, or not any more."""
         task = self._starting.pop(worker, None)
         if task is not None:
             task.cancel()

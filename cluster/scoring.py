@@ -9,14 +9,16 @@ each of the two steps and scores it in slot order, which makes it repeatable to 
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ray.exceptions import RayError
 
 from cluster.config import RunConfig
 from cluster.events import Events, reason_of
+from cluster.failures import NO_FAILURES, Failures
+from cluster.faults import is_lost
 from cluster.lanes import Assignment, Lane, Rollout, slot_of
 from cluster.metering import WaitMeter
 from cluster.notes import RolloutNote, ScoreNote
@@ -30,7 +32,7 @@ from cluster.workers import Worker
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
-"""Scoring calls that may fail for one batch before its rollouts are generated again."""
+"""Scoring calls that may fail for a rollout on living workers before it is generated again."""
 
 REFERENCE = "reference"
 
@@ -53,12 +55,12 @@ class ScoreStage:
         pools: Mapping[str, Pool],
         slots: Slots,
         accept: Callable[[int], None],
-        lose: Callable[[int, str], None],
+        lose: Callable[[int, BaseException, Failures], None],
         token_bytes: int,
         signal: Signal,
         events: Events,
     ) -> None:
-        """`accept(slot)` is told of every scored slot, `lose(slot, reason)` of those to be generated anew.
+        """`accept(slot)` is told of every scored slot, `lose(slot, error, failures)` of those to generate anew.
 
         `pools` holds the pools of `config.scorers` by role; `token_bytes` is a token's size in a scored table.
         """
@@ -82,6 +84,7 @@ class ScoreStage:
         self._gathered: list[Rollout] = []  # before the teachers
         self._gathered_for_reference: list[Rollout] = []
         self._scored: dict[int, ScoredSlot] = {}
+        self._failures: dict[int, Failures] = {}  # of slots whose scoring failed and has not succeeded yet
         self.scored_waits = WaitMeter()
         """Of scored slots, until the learner takes them."""
 
@@ -159,6 +162,12 @@ class ScoreStage:
         self.scored_waits.leave(*slots)
         return [self._scored.pop(slot) for slot in slots]
 
+    def put_back(self, scored: Iterable[ScoredSlot]) -> None:
+        """Keep scored slots again that were taken and not trained."""
+        for each in scored:
+            self._scored[each.note.slot] = each
+            self.scored_waits.enter(each.note.slot)
+
     async def run(self) -> None:
         """Score as long as the pipeline runs."""
         async with asyncio.TaskGroup() as calls:
@@ -182,39 +191,43 @@ class ScoreStage:
                 return lane, assignment
         return None
 
-    async def _score(
-        self, lane: Lane, worker: Worker, batch: list[Rollout], calls: asyncio.TaskGroup, attempt: int = 0
-    ) -> None:
+    async def _score(self, lane: Lane, worker: Worker, batch: list[Rollout], calls: asyncio.TaskGroup) -> None:
         """Make one scoring call; a failed one is repeated in `calls`."""
         with lane.pool.use(worker):
-            await self._score_once(lane, worker, batch, calls, attempt)
+            await self._score_once(lane, worker, batch, calls)
         self._signal.changed()
 
     async def _score_once(
-        self, lane: Lane, worker: Worker, batch: list[Rollout], calls: asyncio.TaskGroup, attempt: int
+        self, lane: Lane, worker: Worker, batch: list[Rollout], calls: asyncio.TaskGroup
     ) -> None:
         parcels = plan_parcels((r.note.slot, self._token_bytes * r.note.num_tokens) for r in batch)
         tables = dict.fromkeys(rollout.table for rollout in batch)
         refs = worker.handle.score.options(num_returns=1 + len(parcels)).remote(*tables, parcels=parcels)
         what = f"{worker.name} scoring {len(batch)} slots"
+        note: ScoreNote | None = None
+        failure: BaseException | None = None
         try:
-            note: ScoreNote = await wait_for(refs[0], timeout_s=self._config.cluster.score_timeout_s, what=what)
+            note = await wait_for(refs[0], timeout_s=self._config.cluster.score_timeout_s, what=what)
         except (RayError, TimeoutError) as error:
+            failure = error
             reason = reason_of(error)
-            self._events.add(
-                "scoring_failed", worker=worker.name, slots=len(batch), attempt=attempt, reason=reason
-            )
+            self._events.add("scoring_failed", worker=worker.name, slots=len(batch), reason=reason)
             await lane.pool.examine(worker, error)
+        finally:
             lane.unbook(worker, batch)
-            failures = attempt if worker.is_retired else attempt + 1
-            self._repeat(lane, worker, batch, calls, failures, reason)
-        else:
-            lane.unbook(worker, batch)
-            lane.meter.add(note.num_tokens)
-            lane.slots.add(len(batch))
-            lane.work.add(note.num_tokens)
-            table_of = {slot: ref for parcel, ref in zip(parcels, refs[1:], strict=True) for slot in parcel}
-            self._hand_on(lane, [Rollout(old.note, table_of[old.note.slot]) for old in batch])
+        if failure is not None or note is None:
+            self._repeat(lane, worker, batch, calls, failure or RayError("no answer"))
+            return
+        lane.pool.succeed(worker)
+        for rollout in batch:
+            failures = self._failures.pop(rollout.note.slot, None)
+            if failures is not None:
+                lane.pool.blame(failures.culprit(worker), failures.reason)
+        lane.meter.add(note.num_tokens)
+        lane.slots.add(len(batch))
+        lane.work.add(note.num_tokens)
+        table_of = {slot: ref for parcel, ref in zip(parcels, refs[1:], strict=True) for slot in parcel}
+        self._hand_on(lane, [Rollout(old.note, table_of[old.note.slot]) for old in batch])
 
     def _hand_on(self, lane: Lane, batch: list[Rollout]) -> None:
         """What a teacher scored goes to the reference, if there is one; what is complete is kept."""
@@ -235,18 +248,33 @@ class ScoreStage:
         self._accept(slot)
 
     def _repeat(
-        self,
-        lane: Lane,
-        failed: Worker,
-        batch: list[Rollout],
-        calls: asyncio.TaskGroup,
-        failures: int,
-        reason: str,
+        self, lane: Lane, failed: Worker, batch: list[Rollout], calls: asyncio.TaskGroup, error: BaseException
     ) -> None:
-        """Repeat a failed call, if possible on another worker; after some attempts generate the slots anew."""
-        if failures >= MAX_ATTEMPTS:
-            for rollout in batch:
-                self._lose(rollout.note.slot, reason)
+        """Repeat a failed call, if possible on another worker.
+
+        Rollouts that were there when a worker died are scored alone from then on. What fails too often, has killed
+        workers while it was alone, or is lost, is generated anew.
+        """
+        again: list[Rollout] = []
+        for rollout in batch:
+            failures = self._failures.get(rollout.note.slot, NO_FAILURES)
+            if failed.is_retired:
+                failures = failures.cut_off()
+            elif failed.is_gone:
+                failures = failures.died(failed, len(batch))
+            elif len(batch) == 1 and is_lost(error):
+                failures = replace(failures, num_lost=self._config.rollout.max_lost_attempts)
+            else:
+                failures = failures.refused(failed, reason_of(error))
+            self._failures[rollout.note.slot] = failures
+            limit = self._config.rollout.max_lost_attempts
+            if failures.verdict(max_refused=MAX_ATTEMPTS, max_lost=limit) is None:
+                again.append(rollout)
+            else:
+                self._failures.pop(rollout.note.slot)
+                self._lose(rollout.note.slot, error, failures)
+        if failed.is_gone and not failed.is_retired:
+            lane.suspects.extend(again)
             return
-        for assignment in lane.rebook(failed, batch):
-            calls.create_task(self._score(lane, *assignment, calls, failures))
+        for assignment in lane.rebook(failed, again):
+            calls.create_task(self._score(lane, *assignment, calls))

@@ -1,8 +1,8 @@
 """The current weights, by reference, and the loaders that bring every student engine up to them.
 
 Each engine follows at its own pace: it loads the newest version when it has finished the one before, and skips
-those it missed. References of older versions are dropped, which frees them. An engine that is added serves once it
-has loaded and verified the newest version (`prepare`).
+those it missed. References of older versions are dropped, which frees them. A STALE engine (added, restarted, or
+from before a fall-back of the learner) serves once it has loaded and verified the newest version.
 """
 
 import asyncio
@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 from cluster.clock import now
 from cluster.config import ClusterConfig
 from cluster.events import Events, reason_of
+from cluster.health import WorkerState
 from cluster.pool import Pool
 from cluster.transports import WeightSource
 from cluster.waiting import NO_LIMIT_S, Signal, wait_for
@@ -92,6 +93,13 @@ class WeightStore:
         )
         self._members.changed()
 
+    def forget(self) -> None:
+        """Weights of an abandoned course of the run count no more: every engine waits for others."""
+        self._latest = None
+        for worker in self._pool.workers:
+            if worker.loads_weights and worker.state is not WorkerState.STALE:
+                self._pool.make_stale(worker)
+
     def metrics(self) -> dict[str, float]:
         """Bytes of the newest version, and seconds and bytes of the newest completed load of any engine."""
         seconds = {f"time/{name}": value for name, value in self._last_load.items() if name.endswith("_s")}
@@ -103,28 +111,19 @@ class WeightStore:
         }
 
     async def run(self) -> None:
-        """Let every engine that serves follow as long as the pipeline runs."""
+        """Let every engine follow as long as the pipeline runs."""
         followed: set[Worker] = set()
         async with asyncio.TaskGroup() as loaders:
             while True:
                 found = await self._members.until(
-                    lambda: [worker for worker in self._pool.healthy if worker not in followed],
+                    lambda: [w for w in self._pool.workers if w.loads_weights and w not in followed],
                     timeout_s=NO_LIMIT_S,
                     what=lambda: "further student engines (there need be none)",
                 )
                 followed.update(found)
                 for worker in found:
-                    loaders.create_task(self._follow(worker))
-
-    async def prepare(self, worker: Worker) -> None:
-        """Bring a started engine to the newest version; RuntimeError if it cannot load or verify it."""
-        await self._signal.until(
-            lambda: self.version >= 0, timeout_s=NO_LIMIT_S, what=lambda: "the first published weights"
-        )
-        while worker.is_starting and worker.version < self.version:
-            reason = await self._load(worker)
-            if reason is not None:
-                raise RuntimeError(reason)
+                    following = loaders.create_task(self._follow(worker))
+                    following.add_done_callback(lambda _, worker=worker: followed.discard(worker))
 
     async def all_loaded(self) -> None:
         """Wait until every healthy engine holds the newest version."""
@@ -135,13 +134,14 @@ class WeightStore:
         )
 
     async def _follow(self, worker: Worker) -> None:
-        while worker.is_healthy:
+        """Keep one engine at the newest version until it is gone."""
+        while worker.loads_weights:
             await self._members.until(
-                lambda: not worker.is_healthy or worker.version < self.version,
+                lambda: not worker.loads_weights or worker.version < self.version,
                 timeout_s=NO_LIMIT_S,
                 what=lambda: f"newer weights for {worker.name}",
             )
-            reason = await self._load(worker) if worker.is_healthy else None
+            reason = await self._load(worker) if worker.loads_weights else None
             if reason is not None:
                 self._pool.mark_dead(worker, reason)
 
@@ -154,7 +154,8 @@ class WeightStore:
         reason = ""
         for attempt in range(MAX_LOAD_ATTEMPTS):
             weights = self._latest
-            assert weights is not None
+            if weights is None:
+                return None
             start = now()
             what = f"{worker.name} loading weights v{weights.manifest.version}"
             try:
@@ -165,11 +166,12 @@ class WeightStore:
                 )
             except (RayError, TimeoutError) as error:
                 reason = reason_of(error)
-                if not (worker.is_healthy or worker.is_starting):
+                if not worker.loads_weights:
                     return None
                 self._events.add("weights_failed", worker=worker.name, attempt=attempt, reason=reason)
                 continue
-            self._note_loaded(worker, report, weights.publish_s, now() - start)
+            if self._latest is not None and report.incarnation == self._latest.manifest.incarnation:
+                self._note_loaded(worker, report, weights.publish_s, now() - start)
             return None
         return f"weights v{self.version} could not be loaded: {reason}"
 
@@ -189,4 +191,6 @@ class WeightStore:
             bytes_fetched=report.bytes_fetched,
             golden_difference=round(report.golden_difference, 6),
         )
+        if worker.state is WorkerState.STALE:
+            self._pool.admit(worker)
         self._signal.changed()

@@ -1,36 +1,20 @@
 """One worker of a pool, as the controller sees it: its state, its weights, and what it works on.
 
-    STARTING --> HEALTHY --> DRAINING --> RETIRED
-        |           |            |
-        '-----------'------------'--> DEAD          (STARTING --> RETIRED: no longer wanted before it served)
-
-Only HEALTHY workers are given work. A DRAINING one finishes what it has. DEAD and RETIRED ones never come back: a
-worker that is added has a new name.
+`cluster/health.py` says which states there are and what leads from one to the next. A worker keeps its name when
+its actor is replaced; one that is added has a new name.
 """
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
+from cluster.health import NEXT_STATES, Health, WorkerState
+from cluster.health_config import HealthConfig
 
-class WorkerState(StrEnum):
-    """Where a worker is in its life."""
+WATCHED = frozenset({WorkerState.HEALTHY, WorkerState.SUSPECT, WorkerState.STALE, WorkerState.DRAINING})
+"""States in which a worker must answer heartbeats."""
 
-    STARTING = "starting"
-    HEALTHY = "healthy"
-    DRAINING = "draining"
-    DEAD = "dead"
-    RETIRED = "retired"
-
-
-NEXT_STATES = {
-    WorkerState.STARTING: {WorkerState.HEALTHY, WorkerState.DEAD, WorkerState.RETIRED},
-    WorkerState.HEALTHY: {WorkerState.DRAINING, WorkerState.DEAD, WorkerState.RETIRED},
-    WorkerState.DRAINING: {WorkerState.DEAD, WorkerState.RETIRED},
-    WorkerState.DEAD: set(),
-    WorkerState.RETIRED: set(),
-}
-"""The states that may follow each state."""
+WANTED = frozenset(WorkerState) - {WorkerState.DRAINING, WorkerState.RETIRED}
+"""States of a worker that is given work, or will be."""
 
 
 @dataclass(eq=False)
@@ -47,14 +31,25 @@ class Worker:
     num_calls: int = 0  # scoring calls
     outstanding_tokens: int = 0  # in scoring calls
     num_uses: int = 0  # streams, calls and loads that wait for an answer
+    num_uses_at_death: int = 0
+    pid: int = 0  # of the actor's process
+    num_lives: int = 0  # actors so far
+    is_awaited: bool = False  # dead, and to be restarted
     state: WorkerState = field(default=WorkerState.STARTING, init=False)
+    health: Health = field(default_factory=lambda: Health(HealthConfig(), now=0.0), repr=False)
 
     def become(self, state: WorkerState) -> None:
         """Enter the next state; ValueError if it cannot follow the present one."""
         if state not in NEXT_STATES[self.state]:
             allowed = ", ".join(sorted(NEXT_STATES[self.state])) or "none"
             raise ValueError(f"{self.name} is {self.state} and cannot become {state} (possible: {allowed})")
+        self.is_awaited = False
         self.state = state
+
+    @property
+    def is_wanted(self) -> bool:
+        """True while it is given work, or will be."""
+        return self.state in WANTED
 
     @property
     def is_starting(self) -> bool:
@@ -68,8 +63,13 @@ class Worker:
 
     @property
     def is_gone(self) -> bool:
-        """True once it has died or was retired."""
+        """True while it has no actor: it has died (and may come back), or was retired."""
         return self.state in (WorkerState.DEAD, WorkerState.RETIRED)
+
+    @property
+    def loads_weights(self) -> bool:
+        """True while it is to follow the newest weights."""
+        return self.state in (WorkerState.HEALTHY, WorkerState.STALE, WorkerState.SUSPECT)
 
     @property
     def is_retired(self) -> bool:

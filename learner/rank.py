@@ -23,6 +23,7 @@ from torch import Tensor
 from cluster.batches import save_batch
 from cluster.broadcast_group import Meeting
 from cluster.config import RunConfig
+from cluster.notes import Pulse
 from cluster.parcels import tables_of_slots
 from cluster.stop_tokens import StopTokens
 from cluster.teacher_signal import SAMPLED, TeacherSignal
@@ -277,9 +278,12 @@ class LearnerRank:
         )
         self.ranks.barrier()
 
-    def ping(self) -> int:
-        """Return the rank."""
-        return self.rank
+    def fetch(self, *tables: pa.Table) -> None:
+        """Do nothing: the call has brought the tables to this node, or has failed."""
+
+    def ping(self) -> Pulse:
+        """Show that the process runs; called beside the others, in a concurrency group of its own."""
+        return Pulse(pid=os.getpid())
 
     def shutdown(self) -> None:
         """Leave the process group; the rank is of no use afterwards."""

@@ -27,7 +27,7 @@ from vllm.inputs import TokensPrompt
 from vllm.outputs import PoolingRequestOutput, RequestOutput
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling, TokenScores
+from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling, TokenScores, Vitals
 from actors.vllm.commands import Commands
 from actors.vllm.staging import Staged, WeightCache
 from actors.vllm.translate import (
@@ -39,6 +39,7 @@ from actors.vllm.translate import (
     scoring_params,
     token_scores,
 )
+from cluster.events import reason_of
 from cluster.transports import WeightSource
 from cluster.weights import WeightManifest, check_golden
 
@@ -68,6 +69,8 @@ class VllmEngine:
         self._is_serving = False
         self._is_stopping = False
         self._num_scored = 0
+        self._num_finished = 0
+        self._failure: str | None = None
         self._thread = threading.Thread(target=self._run, name="vllm-engine", daemon=True)
         self._thread.start()
 
@@ -108,6 +111,12 @@ class VllmEngine:
     def serve_own_weights(self) -> None:
         """Serve the model as loaded from its folder, as version 0; RuntimeError once others were loaded."""
         self._commands.call(self._serve_own_weights).result()
+
+    def vitals(self) -> Vitals:
+        """How the engine does: its progress is of finished requests, and of the tokens of the others."""
+        states = list(self._engine.output_processor.request_states.values())
+        made = (state.detokenizer.num_output_tokens() for state in states if state.detokenizer is not None)
+        return Vitals(self._num_finished + sum(made), len(self._deliver), self._failure)
 
     def shutdown(self) -> None:
         """Stop stepping and free the engine; unfinished requests are failed."""
@@ -166,6 +175,7 @@ class VllmEngine:
         except BaseException as error:
             logger.exception("the engine thread failed")
             reason = error
+        self._failure = reason_of(reason)
         self._commands.close(reason)
         self._fail_requests(reason)
 
@@ -186,6 +196,7 @@ class VllmEngine:
         for output in outputs:
             deliver = self._deliver.pop(output.request_id, None) if output.finished else None
             if deliver is not None:
+                self._num_finished += 1
                 deliver(output)
 
     def _fail_requests(self, error: BaseException) -> None:

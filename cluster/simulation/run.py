@@ -47,7 +47,7 @@ async def simulated_run(
     events = Events(folder.events)
     build = partial(worker_spec, config, rates)
     pools = {
-        d.role: pool_class(d, partial(build, d.role), config=config.cluster, events=events)
+        d.role: pool_class(d, partial(build, d.role), config=config.cluster, events=events, health=config.health)
         for d in demands(config)
     }
     learner = LearnerGroup(pools["learner"], config.cluster)

@@ -12,7 +12,7 @@ import numpy as np
 
 from cluster.clock import now
 from cluster.config import Section
-from cluster.notes import EndOfStream, Parcel, RolloutNote, ScoreNote
+from cluster.notes import EndOfStream, Parcel, Pulse, RolloutNote, ScoreNote
 from cluster.simulation.timing import Duration, EngineRates, PerSecond, SimulatedDevice
 from cluster.weights import WeightManifest
 
@@ -79,8 +79,9 @@ class SimulatedWorker:
         self._device = SimulatedDevice(self._rates)
         return self._start_s
 
-    async def ping(self) -> None:
+    async def ping(self) -> Pulse:
         """Answer."""
+        return Pulse()
 
     async def shutdown(self) -> None:
         """Nothing to do."""
@@ -153,6 +154,13 @@ class SimulatedLearner:
         self._rates = rates
         self._num_prompt_tokens = num_prompt_tokens
         self._num_ranks = num_ranks
+
+    async def ping(self) -> Pulse:
+        """Answer."""
+        return Pulse()
+
+    async def fetch(self, *tables: Parceled) -> None:
+        """Nothing to do."""
 
     async def rendezvous(self) -> tuple[str, int]:
         """Any address."""

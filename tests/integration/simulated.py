@@ -18,11 +18,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling, TokenScores
+from actors.engine import (
+    Engine,
+    EngineSettings,
+    Generation,
+    GenerationRequest,
+    LoadReport,
+    Sampling,
+    TokenScores,
+    Vitals,
+)
 from actors.rollout_worker import RolloutWorker
 from cluster.batches import PROMPT_SCHEMA, check_scored
 from cluster.config import EngineConfig, RunConfig
 from cluster.jsonl import append_row
+from cluster.notes import Pulse
 from cluster.parcels import tables_of_slots
 from cluster.teacher_signal import SAMPLED, TeacherSignal
 from cluster.teachers import role_of_source
@@ -32,6 +42,8 @@ from cluster.weights import WeightManifest, check_buckets, checksum
 SAMPLING = Sampling(max_tokens=20)
 SETTINGS = EngineSettings("simulated", "float32", "cpu", 0, 1000, (0,), EngineConfig())
 NEVER_S = 3600.0
+QUESTION = [1, 2, 3]
+"""A sequence whose scores are known."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,11 @@ class EngineBehaviour:
     always_fails: bool = False  # generate and score raise
     failing_scores: int = 0  # so many scoring calls raise before they work
     blocks: bool = False  # score blocks the whole process while it sleeps
+    answer: float = 0.0  # to the question that has a known answer
+    first_life: Path | None = None  # where it is marked that the first life is over: later ones have no faults
+    is_wedged: bool = False  # answers, and makes no token
+    kills: frozenset[int] = frozenset()  # places of prompts with which generate ends the process
+    kills_scoring: frozenset[int] = frozenset()  # places of prompts with which score ends the process
     dies_after_note: bool = False  # the process ends between a note and its table
     scores: Path | None = None  # where scoring calls are written down
     aborts: Path | None = None  # where generations that were cut short are written down
@@ -58,6 +75,10 @@ class SimulatedEngine:
 
     def __init__(self, behaviour: EngineBehaviour, settings: EngineSettings) -> None:
         self._behaviour = behaviour
+        if behaviour.first_life is not None and behaviour.first_life.exists():
+            self._behaviour = EngineBehaviour(behaviour.fastest_s, behaviour.slowest_s, behaviour.score_s)
+        elif behaviour.first_life is not None:
+            behaviour.first_life.touch()
         self._version = 0
         self._num_loads = 0
         self._num_scores = 0
@@ -68,6 +89,11 @@ class SimulatedEngine:
         """Yield responses in finish order; sleeps and lengths come from the requests' seeds."""
         if self._behaviour.always_fails or any(r.prompt_token_ids[0] in self._behaviour.poison for r in requests):
             raise ValueError("the engine rejects a prompt")
+        if any(r.prompt_token_ids[0] in self._behaviour.kills for r in requests):
+            await asyncio.sleep(0.05)
+            os._exit(1)
+        if self._behaviour.is_wedged:
+            await asyncio.sleep(NEVER_S)
         if self._behaviour.slowest_s == 0:
             for request in requests:
                 yield self._respond(request, np.random.default_rng(request.seed), self._version)
@@ -95,9 +121,16 @@ class SimulatedEngine:
         return Generation(request.request_id, tokens, np.zeros(length, np.float32), runs, "stop")
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[TokenScores]:
-        """Return zeros after a while."""
+        """Return zeros after a while, the answer of `behaviour` to the question at once."""
+        if [list(sequence) for sequence in sequences] == [QUESTION]:
+            return [TokenScores(np.full(2, self._behaviour.answer, np.float32))]
         if self._behaviour.scores is not None:
             append_row(self._behaviour.scores, {"sequences": [list(sequence) for sequence in sequences]})
+        if self._behaviour.is_wedged:
+            await asyncio.sleep(NEVER_S)
+        if any(s[0] in self._behaviour.kills_scoring for s in sequences):
+            await asyncio.sleep(0.05)
+            os._exit(1)
         if self._behaviour.blocks:
             time.sleep(self._behaviour.score_s)
         await asyncio.sleep(self._behaviour.score_s)
@@ -122,6 +155,10 @@ class SimulatedEngine:
 
     def serve_own_weights(self) -> None:
         """Nothing to do."""
+
+    def vitals(self) -> Vitals:
+        """Progress all the time, unless the engine is wedged."""
+        return Vitals(num_unfinished=1) if self._behaviour.is_wedged else Vitals(time.monotonic_ns())
 
     def shutdown(self) -> None:
         """Nothing to do."""
@@ -148,8 +185,9 @@ class WorkerCutOff:
             await asyncio.sleep(0.2)  # until it is on its way
             os._exit(1)
 
-    async def ping(self) -> None:
-        """Answer."""
+    async def ping(self) -> Pulse:
+        """As the worker."""
+        return await self._worker.ping()
 
     async def shutdown(self) -> None:
         """Nothing to do."""
@@ -162,6 +200,9 @@ class LearnerBehaviour:
     train_s: float = 0.005
     fails_at: int = -1  # the step that raises
     freezes_at: int = -1  # the step that never ends
+    dies_at: int = -1  # the step in which the process ends
+    skips_from: int = 1_000_000  # steps without a finite gradient
+    num_faults: int = 1_000_000  # so often in all lives of the learner
 
 
 @dataclass(frozen=True)
@@ -186,6 +227,13 @@ class SimulatedLearner:
         self._calls = calls
         self._signal = signal
 
+    def ping(self) -> Pulse:
+        """Answer."""
+        return Pulse(pid=os.getpid())
+
+    def fetch(self, *tables: pa.Table) -> None:
+        """Nothing to do."""
+
     def rendezvous(self) -> tuple[str, int]:
         """Any address."""
         return "127.0.0.1", 1
@@ -195,9 +243,14 @@ class SimulatedLearner:
 
     def train_step(self, step: int, *tables: pa.Table, slots: Sequence[int]) -> SimulatedStep:
         """Sleep; report the staleness of the rollouts and write down their slots."""
-        if step == self._behaviour.fails_at:
-            raise ValueError("the learner is broken")
-        time.sleep(NEVER_S if step == self._behaviour.freezes_at else self._behaviour.train_s)
+        faulty = {self._behaviour.fails_at, self._behaviour.freezes_at, self._behaviour.dies_at}
+        if step in faulty and self._may_fail():
+            if step == self._behaviour.fails_at:
+                raise ValueError("the learner is broken")
+            if step == self._behaviour.dies_at:
+                os._exit(1)
+            time.sleep(NEVER_S)
+        time.sleep(self._behaviour.train_s)
         given = [check_scored(table, self._signal) for table in tables]
         rows = [row for table in tables_of_slots(given, slots) for row in table.to_pylist()]
         staleness = [step - run["version"] for row in rows for run in row["weight_versions"]]
@@ -210,7 +263,12 @@ class SimulatedLearner:
             "staleness/mean": sum(staleness) / len(staleness),
             "response_length/mean": sum(lengths) / len(lengths),
         }
-        return SimulatedStep(metrics)
+        return SimulatedStep(metrics, was_skipped=step >= self._behaviour.skips_from)
+
+    def _may_fail(self) -> bool:
+        faults = self._calls.with_name("faults.jsonl")
+        append_row(faults, {})
+        return len(faults.read_text().splitlines()) <= self._behaviour.num_faults
 
     def publish(self, incarnation: int, version: int) -> Iterator[np.ndarray | WeightManifest]:
         """Yield one bucket and its manifest."""
@@ -221,7 +279,7 @@ class SimulatedLearner:
     def save_checkpoint(self, path: str, state: dict[str, Any]) -> None:
         """Write the controller's state only."""
         self._note("save_checkpoint", path=path)
-        Path(path).mkdir(parents=True)
+        Path(path).mkdir(parents=True, exist_ok=True)
         (Path(path) / "state.json").write_text(json.dumps(state))
 
     def load_checkpoint(self, path: str) -> dict[str, Any]:

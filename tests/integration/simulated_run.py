@@ -16,6 +16,7 @@ from cluster.config import RunConfig
 from cluster.evaluation import Evaluation
 from cluster.events import Events
 from cluster.jsonl import read_rows
+from cluster.known_answers import KnownAnswer
 from cluster.learner_group import LearnerGroup
 from cluster.pipeline import Pipeline
 from cluster.placement import plan
@@ -25,6 +26,7 @@ from cluster.run_folder import RunFolder, valid_ledger
 from cluster.stop_tokens import StopTokens
 from cluster.teacher_signal import TeacherSignal
 from tests.integration.simulated import (
+    QUESTION,
     SAMPLING,
     SETTINGS,
     EngineBehaviour,
@@ -102,6 +104,7 @@ def run_config(path: Path, **settings: Any) -> RunConfig:
         "cluster": {"step_timeout_s": 20.0, "rollout_timeout_s": 20.0, "score_timeout_s": 20.0},
         "evaluation": {"teacher": False},
         "checkpoint": {"every_steps": 0},
+        "health": {"heartbeat_s": 0.2, "suspect_after_s": 0.6, "dead_after_s": 3.0, "backoff_s": 0.1},
     }
     values = {"run_name": "simulated", "runs_path": str(path), "batch_size": 8, "max_steps": 10, **settings}
     for name, section in sections.items():
@@ -155,7 +158,12 @@ async def simulated_run(
         return WorkerSpec(TeacherWorker, engine, labels)
 
     demands = [replace(d, count=len(behaviours[d.role])) if d.role in behaviours else d for d in plan(config)]
-    pools = {d.role: Pool(d, partial(build, d.role), config=config.cluster, events=events) for d in demands}
+    given: dict[str, Any] = {"config": config.cluster, "health": config.health, "events": events}
+    answer = KnownAnswer(QUESTION, dtype="float32", timeout_s=20.0)
+    pools = {
+        d.role: Pool(d, partial(build, d.role), known_answer=answer if d.role == "teacher" else None, **given)
+        for d in demands
+    }
     try:
         for pool in pools.values():
             await pool.place()
@@ -163,6 +171,10 @@ async def simulated_run(
         engine_pools = [pool for role, pool in pools.items() if role != "learner"]
         await asyncio.gather(group.setup(), *(pool.start() for pool in engine_pools))
         prompts = SimulatedPrompts(config)
+
+        async def restore_newest(reason: str, incarnation: int) -> Progress:
+            return await restore(group, _newest(folder), folder, events, reason=reason, above=incarnation)
+
         pipeline = Pipeline(
             config,
             pools=pools,
@@ -173,7 +185,8 @@ async def simulated_run(
             folder=folder,
             events=events,
             cluster=cluster,
-            progress=await restore(group, _newest(folder), folder, events) if resume else Progress(),
+            progress=await restore_newest("--resume", 0) if resume else Progress(),
+            restore=restore_newest,
         )
         yield SimulatedRun(pipeline, prompts, pools, folder)
     finally:
@@ -181,6 +194,7 @@ async def simulated_run(
             await pool.close()
 
 
-def _newest(folder: RunFolder) -> Path:
-    """The checkpoint of the last step."""
-    return max(folder.checkpoints.iterdir(), key=lambda path: int(path.name.removeprefix("step_")))
+def _newest(folder: RunFolder) -> Path | None:
+    """The checkpoint of the last step, if there is one."""
+    steps = sorted(folder.checkpoints.iterdir(), key=lambda path: int(path.name.removeprefix("step_")))
+    return steps[-1] if steps else None

@@ -118,10 +118,11 @@ class Scene:
     async def add(self) -> Worker:
         """Start one more engine, which serves once it holds the newest version."""
         worker = self.pool.add()
+        await self.pool.place_one(worker)
         await self.pool.launch(worker, "test")
         worker.node_id = worker.name
-        await self.store.prepare(worker)
-        self.pool.admit(worker)
+        self.pool.make_stale(worker)
+        await self.pool.signal.until(lambda: worker.is_healthy, timeout_s=60, what=lambda: "the added engine")
         return worker
 
     async def publish(self, version: int) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling, TokenScores
+from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling, TokenScores, Vitals
 from actors.prompts import Prompt, PromptSource
 from actors.reference_worker import ReferenceWorker
 from actors.rollout_worker import RolloutWorker
@@ -33,6 +33,9 @@ class CountingEngine:
     def __init__(self, order: Sequence[int] | None = None) -> None:
         self._order = order
         self.events: list[str] = []
+
+    def vitals(self) -> Vitals:
+        return Vitals(progress=len(self.events))
 
     async def generate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling

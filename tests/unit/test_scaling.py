@@ -69,11 +69,6 @@ def test_a_worker_enters_only_states_that_may_follow(state: WorkerState, followi
         assert worker.state is state
 
 
-def test_nothing_comes_back_from_the_dead() -> None:
-    assert NEXT_STATES[WorkerState.DEAD] == NEXT_STATES[WorkerState.RETIRED] == set()
-    assert NEXT_STATES.keys() == {*WorkerState}
-
-
 def test_names_are_never_used_twice_and_the_last_wanted_worker_cannot_be_drained() -> None:
     pool = pools()["teacher"]
     [first] = pool.workers
@@ -89,12 +84,20 @@ def test_names_are_never_used_twice_and_the_last_wanted_worker_cannot_be_drained
     assert pool.healthy == [first]
 
 
-def test_the_death_of_the_last_worker_is_an_error_only_while_no_other_starts() -> None:
+def test_without_a_supervisor_the_death_of_the_last_worker_is_an_error() -> None:
     pool = pools()["rollout"]
     starting = pool.add()
     pool.mark_dead(pool.workers[0], "a test")
-    with pytest.raises(RuntimeError, match="no healthy rollout worker is left; rollout-1 died last: a test"):
+    with pytest.raises(RuntimeError, match="no rollout worker is left; rollout-1 was given up last: a test"):
         pool.mark_dead(starting, "a test")
+
+
+def test_with_a_supervisor_a_dead_worker_is_still_wanted() -> None:
+    pool = pools()["rollout"]
+    pool.is_supervised = True
+    pool.mark_dead(pool.workers[0], "a test")
+    assert pool.wanted == pool.workers
+    assert pool.healthy == []
 
 
 def test_counts_are_read_from_options() -> None:
