@@ -72,6 +72,9 @@ class LearnerGroup:
         )
         await self._pool.call("setup", *address, timeout_s=start_s)
         await self._pool.note_started(now() - start)
+        for worker in self._pool.workers:
+            if worker.state is WorkerState.RESTARTING:
+                self._pool.make_stale(worker)
         self._pool.admit(*self._pool.workers)
 
     async def restart(self, reason: str) -> None:
@@ -82,8 +85,6 @@ class LearnerGroup:
             for worker in self._pool.workers:
                 worker.become(WorkerState.RESTARTING)
             await self._pool.place_again()
-            for worker in self._pool.workers:
-                worker.become(WorkerState.STALE)
             await self.setup()
 
     async def train(self, step: int, batch: Sequence[ScoredSlot]) -> StepResult:

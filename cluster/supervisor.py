@@ -71,6 +71,8 @@ class Supervisor:
         """Ask all workers and judge them, again and again."""
         looked, period_s = now(), self._limits.heartbeat_s
         last_served = dict.fromkeys(self._pools, looked)
+        for worker in (worker for pool in self._pools.values() for worker in pool.workers):
+            worker.health.begin(looked)  # nobody has listened so far
         while True:
             await asyncio.sleep(period_s)
             late_s, looked = now() - looked - period_s, now()

@@ -5,14 +5,17 @@ import os
 import signal
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import ray
-from ray._private.internal_api import free
+from ray.exceptions import OwnerDiedError
 
 from cluster.learner_group import LearnerLostError
+from cluster.scoring import ScoredSlot
 from cluster.workers import Worker
 from tests.integration.simulated import EngineBehaviour, LearnerBehaviour
 from tests.integration.simulated_run import SimulatedRun, eventually, other_tasks, run_config, simulated_run
@@ -235,22 +238,46 @@ def test_a_learner_that_is_lost_again_and_again_without_a_new_step_ends_the_run(
     run_with(tmp_path, scenario, learner=LearnerBehaviour(dies_at=2), health=health)
 
 
+class Owner:
+    """Puts a value of its own into the object store: it is lost when this actor dies."""
+
+    def put(self) -> list[Any]:
+        return [ray.put(np.zeros(1_000_000))]
+
+
+def lost_reference() -> Any:
+    """A reference of a value that does not exist any more."""
+    actor: Any = ray.remote(Owner).options(num_cpus=0).remote()
+    [reference] = ray.get(actor.put.remote(), timeout=30)
+    ray.kill(actor)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            ray.get(reference, timeout=5)
+        except OwnerDiedError:
+            return reference
+        time.sleep(0.1)
+    raise TimeoutError("the value of a dead owner is still there")
+
+
 def test_slots_whose_scored_tables_are_lost_are_generated_anew_and_the_learner_goes_on(tmp_path: Path) -> None:
     async def scenario(run: SimulatedRun) -> None:
-        fetch, failed = run.pipeline._learner._fetch, []
+        reference = await asyncio.to_thread(lost_reference)
+        take, lost = run.pipeline._scoring.take, list[int]()
 
-        async def lose_some(step: int, batch: Any, tables: Any) -> None:
-            if step == 2 and not failed:
-                failed.extend([batch[0].note.slot, batch[1].note.slot])
-                free([each.table for each in batch[:2]])
-                await asyncio.sleep(0.5)
-            await fetch(step, batch, tables)
+        def take_some_lost(slots: list[int]) -> list[ScoredSlot]:
+            batch = take(slots)
+            if run.pipeline.slots.version != 2 or lost:
+                return batch
+            lost.extend(slots[:2])
+            return [replace(each, table=reference) if each.note.slot in lost else each for each in batch]
 
-        run.pipeline._learner._fetch = lose_some
+        run.pipeline._scoring.take = take_some_lost
         await asyncio.wait_for(run.pipeline.run(), 90)
         check_ledger(run)
-        [lost] = run.events("tables_lost")
-        assert set(failed) <= set(lost["slots"])
+        [event] = run.events("tables_lost")
+        assert event["slots"] == lost
+        assert [run.prompts.attempts[slot] for slot in lost] == [[0, 1], [0, 1]]
         assert run.events("learner_lost") == run.events("prompt_given_up") == []
 
     run_with(tmp_path, scenario)
