@@ -9,6 +9,7 @@
     python launch.py scale --run first --rollout 4 --teacher 2
     python launch.py status --run first --watch
     python launch.py stop --run first
+    python launch.py chaos --run first --every 30s --kill rollout,teacher,learner --duration 10m
 
 Every setting of the configuration is an option: `--rollout.num_workers 2`.
 Exit codes: 0 finished, 1 failed, 2 bad input (nothing was started), 3 drained and resumable.
@@ -50,6 +51,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("launch", "cluster", "actors"):
         logging.getLogger(name).setLevel(arguments.log_level.upper())
     try:
+        if arguments.command == "chaos":
+            from cluster.chaos.command import chaos_command
+
+            return chaos_command(arguments, overrides)
         if arguments.command in REMOTE_COMMANDS:
             from cluster.commands_remote import run_remote_command
 

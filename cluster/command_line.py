@@ -25,6 +25,7 @@ REMOTE_COMMANDS = {
     "scale": "add or retire workers of a run that goes on: scale --run NAME --rollout 4 --teacher 2",
     "stop": "finish the step in progress of a run that goes on, save it, and end it with exit code 3",
     "status": "show workers, slots, throughput and what limits a run that goes on",
+    "chaos": "kill workers and nodes of a run that goes on, and report what was lost: nothing",
 }
 """Commands that talk to a run in another process; they take no settings."""
 
@@ -72,5 +73,12 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         )
         command.add_argument("--json", action="store_true", help="print JSON, one line")
         command.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
+    chaos = commands.choices["chaos"]
+    chaos.add_argument("--every", default="30s", help="time between kills: 30s, 2m (default 30s)")
+    chaos.add_argument("--duration", default="10m", help="kill for so long (default 10m)")
+    chaos.add_argument(
+        "--kill", default="rollout,teacher,learner", help="rollout, teacher, reference, learner, node"
+    )
+    chaos.add_argument("--seed", type=int, default=0, help="of what is killed (default 0)")
     commands.choices["status"].add_argument("--watch", action="store_true", help="again every 2 s until Ctrl-C")
     return parser

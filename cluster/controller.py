@@ -103,6 +103,7 @@ class Controller:
         state = "starting" if self._pipeline is None else "running"
         state = "stopping" if self._is_stopping else state
         status = {"run": self._config.run_name, "state": state, "pools": pools_status(self._pools)}
+        status["driver_node_id"] = ray.get_runtime_context().get_node_id()
         return status if self._pipeline is None else status | self._pipeline.status()
 
     def _scale(self, counts: Mapping[str, int]) -> list[str]:

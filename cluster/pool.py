@@ -109,6 +109,8 @@ class Pool:
         """Let these started workers be given work."""
         for worker in workers:
             self._enter(worker, WorkerState.HEALTHY)
+            if worker.num_lives > 1:
+                self._events.add("worker_readmitted", worker=worker.name, life=worker.num_lives)
 
     def make_stale(self, worker: Worker) -> None:
         """Give the worker no work until it has loaded the weights that count now."""
@@ -350,6 +352,12 @@ class Pool:
             group, worker.placement = worker.placement, None
             if all(other.placement is not group for other in self.workers):
                 remove_placement_group(group)
+
+
+def actor_on_node(cls: type, node_id: str) -> Any:
+    """Start an actor of a plain class on a node; it reserves nothing and ends with this process."""
+    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
+    return ray.remote(cls).options(num_cpus=0, max_restarts=0, scheduling_strategy=there).remote()
 
 
 def named_actor(cls: type, *, name: str, args: tuple[Any, ...]) -> Any:

@@ -20,6 +20,9 @@ def pools_status(pools: Mapping[str, Pool]) -> dict[str, Any]:
                     "name": worker.name,
                     "state": worker.state.value,
                     "node": worker.node or None,
+                    "node_id": worker.node_id or None,
+                    "pid": worker.pid or None,
+                    "restarts": max(0, worker.num_lives - 1),
                     "version": worker.version if role == "rollout" and worker.version >= 0 else None,
                     "slots": worker.num_slots,
                     "calls": worker.num_calls,
@@ -39,10 +42,13 @@ def progress_status(slots: Slots, rows: Sequence[Mapping[str, Any]]) -> dict[str
         "slots": {
             "version": slots.version,
             "max_steps": slots.max_steps,
+            "batch_size": slots.batch_size,
             "window": (1 + slots.batches_ahead) * slots.batch_size,
             "open": slots.num_open,
             "startable": len(slots.startable()),
         },
+        "frontier": asdict(slots.frontier()),
+        "staleness_bound": slots.max_staleness,
         "advice": None if advice is None else asdict(advice),
     }
     if rows:
