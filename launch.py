@@ -167,7 +167,8 @@ def build_pools(config: RunConfig, inputs: Any, events: Any) -> dict[str, Any]:
         settings = {"rank": index, "world_size": config.learner.num_workers, "stops": inputs.stops}
         golden = {"golden_token_ids": inputs.golden_token_ids, "vocab_size": inputs.num_head_rows}
         tokens = {"signal": scored, "special_token_ids": special_token_ids(config, inputs)}
-        return WorkerSpec(LearnerRank, (config,), settings | golden | tokens, is_async=False)
+        place = {"is_local": is_local(config.cluster)}
+        return WorkerSpec(LearnerRank, (config,), settings | golden | tokens | place, is_async=False)
 
     build: dict[str, Callable[[int], WorkerSpec]]
     build = {"rollout": rollout, "reference": reference, "learner": learner}

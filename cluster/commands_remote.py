@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 WATCH_EVERY_S = 2.0
 
-CONNECT_TIMEOUT_S = 5.0
-
 
 def run_remote_command(arguments: argparse.Namespace, options: Sequence[str]) -> int:
     """Carry out `scale`, `status` or `stop`; returns the exit code 0, ValueError for bad input."""
@@ -98,13 +96,11 @@ def reached(arguments: argparse.Namespace) -> Iterator[Any]:
     address = arguments.address or address_of(folder) or os.environ.get("RAY_ADDRESS") or "auto"
     with ExitStack() as stack:
         try:
-            _check_listens(address)
             ray = stack.enter_context(attached(address))
-        except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
+        except ConnectionError as error:
             raise ValueError(
                 f"--run: no run named {arguments.run} in {arguments.runs_path} is going on "
-                f"({_listed(arguments)}), and no Ray answers at {address}: {reason}"
+                f"({_listed(arguments)}), and {error}"
             ) from error
         try:
             actor = ray.get_actor(actor_name(arguments.run), namespace=NAMESPACE)
@@ -117,13 +113,6 @@ def reached(arguments: argparse.Namespace) -> Iterator[Any]:
                 f"{', '.join(runs) or 'none'})"
             ) from None
         yield actor
-
-
-def _check_listens(address: str) -> None:
-    """OSError if nothing listens at HOST:PORT: Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "://" not in address:
-        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
 
 
 def address_of(folder: RunFolder) -> str | None:

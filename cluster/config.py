@@ -226,6 +226,11 @@ class ClusterConfig(Section):
     """Logical CPUs of a local Ray; by default those of the machine."""
     object_store_gib: Annotated[float, Field(gt=0)] = 1.0
     """Object store of a local Ray."""
+    dashboard: bool = False
+    """Start the dashboard of a local Ray, at port 8265."""
+    dashboard_host: Annotated[str, Field(pattern=r"^[0-9A-Za-z.:_-]{1,253}$")] = "127.0.0.1"
+    """Address the dashboard of a local Ray listens at; other machines reach it at any but a loopback address, and
+    its pages, though not its jobs API, are shown without the token."""
     learner_strategy: Literal["pack", "strict_pack", "spread"] = "pack"
     """Nodes of the learner's ranks: few, one (or none start), or as many as there are."""
     teacher_strategy: Literal["pack", "spread"] = "pack"

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from cluster.config import LearnerConfig, RunConfig
+from cluster.meeting_point import open_store
 from learner.collate import PackedBatch
 from learner.log_probs import HeadLimits, PositionFacts, PositionValue
 from learner.ranks import Ranks
@@ -153,8 +154,11 @@ def _student_inputs(batch: PackedBatch) -> tuple[Tensor, ...]:
     return batch.input_ids_N, batch.position_ids_N, batch.source_positions_T, batch.target_ids_T
 
 
-def join_process_group(*, rank: int, world_size: int, timeout_s: float) -> Ranks:
-    """Connect the ranks; blocks until all are there. The device is the accelerator of this process."""
+def join_process_group(*, rank: int, world_size: int, timeout_s: float, address: str, port: int) -> Ranks:
+    """Connect the ranks, which meet where the first one listens; blocks until all are there.
+
+    The device is the accelerator of this process.
+    """
     accelerator: Any = get_accelerator()
     if accelerator.device_name() == "cpu":
         # Otherwise the start compiles a shared-memory all-reduce for a minute; gloo does the same work.
@@ -165,11 +169,10 @@ def join_process_group(*, rank: int, world_size: int, timeout_s: float) -> Ranks
         device = torch.device(accelerator.device_name(0))
     # DeepSpeed's ZeRO-3 calls it in every step.
     warnings.filterwarnings("ignore", message=r".*reduce_scatter_tensor` is deprecated", category=FutureWarning)
-    deepspeed.init_distributed(
-        dist_backend=accelerator.communication_backend_name(),
-        timeout=timedelta(seconds=timeout_s),
-        verbose=False,
-    )
+    backend, timeout = accelerator.communication_backend_name(), timedelta(seconds=timeout_s)
+    store = open_store(address, port, is_host=rank == 0, world_size=world_size, timeout_s=timeout_s)
+    torch.distributed.init_process_group(backend, timeout, world_size=world_size, rank=rank, store=store)
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     return Ranks(rank, world_size, device)
 
 
