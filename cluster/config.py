@@ -35,6 +35,8 @@ class StudentConfig(Section):
 
     model_path: str
     """Hugging Face folder (or hub name) of the student, with its tokenizer and chat template."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model (`auto_map`), on every node. Read it first: it can do anything."""
 
 
 class DataConfig(Section):
@@ -347,6 +349,12 @@ class RunConfig(Section):
     def workers_of_role(self) -> dict[str, int]:
         """Workers of every pool of engines at the start, by role; the learner's ranks are not among them."""
         return {"rollout": self.rollout.num_workers} | {r: each.num_workers for r, each in self.scorers.items()}
+
+    def trusts_code_of(self, role: str) -> bool:
+        """Whether the code that comes with a model may run: of `student` or of a role that scores."""
+        return {"student": self.student, "reference": self.reference, **self.teacher_of_role}[
+            role
+        ].trust_remote_code
 
     @property
     def num_batches_ahead(self) -> int:

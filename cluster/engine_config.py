@@ -3,9 +3,9 @@
 The base of every section is here too; `cluster/config.py` has the rest of the configuration.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
 NonNegative = Annotated[int, Field(ge=0)]
@@ -65,6 +65,15 @@ class EngineConfig(Section):
     extra: dict[str, Any] = {}
     """Further `EngineArgs` of vLLM by name, e.g. `{quantization: fp8}`."""
 
+    @model_validator(mode="after")
+    def _code_is_trusted_by_model(self) -> Self:
+        if "trust_remote_code" in self.extra:
+            raise ValueError(
+                "engine.extra.trust_remote_code is not taken; set trust_remote_code of the model, e.g. "
+                "student.trust_remote_code"
+            )
+        return self
+
 
 class ScorerConfig(Section):
     """A pool of engines that score the student's tokens with a frozen model."""
@@ -91,6 +100,8 @@ class TeacherConfig(ScorerConfig):
     must be named by exactly one teacher; without, all prompts are the one teacher's, and this stays unset."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Factor of the loss of this teacher's tokens: how much of the mixture it is."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model (`auto_map`), on every node. Read it first: it can do anything."""
 
 
 class ReferenceConfig(ScorerConfig):
@@ -99,3 +110,5 @@ class ReferenceConfig(ScorerConfig):
     model_path: str | None = None
     """Hugging Face folder (or hub name) of the reference: the initial student, or the base model of the teacher.
     It must share the student's tokenizer. Required where the objective compares with one, unused elsewhere."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model (`auto_map`), on every node. Read it first: it can do anything."""

@@ -171,7 +171,7 @@ def join_process_group(*, rank: int, world_size: int, timeout_s: float, address:
     warnings.filterwarnings("ignore", message=r".*reduce_scatter_tensor` is deprecated", category=FutureWarning)
     backend, timeout = accelerator.communication_backend_name(), timedelta(seconds=timeout_s)
     store = open_store(address, port, is_host=rank == 0, world_size=world_size, timeout_s=timeout_s)
-    torch.distributed.init_process_group(backend, timeout, world_size=world_size, rank=rank, store=store)
+    torch.distributed.init_process_group(backend, timeout=timeout, world_size=world_size, rank=rank, store=store)
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     return Ranks(rank, world_size, device)
 
@@ -223,11 +223,13 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def load_student(config: RunConfig, settings: dict[str, Any], *, vocab_size: int) -> StudentModel:
     """Return the student in the learner's dtype; with ZeRO-3 no rank ever holds all of it."""
-    learner, path = config.learner, config.student.model_path
+    learner, path, trusts = config.learner, config.student.model_path, config.student.trust_remote_code
     with _partitioned_loading(settings) if learner.zero_stage == 3 else nullcontext():
         causal_lm = AutoModelForCausalLM.from_pretrained(
             path,
-            config=without_dropout(AutoConfig.from_pretrained(path)),
+            config=without_dropout(AutoConfig.from_pretrained(path, trust_remote_code=trusts)),
+            trust_remote_code=trusts,
+            use_safetensors=True,
             dtype=learner.dtype,
             attn_implementation=learner.attention,
         )

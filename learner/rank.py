@@ -153,6 +153,7 @@ class LearnerRank:
                 dtype=self.signal.dtype,
                 max_rows=self.vocab_size,
                 device=self.ranks.device,
+                trust_remote_code=self.config.teacher.trust_remote_code,
             )
         logger.info("learner rank %d of %d is ready on %s", self.rank, self.world_size, self.ranks.device)
 
@@ -284,6 +285,7 @@ class LearnerRank:
             gathered=self.backend.gathered,
             is_first_rank=self.ranks.is_first,
             model_path=self.config.student.model_path,
+            trust_remote_code=self.config.student.trust_remote_code,
         )
         self.ranks.barrier()
 

@@ -45,7 +45,7 @@ class Listener:
 def listeners() -> set[Listener]:
     """All listening TCP sockets of the namespace, IPv4 and IPv6, with the names of their processes."""
     found = [each for each in psutil.net_connections("inet") if each.status == psutil.CONN_LISTEN]
-    return {Listener(*each.laddr[:2], process=_name(each.pid)) for each in found}
+    return {Listener(str(each.laddr[0]), int(each.laddr[1]), _name(each.pid)) for each in found if each.laddr}
 
 
 def _name(pid: int | None) -> str:
