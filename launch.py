@@ -29,7 +29,7 @@ from typing import Any
 from rich.console import Console
 
 import rewards
-from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED, REMOTE_COMMANDS, build_parser
+from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED, REMOTE_COMMANDS, build_parser, one_line
 from cluster.comparison import CompareConfig, PlannedRun, describe, plan_runs
 from cluster.config import RunConfig
 from cluster.connection import is_local
@@ -45,28 +45,33 @@ logger = logging.getLogger("launch")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run one command, and return its exit code."""
+    try:
+        return run_command(argv)
+    except (OSError, ValueError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def run_command(argv: Sequence[str] | None) -> int:
+    """The exit code of a command that could start; ValueError, or OSError of a file, for bad input."""
     arguments, overrides = build_parser(__doc__).parse_known_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     for name in ("launch", "cluster", "actors"):
         logging.getLogger(name).setLevel(arguments.log_level.upper())
-    try:
-        if arguments.command in REMOTE_COMMANDS:
-            from cluster.commands_remote import run_remote_command
+    if arguments.command in REMOTE_COMMANDS:
+        from cluster.commands_remote import run_remote_command
 
-            return run_remote_command(arguments, overrides)
-        if arguments.command == "compare":
-            return compare_command(load_settings(CompareConfig, arguments.config, overrides), arguments)
-        if arguments.command == "plan":
-            from cluster.simulation.command import plan_command
+        return run_remote_command(arguments, overrides)
+    if arguments.command == "compare":
+        return compare_command(load_settings(CompareConfig, arguments.config, overrides), arguments)
+    if arguments.command == "plan":
+        from cluster.simulation.command import plan_command
 
-            return plan_command(arguments, overrides, lambda *given: check_objective(load_config(*given)))
-        config = check_objective(load_config(arguments.config, overrides))
-        if arguments.command == "eval":
-            return evaluate_command(config, arguments)
-        return train_command(config, arguments)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return plan_command(arguments, overrides, lambda *given: check_objective(load_config(*given)))
+    config = check_objective(load_config(arguments.config, overrides))
+    if arguments.command == "eval":
+        return evaluate_command(config, arguments)
+    return train_command(config, arguments)
 
 
 # -- train ------------------------------------------------------------------------------------------------

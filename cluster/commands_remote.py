@@ -22,6 +22,7 @@ from cluster.command_line import FINISHED
 from cluster.connection import NAMESPACE, attached
 from cluster.mailbox import ANSWER_TIMEOUT_S, PREFIX, actor_name
 from cluster.run_folder import RunFolder
+from cluster.run_name import checked_run_name
 from cluster.status_text import as_text
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ WATCH_EVERY_S = 2.0
 
 def run_remote_command(arguments: argparse.Namespace, options: Sequence[str]) -> int:
     """Carry out `scale`, `status` or `stop`; returns the exit code 0, ValueError for bad input."""
+    checked_run_name(arguments.run, "--run")
     if arguments.command == "scale":
         request: dict[str, Any] = {"kind": "scale", "counts": read_counts(options)}
     elif options:

@@ -7,13 +7,15 @@ overrides lives in `cluster/settings.py`. Objective parameters are checked by `r
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from cluster.balance_config import BalanceConfig, limits_of
 from cluster.engine_config import (
+    Count,
     Dtype,
     EngineConfig,
     Fraction,
+    Gib,
     NonNegative,
     Positive,
     Rate,
@@ -24,10 +26,11 @@ from cluster.engine_config import (
     Section,
     TeacherConfig,
 )
+from cluster.run_name import checked_run_name
 from cluster.token_config import MasksConfig, NamedSection, SurrogateConfig, TokenWeightsConfig
 from cluster.weights_config import WeightsConfig
 
-TeacherName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+TeacherName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=50)]
 
 
 class StudentConfig(Section):
@@ -53,7 +56,7 @@ class DataConfig(Section):
 class RolloutConfig(Section):
     """The pool of student engines, and how responses are sampled."""
 
-    num_workers: Positive = 1
+    num_workers: Count = 1
     """Rollout workers (student engines)."""
     max_response_tokens: Positive = 1024
     """A response is cut after this many tokens and counted as truncated."""
@@ -76,7 +79,7 @@ class RolloutConfig(Section):
 class LearnerConfig(Section):
     """The DeepSpeed learner: data-parallel ranks, one Ray actor each."""
 
-    num_workers: Positive = 1
+    num_workers: Count = 1
     """Ranks; the batch is split over them by tokens."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """ZeRO stage: 0 replicates, 1 shards the optimizer, 2 also gradients, 3 also parameters."""
@@ -102,7 +105,7 @@ class LearnerConfig(Section):
     """Token budget of one forward and backward; sequences are packed into it without padding."""
     head_chunk_tokens: Positive = 256
     """Positions per chunk of the log-prob head: peak memory is chunk x vocabulary, not batch x vocabulary."""
-    head_kept_gib: Rate = 0.0
+    head_kept_gib: Annotated[float, Field(ge=0, le=2**20)] = 0.0
     """Keep up to so much of the log-prob head's softmax, in GiB, from forward to backward: saves one of the head's
     four products (tokens x vocabulary x 2 bytes in bfloat16 hold all of a micro-batch)."""
     activation_checkpointing: bool = False
@@ -226,7 +229,7 @@ class ClusterConfig(Section):
     """Address of a Ray cluster (`auto`, `HOST:6379`, `ray://...`); by default RAY_ADDRESS or a local Ray."""
     num_cpus: Positive | None = None
     """Logical CPUs of a local Ray; by default those of the machine."""
-    object_store_gib: Annotated[float, Field(gt=0)] = 1.0
+    object_store_gib: Gib = 1.0
     """Object store of a local Ray."""
     dashboard: bool = False
     """Start the dashboard of a local Ray, at port 8265."""
@@ -258,11 +261,11 @@ class ClusterConfig(Section):
 class RunConfig(Section):
     """A whole run. Every key can be set in YAML or on the command line (`--rollout.num_workers 2`)."""
 
-    run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
-    """Name of the run and of its folder."""
+    run_name: Annotated[str, AfterValidator(checked_run_name)] = "run"
+    """Name of the run and of its folder: letters, digits, '.', '_' and '-', at most 100."""
     runs_path: str = "runs"
     """Folder that holds run folders; it must be reachable from every node."""
-    seed: NonNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of every random choice: prompt order, sampling, initialisation."""
     max_steps: Positive = 100
     """Optimizer steps."""

@@ -7,9 +7,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+NonNegative = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Count = Annotated[int, Field(ge=1, le=10_000)]
+"""Of workers."""
+Seconds = Annotated[float, Field(gt=0, le=1e8)]
+Gib = Annotated[float, Field(gt=0, le=2**20)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Dtype = Literal["float32", "bfloat16"]
@@ -19,21 +22,25 @@ class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused, docstrings under fields are their help."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
     )
 
 
 class ResourcesConfig(Section):
     """What Ray reserves for one worker, in a placement group."""
 
-    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    num_cpus: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """CPUs reserved per worker; may be fractional."""
-    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    num_gpus: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """GPUs reserved per worker (per device of an engine that has several); a fraction shares one device, and
     `engine.gpu_memory_fraction` of all that share it must then add up to less than 1."""
-    memory_gib: Annotated[float, Field(ge=0)] = 0.0
+    memory_gib: Annotated[float, Field(ge=0, le=2**20)] = 0.0
     """Memory of the node reserved per worker, in GiB (Ray's `memory`); 0 reserves none."""
-    custom: dict[str, Annotated[float, Field(gt=0)]] = {}
+    custom: dict[str, Annotated[float, Field(gt=0, le=1e9)]] = {}
     """Custom Ray resources per worker, e.g. `{teacher: 1}` to bind a pool to a group of nodes; of an engine with
     several pipeline stages, per stage."""
 
@@ -49,7 +56,7 @@ class EngineConfig(Section):
     """Sequences decoded together."""
     max_num_batched_tokens: Positive = 8192
     """Tokens of one engine step; bounds the memory of prompt log-probs (a whole step's logits)."""
-    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    kv_cache_gib: Gib | None = None
     """Size of the key-value cache in GiB; by default 1 on CPUs, and what `gpu_memory_fraction` leaves on GPUs."""
     gpu_memory_fraction: Fraction = 0.85
     """Share of the device's memory the engine may use."""
@@ -78,7 +85,7 @@ class EngineConfig(Section):
 class ScorerConfig(Section):
     """A pool of engines that score the student's tokens with a frozen model."""
 
-    num_workers: Positive = 1
+    num_workers: Count = 1
     """Workers (engines)."""
     max_batch_tokens: Positive = 16384
     """Token budget of one scoring call (prompt and response tokens)."""
