@@ -170,8 +170,11 @@ def join_process_group(*, rank: int, world_size: int, timeout_s: float, address:
     # DeepSpeed's ZeRO-3 calls it in every step.
     warnings.filterwarnings("ignore", message=r".*reduce_scatter_tensor` is deprecated", category=FutureWarning)
     backend, timeout = accelerator.communication_backend_name(), timedelta(seconds=timeout_s)
-    store = open_store(address, port, is_host=rank == 0, world_size=world_size, timeout_s=timeout_s)
-    torch.distributed.init_process_group(backend, timeout=timeout, world_size=world_size, rank=rank, store=store)
+    if not torch.distributed.is_initialized():
+        store = open_store(address, port, is_host=rank == 0, world_size=world_size, timeout_s=timeout_s)
+        torch.distributed.init_process_group(
+            backend, timeout=timeout, world_size=world_size, rank=rank, store=store
+        )
     deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     return Ranks(rank, world_size, device)
 

@@ -50,7 +50,7 @@ def listeners() -> set[Listener]:
 
 def _name(pid: int | None) -> str:
     try:
-        return "unknown" if pid is None else " ".join(psutil.Process(pid).cmdline()).strip()[-120:]
+        return "unknown" if pid is None else psutil.Process(pid).name()
     except psutil.NoSuchProcess:
         return "ended"
 
