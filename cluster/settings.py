@@ -9,7 +9,7 @@ the nearest valid value or key.
 import difflib
 import os
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -44,7 +44,7 @@ def load_settings(model: type[Model], path: str | None, overrides: Sequence[str]
     own_names = frozenset(key.rpartition(".")[2] for key in _dotted_keys(model))
     try:
         given = _read_overrides(overrides, frozenset(_text_keys(model)), own_names)
-        merged = OmegaConf.merge(_read_yaml(path), *given)
+        merged = _merged(_read_yaml(path), given)
         refuse_secrets(_container(merged, resolve=False), own_names)
         values = _container(merged, resolve=True)
     except OmegaConfBaseException as error:
@@ -136,6 +136,15 @@ def _parsed(option: str, key: str, value: str) -> Any:
     except (YAMLError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise ValueError(f"{option}: {_shown(value)} is not valid YAML: {reason}") from error
+
+
+def _merged(config: Any, overrides: Iterable[Any]) -> Any:
+    for override in overrides:
+        try:
+            config = OmegaConf.merge(config, override)
+        except TypeError as error:  # a list where a mapping is given, or the other way round
+            raise ValueError(f"{next(iter(override))}: --config and an option cannot be merged: {error}") from error
+    return config
 
 
 def _container(config: Any, *, resolve: bool) -> dict[Any, Any]:
