@@ -143,7 +143,9 @@ def _merged(config: Any, overrides: Iterable[Any]) -> Any:
         try:
             config = OmegaConf.merge(config, override)
         except TypeError as error:  # a list where a mapping is given, or the other way round
-            raise ValueError(f"{next(iter(override))}: --config and an option cannot be merged: {error}") from error
+            raise ValueError(
+                f"{next(iter(override))}: --config and an option cannot be merged: {error}"
+            ) from error
     return config
 
 

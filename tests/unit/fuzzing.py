@@ -82,8 +82,12 @@ numbers = st.one_of(
 )
 texts = st.one_of(
     st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
-    st.sampled_from(["", "null", "none", "auto", "../x", "/dev/null", "/", ".", "a/b", "~", "x" * 5000, "\x00", "\n"]),
-    st.sampled_from(["${x}", "${seed}", "${oc.env:HOME}", "${", "$", "{}", "[", "nan", "1e999", "0x10", "2024-13-45"]),
+    st.sampled_from(
+        ["", "null", "none", "auto", "../x", "/dev/null", "/", ".", "a/b", "~", "x" * 5000, "\x00", "\n"]
+    ),
+    st.sampled_from(
+        ["${x}", "${seed}", "${oc.env:HOME}", "${", "$", "{}", "[", "nan", "1e999", "0x10", "2024-13-45"]
+    ),
 )
 values: st.SearchStrategy[Any] = st.recursive(
     st.one_of(st.none(), st.booleans(), numbers, texts),

@@ -134,14 +134,21 @@ def test_any_options_work_or_are_refused(folder: Path, changes: list[tuple[str, 
 
 
 WORDS = st.one_of(
-    st.sampled_from(["--config", "--dry-run", "--json", "--watch", "--resume", "--resume=auto", "--run", "--model"]),
-    st.sampled_from(["--results-only", "--log-level", "--log-level=debug", "--", "-", "-x", "--rollout=2", "--teacher"]),
+    st.sampled_from(
+        ["--config", "--dry-run", "--json", "--watch", "--resume", "--resume=auto", "--run", "--model"]
+    ),
+    st.sampled_from(
+        ["--results-only", "--log-level", "--log-level=debug", "--", "-", "-x", "--rollout=2", "--teacher"]
+    ),
     st.sampled_from(["--runs-path", "/dev/null", ".", "--seed", "-1", "configs/demo.yaml", "configs", "--help"]),
     texts,
 )
 
 
-@given(command=st.sampled_from(["train", "eval", "compare", "plan", "", "trian", "-x"]), line=st.lists(WORDS, max_size=5))
+@given(
+    command=st.sampled_from(["train", "eval", "compare", "plan", "", "trian", "-x"]),
+    line=st.lists(WORDS, max_size=5),
+)
 @examples(150)
 def test_any_command_line_works_or_is_refused(folder: Path, command: str, line: list[str]) -> None:
     # A command without a valid configuration never gets as far as to start anything.
