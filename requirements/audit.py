@@ -107,7 +107,7 @@ def report(results: Sequence[dict[str, object]], service: str) -> int:
             print(f"{each['name']}=={each['version']}: {advisory['id']}, fixed in {advisory['fix_versions']}")
     if skipped:
         print(
-            f"not audited: {service} knows nothing of {len(skipped)} of {len(results)} packages, or is out of reach"
+            f"not audited: {service} knows nothing of {len(skipped)} of {len(results)} packages, or was not there"
         )
         print("first reason:", skipped[0]["skip_reason"])
     if vulnerable:

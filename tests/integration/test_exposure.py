@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def test_the_dashboard_is_on_loopback_too_and_elsewhere_only_if_asked(home: Path
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("transport", ["object_store", "gloo"])
 def test_a_whole_training_listens_on_loopback_only(home: Path, tmp_path: Path, transport: str) -> None:
     script = ROOT / "examples" / "arithmetic" / "problems.py"
@@ -92,9 +94,11 @@ def test_a_whole_training_listens_on_loopback_only(home: Path, tmp_path: Path, t
     }
     command = [sys.executable, "launch.py", "train", "--config=configs/demo.yaml"]
     command += [f"--{key}={value}" for key, value in settings.items()]
+    secrets = {"HF_TOKEN": "hf_" + "q" * 34, "WANDB_API_KEY": "w" * 40}
     found: set[Listener] = set()
     with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT)
+        environment = os.environ | secrets
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     def has_trained() -> bool:
         found.update(listeners())
@@ -102,9 +106,9 @@ def test_a_whole_training_listens_on_loopback_only(home: Path, tmp_path: Path, t
         return metrics.is_file() and len(read_rows(metrics)) >= 3
 
     try:
-        until(has_trained, "three steps", process)
+        until(has_trained, "three steps", process, timeout_s=800)
         process.send_signal(signal.SIGINT)
-        assert process.wait(120) == DRAINED, (tmp_path / "log").read_text()
+        assert process.wait(240) == DRAINED, (tmp_path / "log").read_text()
     finally:
         process.kill()
     processes = {each.process for each in found}
@@ -112,6 +116,18 @@ def test_a_whole_training_listens_on_loopback_only(home: Path, tmp_path: Path, t
     assert [name for name in processes if "Learner" in name], processes
     assert [name for name in processes if "Rollout" in name], processes
     assert {each for each in found if not each.is_loopback} == set()
+    secrets["the token"] = (home / ".ray" / "auth_token").read_text()
+    assert secrets_in([tmp_path / "seen", tmp_path / "log", Path("/tmp/ray")], secrets) == []
+
+
+def secrets_in(places: Sequence[Path], secrets: Mapping[str, str]) -> list[str]:
+    """Files in these places that hold one of the secrets."""
+    files = [file for place in places for file in (place, *place.rglob("*")) if file.is_file()]
+    assert len(files) > 20, files
+    contents = ((file, file.read_bytes()) for file in files)
+    return [
+        f"{file}: {name}" for file, text in contents for name, value in secrets.items() if value.encode() in text
+    ]
 
 
 def test_a_cluster_answers_nobody_without_its_token(
