@@ -81,7 +81,9 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
         _check_answered(evaluation_prompts, field)
     return Inputs(
         tokenizer=tokenizer,
-        stops=_stop_tokens(config, stop_ids(config.student.model_path, tokenizer, **trusts), frozen),
+        stops=_stop_tokens(
+            config, stop_ids(config.student.model_path, tokenizer, field="student.model_path", **trusts), frozen
+        ),
         num_head_rows=num_head_rows,
         num_shared_rows=min(num_head_rows, *(frozen[role].num_head_rows for role in config.teacher_of_role)),
         prompts=prompts,
@@ -104,7 +106,9 @@ def _read_frozen(
     check_same_vocabulary(student_tokenizer, tokenizer, field=field, who=role.replace("-", " ", 1))
     context, num_head_rows = model_limits(path, field, **trusts)
     max_model_len = config.scorers[role].engine.max_model_len
-    return FrozenModel(stop_ids(path, tokenizer, **trusts), min(max_model_len or context, context), num_head_rows)
+    return FrozenModel(
+        stop_ids(path, tokenizer, field=field, **trusts), min(max_model_len or context, context), num_head_rows
+    )
 
 
 def _stop_tokens(config: RunConfig, student_ids: tuple[int, ...], frozen: dict[str, FrozenModel]) -> StopTokens:

@@ -1,12 +1,16 @@
 """Tokenizers of student and teacher: loading, the check that they are the same, and their stop tokens."""
 
+import operator
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 """`organisation/model`, where no local folder is called like the organisation."""
@@ -90,13 +94,17 @@ def head_width(path: str, field: str, *, trust_remote_code: bool = False) -> int
     return int(text.hidden_size)
 
 
-def stop_ids(path: str, tokenizer: PreTrainedTokenizerBase, *, trust_remote_code: bool = False) -> tuple[int, ...]:
-    """Stop ids of a model, from generation config, model config and its tokenizer, in that order."""
+def stop_ids(
+    path: str, tokenizer: PreTrainedTokenizerBase, *, field: str = "model_path", trust_remote_code: bool = False
+) -> tuple[int, ...]:
+    """Stop ids of a model, from generation config, model config and its tokenizer, in that order; ValueError
+    naming `field` if one of them is broken, or none says any."""
     ids: list[int] = []
-    config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
-    for source in (_generation_config(path), config, tokenizer):
-        value = getattr(source, "eos_token_id", None)
-        ids += [] if value is None else ([value] if isinstance(value, int) else list(value))
+    with _explained(path, field, "no stop tokens can be read from"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        for source in (_generation_config(path), config, tokenizer):
+            value = getattr(source, "eos_token_id", None)
+            ids += [] if value is None else [operator.index(each) for each in np.atleast_1d(value).tolist()]
     if not ids:
         raise ValueError(f"{path}: neither generation config, model config nor tokenizer names a stop token")
     return tuple(dict.fromkeys(ids))
@@ -107,7 +115,10 @@ def _explained(path: str, field: str, what: str) -> Iterator[None]:
     """Turn what transformers says of a broken model into one line that names the field.
 
     It has no error of its own for that: files that are no JSON, or hold other things than it expects, give any.
+    Meanwhile it logs errors alone, so that the line stays the only one.
     """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
         yield
     except Exception as error:
@@ -119,10 +130,11 @@ def _explained(path: str, field: str, what: str) -> Iterator[None]:
             ) from error
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise ValueError(f"{field}: {what} {path}: {reason}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
 
 
 def _generation_config(path: str) -> GenerationConfig | None:
-    try:
-        return GenerationConfig.from_pretrained(path)
-    except OSError:  # many models have none
-        return None
+    """The model's generation settings; None without any, as of many models. A broken file is an error."""
+    found = cached_file(path, "generation_config.json", _raise_exceptions_for_missing_entries=False)
+    return None if found is None else GenerationConfig.from_pretrained(path)
