@@ -122,7 +122,7 @@ def address_of(folder: RunFolder) -> str | None:
 
     ValueError if the folder tells that the run's process has ended without a word.
     """
-    cluster = folder.read_cluster()
+    cluster = _cluster_of(folder)
     if cluster is None:
         return None
     if cluster["host"] == socket.gethostname() and not psutil.pid_exists(cluster["pid"]):
@@ -133,11 +133,23 @@ def address_of(folder: RunFolder) -> str | None:
     return cluster["address"]
 
 
+def _cluster_of(folder: RunFolder) -> dict[str, Any] | None:
+    """What `cluster.json` of a run says; None if it is not there. ValueError naming it if it is broken."""
+    try:
+        cluster = folder.read_cluster()
+        match cluster:
+            case None | {"host": str(), "pid": int(), "address": str()}:
+                return cluster
+    except (OSError, RecursionError, ValueError) as error:
+        raise ValueError(f"--run: {folder.cluster} cannot be read: {error}") from error
+    raise ValueError(f"--run: {folder.cluster} does not say address, host and pid of a run")
+
+
 def _listed(arguments: argparse.Namespace) -> str:
     """The runs of the folder that go on, for an error."""
     path = Path(arguments.runs_path)
     folders = [RunFolder(each.parent) for each in sorted(path.glob("*/cluster.json"))]
-    runs = [f.path.name for f in folders if (c := f.read_cluster()) and psutil.pid_exists(c["pid"])]
+    runs = [f.path.name for f in folders if (c := _cluster_of(f)) and psutil.pid_exists(c["pid"])]
     return f"running: {', '.join(runs) or 'none'}"
 
 

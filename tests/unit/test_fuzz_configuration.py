@@ -108,7 +108,7 @@ def test_random_punctuation_is_a_configuration_or_refused(folder: Path, text: st
 
 
 @given(changes=st.lists(st.tuples(near(KEYS), values), min_size=1, max_size=3))
-@examples(150)
+@examples(80)
 def test_a_configuration_with_any_values_at_any_keys_works_or_is_refused(
     folder: Path, changes: list[tuple[str, Any]]
 ) -> None:
@@ -127,7 +127,7 @@ def test_a_configuration_with_any_values_at_any_keys_works_or_is_refused(
 @example(changes=[("learner.betas", "[" * 5000)], joined=True)
 @example(changes=[("learner.betas", "\ud800")], joined=True)
 @example(changes=[("run_name", "\udcff")], joined=True)
-@examples(150)
+@examples(80)
 def test_any_options_work_or_are_refused(folder: Path, changes: list[tuple[str, str]], joined: bool) -> None:
     options = [[f"--{key}={text}"] if joined else [f"--{key}", text] for key, text in changes]
     check(arguments_of(folder, *(word for option in options for word in option)), folder)
@@ -175,6 +175,6 @@ def test_any_comparison_works_or_is_refused(folder: Path, key: str, value: Any) 
 
 @given(key=near(list(_dotted_keys(PlanConfig))), value=values)
 @example(key="from_run", value="/dev")
-@examples(40)
+@examples(30)
 def test_any_plan_works_or_is_refused(folder: Path, key: str, value: Any) -> None:
     check(["plan", "--config", file_of(folder, with_value(PLAN, key, value)), "--json"], folder)

@@ -104,12 +104,12 @@ rows = st.fixed_dictionaries(
 
 @given(given_rows=st.lists(rows, max_size=4))
 @example(given_rows=[{"problem": "1", "source": "\ud800"}])
-@examples(60)
+@examples(40)
 def test_any_rows_work_or_are_refused(folder: Path, given_rows: list[dict[str, Any]]) -> None:
     check(reading(folder, b"".join(json.dumps(row).encode() + b"\n" for row in given_rows)), folder)
 
 
 @given(place=st.integers(0, len(GOOD) - 1), byte=st.integers(0, 255))
-@examples(60)
+@examples(40)
 def test_a_changed_byte_works_or_is_refused(folder: Path, place: int, byte: int) -> None:
     check(reading(folder, GOOD[:place] + bytes([byte]) + GOOD[place + 1 :]), folder)

@@ -33,8 +33,7 @@ def test_the_files_that_are_broken_here_are_there(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize(("role", "name"), [*(("teacher", name) for name in FILES), ("student", FILES[1])])
 def test_a_model_with_a_broken_file_is_refused_by_name(folder: Path, role: str, name: str, content: bytes) -> None:
     file = folder / "model" / name
     before = file.read_bytes()
@@ -50,7 +49,7 @@ def test_a_model_with_a_broken_file_is_refused_by_name(folder: Path, role: str, 
 
 
 @given(key=st.sampled_from(sorted(CONFIG)), value=values)
-@examples(40)
+@examples(20)
 def test_a_model_with_any_value_in_its_configuration_works_or_is_refused(
     folder: Path, key: str, value: Any
 ) -> None:
