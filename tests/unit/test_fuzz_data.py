@@ -35,7 +35,7 @@ REFUSED = {
     "a surrogate as an id": GOOD + b'{"problem": "1", "id": "\\udfff"}\n',
     "a surrogate as an answer": GOOD + b'{"problem": "1", "answer": "\\udfff"}\n',
     "NUL characters": GOOD + b'{"problem": "1", "id": "a\\u0000"}\n',
-    "a very long line": GOOD + b'{"problem": "' + b"1+" * 1_000_000 + b'1"}\n',
+    "a very long line": GOOD + b'{"problem": "' + b"1+" * 2_100_000 + b'1"}\n',
     "a very long id": GOOD + b'{"problem": "1", "id": "' + b"x" * 100_000 + b'"}\n',
     "half a row": GOOD + b'{"problem": "1+',
 }
