@@ -1,5 +1,5 @@
 # `make help` lists the targets. Variables, given as in `make test ARGS="-x -k slots"`:
-#   ARGS             more arguments for pytest (test targets) or for `launch.py train` (demo)
+#   ARGS             more arguments for pytest (test targets), `launch.py train` (demo) or the audit
 #   PYTHON           the interpreter that makes .venv: Python 3.11 to 3.13             [python3]
 #   EXTRA            the engines in .venv: cpu or gpu                 [what .venv holds, else cpu]
 #   TORCH_INDEX_URL  a second package index, for where pip's own has no CPU build of torch;
@@ -19,7 +19,7 @@ SHELL := bash
 .ONESHELL:
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help install install-gpu lock demo test test-unit test-slow lint format types clean
+.PHONY: help install install-gpu lock audit demo test test-unit test-slow lint format types clean
 
 help:  ## list the targets
 	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -62,6 +62,9 @@ install-gpu:  ## the same with the engines for NVIDIA GPUs
 
 lock: install  ## resolve pyproject.toml anew into requirements/*.txt
 	$(BIN)/python requirements/lock.py
+
+audit:  ## look the pinned packages up in a database of known vulnerabilities; ARGS=--offline checks the pins alone
+	$(PYTHON) requirements/audit.py $(ARGS)
 
 demo: install  ## distil a tiny student in minutes: data, models, training, a table of results
 	$(BIN)/python examples/arithmetic/problems.py --out examples/arithmetic/data

@@ -30,7 +30,7 @@ from typing import Any
 from rich.console import Console
 
 import rewards
-from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED, REMOTE_COMMANDS, build_parser
+from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED, REMOTE_COMMANDS, build_parser, one_line
 from cluster.comparison import CompareConfig, PlannedRun, describe, plan_runs
 from cluster.config import RunConfig
 from cluster.connection import is_local
@@ -46,32 +46,37 @@ logger = logging.getLogger("launch")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run one command, and return its exit code."""
+    try:
+        return run_command(argv)
+    except (OSError, ValueError) as error:
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return BAD_INPUT
+
+
+def run_command(argv: Sequence[str] | None) -> int:
+    """The exit code of a command that could start; ValueError, or OSError of a file, for bad input."""
     arguments, overrides = build_parser(__doc__).parse_known_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     for name in ("launch", "cluster", "actors"):
         logging.getLogger(name).setLevel(arguments.log_level.upper())
-    try:
-        if arguments.command == "chaos":
-            from cluster.chaos.command import chaos_command
+    if arguments.command == "chaos":
+        from cluster.chaos.command import chaos_command
 
-            return chaos_command(arguments, overrides)
-        if arguments.command in REMOTE_COMMANDS:
-            from cluster.commands_remote import run_remote_command
+        return chaos_command(arguments, overrides)
+    if arguments.command in REMOTE_COMMANDS:
+        from cluster.commands_remote import run_remote_command
 
-            return run_remote_command(arguments, overrides)
-        if arguments.command == "compare":
-            return compare_command(load_settings(CompareConfig, arguments.config, overrides), arguments)
-        if arguments.command == "plan":
-            from cluster.simulation.command import plan_command
+        return run_remote_command(arguments, overrides)
+    if arguments.command == "compare":
+        return compare_command(load_settings(CompareConfig, arguments.config, overrides), arguments)
+    if arguments.command == "plan":
+        from cluster.simulation.command import plan_command
 
-            return plan_command(arguments, overrides, lambda *given: check_objective(load_config(*given)))
-        config = check_objective(load_config(arguments.config, overrides))
-        if arguments.command == "eval":
-            return evaluate_command(config, arguments)
-        return train_command(config, arguments)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return plan_command(arguments, overrides, lambda *given: check_objective(load_config(*given)))
+    config = check_objective(load_config(arguments.config, overrides))
+    if arguments.command == "eval":
+        return evaluate_command(config, arguments)
+    return train_command(config, arguments)
 
 
 # -- train ------------------------------------------------------------------------------------------------
@@ -142,8 +147,10 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
         await asyncio.gather(*(pool.close(gracefully=has_started) for pool in pools.values()))
 
 
-def build_pools(config: RunConfig, inputs: Any, events: Any) -> dict[str, Any]:
-    """The pools of a run by role; nothing is placed yet."""
+def build_pools(
+    config: RunConfig, inputs: Any, events: Any, *, roles: Sequence[str] | None = None
+) -> dict[str, Any]:
+    """The pools of a run by role, by default all; nothing is placed yet."""
     from actors.inputs import scorer_settings, student_settings
     from actors.reference_worker import ReferenceWorker
     from actors.rollout_worker import RolloutWorker
@@ -172,7 +179,8 @@ def build_pools(config: RunConfig, inputs: Any, events: Any) -> dict[str, Any]:
         settings = {"rank": index, "world_size": config.learner.num_workers, "stops": inputs.stops}
         golden = {"golden_token_ids": inputs.golden_token_ids, "vocab_size": inputs.num_head_rows}
         tokens = {"signal": scored, "special_token_ids": special_token_ids(config, inputs)}
-        return WorkerSpec(LearnerRank, (config,), settings | golden | tokens, is_async=False)
+        place = {"is_local": is_local(config.cluster)}
+        return WorkerSpec(LearnerRank, (config,), settings | golden | tokens | place, is_async=False)
 
     build: dict[str, Callable[[int], WorkerSpec]]
     build = {"rollout": rollout, "reference": reference, "learner": learner}
@@ -181,6 +189,7 @@ def build_pools(config: RunConfig, inputs: Any, events: Any) -> dict[str, Any]:
     return {
         d.role: Pool(d, build[d.role], known_answer=known_answer(config, inputs, d.role), **given)
         for d in plan(config)
+        if d.role in (roles or build)
     }
 
 
@@ -281,7 +290,7 @@ async def evaluate(config: RunConfig, inputs: Any) -> int:
     """Start rollout workers on the model as it is, evaluate, print one JSON row."""
     from cluster.events import Events
 
-    pool = build_pools(config, inputs, Events())["rollout"]
+    pool = build_pools(config, inputs, Events(), roles=["rollout"])["rollout"]
     evaluation = build_evaluation(config, inputs)
     assert evaluation is not None, "evaluate_command checked evaluation.data_path"
     try:

@@ -28,6 +28,8 @@ class EngineSettings:
     config: EngineConfig
     signal: TeacherSignal = SAMPLED
     """What `score` returns. An engine with the signal `full` has no output head: it cannot generate."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the model may run."""
 
 
 @dataclass(frozen=True)

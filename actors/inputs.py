@@ -57,9 +57,10 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
     check_model_folder(config.student.model_path, "student.model_path")
     for role, path in _frozen_paths(config).items():
         check_model_folder(path, f"{field_of(role)}.model_path")
-    tokenizer = load_tokenizer(config.student.model_path, "student.model_path")
+    trusts = {"trust_remote_code": config.student.trust_remote_code}
+    tokenizer = load_tokenizer(config.student.model_path, "student.model_path", **trusts)
     frozen = {role: _read_frozen(config, role, path, tokenizer) for role, path in _frozen_paths(config).items()}
-    context, num_head_rows = model_limits(config.student.model_path, "student.model_path")
+    context, num_head_rows = model_limits(config.student.model_path, "student.model_path", **trusts)
     context = min(config.rollout.engine.max_model_len or context, context)
     # A scored sequence needs one position more: the engine generates a token after it.
     context = min(context, *(model.context - 1 for model in frozen.values()))
@@ -80,7 +81,9 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
         _check_answered(evaluation_prompts, field)
     return Inputs(
         tokenizer=tokenizer,
-        stops=_stop_tokens(config, stop_ids(config.student.model_path, tokenizer), frozen),
+        stops=_stop_tokens(
+            config, stop_ids(config.student.model_path, tokenizer, field="student.model_path", **trusts), frozen
+        ),
         num_head_rows=num_head_rows,
         num_shared_rows=min(num_head_rows, *(frozen[role].num_head_rows for role in config.teacher_of_role)),
         prompts=prompts,
@@ -98,12 +101,14 @@ def _frozen_paths(config: RunConfig) -> dict[str, str]:
 def _read_frozen(
     config: RunConfig, role: str, path: str, student_tokenizer: PreTrainedTokenizerBase
 ) -> FrozenModel:
-    field = f"{field_of(role)}.model_path"
-    tokenizer = load_tokenizer(path, field)
+    field, trusts = f"{field_of(role)}.model_path", {"trust_remote_code": config.trusts_code_of(role)}
+    tokenizer = load_tokenizer(path, field, **trusts)
     check_same_vocabulary(student_tokenizer, tokenizer, field=field, who=role.replace("-", " ", 1))
-    context, num_head_rows = model_limits(path, field)
+    context, num_head_rows = model_limits(path, field, **trusts)
     max_model_len = config.scorers[role].engine.max_model_len
-    return FrozenModel(stop_ids(path, tokenizer), min(max_model_len or context, context), num_head_rows)
+    return FrozenModel(
+        stop_ids(path, tokenizer, field=field, **trusts), min(max_model_len or context, context), num_head_rows
+    )
 
 
 def _stop_tokens(config: RunConfig, student_ids: tuple[int, ...], frozen: dict[str, FrozenModel]) -> StopTokens:
@@ -143,7 +148,8 @@ def evaluation_sampling(config: RunConfig) -> Sampling:
 def student_settings(config: RunConfig, inputs: Inputs) -> EngineSettings:
     """The engine of a rollout worker."""
     path, rollout = config.student.model_path, config.rollout
-    return _settings(path, config.engine_dtype, config, rollout.engine, rollout.resources, inputs)
+    settings = _settings(path, config.engine_dtype, config, rollout.engine, rollout.resources, inputs)
+    return replace(settings, trust_remote_code=config.student.trust_remote_code)
 
 
 def scorer_settings(
@@ -153,7 +159,7 @@ def scorer_settings(
     path, scorer = _frozen_paths(config)[role], config.scorers[role]
     dtype = config.dtype_of(scorer.engine)
     settings = _settings(path, dtype, config, scorer.engine, scorer.resources, inputs)
-    return replace(settings, signal=signal)
+    return replace(settings, signal=signal, trust_remote_code=config.trusts_code_of(role))
 
 
 def teacher_signal(
@@ -165,7 +171,9 @@ def teacher_signal(
             raise ValueError(f"objective.k must be <= {inputs.num_shared_rows}, the vocabulary, got {k}")
         return TeacherSignal("topk", k=k)
     if kind == "full":
-        width = head_width(config.teacher.model_path, "teacher.model_path")
+        teacher = config.teacher
+        trusts = teacher.trust_remote_code
+        width = head_width(teacher.model_path, "teacher.model_path", trust_remote_code=trusts)
         return TeacherSignal("full", hidden_size=width, dtype=config.dtype_of(config.teacher.engine))
     return SAMPLED
 

@@ -7,17 +7,21 @@ looked up at any time, and a resumed run meets the same prompts.
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 from cluster.batches import PROMPT_SCHEMA, check_prompts
+
+MAX_LINE_BYTES = 4_000_000
+MAX_LABEL = 1000
+"""Longest id and source, in characters: they are part of every row of a rollout."""
 
 
 @dataclass(frozen=True)
@@ -42,13 +46,13 @@ class Prompt:
 
 def read_problems(path: str, field: str) -> list[Problem]:
     """Read a JSONL file; ValueError naming file and line for the first bad row, or `field` if it is empty."""
-    if not Path(path).is_file():
-        raise ValueError(f"{field}: no such file: {path}")
-    problems: list[Problem] = []
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                problems.append(_problem(line, f"{path}:{number}"))
+    try:
+        if not Path(path).is_file():
+            raise ValueError(f"{field}: no such file: {path}")
+        with open(path, "rb") as file:
+            problems = list(_problems(file, path))
+    except OSError as error:
+        raise ValueError(f"{field}: {path} cannot be read: {error.strerror}") from error
     if not problems:
         raise ValueError(f"{field}: {path} holds no problems")
     ids = [problem.prompt_id for problem in problems]
@@ -58,20 +62,51 @@ def read_problems(path: str, field: str) -> list[Problem]:
     return problems
 
 
+def _problems(file: BinaryIO, path: str) -> Iterator[Problem]:
+    number = 0
+    while line := file.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            raise ValueError(f"{path}:{number}: a line of more than {MAX_LINE_BYTES} bytes")
+        if line.strip():
+            yield _problem(line, f"{path}:{number}")
+
+
 def _problem(line: bytes, place: str) -> Problem:
     try:
         row: Any = json.loads(line.decode("utf-8-sig"))
     except ValueError as error:  # also a wrong encoding, and an integer of too many digits
         raise ValueError(f"{place}: not valid JSON: {error}") from error
+    except RecursionError as error:
+        raise ValueError(f"{place}: not valid JSON: it is nested too deep") from error
     if not isinstance(row, dict) or not isinstance(row.get("problem"), str) or not row["problem"]:
         raise ValueError(f"{place}: needs a non-empty string under 'problem'")
-    prompt_id, answer, source = row.get("id"), row.get("answer"), row.get("source")
+    _check_text(row["problem"], "problem", place)
     return Problem(
-        prompt_id=place.rpartition(":")[2] if prompt_id is None else str(prompt_id),
+        prompt_id=_label(row, "id", place) or place.rpartition(":")[2],
         text=row["problem"],
-        answer=None if answer is None else str(answer),
-        source="default" if source is None else str(source),
+        answer=_label(row, "answer", place, MAX_LINE_BYTES),
+        source=_label(row, "source", place) or "default",
     )
+
+
+def _label(row: dict[str, Any], key: str, place: str, max_length: int = MAX_LABEL) -> str | None:
+    """The text of a key, which may be a number; None without one. ValueError for anything else."""
+    value = row.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str | int | float):
+        raise ValueError(f"{place}: needs a text or a number under {key!r}, not a {type(value).__name__}")
+    text = str(value)
+    _check_text(text, key, place)
+    if len(text) > max_length or (key != "answer" and "\0" in text):
+        raise ValueError(f"{place}: {key!r} must have at most {max_length} characters, and no NUL")
+    return text
+
+
+def _check_text(text: str, key: str, place: str) -> None:
+    if any("\ud800" <= letter <= "\udfff" for letter in text):  # half a character: no tokenizer takes it
+        raise ValueError(f"{place}: {key!r} holds an unpaired surrogate, which is no text")
 
 
 def render_prompts(

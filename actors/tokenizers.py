@@ -1,34 +1,48 @@
 """Tokenizers of student and teacher: loading, the check that they are the same, and their stop tokens."""
 
-import json
+import operator
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 """`organisation/model`, where no local folder is called like the organisation."""
 
 
+PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+"""Weights in these files are Python pickles: whoever made them can run code where they are read."""
+
+
 def check_model_folder(path: str, field: str) -> None:
-    """ValueError naming `field` unless `path` is a folder with a Hugging Face model, or a name on the hub."""
+    """ValueError naming `field` unless `path` is a folder with a Hugging Face model, or a name on the hub.
+
+    A folder that has weights, but none as safetensors, is refused.
+    """
     folder = Path(path)
     if folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ValueError(f"{field}: {path} holds no config.json, so it is not a Hugging Face model folder")
+        pickle = next((file.name for pattern in PICKLES for file in sorted(folder.glob(pattern))), None)
+        if pickle is not None and not any(folder.glob("*.safetensors")):
+            raise ValueError(
+                f"{field}: {path} holds its weights only as {pickle}, which can run code when it is read; if you "
+                f"trust it, convert it: AutoModelForCausalLM.from_pretrained({path!r}).save_pretrained(NEW_FOLDER)"
+            )
     elif not HUB_NAME.fullmatch(path) or folder.parent.is_dir():
         raise ValueError(f"{field}: no such model folder: {path}")
 
 
-def load_tokenizer(path: str, field: str) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; ValueError naming `field` if there is none."""
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
-    except (OSError, ValueError, json.JSONDecodeError) as error:
-        raise ValueError(
-            f"{field}: no tokenizer can be loaded from {path}: {str(error).splitlines()[0]}"
-        ) from error
+def load_tokenizer(path: str, field: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
+    """Load a tokenizer; ValueError naming `field` if there is none, or if it needs code that is not trusted."""
+    with _explained(path, field, "no tokenizer can be loaded from"):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     # Without tokenizer files transformers builds some tokenizers from the model's type alone: special tokens only.
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
         raise ValueError(f"{field}: no tokenizer can be loaded from {path}: its vocabulary is empty")
@@ -59,22 +73,19 @@ def num_known_ids(tokenizer: PreTrainedTokenizerBase) -> int:
     return max(tokenizer.get_vocab().values()) + 1
 
 
-def model_limits(path: str, field: str) -> tuple[int, int]:
+def model_limits(path: str, field: str, *, trust_remote_code: bool = False) -> tuple[int, int]:
     """Return (context length, rows of the output head) of a model; ValueError naming `field` without a config."""
-    try:
-        config: Any = AutoConfig.from_pretrained(path)
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{field}: no model configuration in {path}: {str(error).splitlines()[0]}") from error
-    text = config.get_text_config()
-    return int(text.max_position_embeddings), int(text.vocab_size)
+    with _explained(path, field, "no model configuration in"):
+        text: Any = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
+        return int(text.max_position_embeddings), int(text.vocab_size)
 
 
-def head_width(path: str, field: str) -> int:
+def head_width(path: str, field: str, *, trust_remote_code: bool = False) -> int:
     """Return the width of the hidden states before the output head; ValueError if it is no plain product.
 
     The learner repeats the head of a frozen teacher as one product of hidden states and weight.
     """
-    text: Any = AutoConfig.from_pretrained(path).get_text_config()
+    text: Any = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
     for name in ("final_logit_softcapping", "logit_scale", "logits_scaling"):
         if getattr(text, name, None) not in (None, 1, 1.0):
             raise ValueError(
@@ -83,19 +94,47 @@ def head_width(path: str, field: str) -> int:
     return int(text.hidden_size)
 
 
-def stop_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Stop ids of a model, from generation config, model config and its tokenizer, in that order."""
+def stop_ids(
+    path: str, tokenizer: PreTrainedTokenizerBase, *, field: str = "model_path", trust_remote_code: bool = False
+) -> tuple[int, ...]:
+    """Stop ids of a model, from generation config, model config and its tokenizer, in that order; ValueError
+    naming `field` if one of them is broken, or none says any."""
     ids: list[int] = []
-    for source in (_generation_config(path), AutoConfig.from_pretrained(path), tokenizer):
-        value = getattr(source, "eos_token_id", None)
-        ids += [] if value is None else ([value] if isinstance(value, int) else list(value))
+    with _explained(path, field, "no stop tokens can be read from"):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
+        for source in (_generation_config(path), config, tokenizer):
+            value = getattr(source, "eos_token_id", None)
+            ids += [] if value is None else [operator.index(each) for each in np.atleast_1d(value).tolist()]
     if not ids:
         raise ValueError(f"{path}: neither generation config, model config nor tokenizer names a stop token")
     return tuple(dict.fromkeys(ids))
 
 
-def _generation_config(path: str) -> GenerationConfig | None:
+@contextmanager
+def _explained(path: str, field: str, what: str) -> Iterator[None]:
+    """Turn what transformers says of a broken model into one line that names the field.
+
+    It has no error of its own for that: files that are no JSON, or hold other things than it expects, give any.
+    Meanwhile it logs errors alone, so that the line stays the only one.
+    """
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
     try:
-        return GenerationConfig.from_pretrained(path)
-    except OSError:  # many models have none
-        return None
+        yield
+    except Exception as error:
+        if "trust_remote_code" in str(error):
+            section = field.removesuffix(".model_path")
+            raise ValueError(
+                f"{field}: {path} needs Python code that comes with it; read that code, and if you trust it, set "
+                f"{section}.trust_remote_code true"
+            ) from error
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ValueError(f"{field}: {what} {path}: {reason}") from error
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
+def _generation_config(path: str) -> GenerationConfig | None:
+    """The model's generation settings; None without any, as of many models. A broken file is an error."""
+    found = cached_file(path, "generation_config.json", _raise_exceptions_for_missing_entries=False)
+    return None if found is None else GenerationConfig.from_pretrained(path)

@@ -19,6 +19,8 @@ from typing import Any, Protocol, TypeVar
 
 import numpy as np
 
+from cluster.meeting_point import open_store
+
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -178,16 +180,10 @@ def within(call: Callable[[], T], deadline: float, what: str) -> T:
 def _store(meeting: Meeting, rank: int) -> Any:
     import torch.distributed
 
-    c10d: Any = torch.distributed
-    store = c10d.TCPStore(
-        meeting.address,
-        meeting.port,
-        meeting.world_size,
-        is_master=rank == 0,
-        timeout=timedelta(seconds=meeting.timeout_s),
-        wait_for_workers=False,
-    )
-    return c10d.PrefixStore(meeting.name, store)
+    size, limit_s = meeting.world_size, meeting.timeout_s
+    store = open_store(meeting.address, meeting.port, is_host=rank == 0, world_size=size, timeout_s=limit_s)
+    prefixed: Any = torch.distributed.PrefixStore  # pyright: ignore[reportPrivateImportUsage]
+    return prefixed(meeting.name, store)
 
 
 def _own_address(meeting: Meeting, rank: int) -> str:

@@ -1,6 +1,7 @@
 """The commands of `launch.py`, their options, and what their exit codes mean."""
 
 import argparse
+from typing import NoReturn
 
 from pydantic import BaseModel
 
@@ -30,12 +31,29 @@ REMOTE_COMMANDS = {
 """Commands that talk to a run in another process; they take no settings."""
 
 
+MAX_ERROR = 2000
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes are a ValueError, as everywhere, and not a usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def one_line(error: Exception) -> str:
+    """What an error says in one line of printable characters; several mistakes are separated by semicolons."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = "; ".join(lines) or type(error).__name__
+    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable if len(printable) <= MAX_ERROR else f"{printable[:MAX_ERROR]}..."
+
+
 def build_parser(description: str | None) -> argparse.ArgumentParser:
     """The parser; settings stay unparsed, `cluster/settings.py` reads them."""
     formatter = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="launch.py", description=description, formatter_class=formatter, allow_abbrev=False
-    )
+    parser = Parser(prog="launch.py", description=description, formatter_class=formatter, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in COMMANDS.items():
         command = commands.add_parser(

@@ -22,17 +22,17 @@ from cluster.command_line import FINISHED
 from cluster.connection import NAMESPACE, attached
 from cluster.mailbox import ANSWER_TIMEOUT_S, PREFIX, actor_name
 from cluster.run_folder import RunFolder
+from cluster.run_name import checked_run_name
 from cluster.status_text import as_text
 
 logger = logging.getLogger(__name__)
 
 WATCH_EVERY_S = 2.0
 
-CONNECT_TIMEOUT_S = 5.0
-
 
 def run_remote_command(arguments: argparse.Namespace, options: Sequence[str]) -> int:
     """Carry out `scale`, `status` or `stop`; returns the exit code 0, ValueError for bad input."""
+    checked_run_name(arguments.run, "--run")
     if arguments.command == "scale":
         request: dict[str, Any] = {"kind": "scale", "counts": read_counts(options)}
     elif options:
@@ -98,13 +98,11 @@ def reached(arguments: argparse.Namespace) -> Iterator[Any]:
     address = arguments.address or address_of(folder) or os.environ.get("RAY_ADDRESS") or "auto"
     with ExitStack() as stack:
         try:
-            _check_listens(address)
             ray = stack.enter_context(attached(address))
-        except (OSError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
+        except ConnectionError as error:
             raise ValueError(
                 f"--run: no run named {arguments.run} in {arguments.runs_path} is going on "
-                f"({_listed(arguments)}), and no Ray answers at {address}: {reason}"
+                f"({_listed(arguments)}), and {error}"
             ) from error
         try:
             actor = ray.get_actor(actor_name(arguments.run), namespace=NAMESPACE)
@@ -119,19 +117,12 @@ def reached(arguments: argparse.Namespace) -> Iterator[Any]:
         yield actor
 
 
-def _check_listens(address: str) -> None:
-    """OSError if nothing listens at HOST:PORT: Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit() and "://" not in address:
-        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
-
-
 def address_of(folder: RunFolder) -> str | None:
     """Address of the Ray of a run that goes on, from its folder; None if the folder does not tell.
 
     ValueError if the folder tells that the run's process has ended without a word.
     """
-    cluster = folder.read_cluster()
+    cluster = _cluster_of(folder)
     if cluster is None:
         return None
     if cluster["host"] == socket.gethostname() and not psutil.pid_exists(cluster["pid"]):
@@ -142,11 +133,23 @@ def address_of(folder: RunFolder) -> str | None:
     return cluster["address"]
 
 
+def _cluster_of(folder: RunFolder) -> dict[str, Any] | None:
+    """What `cluster.json` of a run says; None if it is not there. ValueError naming it if it is broken."""
+    try:
+        cluster = folder.read_cluster()
+        match cluster:
+            case None | {"host": str(), "pid": int(), "address": str()}:
+                return cluster
+    except (OSError, RecursionError, ValueError) as error:
+        raise ValueError(f"--run: {folder.cluster} cannot be read: {error}") from error
+    raise ValueError(f"--run: {folder.cluster} does not say address, host and pid of a run")
+
+
 def _listed(arguments: argparse.Namespace) -> str:
     """The runs of the folder that go on, for an error."""
     path = Path(arguments.runs_path)
     folders = [RunFolder(each.parent) for each in sorted(path.glob("*/cluster.json"))]
-    runs = [f.path.name for f in folders if (c := f.read_cluster()) and psutil.pid_exists(c["pid"])]
+    runs = [f.path.name for f in folders if (c := _cluster_of(f)) and psutil.pid_exists(c["pid"])]
     return f"running: {', '.join(runs) or 'none'}"
 
 

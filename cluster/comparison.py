@@ -87,7 +87,15 @@ class PlannedRun:
     def summary(self) -> dict[str, Any]:
         """The run's summary; empty without one."""
         path = self.folder.summary
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        try:
+            summary = json.loads(path.read_text(encoding="utf-8"))
+        except (RecursionError, ValueError) as error:
+            raise ValueError(f"{path} is broken: {error}") from error
+        if not isinstance(summary, dict):
+            raise ValueError(f"{path} is broken: it holds no summary")
+        return summary
 
     @property
     def is_finished(self) -> bool:

@@ -7,13 +7,15 @@ overrides lives in `cluster/settings.py`. Objective parameters are checked by `r
 
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from cluster.balance_config import BalanceConfig, limits_of
 from cluster.engine_config import (
+    Count,
     Dtype,
     EngineConfig,
     Fraction,
+    Gib,
     NonNegative,
     Positive,
     Rate,
@@ -25,10 +27,11 @@ from cluster.engine_config import (
     TeacherConfig,
 )
 from cluster.health_config import HealthConfig
+from cluster.run_name import checked_run_name
 from cluster.token_config import MasksConfig, NamedSection, SurrogateConfig, TokenWeightsConfig
 from cluster.weights_config import WeightsConfig
 
-TeacherName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
+TeacherName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=50)]
 
 
 class StudentConfig(Section):
@@ -36,6 +39,8 @@ class StudentConfig(Section):
 
     model_path: str
     """Hugging Face folder (or hub name) of the student, with its tokenizer and chat template."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model (`auto_map`), on every node. Read it first: it can do anything."""
 
 
 class DataConfig(Section):
@@ -52,7 +57,7 @@ class DataConfig(Section):
 class RolloutConfig(Section):
     """The pool of student engines, and how responses are sampled."""
 
-    num_workers: Positive = 1
+    num_workers: Count = 1
     """Rollout workers (student engines)."""
     max_response_tokens: Positive = 1024
     """A response is cut after this many tokens and counted as truncated."""
@@ -78,7 +83,7 @@ class RolloutConfig(Section):
 class LearnerConfig(Section):
     """The DeepSpeed learner: data-parallel ranks, one Ray actor each."""
 
-    num_workers: Positive = 1
+    num_workers: Count = 1
     """Ranks; the batch is split over them by tokens."""
     zero_stage: Literal[0, 1, 2, 3] = 2
     """ZeRO stage: 0 replicates, 1 shards the optimizer, 2 also gradients, 3 also parameters."""
@@ -104,7 +109,7 @@ class LearnerConfig(Section):
     """Token budget of one forward and backward; sequences are packed into it without padding."""
     head_chunk_tokens: Positive = 256
     """Positions per chunk of the log-prob head: peak memory is chunk x vocabulary, not batch x vocabulary."""
-    head_kept_gib: Rate = 0.0
+    head_kept_gib: Annotated[float, Field(ge=0, le=2**20)] = 0.0
     """Keep up to so much of the log-prob head's softmax, in GiB, from forward to backward: saves one of the head's
     four products (tokens x vocabulary x 2 bytes in bfloat16 hold all of a micro-batch)."""
     activation_checkpointing: bool = False
@@ -228,8 +233,13 @@ class ClusterConfig(Section):
     """Address of a Ray cluster (`auto`, `HOST:6379`, `ray://...`); by default RAY_ADDRESS or a local Ray."""
     num_cpus: Positive | None = None
     """Logical CPUs of a local Ray; by default those of the machine."""
-    object_store_gib: Annotated[float, Field(gt=0)] = 1.0
+    object_store_gib: Gib = 1.0
     """Object store of a local Ray."""
+    dashboard: bool = False
+    """Start the dashboard of a local Ray, at port 8265."""
+    dashboard_host: Annotated[str, Field(pattern=r"^[0-9A-Za-z.:_-]{1,253}$")] = "127.0.0.1"
+    """Address the dashboard of a local Ray listens at; other machines reach it at any but a loopback address, and
+    its pages, though not its jobs API, are shown without the token."""
     learner_strategy: Literal["pack", "strict_pack", "spread"] = "pack"
     """Nodes of the learner's ranks: few, one (or none start), or as many as there are."""
     teacher_strategy: Literal["pack", "spread"] = "pack"
@@ -255,11 +265,11 @@ class ClusterConfig(Section):
 class RunConfig(Section):
     """A whole run. Every key can be set in YAML or on the command line (`--rollout.num_workers 2`)."""
 
-    run_name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
-    """Name of the run and of its folder."""
+    run_name: Annotated[str, AfterValidator(checked_run_name)] = "run"
+    """Name of the run and of its folder: letters, digits, '.', '_' and '-', at most 100."""
     runs_path: str = "runs"
     """Folder that holds run folders; it must be reachable from every node."""
-    seed: NonNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Seed of every random choice: prompt order, sampling, initialisation."""
     max_steps: Positive = 100
     """Optimizer steps."""
@@ -348,6 +358,12 @@ class RunConfig(Section):
     def workers_of_role(self) -> dict[str, int]:
         """Workers of every pool of engines at the start, by role; the learner's ranks are not among them."""
         return {"rollout": self.rollout.num_workers} | {r: each.num_workers for r, each in self.scorers.items()}
+
+    def trusts_code_of(self, role: str) -> bool:
+        """Whether the code that comes with a model may run: of `student` or of a role that scores."""
+        return {"student": self.student, "reference": self.reference, **self.teacher_of_role}[
+            role
+        ].trust_remote_code
 
     @property
     def num_batches_ahead(self) -> int:

@@ -1,18 +1,29 @@
-"""Connects to a Ray cluster, or starts one on this machine, and leaves nothing behind."""
+"""Connects to a Ray cluster, or starts one on this machine, and leaves nothing behind.
+
+A Ray of our own asks for a token and listens on the loopback interface alone.
+"""
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
+from cluster.auth_token import ensure_token
 from cluster.config import ClusterConfig
 
 logger = logging.getLogger(__name__)
 
 NAMESPACE = "poweropd"
 """The Ray namespace of all runs."""
+
+LOOPBACK = "127.0.0.1"
+ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": LOOPBACK}
+"""What keeps the processes of a local Ray on the loopback interface, where torch and vLLM listen by themselves."""
+CONNECT_TIMEOUT_S = 5.0
+ANY_CALL = "/ray.rpc.NodeInfoGcsService/CheckAlive"
+REASON_LENGTH = 200
 
 CheckNodes = Callable[[list[dict[str, float]], bool], None]
 
@@ -24,22 +35,14 @@ def connected(config: ClusterConfig, check: CheckNodes) -> Iterator[None]:
     import ray
 
     address = config.address or os.environ.get("RAY_ADDRESS")
-    common = {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": NAMESPACE}
-    if address is None:
-        ray.init(
-            num_cpus=config.num_cpus,
-            object_store_memory=int(config.object_store_gib * 2**30),
-            include_dashboard=False,
-            **common,
-        )
-    else:
-        try:
-            ray.init(address=address, **common)
-        except ConnectionError as error:
-            reason = " ".join(str(error).split())[:200]
-            raise ValueError(f"cluster.address: no Ray answers at {address}: {reason}") from error
     try:
-        _protect_token()
+        if address is None:
+            _start_local(config)
+        else:
+            try:
+                _connect(address)
+            except ConnectionError as error:
+                raise ValueError(f"cluster.address: {error}") from error
         check([node["Resources"] for node in ray.nodes() if node["Alive"]], address is None)
         yield
     finally:
@@ -50,16 +53,26 @@ def connected(config: ClusterConfig, check: CheckNodes) -> Iterator[None]:
 def attached(address: str) -> Iterator[Any]:
     """Enter a Ray that is there already, as one more process of its user; gives the `ray` module.
 
-    ConnectionError (or a RuntimeError) if none answers. The token is that of the user's `~/.ray/auth_token`.
+    ConnectionError, one line, if none answers or it does not take the token.
     """
     prepare_environment()
     import ray
 
-    ray.init(address=address, namespace=NAMESPACE, logging_level=logging.ERROR, log_to_driver=False)
     try:
+        _connect(address)
         yield ray
     finally:
         ray.shutdown()
+
+
+def cluster_address() -> str:
+    """Address of the connected Ray as another process reaches it, on another node too if there are any."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    host, _, port = address.rpartition(":")
+    here = ray.util.get_node_ip_address()
+    return f"{here}:{port}" if host == LOOPBACK else address
 
 
 def is_local(config: ClusterConfig) -> bool:
@@ -69,12 +82,113 @@ def is_local(config: ClusterConfig) -> bool:
 
 def prepare_environment() -> None:
     """What Ray reads at import: authentication on, no accelerator masking surprises, no usage reports."""
-    os.environ.setdefault("RAY_AUTH_MODE", "token")  # a local Ray listens on all interfaces
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
-def _protect_token() -> None:
-    token = Path.home() / ".ray" / "auth_token"
-    if token.is_file() and token.stat().st_mode & 0o077:
-        token.chmod(0o600)  # Ray creates it readable for everyone
+def _start_local(config: ClusterConfig) -> None:
+    import ray
+
+    if os.environ["RAY_AUTH_MODE"].lower() != "token":
+        logger.warning("RAY_AUTH_MODE is not token: every user of this machine can run code in this Ray")
+    elif not os.environ.get("RAY_AUTH_TOKEN"):
+        ensure_token(os.environ.get("RAY_AUTH_TOKEN_PATH"))
+    with _environment(ON_LOOPBACK), _own_switch():
+        ray.init(
+            num_cpus=config.num_cpus,
+            object_store_memory=int(config.object_store_gib * 2**30),
+            include_dashboard=config.dashboard,
+            dashboard_host=config.dashboard_host,
+            **_common(),
+        )
+    if (here := ray.util.get_node_ip_address()) != LOOPBACK:
+        raise RuntimeError(f"this version of Ray listens at {here}, not on the loopback interface alone")
+
+
+def _connect(address: str) -> None:
+    """Connect to a Ray; ConnectionError with the reason in one line."""
+    import ray
+    from ray.exceptions import AuthenticationError
+
+    try:
+        _check_listens(address)
+        _check_token(address)
+        with _own_switch():
+            ray.init(address=address, **_common())
+    except AuthenticationError as error:
+        raise ConnectionError(
+            f"the Ray at {address} was not joined: {_one_line(error.message)} (the token is read from "
+            "RAY_AUTH_TOKEN, else the file RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token)"
+        ) from error
+    except (OSError, OverflowError, RuntimeError, ValueError) as error:
+        raise ConnectionError(f"no Ray answers at {address}: {_one_line(str(error))}") from error
+
+
+def _check_listens(address: str) -> None:
+    """OSError if nothing listens at HOST:PORT: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "://" not in address:
+        socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
+
+
+def _check_token(address: str) -> None:
+    """AuthenticationError if the Ray at HOST:PORT, or found with `auto`, does not take our token.
+
+    Ray itself says so in twenty lines of its log, and then that the connection failed.
+    """
+    import grpc
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
+    from ray._private.services import get_ray_address_from_environment
+    from ray.exceptions import AuthenticationError
+
+    if os.environ["RAY_AUTH_MODE"].lower() == "token":
+        ensure_token_if_auth_enabled(create_token_if_missing=False)
+    found = get_ray_address_from_environment("auto", None) if address == "auto" else address
+    if found is None or "://" in found:
+        return
+    headers = tuple((name.lower(), value) for name, value in get_auth_headers_if_auth_enabled({}).items())
+    with grpc.insecure_channel(found, options=[("grpc.enable_http_proxy", 0)]) as channel:
+        try:
+            channel.unary_unary(ANY_CALL)(b"", timeout=CONNECT_TIMEOUT_S, metadata=headers)
+        except grpc.RpcError as error:  # with any other code, e.g. of a Ray that encrypts, it is Ray's turn
+            if error.code() is grpc.StatusCode.UNAUTHENTICATED:  # pyright: ignore[reportAttributeAccessIssue]
+                raise AuthenticationError("it does not take the token that it was given") from error
+
+
+def _common() -> dict[str, Any]:
+    return {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": NAMESPACE}
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:REASON_LENGTH]
+
+
+@contextmanager
+def _own_switch() -> Iterator[None]:
+    """Let Ray take 127.0.0.1 for what it is: it replaces it by an address that other machines can reach.
+
+    With 127.0.0.1 as a node's address all of Ray's ports are on the loopback interface. On macOS and Windows that
+    is Ray's default, by this switch (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER, which is read once, at import).
+    """
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Have these variables for processes that start meanwhile, unless they are set already."""
+    missing = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(missing)
+    try:
+        yield
+    finally:
+        for name in missing:
+            del os.environ[name]

@@ -24,7 +24,7 @@ from ray.exceptions import RayError
 
 from cluster.command_line import DRAINED
 from cluster.config import RunConfig
-from cluster.connection import NAMESPACE
+from cluster.connection import NAMESPACE, cluster_address
 from cluster.events import Events, reason_of
 from cluster.mailbox import Mailbox, actor_name
 from cluster.pipeline import Pipeline
@@ -165,8 +165,7 @@ async def controlled(
     """Let other processes reach the run: by the name of its actor, and by `cluster.json` in its folder."""
     controller = Controller(config, pools, is_local=is_local, stop=stop)
     mailbox = named_actor(Mailbox, name=actor_name(config.run_name), args=())
-    address = ray.get_runtime_context().gcs_address
-    folder.write_cluster({"address": address, "host": socket.gethostname(), "pid": os.getpid()})
+    folder.write_cluster({"address": cluster_address(), "host": socket.gethostname(), "pid": os.getpid()})
     serving = asyncio.create_task(_serve(controller, mailbox, events))
     serving.add_done_callback(_log_failure)
     try:

@@ -3,13 +3,16 @@
 The base of every section is here too; `cluster/config.py` has the rest of the configuration.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[int, Field(ge=1)]
-NonNegative = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
+NonNegative = Annotated[int, Field(ge=0, le=2**31 - 1)]
+Count = Annotated[int, Field(ge=1, le=10_000)]
+"""Of workers."""
+Seconds = Annotated[float, Field(gt=0, le=1e8)]
+Gib = Annotated[float, Field(gt=0, le=2**20)]
 Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Dtype = Literal["float32", "bfloat16"]
@@ -19,21 +22,25 @@ class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused, docstrings under fields are their help."""
 
     model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, coerce_numbers_to_str=True
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        coerce_numbers_to_str=True,
+        allow_inf_nan=False,
     )
 
 
 class ResourcesConfig(Section):
     """What Ray reserves for one worker, in a placement group."""
 
-    num_cpus: Annotated[float, Field(ge=0)] = 1.0
+    num_cpus: Annotated[float, Field(ge=0, le=1e6)] = 1.0
     """CPUs reserved per worker; may be fractional."""
-    num_gpus: Annotated[float, Field(ge=0)] = 0.0
+    num_gpus: Annotated[float, Field(ge=0, le=1e6)] = 0.0
     """GPUs reserved per worker (per device of an engine that has several); a fraction shares one device, and
     `engine.gpu_memory_fraction` of all that share it must then add up to less than 1."""
-    memory_gib: Annotated[float, Field(ge=0)] = 0.0
+    memory_gib: Annotated[float, Field(ge=0, le=2**20)] = 0.0
     """Memory of the node reserved per worker, in GiB (Ray's `memory`); 0 reserves none."""
-    custom: dict[str, Annotated[float, Field(gt=0)]] = {}
+    custom: dict[str, Annotated[float, Field(gt=0, le=1e9)]] = {}
     """Custom Ray resources per worker, e.g. `{teacher: 1}` to bind a pool to a group of nodes; of an engine with
     several pipeline stages, per stage."""
 
@@ -49,7 +56,7 @@ class EngineConfig(Section):
     """Sequences decoded together."""
     max_num_batched_tokens: Positive = 8192
     """Tokens of one engine step; bounds the memory of prompt log-probs (a whole step's logits)."""
-    kv_cache_gib: Annotated[float, Field(gt=0)] | None = None
+    kv_cache_gib: Gib | None = None
     """Size of the key-value cache in GiB; by default 1 on CPUs, and what `gpu_memory_fraction` leaves on GPUs."""
     gpu_memory_fraction: Fraction = 0.85
     """Share of the device's memory the engine may use."""
@@ -65,11 +72,20 @@ class EngineConfig(Section):
     extra: dict[str, Any] = {}
     """Further `EngineArgs` of vLLM by name, e.g. `{quantization: fp8}`."""
 
+    @model_validator(mode="after")
+    def _code_is_trusted_by_model(self) -> Self:
+        if "trust_remote_code" in self.extra:
+            raise ValueError(
+                "engine.extra.trust_remote_code is not taken; set trust_remote_code of the model, e.g. "
+                "student.trust_remote_code"
+            )
+        return self
+
 
 class ScorerConfig(Section):
     """A pool of engines that score the student's tokens with a frozen model."""
 
-    num_workers: Positive = 1
+    num_workers: Count = 1
     """Workers (engines)."""
     max_batch_tokens: Positive = 16384
     """Token budget of one scoring call (prompt and response tokens)."""
@@ -91,6 +107,8 @@ class TeacherConfig(ScorerConfig):
     must be named by exactly one teacher; without, all prompts are the one teacher's, and this stays unset."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
     """Factor of the loss of this teacher's tokens: how much of the mixture it is."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model (`auto_map`), on every node. Read it first: it can do anything."""
 
 
 class ReferenceConfig(ScorerConfig):
@@ -99,3 +117,5 @@ class ReferenceConfig(ScorerConfig):
     model_path: str | None = None
     """Hugging Face folder (or hub name) of the reference: the initial student, or the base model of the teacher.
     It must share the student's tokenizer. Required where the objective compares with one, unused elsewhere."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model (`auto_map`), on every node. Read it first: it can do anything."""

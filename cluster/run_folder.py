@@ -34,6 +34,7 @@ class RunFolder:
     @classmethod
     def of(cls, config: RunConfig, *, resume: bool) -> "RunFolder":
         """The run's folder; ValueError if it is there already without `resume`, or missing with it."""
+        _check_writable(Path(config.runs_path))
         folder = cls(Path(config.runs_path) / config.run_name)
         if resume and not folder.path.is_dir():
             raise ValueError(f"--resume: there is no run folder {folder.path}")
@@ -87,6 +88,15 @@ class RunFolder:
         """Metrics rows of the steps that count, in order; of a step written twice the last one."""
         by_step = {row["step"]: row for row in read_rows(self.metrics)}
         return [by_step[step] for step in sorted(valid_ledger(self.ledger)) if step in by_step]
+
+
+def _check_writable(runs_path: Path) -> None:
+    """ValueError unless run folders can be made in this folder, which may have to be made itself."""
+    existing = next(path for path in (runs_path.absolute(), *runs_path.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"runs_path: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"runs_path: {existing} is not writable")
 
 
 def valid_ledger(path: Path) -> dict[int, list[str]]:

@@ -7,7 +7,10 @@ the nearest valid value or key.
 """
 
 import difflib
-from collections.abc import Collection, Iterator, Sequence
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -18,8 +21,14 @@ from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
 from cluster.config import RunConfig
+from cluster.secrets_check import leaves, refuse_secrets
+from cluster.yaml_text import check_yaml, read_yaml_text
 
 Model = TypeVar("Model", bound=BaseModel)
+
+KEY = re.compile(r"[^\s.=\[\]]+(\.[^\s.=\[\]]+)*")
+MAX_SHOWN = 120
+MAX_PATH, MAX_NAME = 4000, 255
 
 ANY_NAME = "NAME"
 """Stands for the names of sections that the configuration names itself: `teachers.NAME.model_path`."""
@@ -32,12 +41,19 @@ def load_config(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
 
 def load_settings(model: type[Model], path: str | None, overrides: Sequence[str] = ()) -> Model:
     """Return the validated settings; ValueError with one line per mistake."""
+    own_names = frozenset(key.rpartition(".")[2] for key in _dotted_keys(model))
     try:
-        merged = OmegaConf.merge(_read_yaml(path), *_read_overrides(overrides, frozenset(_text_keys(model))))
-        values: Any = OmegaConf.to_container(merged, resolve=True)
+        given = _read_overrides(overrides, frozenset(_text_keys(model)), own_names)
+        merged = _merged(_read_yaml(path), given)
+        refuse_secrets(_container(merged, resolve=False), own_names)
+        values = _container(merged, resolve=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "configuration"
-        raise ValueError(f"{key}: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"{key}: {next(iter(str(error).splitlines()), type(error).__name__)}") from error
+    except RecursionError as error:
+        raise ValueError("configuration: the settings refer to each other in a circle") from error
+    refuse_secrets(values, own_names)
+    check_texts(values)
     try:
         return model.model_validate(values)
     except ValidationError as error:
@@ -70,22 +86,21 @@ def describe_fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> Ite
 def _read_yaml(path: str | None) -> Any:
     if path is None:
         return OmegaConf.create({})
-    if not Path(path).is_file():
-        raise ValueError(f"--config: no such file: {path}")
+    text = read_yaml_text(path, "--config")
     try:
-        loaded = OmegaConf.load(path)
-    except YAMLError as error:
-        raise ValueError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"--config: {path} is not UTF-8 text: {error}") from error
-    except OSError as error:  # also what OmegaConf raises for a lone number
+        loaded = OmegaConf.load(StringIO(text))
+    except OSError as error:  # what OmegaConf raises for a lone number
         raise ValueError(f"--config: {path} must hold a mapping of settings: {error}") from error
+    except (YAMLError, ValueError) as error:  # ValueError: a date that is none, an integer of too many digits
+        raise ValueError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not OmegaConf.is_dict(loaded):
         raise ValueError(f"--config: {path} must hold a mapping of settings")
     return loaded
 
 
-def _read_overrides(overrides: Sequence[str], text_keys: Collection[str]) -> Iterator[Any]:
+def _read_overrides(
+    overrides: Sequence[str], text_keys: Collection[str], own_names: Collection[str]
+) -> Iterator[Any]:
     """Yield one configuration for each of `--a.b v`, `--a-b v` and `--a.b=v`."""
     items = iter(overrides)
     for item in items:
@@ -98,6 +113,9 @@ def _read_overrides(overrides: Sequence[str], text_keys: Collection[str]) -> Ite
                 raise ValueError(f"{option}: a value is missing")
             value = following
         key = option[2:].replace("-", "_")
+        if not KEY.fullmatch(key):
+            raise ValueError(f"unexpected argument {item!r}; settings are given as --section.key value")
+        refuse_secrets({key: value}, own_names)
         if key in text_keys and value != "null":
             yield _text(key, value)
         else:
@@ -112,10 +130,47 @@ def _text(key: str, value: str) -> Any:
 
 
 def _parsed(option: str, key: str, value: str) -> Any:
+    check_yaml(value, f"{option}: {_shown(value)}")
     try:
         return OmegaConf.from_dotlist([f"{key}={value}"])
-    except YAMLError as error:
-        raise ValueError(f"{option}: {value!r} is not valid YAML: {' '.join(str(error).split())}") from error
+    except (YAMLError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{option}: {_shown(value)} is not valid YAML: {reason}") from error
+
+
+def _merged(config: Any, overrides: Iterable[Any]) -> Any:
+    for override in overrides:
+        try:
+            config = OmegaConf.merge(config, override)
+        except TypeError as error:  # a list where a mapping is given, or the other way round
+            raise ValueError(
+                f"{next(iter(override))}: --config and an option cannot be merged: {error}"
+            ) from error
+    return config
+
+
+def _container(config: Any, *, resolve: bool) -> dict[Any, Any]:
+    values: Any = OmegaConf.to_container(config, resolve=resolve)
+    return values
+
+
+def check_texts(values: dict[Any, Any]) -> None:
+    """ValueError naming a setting whose text no file and no other program can hold, or a path that is none."""
+    for key, value in leaves(values):
+        texts = [key] if not isinstance(value, str) else [key, value]
+        if any("\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text) for text in texts):
+            raise ValueError(f"{key!r}: must be text without NUL characters and unpaired surrogates")
+        if isinstance(value, str) and key.rpartition(".")[2].endswith(("path", "base", "from_run", "address")):
+            if any(ord(letter) < 32 or ord(letter) == 127 for letter in value) or not value:
+                raise ValueError(f"{key} must be a path without control characters, got {_shown(value)}")
+            if len(value) > MAX_PATH or any(len(os.fsencode(part)) > MAX_NAME for part in value.split("/")):
+                raise ValueError(f"{key} must be a path of at most {MAX_PATH} characters, {MAX_NAME} in each name")
+
+
+def _shown(value: object) -> str:
+    """A value as it is shown in an error: not all of it if it is long."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _explain_all(errors: Sequence[ErrorDetails], model: type[BaseModel]) -> Iterator[str]:
@@ -130,7 +185,7 @@ def _explain_all(errors: Sequence[ErrorDetails], model: type[BaseModel]) -> Iter
             yield _explain(key, details, model)
         elif key in expected:
             options = " or ".join(expected.pop(key))
-            yield f"{key} must be {options}, got {details['input']!r}{_nearest(details['input'], options)}"
+            yield f"{key} must be {options}, got {_shown(details['input'])}{_nearest(details['input'], options)}"
 
 
 def _key(details: ErrorDetails) -> str:
@@ -140,22 +195,22 @@ def _key(details: ErrorDetails) -> str:
 
 
 def _explain(key: str, details: ErrorDetails, model: type[BaseModel]) -> str:
-    context = details.get("ctx", {})
+    context, given = details.get("ctx", {}), _shown(details["input"])
     match details["type"]:
         case "extra_forbidden":
             return f"{key}: unknown key{_nearest_key(key, model)}"
         case "missing":
             return f"{key}: required, but not set"
         case "greater_than_equal":
-            return f"{key} must be >= {context['ge']}, got {details['input']!r} (nearest valid: {context['ge']})"
+            return f"{key} must be >= {context['ge']}, got {given} (nearest valid: {context['ge']})"
         case "less_than_equal":
-            return f"{key} must be <= {context['le']}, got {details['input']!r} (nearest valid: {context['le']})"
+            return f"{key} must be <= {context['le']}, got {given} (nearest valid: {context['le']})"
         case "greater_than":
-            return f"{key} must be > {context['gt']}, got {details['input']!r}"
+            return f"{key} must be > {context['gt']}, got {given}"
         case "value_error":
             return str(context["error"])
         case _:
-            return f"{key}: {details['msg']}, got {details['input']!r}"
+            return f"{key}: {details['msg']}, got {given}"
 
 
 def _nearest(given: object, expected: str) -> str:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 class NamedSection(BaseModel):
     """Base of sections with the parameters of one registry entry among their keys."""
 
-    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(extra="allow", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
     @property
     def parameters(self) -> dict[str, Any]:

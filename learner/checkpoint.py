@@ -56,7 +56,8 @@ def remove_old(checkpoints_path: Path | str, *, keep: int) -> list[Path]:
     """
     if keep < 1:
         raise ValueError(f"checkpoint.keep must be >= 1, got {keep}")
-    removed = [step_path(checkpoints_path, step) for step in committed_steps(checkpoints_path)[:-keep]]
+    old = [step_path(checkpoints_path, step) for step in committed_steps(checkpoints_path)[:-keep]]
+    removed = [path for path in old if not path.is_symlink()]  # what a link leads to is not ours to remove
     for path in removed:
         (path / MANIFEST_NAME).unlink()
         shutil.rmtree(path)
@@ -71,7 +72,10 @@ def temporary_path(path: Path | str) -> Path:
 def start(path: Path | str) -> None:
     """Make an empty temporary folder for `path`, dropping what an interrupted attempt left."""
     temporary = temporary_path(path)
-    shutil.rmtree(temporary, ignore_errors=False) if temporary.exists() else None
+    if temporary.is_symlink():
+        temporary.unlink()
+    elif temporary.exists():
+        shutil.rmtree(temporary)
     temporary.mkdir(parents=True)
 
 
@@ -90,7 +94,7 @@ def commit(path: Path | str, manifest: CheckpointManifest) -> None:
         replaced = Path(f"{path}.old")
         os.replace(path, replaced)
         os.replace(temporary, path)
-        shutil.rmtree(replaced)
+        replaced.unlink() if replaced.is_symlink() else shutil.rmtree(replaced)
     else:
         os.replace(temporary, path)
     _fsync(path.parent)

@@ -24,6 +24,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from cluster.config import LearnerConfig, RunConfig
+from cluster.meeting_point import open_store
 from learner.collate import PackedBatch
 from learner.log_probs import HeadLimits, PositionFacts, PositionValue
 from learner.ranks import Ranks
@@ -153,8 +154,11 @@ def _student_inputs(batch: PackedBatch) -> tuple[Tensor, ...]:
     return batch.input_ids_N, batch.position_ids_N, batch.source_positions_T, batch.target_ids_T
 
 
-def join_process_group(*, rank: int, world_size: int, timeout_s: float) -> Ranks:
-    """Connect the ranks; blocks until all are there. The device is the accelerator of this process."""
+def join_process_group(*, rank: int, world_size: int, timeout_s: float, address: str, port: int) -> Ranks:
+    """Connect the ranks, which meet where the first one listens; blocks until all are there.
+
+    The device is the accelerator of this process.
+    """
     accelerator: Any = get_accelerator()
     if accelerator.device_name() == "cpu":
         # Otherwise the start compiles a shared-memory all-reduce for a minute; gloo does the same work.
@@ -165,11 +169,13 @@ def join_process_group(*, rank: int, world_size: int, timeout_s: float) -> Ranks
         device = torch.device(accelerator.device_name(0))
     # DeepSpeed's ZeRO-3 calls it in every step.
     warnings.filterwarnings("ignore", message=r".*reduce_scatter_tensor` is deprecated", category=FutureWarning)
-    deepspeed.init_distributed(
-        dist_backend=accelerator.communication_backend_name(),
-        timeout=timedelta(seconds=timeout_s),
-        verbose=False,
-    )
+    backend, timeout = accelerator.communication_backend_name(), timedelta(seconds=timeout_s)
+    if not torch.distributed.is_initialized():
+        store = open_store(address, port, is_host=rank == 0, world_size=world_size, timeout_s=timeout_s)
+        torch.distributed.init_process_group(
+            backend, timeout=timeout, world_size=world_size, rank=rank, store=store
+        )
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
     return Ranks(rank, world_size, device)
 
 
@@ -220,11 +226,13 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 def load_student(config: RunConfig, settings: dict[str, Any], *, vocab_size: int) -> StudentModel:
     """Return the student in the learner's dtype; with ZeRO-3 no rank ever holds all of it."""
-    learner, path = config.learner, config.student.model_path
+    learner, path, trusts = config.learner, config.student.model_path, config.student.trust_remote_code
     with _partitioned_loading(settings) if learner.zero_stage == 3 else nullcontext():
         causal_lm = AutoModelForCausalLM.from_pretrained(
             path,
-            config=without_dropout(AutoConfig.from_pretrained(path)),
+            config=without_dropout(AutoConfig.from_pretrained(path, trust_remote_code=trusts)),
+            trust_remote_code=trusts,
+            use_safetensors=True,
             dtype=learner.dtype,
             attn_implementation=learner.attention,
         )

@@ -91,12 +91,14 @@ class LearnerRank:
         vocab_size: int,
         signal: TeacherSignal = SAMPLED,
         special_token_ids: Sequence[int] = (),
+        is_local: bool = False,
     ) -> None:
         """Take settings only; `setup` does the work. Objective parameters must be validated and complete.
 
         `golden_token_ids` is a short sequence whose log-probs go along with every published version.
         Log-probs are over the first `vocab_size` ids; embedding rows beyond them are cut off. `signal` is what
         a scored table holds besides the rollout. `special_token_ids` are those of `masks.special_tokens`.
+        If all processes of the run are on this machine (`is_local`), nothing listens to other machines.
         """
         self.config = config
         self.rank = rank
@@ -105,6 +107,7 @@ class LearnerRank:
         self.golden_token_ids = golden_token_ids
         self.vocab_size = vocab_size
         self.signal = signal
+        self.is_local = is_local
         self.teacher_head: TeacherHead | None = None
         self.objective = Objective.of(config, special_token_ids=special_token_ids)
         self.log_ratio_gradient = LogRatioGradient(config)
@@ -115,9 +118,10 @@ class LearnerRank:
 
     def rendezvous(self) -> tuple[str, int]:
         """Return an address of this node and a free port; every rank is set up with the first rank's."""
+        address = "127.0.0.1" if self.is_local else _node_address()
         with socket.socket() as listener:
-            listener.bind(("", 0))
-            return _node_address(), listener.getsockname()[1]
+            listener.bind((address, 0))
+            return address, listener.getsockname()[1]
 
     def setup(self, master_address: str, master_port: int) -> None:
         """Meet the other ranks there, load the student, and check its head; blocks until every rank has come."""
@@ -135,7 +139,11 @@ class LearnerRank:
         from learner.deepspeed_backend import DeepSpeedBackend, join_process_group
 
         self.ranks = join_process_group(
-            rank=self.rank, world_size=self.world_size, timeout_s=self.config.cluster.step_timeout_s
+            rank=self.rank,
+            world_size=self.world_size,
+            timeout_s=self.config.cluster.step_timeout_s,
+            address=master_address,
+            port=master_port,
         )
         self.backend = DeepSpeedBackend(self.config, ranks=self.ranks, vocab_size=self.vocab_size)
         with torch.no_grad():
@@ -146,6 +154,7 @@ class LearnerRank:
                 dtype=self.signal.dtype,
                 max_rows=self.vocab_size,
                 device=self.ranks.device,
+                trust_remote_code=self.config.teacher.trust_remote_code,
             )
         logger.info("learner rank %d of %d is ready on %s", self.rank, self.world_size, self.ranks.device)
 
@@ -264,7 +273,9 @@ class LearnerRank:
             manifest, world_size=self.world_size, zero_stage=self.config.learner.zero_stage, path=path
         )
         self.backend.load(Path(path))
-        _set_random_state(torch.load(Path(path) / f"random_rank_{self.rank}.pt"), self.ranks.device)
+        _set_random_state(
+            torch.load(Path(path) / f"random_rank_{self.rank}.pt", weights_only=True), self.ranks.device
+        )
         return manifest.client_state
 
     def export(self, path: str) -> None:
@@ -275,6 +286,7 @@ class LearnerRank:
             gathered=self.backend.gathered,
             is_first_rank=self.ranks.is_first,
             model_path=self.config.student.model_path,
+            trust_remote_code=self.config.student.trust_remote_code,
         )
         self.ranks.barrier()
 

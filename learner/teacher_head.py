@@ -33,9 +33,12 @@ class TeacherHead:
         self.bias_V = bias_V
 
     @classmethod
-    def load(cls, model_path: str, *, dtype: str, max_rows: int, device: torch.device) -> "TeacherHead":
+    def load(
+        cls, model_path: str, *, dtype: str, max_rows: int, device: torch.device, trust_remote_code: bool = False
+    ) -> "TeacherHead":
         """Read the head, and nothing else, from the teacher's safetensors; rows >= `max_rows` are cut off."""
-        is_tied = AutoConfig.from_pretrained(model_path).get_text_config().tie_word_embeddings
+        config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+        is_tied = config.get_text_config().tie_word_embeddings
         weight_VH = read_tensor(model_path, "embed_tokens.weight" if is_tied else "lm_head.weight")
         if weight_VH is None:
             raise ValueError(f"teacher.model_path: {model_path} holds no output head in safetensors")

@@ -30,6 +30,8 @@ def engine_args(settings: EngineSettings) -> EngineArgs:
     arguments: dict[str, Any] = {
         "model": settings.model_path,
         "dtype": settings.dtype,
+        "trust_remote_code": settings.trust_remote_code,
+        "load_format": "safetensors",  # pickled weights could run code
         "seed": settings.seed,
         "max_model_len": config.max_model_len,
         "max_num_seqs": config.max_num_seqs,

@@ -69,14 +69,24 @@ def read_run(path: str) -> MeasuredRun:
     settings = folder.path / "config.yaml"
     if not settings.is_file():
         raise ValueError(f"from_run: {path} is no run folder (it has no config.yaml)")
-    rows = [row for row in folder.valid_metrics() if not row.get("skipped")]
+    try:
+        rows = [row for row in folder.valid_metrics() if not row.get("skipped")]
+        events = read_rows(folder.events)
+    except (
+        AttributeError,
+        KeyError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as error:  # rows that are none of ours
+        raise ValueError(f"from_run: a file of {path} is broken: {type(error).__name__}: {error}") from error
     rows = rows[min(5, len(rows) // 4) :]
     if len(rows) < MIN_STEPS:
         raise ValueError(f"from_run: {path} must have trained {MIN_STEPS + 4} steps or more")
     missing = [key for key in NEEDED if key not in rows[0]]
     if missing:
         raise ValueError(f"from_run: the metrics of {path} lack {', '.join(missing)}: it is of an older version")
-    return MeasuredRun(load_config(str(settings)), rows, read_rows(folder.events))
+    return MeasuredRun(load_config(str(settings)), rows, events)
 
 
 def fit_rates(run: MeasuredRun) -> RatesConfig:

@@ -14,7 +14,12 @@ from cluster.teachers import check_sources
 ROOT = Path(__file__).resolve().parents[2]
 OBJECTIVES = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", OBJECTIVES, re.MULTILINE | re.DOTALL)
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
+DOCUMENTS = [
+    ROOT / "README.md",
+    ROOT / "SECURITY.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "benchmarks" / "README.md",
+]
 
 
 def written_over_the_demo(tmp_path: Path, *examples: str) -> str:

@@ -1,0 +1,187 @@
+"""Names that lead elsewhere, secrets, foreign code and pickles are refused, each with one clear line."""
+
+import json
+import shutil
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import launch
+from cluster.auth_token import ensure_token
+from cluster.config import RunConfig
+from cluster.run_name import checked_run_name
+from cluster.secrets_check import is_secret_name
+from cluster.settings import _dotted_keys, to_yaml
+from learner import checkpoint
+from tests.unit.conftest import MODELS
+
+Refused = Callable[..., str]
+
+BAD_NAMES = [
+    "../x",
+    "a/b",
+    "/tmp/x",
+    "..",
+    ".",
+    "a.",
+    "",
+    "-x",
+    "x\n",
+    "x\x1b[31m",
+    "x\0",
+    "a" * 101,
+    "nul",
+    "COM1.x",
+]
+
+
+@pytest.mark.parametrize("name", BAD_NAMES)
+def test_a_run_name_that_is_no_plain_folder_name_is_refused_by_every_command(
+    refused: Refused, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    assert "run_name" in refused(f"--run-name={name}")
+    for line in (["status"], ["stop"], ["scale", "--rollout=2"]):
+        assert launch.main([*line, f"--run={name}", f"--runs-path={tmp_path}"]) == launch.BAD_INPUT
+        captured = capsys.readouterr()
+        assert captured.err.startswith("error: --run must "), captured.err
+        assert (captured.out, captured.err.count("\n")) == ("", 1)
+
+
+def test_a_run_name_of_letters_digits_dots_and_dashes_is_taken() -> None:
+    assert [checked_run_name(name) for name in ("a", "0", "a..b", "A-b_c.9", "x" * 100, "console")]
+
+
+@pytest.mark.parametrize("place", ["file", "file/below"])
+def test_a_runs_path_that_is_a_file_is_refused(refused: Refused, tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").write_text("")
+    assert "runs_path: " in refused(f"--runs-path={tmp_path / place}")
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--rollout.engine.extra.hf_token=hunter2",
+        "--teacher.engine.extra={nested: {apiKey: hunter2}}",
+        "--learner.deepspeed.monitor.password=hunter2",
+        "--learner.deepspeed={comet: {credentials: {user: hunter2}}}",
+        "--data.template_arguments={tools: [{access_key: hunter2}]}",
+        "--data.template_arguments={url: 'https://me:hunter2@example.org/x'}",
+        "--teacher.model_path=https://hunter2@example.org/model",
+        "--cluster.address=ray://me:hunter2@head:10001",
+        "--data.train_path=s3://bucket/x?X-Amz-Signature=1&token=hunter2",
+        f"--logging.wandb_project=hf_hunter2{'x' * 30}",
+        "--wandb.api_key=hunter2",
+        "--wandb.api_key={hunter2",
+        "--data.system_prompt=${oc.env:HF_TOKEN,hunter2}",
+    ],
+)
+def test_a_secret_in_the_settings_is_refused_and_not_repeated(refused: Refused, option: str) -> None:
+    line = refused(option)
+    assert option[2:].partition("=")[0].split(".")[0] in line
+    assert "environment" in line
+    assert "hunter2" not in line
+
+
+def test_a_secret_in_a_configuration_file_is_refused_and_not_repeated(refused: Refused, tmp_path: Path) -> None:
+    path = tmp_path / "given.yaml"
+    path.write_text("learner: {deepspeed: {wandb: {api_key: hunter2}}}\n")
+    line = refused(f"--config={path}")
+    assert "learner.deepspeed.wandb.api_key looks like a secret" in line
+    assert "hunter2" not in line
+
+
+def test_no_setting_of_ours_but_counts_of_tokens_looks_like_a_secret() -> None:
+    assert {key for key in _dotted_keys(RunConfig) if is_secret_name(key)} == set()
+    texts = ("template_arguments.bos_token", "max_tokens", "tokenizer_mode", "kernel.keys")
+    assert not any(is_secret_name(key) for key in texts)
+
+
+def test_secrets_of_the_environment_are_not_in_what_is_printed(
+    arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HF_TOKEN", "WANDB_API_KEY", "RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.setenv(name, "hunter2")
+    assert launch.main(arguments) == launch.FINISHED
+    captured = capsys.readouterr()
+    assert "hunter2" not in captured.out + captured.err
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "pytorch_model-00001-of-00002.bin", "a.pt", "a.pth", "a.ckpt"]
+)
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_model_with_pickled_weights_only_is_refused(
+    refused: Refused, tmp_path: Path, role: str, name: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(MODELS / role, folder)
+    for file in folder.glob("*.safetensors"):
+        file.rename(folder / name)
+    line = refused(f"--{role}.model_path={folder}")
+    assert f"{role}.model_path: {folder} holds its weights only as {name}" in line
+    assert "convert it: " in line
+
+
+def test_a_model_with_code_of_its_own_is_refused_unless_it_is_trusted(
+    refused: Refused, arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder, ran = tmp_path / "model", tmp_path / "ran"
+    shutil.copytree(MODELS / "student", folder)
+    config = json.loads((folder / "config.json").read_text())
+    own = {"model_type": "own_one", "auto_map": {"AutoConfig": "own.OwnConfig"}}
+    (folder / "config.json").write_text(json.dumps(config | own))
+    code = "from pathlib import Path\nfrom transformers import Qwen3Config\n"
+    code += f"Path({str(ran)!r}).touch()\nclass OwnConfig(Qwen3Config):\n    model_type = 'own_one'\n"
+    (folder / "own.py").write_text(code)
+    option = f"--student.model_path={folder}"
+    assert "set student.trust_remote_code true" in refused(option)
+    assert not ran.exists()
+    assert launch.main([*arguments, option, "--student.trust_remote_code=true"]) == launch.FINISHED
+    assert "trust_remote_code: true" in capsys.readouterr().out
+    assert ran.exists()
+
+
+def test_code_is_not_trusted_by_a_setting_of_an_engine(refused: Refused) -> None:
+    line = refused("--teacher.engine.extra.trust_remote_code=true")
+    assert "engine.extra.trust_remote_code is not taken" in line
+
+
+def test_old_checkpoints_are_removed_without_following_links(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in (checkpoint.MANIFEST_NAME, "precious"):
+        (elsewhere / name).write_text("")
+    checkpoints = tmp_path / "checkpoints"
+    for step in (2, 3):
+        (checkpoints / f"step_{step}").mkdir(parents=True)
+        (checkpoints / f"step_{step}" / checkpoint.MANIFEST_NAME).write_text("")
+    (checkpoints / "step_2" / "link").symlink_to(elsewhere)
+    (checkpoints / "step_1").symlink_to(elsewhere)
+    (checkpoints / "step_4.tmp").symlink_to(elsewhere)
+    assert checkpoint.remove_old(checkpoints, keep=1) == [checkpoints / "step_2"]
+    checkpoint.start(checkpoints / "step_4")
+    assert sorted(path.name for path in elsewhere.iterdir()) == [checkpoint.MANIFEST_NAME, "precious"]
+
+
+def test_a_token_is_made_once_and_readable_for_its_user_alone(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "token"
+    threads = [threading.Thread(target=ensure_token, args=(str(path),)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    token = path.read_text()
+    assert (len(token), stat.S_IMODE(path.stat().st_mode)) == (64, 0o600)
+    assert [file.name for file in path.parent.iterdir()] == ["token"]
+    path.chmod(0o644)
+    assert ensure_token(str(path)).read_text() == token
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_what_is_saved_of_a_run_holds_every_answer_to_whom_code_was_trusted(arguments: list[str]) -> None:
+    model = {"model_path": "m"}
+    config = RunConfig.model_validate({"student": model, "teacher": model, "data": {"train_path": "d"}})
+    assert to_yaml(config).count("trust_remote_code: false") == 3
