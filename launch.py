@@ -105,6 +105,7 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
 
     started = time.monotonic()
     events = Events(folder.events)
+    folder.on_late(events.add_late)
     pools = build_pools(config, inputs, events)
     view = ProgressView(config)
     scalars = ScalarWriter(config.logging, folder=folder.tensorboard, run_name=config.run_name)
@@ -195,11 +196,12 @@ async def start_pipeline(
     from actors.inputs import rollout_sampling
     from actors.prompts import PromptSource
     from cluster.autoscaling import RayCluster
+    from cluster.checkpoint_store import CheckpointStore
+    from cluster.checkpointing import Checkpointer
     from cluster.learner_group import LearnerGroup
     from cluster.pipeline import Pipeline
     from cluster.resume import Progress, restore
     from cluster.waiting import together
-    from learner.checkpoint import newest_checkpoint
 
     for pool in pools.values():
         await pool.place()
@@ -214,9 +216,12 @@ async def start_pipeline(
         num_samples=config.num_samples_per_prompt,
         num_slots=config.max_steps * config.batch_size,
     )
-    progress = Progress()
+    progress, store = Progress(), CheckpointStore.of(config, folder)
     if resume:
-        progress = await restore(learner, newest_checkpoint(folder.checkpoints), folder, events)
+        progress = await restore(learner, store, folder, events, prompts=prompts)
+    checkpointer = Checkpointer(
+        config, learner=learner, store=store, folder=folder, events=events, saved=progress.saved_version
+    )
     return Pipeline(
         config,
         pools=pools,
@@ -229,6 +234,7 @@ async def start_pipeline(
         progress=progress,
         token_bytes=signal_of(config, inputs).token_bytes,
         cluster=RayCluster(may_grow=config.balance.request_nodes and not is_local(config.cluster)),
+        checkpointer=checkpointer,
     )
 
 

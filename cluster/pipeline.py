@@ -25,6 +25,7 @@ from typing import Any
 from cluster.advisor import RECENT_STEPS
 from cluster.autoscaling import Cluster, RayCluster
 from cluster.balancer import Balancer
+from cluster.checkpointing import Checkpointer
 from cluster.clock import now
 from cluster.config import RunConfig
 from cluster.evaluation import Evaluation
@@ -71,8 +72,11 @@ class Pipeline:
         progress: Progress,
         token_bytes: int = SAMPLED.token_bytes,
         cluster: Cluster | None = None,
+        checkpointer: Checkpointer | None = None,
     ) -> None:
         """Connect the stages; `pools` are started, and `progress` says where to begin.
+
+        Without a `checkpointer` nothing is saved.
 
         `token_bytes` is about the size of a token in a scored table; `cluster` is what the balance of the pools
         asks for room, by default the connected Ray as it is.
@@ -84,6 +88,7 @@ class Pipeline:
         self._evaluation = evaluation
         self._folder = folder
         self._events = events
+        self._checkpointer = checkpointer
         self._incarnation = progress.incarnation
         self._is_stopping = False
         self._show: list[Callable[[dict[str, Any]], None]] = []
@@ -126,6 +131,8 @@ class Pipeline:
         async with asyncio.TaskGroup() as stages:
             every_stage = (self._rollouts, self._scoring, self._weights, self.scaling, self._flow, self._balancer)
             running = [stages.create_task(stage.run()) for stage in every_stage]
+            if self._checkpointer is not None:
+                running.append(stages.create_task(self._checkpointer.run()))
             await self._train()
             for stage in running:
                 stage.cancel()
@@ -254,28 +261,27 @@ class Pipeline:
 
     async def _after_step(self) -> None:
         """Checkpoint and evaluate where due."""
-        version, checkpoint, evaluation = self.slots.version, self._config.checkpoint, self._config.evaluation
-        if checkpoint.every_steps and version % checkpoint.every_steps == 0 and not self.slots.done:
-            await self.checkpoint()
+        version, evaluation = self.slots.version, self._config.evaluation
+        if self._checkpointer is not None and self._checkpointer.is_due(version) and not self.slots.done:
+            await self.checkpoint(self._checkpointer)
         if evaluation.every_steps and version % evaluation.every_steps == 0 and not self.slots.done:
             await self._evaluate("student")
 
     async def _finish(self) -> None:
         """Save what was trained; a finished run is evaluated and exported too."""
-        await self.checkpoint()
+        if self._checkpointer is not None:
+            await self.checkpoint(self._checkpointer)
+            await self._checkpointer.finish()
         if self.slots.done:
             await self._evaluate("student_after")
             await self._learner.export(str(self._folder.export.resolve()))
+        if self._checkpointer is not None:
+            self._checkpointer.check_saved(self.slots.version)
 
-    async def checkpoint(self) -> None:
-        """Write a checkpoint of the current version, unless there is one."""
-        path = self._folder.checkpoints / f"step_{self.slots.version}"
-        if path.exists():
-            return
+    async def checkpoint(self, checkpointer: Checkpointer) -> None:
+        """Begin a checkpoint of the current version, unless there is one."""
         progress = Progress(self.slots.frontier(), self._incarnation, self._prompts.replacements)
-        start = now()
-        await self._learner.save_checkpoint(str(path.resolve()), progress.to_json())
-        self._events.add("checkpoint", path=str(path), seconds=round(now() - start, 3))
+        await checkpointer.begin(progress)
 
     async def _evaluate(self, name: str) -> None:
         """Evaluate the student at exactly the current version (or the teacher whose role `name` is)."""

@@ -12,6 +12,8 @@ from actors.reference_worker import ReferenceWorker
 from actors.rollout_worker import RolloutWorker
 from actors.teacher_worker import TeacherWorker
 from cluster.autoscaling import Cluster
+from cluster.checkpoint_store import CheckpointStore
+from cluster.checkpointing import Checkpointer
 from cluster.config import RunConfig
 from cluster.evaluation import Evaluation
 from cluster.events import Events
@@ -162,7 +164,11 @@ async def simulated_run(
         group = LearnerGroup(pools["learner"], config.cluster)
         engine_pools = [pool for role, pool in pools.items() if role != "learner"]
         await asyncio.gather(group.setup(), *(pool.start() for pool in engine_pools))
-        prompts = SimulatedPrompts(config)
+        prompts, store, progress = SimulatedPrompts(config), CheckpointStore.of(config, folder), Progress()
+        if resume:
+            progress = await restore(group, store, folder, events, prompts=prompts)
+            prompts.issued.clear()
+        saving = {"learner": group, "store": store, "folder": folder, "events": events}
         pipeline = Pipeline(
             config,
             pools=pools,
@@ -173,14 +179,10 @@ async def simulated_run(
             folder=folder,
             events=events,
             cluster=cluster,
-            progress=await restore(group, _newest(folder), folder, events) if resume else Progress(),
+            progress=progress,
+            checkpointer=Checkpointer(config, **saving, saved=progress.saved_version),
         )
         yield SimulatedRun(pipeline, prompts, pools, folder)
     finally:
         for pool in pools.values():
             await pool.close()
-
-
-def _newest(folder: RunFolder) -> Path:
-    """The checkpoint of the last step."""
-    return max(folder.checkpoints.iterdir(), key=lambda path: int(path.name.removeprefix("step_")))

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cluster import checkpoints
 from cluster.config import RunConfig
 from cluster.weights import WeightManifest, check_buckets
-from learner import checkpoint
 from learner.rank import LearnerRank
 from tests.unit.test_learner_scene import (
     GOLDEN_TOKEN_IDS,
@@ -65,6 +65,25 @@ def make_rank(config: RunConfig, rank: int, world_size: int, port: int, **settin
     learner = LearnerRank(config, rank=rank, world_size=world_size, **(scene | settings))
     learner.setup("127.0.0.1", port)
     return learner
+
+
+def save_checkpoint(learner: LearnerRank, path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint of all ranks and commit it, as the driver of a run does."""
+    if learner.rank == 0:
+        checkpoints.start(path)
+    learner.ranks.barrier()
+    learner.begin_checkpoint(str(checkpoints.temporary_path(path)))
+    report = learner.checkpoints.finish()
+    reports: list[Any] = [None] * learner.world_size
+    torch.distributed.all_gather_object(reports, report)
+    if learner.rank == 0:
+        files = {name: record for report in reports for name, record in report.files.items()}
+        settings = learner.config.learner
+        manifest = checkpoints.CheckpointManifest(
+            learner.world_size, settings.zero_stage, settings.dtype, files, state
+        )
+        checkpoints.commit(path, manifest)
+    learner.ranks.barrier()
 
 
 def share(table: pa.Table, rank: int, world_size: int) -> pa.Table:
@@ -245,12 +264,13 @@ def train_and_save(
 ) -> None:
     """Train steps [start, stop) from the newest checkpoint, or from the beginning with two checkpoints."""
     learner = make_rank(config, rank, world_size, port)
-    path = checkpoint.newest_checkpoint(folder) if start else None
+    path = checkpoints.step_path(folder, checkpoints.committed_steps(folder)[-1]) if start else None
     if path is not None:
-        assert learner.load_checkpoint(str(path)) == {"next_step": start}
+        assert learner.load_checkpoint(str(path)) == 0.0
+        assert checkpoints.read_manifest(path).client_state == {"next_step": start}
     for step in range(start, stop):
         if step in (1, 2) and path is None:
-            learner.save_checkpoint(str(checkpoint.step_path(folder, step)), {"next_step": step})
+            save_checkpoint(learner, checkpoints.step_path(folder, step), {"next_step": step})
         learner.train_step(step, share(scored_table(LENGTHS, seed=step), rank, world_size))
     parts = list(learner.publish(0, stop))
     if rank == 0:
@@ -265,11 +285,11 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
 ) -> None:
     model_path = save_student(tmp_path / "student")
     learner = {"zero_stage": stage, "dtype": dtype, "lr_schedule": "cosine"}
-    config = run_config(model_path, learner=learner, checkpoint={"keep": 1})
+    config = run_config(model_path, learner=learner)
     run_ranks(train_and_save, world_size, config, str(tmp_path), 0, 4)
     run_ranks(train_and_save, world_size, config, str(tmp_path), 2, 4)
     whole, resumed = torch.load(tmp_path / "from0.pt"), torch.load(tmp_path / "from2.pt")
-    assert checkpoint.committed_steps(tmp_path) == [2]
+    assert checkpoints.committed_steps(tmp_path) == [1, 2]
     assert whole["golden"] == resumed["golden"]
     for name, value in whole["weights"].items():
         assert torch.equal(value, resumed["weights"][name]), name
