@@ -6,7 +6,8 @@ Each test starts its ranks as fresh processes on gloo, and compares what they le
 import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,9 @@ LENGTHS = [(3, 5), (8, 20), (2, 9), (30, 40), (5, 1), (1, 1), (1, 7), (4, 12)]
 logger = logging.getLogger(__name__)
 
 
-def run_ranks(worker: Callable[..., None], world_size: int, *arguments: Any, timeout_s: float = 120.0) -> None:
-    """Run `worker(rank, world_size, port, *arguments)` in fresh processes; fails if one does, or hangs."""
+@contextmanager
+def started_ranks(worker: Callable[..., None], world_size: int, *arguments: Any) -> Iterator[list[Any]]:
+    """Start `worker(rank, world_size, port, *arguments)` in fresh processes, which end with the block."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -49,14 +51,20 @@ def run_ranks(worker: Callable[..., None], world_size: int, *arguments: Any, tim
     ]
     for process in processes:
         process.start()
-    deadline = time.monotonic() + timeout_s
     try:
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-        assert [process.exitcode for process in processes] == [0] * world_size
+        yield processes
     finally:
         for process in processes:
             process.kill()
+
+
+def run_ranks(worker: Callable[..., None], world_size: int, *arguments: Any, timeout_s: float = 120.0) -> None:
+    """Run `worker(rank, world_size, port, *arguments)` in fresh processes; fails if one does, or hangs."""
+    with started_ranks(worker, world_size, *arguments) as processes:
+        deadline = time.monotonic() + timeout_s
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        assert [process.exitcode for process in processes] == [0] * world_size
 
 
 def make_rank(config: RunConfig, rank: int, world_size: int, port: int, **settings: Any) -> LearnerRank:

@@ -147,7 +147,7 @@ def test_stop_finishes_the_step_in_progress_saves_it_and_leaves_nothing_running(
 
 
 def test_a_resumed_run_trains_every_remaining_slot_once(tmp_path: Path) -> None:
-    config = run_config(tmp_path, max_staleness=3, checkpoint={"every_steps": 4})
+    config = run_config(tmp_path, max_staleness=3, checkpoint={"every_steps": 4, "asynchronous": False})
 
     async def cut_off() -> None:
         async with simulated_run(config, engines=(FAST_ROLLOUTS,) * 2) as run:
