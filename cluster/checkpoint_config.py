@@ -69,6 +69,6 @@ def _check_protocol(scheme: str) -> None:
     except ValueError as error:
         import difflib
 
-        close = difflib.get_close_matches(scheme, available_protocols(), n=1)
+        close = difflib.get_close_matches(scheme, available_protocols(), n=1, cutoff=0.5)
         nearest = f" (nearest valid: {close[0]}://)" if close else ""
         raise ValueError(f"checkpoint.path: unknown protocol {scheme}://{nearest}") from error

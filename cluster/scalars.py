@@ -17,6 +17,9 @@ logger = logging.getLogger(__name__)
 MAX_KEPT_ROWS = 1000
 """Rows kept for TensorBoard while the disk is full."""
 
+PROBE_BYTES = 2**16
+"""So much must fit on a disk that was full before TensorBoard's files are written again."""
+
 
 class ScalarWriter:
     """Writes every number of a metrics row under its key."""
@@ -66,12 +69,22 @@ class _TensorBoard:
                 logger.warning("%s: %s; scalars are kept until there is space", self._folder, error.strerror)
             self._writer, self._is_late = None, True  # its thread has ended with the error
 
+    def _probe(self) -> None:
+        """OSError if the disk is still full; else its thread would find out, and print a traceback every time."""
+        probe = self._folder / "probe.tmp"
+        try:
+            probe.write_bytes(bytes(PROBE_BYTES))
+        finally:
+            probe.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Flush and close."""
         if self._writer is not None:
             self._writer.close()
 
     def _write_kept(self) -> None:
+        if self._is_late:
+            self._probe()
         if self._writer is None:
             self._writer = Writer(str(self._folder))
         for step, numbers in self._kept:
