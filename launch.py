@@ -29,6 +29,7 @@ from typing import Any
 from rich.console import Console
 
 import rewards
+from cluster.checkpoint_store import check_checkpoints
 from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED, REMOTE_COMMANDS, build_parser
 from cluster.comparison import CompareConfig, PlannedRun, describe, plan_runs
 from cluster.config import RunConfig
@@ -87,6 +88,7 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         dry_run(config, demands)
         return FINISHED
+    check_checkpoints(config, folder, resume=resume)
     with ray_cluster(config, demands):
         from cluster.controller import check_name_is_free
 

@@ -19,6 +19,20 @@ class FoundCheckpoint:
     manifest: CheckpointManifest
 
 
+def check_checkpoints(config: RunConfig, folder: RunFolder, *, resume: bool) -> None:
+    """Raise ValueError if the storage that `checkpoint.path` names does not answer or is an earlier run's."""
+    store = CheckpointStore.of(config, folder)
+    try:
+        steps = store.steps()
+    except OSError as error:
+        raise ValueError(f"checkpoint.path: {store.place} cannot be read: {error}") from error
+    if steps and not resume:
+        raise ValueError(
+            f"checkpoint.path: {store.place} holds checkpoints of an earlier run of this name, up to step "
+            f"{steps[-1]}; choose another path or run_name"
+        )
+
+
 class CheckpointStore:
     """Writes, finds and removes checkpoints. Its calls read and write files: not for the event loop's thread."""
 

@@ -162,6 +162,7 @@ class LearnerBehaviour:
     train_s: float = 0.005
     fails_at: int = -1  # the step that raises
     freezes_at: int = -1  # the step that never ends
+    has_full_disk: bool = False  # no checkpoint is written
 
 
 @dataclass(frozen=True)
@@ -225,7 +226,8 @@ class SimulatedLearner:
 
     def written_checkpoint(self) -> WriteReport:
         """It is written."""
-        return WriteReport({"state.txt": record_of([b"simulated"])}, seconds=0.0)
+        failure = "OSError: No space left on device" if self._behaviour.has_full_disk else None
+        return WriteReport({"state.txt": record_of([b"simulated"])}, 0.0, failure)
 
     def load_checkpoint(self, path: str) -> float:
         """Check that it is there."""

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from cluster import checkpoints
 from cluster.checkpoint_config import CheckpointConfig
-from cluster.checkpoint_store import CheckpointStore
+from cluster.checkpoint_store import CheckpointStore, check_checkpoints
 from cluster.checkpoints import MANIFEST_NAME, CheckpointManifest, DamagedCheckpointError, record_of
 from cluster.remote_folder import ASIDE_NAME, RemoteFolder
 from cluster.run_folder import RunFolder
@@ -24,29 +24,40 @@ class RecordingFileSystem(LocalFileSystem):
 
     protocol = "recorded"
     cachable = False
-    put: ClassVar[list[str]] = []
+    names: ClassVar[list[str]] = []
     fails: ClassVar[bool] = False
 
     def put_file(self, path1: str, path2: str, callback: Any = None, **options: Any) -> None:
         """Copy, and note the name."""
         if self.fails:
             raise RuntimeError("the storage's client has an error of its own")
-        type(self).put.append(str(path2).rpartition("/")[2])
+        type(self).names.append(str(path2).rpartition("/")[2])
         shutil.copyfile(path1, str(self._strip_protocol(path2)))
 
     def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
         """Write, and note the name."""
-        type(self).put.append(str(path).rpartition("/")[2])
+        type(self).names.append(str(path).rpartition("/")[2])
         Path(str(self._strip_protocol(path))).write_bytes(value)
 
 
+class SilentFileSystem(LocalFileSystem):
+    """A storage that does not answer."""
+
+    protocol = "silent"
+
+    def exists(self, path: str, **options: Any) -> bool:
+        """Raise what is no OSError."""
+        raise RuntimeError("no answer from the storage")
+
+
 fsspec.register_implementation("recorded", RecordingFileSystem)
+fsspec.register_implementation("silent", SilentFileSystem)
 
 
 @pytest.fixture(params=["local", "file", "recorded"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointStore:
     """An empty store that keeps two."""
-    RecordingFileSystem.put, RecordingFileSystem.fails = [], False
+    RecordingFileSystem.names, RecordingFileSystem.fails = [], False
     (tmp_path / "local").mkdir()
     if request.param == "local":
         return CheckpointStore(tmp_path / "local", keep=2)
@@ -84,15 +95,15 @@ def test_what_is_committed_is_found_fetched_and_verified(store: CheckpointStore,
 
 
 def test_staged_files_are_removed_once_they_are_uploaded_marker_last(tmp_path: Path) -> None:
-    RecordingFileSystem.put, RecordingFileSystem.fails = [], False
+    RecordingFileSystem.names, RecordingFileSystem.fails = [], False
     store = CheckpointStore(tmp_path / "local", keep=2, remote=RemoteFolder(f"recorded://{tmp_path}/remote"))
     write(store, 1)
-    assert RecordingFileSystem.put == ["shard", MANIFEST_NAME]
+    assert RecordingFileSystem.names == ["shard", MANIFEST_NAME]
     assert list(store.local.iterdir()) == []
 
 
 def test_an_upload_that_fails_leaves_the_local_one_and_the_next_upload_removes_it(tmp_path: Path) -> None:
-    RecordingFileSystem.put, RecordingFileSystem.fails = [], True
+    RecordingFileSystem.names, RecordingFileSystem.fails = [], True
     store = CheckpointStore(tmp_path / "local", keep=2, remote=RemoteFolder(f"recorded://{tmp_path}/remote"))
     for step in (1, 2, 3):
         with pytest.raises(OSError, match="an error of its own"):
@@ -156,6 +167,24 @@ def test_the_path_decides_where_checkpoints_are(tmp_path: Path) -> None:
     assert place(None) == f"{tmp_path}/run/checkpoints"
     assert place(f"{tmp_path}/elsewhere") == f"{tmp_path}/elsewhere/run"
     assert place(f"file://{tmp_path}/there/") == f"file://{tmp_path}/there/run"
+
+
+def test_a_new_run_does_not_take_over_the_checkpoints_of_an_earlier_one(tmp_path: Path) -> None:
+    config, folder = (
+        run_config("model", checkpoint={"path": f"file://{tmp_path}/there"}),
+        RunFolder(tmp_path / "run"),
+    )
+    check_checkpoints(config, folder, resume=False)
+    write(CheckpointStore.of(config, folder), 5)
+    check_checkpoints(config, folder, resume=True)
+    with pytest.raises(ValueError, match=r"checkpoint.path: file://.*/there/run holds .* up to step 5"):
+        check_checkpoints(config, folder, resume=False)
+
+
+def test_a_storage_that_does_not_answer_is_found_before_the_run(tmp_path: Path) -> None:
+    config = run_config("model", checkpoint={"path": f"silent://{tmp_path}/there"})
+    with pytest.raises(ValueError, match=r"checkpoint\.path: .* cannot be read: .*no answer from the storage"):
+        check_checkpoints(config, RunFolder(tmp_path / "run"), resume=False)
 
 
 @pytest.mark.parametrize(
