@@ -30,6 +30,7 @@ from typing import Any
 from rich.console import Console
 
 import rewards
+from cluster.checkpoint_store import check_checkpoints
 from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED, REMOTE_COMMANDS, build_parser, one_line
 from cluster.comparison import CompareConfig, PlannedRun, describe, plan_runs
 from cluster.config import RunConfig
@@ -97,6 +98,7 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         dry_run(config, demands)
         return FINISHED
+    check_checkpoints(config, folder, resume=resume)
     with ray_cluster(config, demands):
         from cluster.controller import check_name_is_free
 
@@ -115,6 +117,7 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
 
     started = time.monotonic()
     events = Events(folder.events)
+    folder.on_late(events.add_late)
     pools = build_pools(config, inputs, events)
     view = ProgressView(config)
     scalars = ScalarWriter(config.logging, folder=folder.tensorboard, run_name=config.run_name)
@@ -223,11 +226,12 @@ async def start_pipeline(
     from actors.inputs import rollout_sampling
     from actors.prompts import PromptSource
     from cluster.autoscaling import RayCluster
+    from cluster.checkpoint_store import CheckpointStore
+    from cluster.checkpointing import Checkpointer
     from cluster.learner_group import LearnerGroup
     from cluster.pipeline import Pipeline
     from cluster.resume import Progress, restore
     from cluster.waiting import together
-    from learner.checkpoint import newest_checkpoint
 
     for pool in pools.values():
         await pool.place()
@@ -242,12 +246,15 @@ async def start_pipeline(
         num_samples=config.num_samples_per_prompt,
         num_slots=config.max_steps * config.batch_size,
     )
+    store = CheckpointStore.of(config, folder)
 
     async def restore_newest(reason: str, incarnation: int) -> Progress:
-        newest = newest_checkpoint(folder.checkpoints)
-        return await restore(learner, newest, folder, events, reason=reason, above=incarnation)
+        return await restore(learner, store, folder, events, prompts=prompts, reason=reason, above=incarnation)
 
     progress = await restore_newest("--resume", 0) if resume else Progress()
+    checkpointer = Checkpointer(
+        config, learner=learner, store=store, folder=folder, events=events, saved=progress.saved_version
+    )
     return Pipeline(
         config,
         pools=pools,
@@ -261,6 +268,7 @@ async def start_pipeline(
         restore=restore_newest,
         token_bytes=signal_of(config, inputs).token_bytes,
         cluster=RayCluster(may_grow=config.balance.request_nodes and not is_local(config.cluster)),
+        checkpointer=checkpointer,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from cluster.balance_config import BalanceConfig, limits_of
+from cluster.checkpoint_config import CheckpointConfig
 from cluster.engine_config import (
     Count,
     Dtype,
@@ -198,15 +199,6 @@ class EvaluationConfig(Section):
         if self.k > self.num_samples:
             raise ValueError(f"evaluation.k must be <= evaluation.num_samples ({self.num_samples}), got {self.k}")
         return self
-
-
-class CheckpointConfig(Section):
-    """When and how many checkpoints are kept."""
-
-    every_steps: NonNegative = 50
-    """Checkpoint every this many steps; 0 only at the end and on shutdown."""
-    keep: Positive = 2
-    """Newest checkpoints kept."""
 
 
 class LoggingConfig(Section):

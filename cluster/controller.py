@@ -54,8 +54,13 @@ class Controller:
         *,
         is_local: bool,
         stop: Callable[[], object] = lambda: None,
+        node_id: str = "",
     ) -> None:
-        """`is_local`: Ray is this machine alone and does not grow; `stop` drains the run, or ends its start."""
+        """`is_local`: Ray is this machine alone and does not grow; `stop` drains the run, or ends its start.
+
+        `node_id` is the node of this process.
+        """
+        self._node_id = node_id
         self._config = config
         self._pools = pools
         self._is_local = is_local
@@ -103,7 +108,7 @@ class Controller:
         state = "starting" if self._pipeline is None else "running"
         state = "stopping" if self._is_stopping else state
         status = {"run": self._config.run_name, "state": state, "pools": pools_status(self._pools)}
-        status["driver_node_id"] = ray.get_runtime_context().get_node_id()
+        status["driver_node_id"] = self._node_id
         return status if self._pipeline is None else status | self._pipeline.status()
 
     def _scale(self, counts: Mapping[str, int]) -> list[str]:
@@ -163,7 +168,8 @@ async def controlled(
     stop: Callable[[], object] = lambda: None,
 ) -> AsyncIterator[Controller]:
     """Let other processes reach the run: by the name of its actor, and by `cluster.json` in its folder."""
-    controller = Controller(config, pools, is_local=is_local, stop=stop)
+    node_id = ray.get_runtime_context().get_node_id()
+    controller = Controller(config, pools, is_local=is_local, stop=stop, node_id=node_id)
     mailbox = named_actor(Mailbox, name=actor_name(config.run_name), args=())
     folder.write_cluster({"address": cluster_address(), "host": socket.gethostname(), "pid": os.getpid()})
     serving = asyncio.create_task(_serve(controller, mailbox, events))

@@ -5,23 +5,38 @@ import time
 from pathlib import Path
 from typing import Any
 
-from cluster.jsonl import append_row
+from cluster.jsonl import RowFile
 
 logger = logging.getLogger(__name__)
+
+
+MAX_KEPT_EVENTS = 10_000
+"""Events kept in memory while the disk is full."""
 
 
 class Events:
     """Appends events to a file; without one they are only logged."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path
+        self._rows = None if path is None else RowFile(path, max_kept=MAX_KEPT_EVENTS)
+        if self._rows is not None:
+            self._rows.on_late = self.add_late
 
     def add(self, event: str, **details: Any) -> None:
-        """Record one event, e.g. `add("worker_died", worker="teacher-0", reason="...")`."""
+        """Record one event, e.g. `add("worker_died", worker="teacher-0", reason="...")`.
+
+        While the disk is full it is kept in memory.
+        """
         row = {"time": round(time.time(), 3), "event": event, **details}
         logger.info("%s %s", event, " ".join(f"{key}={value}" for key, value in details.items()))
-        if self._path is not None:
-            append_row(self._path, row)
+        if self._rows is not None:
+            self._rows.append(row)
+
+    def add_late(self, file: Path, num_rows: int, num_dropped: int) -> None:
+        """Record that a disk which was full has taken the rows of a file after all."""
+        self.add(
+            "rows_written_late", file=file.name, rows=num_rows, dropped=num_dropped, reason="the disk was full"
+        )
 
 
 def reason_of(error: BaseException) -> str:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from ray.exceptions import RayError
 
 from cluster.broadcasts import Broadcasts
+from cluster.checkpoints import WriteReport
 from cluster.clock import now
 from cluster.config import ClusterConfig
 from cluster.events import reason_of
@@ -146,13 +147,17 @@ class LearnerGroup:
                 await self._broadcasts.spread(manifest)
             return PublishedWeights(manifest, source, publish_s)
 
-    async def save_checkpoint(self, path: str, state: dict[str, Any]) -> None:
-        """Write one committed checkpoint folder."""
-        await self._on_all("save_checkpoint", path, state, timeout_s=self._config.step_timeout_s)
+    async def begin_checkpoint(self, folder: str) -> int:
+        """Let every rank take its state, to be written to a folder; returns the number of ranks."""
+        return len(await self._on_all("begin_checkpoint", folder, timeout_s=self._config.step_timeout_s))
 
-    async def load_checkpoint(self, path: str) -> dict[str, Any]:
-        """Restore model, optimizer and random state on every rank; returns the controller's state."""
-        return (await self._on_all("load_checkpoint", path, timeout_s=self._config.step_timeout_s))[0]
+    async def written_checkpoint(self) -> list[WriteReport | None]:
+        """What each rank has written of the checkpoint begun last; None for one that still writes."""
+        return await self._on_all("written_checkpoint", timeout_s=self._config.step_timeout_s)
+
+    async def load_checkpoint(self, path: str) -> float:
+        """Restore model, optimizer and random state on every rank; seconds of a conversion, if there was one."""
+        return max(await self._on_all("load_checkpoint", path, timeout_s=self._config.step_timeout_s))
 
     async def export(self, path: str) -> None:
         """Write the student as a Hugging Face folder."""

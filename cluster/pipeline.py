@@ -29,6 +29,7 @@ from typing import Any
 from cluster.advisor import RECENT_STEPS
 from cluster.autoscaling import Cluster, RayCluster
 from cluster.balancer import Balancer
+from cluster.checkpointing import Checkpointer
 from cluster.clock import now
 from cluster.config import RunConfig
 from cluster.evaluation import Evaluation
@@ -81,10 +82,12 @@ class Pipeline:
         restore: Restore | None = None,
         token_bytes: int = SAMPLED.token_bytes,
         cluster: Cluster | None = None,
+        checkpointer: Checkpointer | None = None,
     ) -> None:
         """Connect the stages; `pools` are started, and `progress` says where to begin.
 
         `restore` brings a restarted learner to the last checkpoint; without it a lost learner fails the run.
+        Without a `checkpointer` nothing is saved.
         `token_bytes` is about the size of a token in a scored table; `cluster` is what the balance of the pools
         asks for room, by default the connected Ray as it is.
         """
@@ -98,6 +101,7 @@ class Pipeline:
         self._folder = folder
         self._events = events
         self._token_bytes = token_bytes
+        self._checkpointer = checkpointer
         self._is_stopping = False
         self._num_skipped = 0  # steps in a row
         self._show: list[Callable[[dict[str, Any]], None]] = []
@@ -144,6 +148,17 @@ class Pipeline:
             config, pool=self._rollout_pool, rollouts=self._rollouts, scoring=self._scoring, slots=self.slots
         )
 
+    async def _recover(self, reason: str) -> Progress:
+        """Restart the learner at its last checkpoint; returns where that stands."""
+        assert self._restore is not None, "without `restore` a lost learner fails the run"
+        await self._learner.restart(reason)
+        if self._checkpointer is not None:
+            await self._checkpointer.finish()  # what its ranks have not written has failed by now
+        progress = await self._restore(reason, self._incarnation)
+        if self._checkpointer is not None:
+            self._checkpointer.fell_back_to(progress.saved_version)
+        return progress
+
     def on_step(self, show: Callable[[dict[str, Any]], None]) -> None:
         """Call `show(metrics row)` after every step."""
         self._show.append(show)
@@ -153,6 +168,8 @@ class Pipeline:
         async with asyncio.TaskGroup() as stages:
             every_stage = (self._weights, self.scaling, self._supervisor, self._balancer)
             running = [stages.create_task(stage.run()) for stage in every_stage]
+            if self._checkpointer is not None:
+                running.append(stages.create_task(self._checkpointer.run()))
             while (lost := await self._run_course()) is not None:
                 await self._fall_back(lost)
             for stage in running:
@@ -180,9 +197,7 @@ class Pipeline:
             self._weights.forget()
             await self._recovery.prepare(lost, self.slots.version)
             try:
-                await self._learner.restart(str(lost))
-                assert self._restore is not None
-                progress = await self._restore(str(lost), self._incarnation)
+                progress = await self._recover(str(lost))
             except LearnerLostError as again:
                 lost = again
             else:
@@ -326,35 +341,36 @@ class Pipeline:
 
     async def _after_step(self, result: StepResult) -> None:
         """Checkpoint and evaluate where due; a row of skipped steps ends the run."""
+        version, checkpointer, evaluation = self.slots.version, self._checkpointer, self._config.evaluation
         self._num_skipped = self._num_skipped + 1 if result.was_skipped else 0
         if self._num_skipped >= self._config.health.max_skipped_steps:
-            await self.checkpoint()
+            if checkpointer is not None:
+                await self.checkpoint(checkpointer)
+                await checkpointer.finish()
             raise RuntimeError(
                 f"{self._num_skipped} steps in a row had no finite gradient and were skipped; the weights of "
-                f"before are in the checkpoint of step {self.slots.version}"
+                f"before are in the checkpoint of step {version}"
             )
-        version, checkpoint, evaluation = self.slots.version, self._config.checkpoint, self._config.evaluation
-        if checkpoint.every_steps and version % checkpoint.every_steps == 0 and not self.slots.done:
-            await self.checkpoint()
+        if checkpointer is not None and checkpointer.is_due(version) and not self.slots.done:
+            await self.checkpoint(checkpointer)
         if evaluation.every_steps and version % evaluation.every_steps == 0 and not self.slots.done:
             await self._evaluate("student")
 
     async def _finish(self) -> None:
         """Save what was trained; a finished run is evaluated and exported too."""
-        await self.checkpoint()
+        if self._checkpointer is not None:
+            await self.checkpoint(self._checkpointer)
+            await self._checkpointer.finish()
         if self.slots.done:
             await self._evaluate("student_after")
             await self._learner.export(str(self._folder.export.resolve()))
+        if self._checkpointer is not None:
+            self._checkpointer.check_saved(self.slots.version)
 
-    async def checkpoint(self) -> None:
-        """Write a checkpoint of the current version, unless there is one."""
-        path = self._folder.checkpoints / f"step_{self.slots.version}"
-        if path.exists():
-            return
+    async def checkpoint(self, checkpointer: Checkpointer) -> None:
+        """Begin a checkpoint of the current version, unless there is one."""
         progress = Progress(self.slots.frontier(), self._incarnation, self._prompts.replacements)
-        start = now()
-        await self._learner.save_checkpoint(str(path.resolve()), progress.to_json())
-        self._events.add("checkpoint", path=str(path), seconds=round(now() - start, 3))
+        await checkpointer.begin(progress)
 
     async def _evaluate(self, name: str) -> None:
         """Evaluate the student at exactly the current version (or the teacher whose role `name` is)."""

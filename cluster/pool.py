@@ -17,7 +17,6 @@ from ray.exceptions import RayError
 from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from cluster.clock import now
 from cluster.config import ClusterConfig
 from cluster.events import Events, reason_of
 from cluster.health import Health, WorkerState
@@ -119,7 +118,6 @@ class Pool:
 
     def _enter(self, worker: Worker, state: WorkerState) -> None:
         worker.become(state)
-        worker.health.begin(now())
         self.signal.changed()
 
     async def some_healthy(self) -> list[Worker]:
@@ -149,7 +147,7 @@ class Pool:
 
     def add(self) -> Worker:
         """Enter one more worker, STARTING and under a new name; nothing is placed yet."""
-        worker = Worker(f"{self.role}-{self._num_made}", health=Health(self.health, now=now()))
+        worker = Worker(f"{self.role}-{self._num_made}", health=Health(self.health, now=0.0))
         self._num_made += 1
         self.workers.append(worker)
         self.signal.changed()

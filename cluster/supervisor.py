@@ -35,6 +35,7 @@ class Supervisor:
         self._members = members
         self._events = events
         self._asked: set[tuple[Worker, int]] = set()  # workers, in one of their lives, that owe an answer
+        self._lives: dict[Worker, int] = {}  # of every worker, the one that is watched
         for role, pool in pools.items():
             pool.is_supervised = role != "learner"
 
@@ -71,13 +72,14 @@ class Supervisor:
         """Ask all workers and judge them, again and again."""
         looked, period_s = now(), self._limits.heartbeat_s
         last_served = dict.fromkeys(self._pools, looked)
-        for worker in (worker for pool in self._pools.values() for worker in pool.workers):
-            worker.health.begin(looked)  # nobody has listened so far
         while True:
             await asyncio.sleep(period_s)
             late_s, looked = now() - looked - period_s, now()
             for role, pool in self._pools.items():
                 for worker in [worker for worker in pool.workers if worker.state in WATCHED]:
+                    if self._lives.get(worker) != worker.num_lives:  # nobody has listened to it so far
+                        self._lives[worker] = worker.num_lives
+                        worker.health.begin(looked)
                     if late_s > period_s:
                         worker.health.forgive(late_s)
                     if (worker, worker.num_lives) not in self._asked:

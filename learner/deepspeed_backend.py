@@ -23,18 +23,18 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
+from cluster.checkpoints import universal_path
 from cluster.config import LearnerConfig, RunConfig
 from cluster.meeting_point import open_store
+from learner.checkpoint_engine import WriterEngine
+from learner.checkpoint_writer import CheckpointWriter
 from learner.collate import PackedBatch
 from learner.log_probs import HeadLimits, PositionFacts, PositionValue
 from learner.ranks import Ranks
 from learner.student import StudentModel
+from learner.universal import CHECKPOINT_TAG
 
 logger = logging.getLogger(__name__)
-
-CHECKPOINT_TAG = "deepspeed"
-"""Sub-folder of a checkpoint that DeepSpeed writes."""
-
 
 LossOf = Callable[[PackedBatch, Tensor, Tensor], Tensor]
 """(micro-batch, logp_T with gradient, entropy_T) -> loss."""
@@ -65,6 +65,8 @@ class DeepSpeedBackend:
             config=settings,
             dist_init_required=False,
         )
+        # It would copy a script to the folder, past our writer; `deepspeed.utils.zero_to_fp32` is that script.
+        self.engine._copy_recovery_script = lambda save_path: None
 
     @property
     def student(self) -> StudentModel:
@@ -134,15 +136,28 @@ class DeepSpeedBackend:
             return nullcontext()
         return deepspeed.zero.GatheredParameters(list(parameters))
 
-    def save(self, path: Path) -> None:
-        """Write model, optimizer and master weights of every rank below `path`."""
-        self.engine.save_checkpoint(str(path), tag=CHECKPOINT_TAG, save_latest=False)
+    def save(self, writer: CheckpointWriter) -> None:
+        """Hand model, optimizer and master weights of this rank to the writer."""
+        stock, self.engine.checkpoint_engine = self.engine.checkpoint_engine, WriterEngine(writer)
+        try:
+            self.engine.save_checkpoint(str(writer.folder), tag=CHECKPOINT_TAG, save_latest=False)
+        finally:
+            self.engine.checkpoint_engine = stock
 
     def load(self, path: Path) -> None:
         """Restore what `save` wrote, with the same number of ranks."""
         loaded, _ = self.engine.load_checkpoint(str(path), tag=CHECKPOINT_TAG)
         if loaded is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {path / CHECKPOINT_TAG}")
+
+    def load_universal(self, path: Path) -> None:
+        """Restore what `save` wrote with another number of ranks, after `learner.universal.convert`."""
+        settings = self.engine._config
+        settings.load_universal_checkpoint = True
+        try:
+            self.load(universal_path(path))
+        finally:
+            settings.load_universal_checkpoint = False
 
     def shutdown(self) -> None:
         """Leave the process group."""

@@ -13,7 +13,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from cluster.batches import save_batch
 from cluster.broadcast_group import Meeting
+from cluster.checkpoints import WriteReport
 from cluster.config import RunConfig
 from cluster.notes import Pulse
 from cluster.parcels import tables_of_slots
@@ -29,7 +30,6 @@ from cluster.stop_tokens import StopTokens
 from cluster.teacher_signal import SAMPLED, TeacherSignal
 from cluster.teachers import share_of_source
 from cluster.weights import WeightManifest
-from learner import checkpoint
 from learner.collate import PackedBatch, collate, pack
 from learner.diagnostics import step_diagnostics
 from learner.divergence import BatchDivergence
@@ -40,6 +40,7 @@ from learner.loss import MicroBatchLoss, Objective
 from learner.metrics import StepTokens, step_metrics
 from learner.outcome import outcome_metrics
 from learner.publisher import publish_weights
+from learner.rank_checkpoint import RankCheckpoints
 from learner.schedule import learning_rate
 from learner.teacher_head import TeacherHead
 from learner.teacher_metrics import teacher_metrics
@@ -146,6 +147,7 @@ class LearnerRank:
             port=master_port,
         )
         self.backend = DeepSpeedBackend(self.config, ranks=self.ranks, vocab_size=self.vocab_size)
+        self.checkpoints = RankCheckpoints(self.config, ranks=self.ranks, backend=self.backend)
         with torch.no_grad():
             self.backend.student.check_head(self._golden(), limit=HEAD_LIMITS[self.config.learner.dtype])
         if self.signal.kind == "full":
@@ -240,43 +242,17 @@ class LearnerRank:
         """Free what is kept for a broadcast (first rank): it is not sent."""
         self._sender().forget()
 
-    def save_checkpoint(self, path: str, client_state: dict[str, Any]) -> None:
-        """Write the learner and the driver's `client_state` (JSON) to the folder `path`, atomically.
+    def begin_checkpoint(self, folder: str) -> None:
+        """Take the learner's state as it is now; it is written to `folder` while training goes on."""
+        self.checkpoints.begin(folder)
 
-        Afterwards all but the newest `checkpoint.keep` checkpoints beside it are removed.
-        """
-        if self.ranks.is_first:
-            checkpoint.start(path)
-        self.ranks.barrier()
-        temporary = checkpoint.temporary_path(path)
-        self.backend.save(temporary)
-        torch.save(_random_state(self.ranks.device), temporary / f"random_rank_{self.rank}.pt")
-        self.ranks.barrier()
-        checkpoint.flush(path)
-        self.ranks.barrier()
-        if self.ranks.is_first:
-            manifest = checkpoint.CheckpointManifest(
-                world_size=self.world_size,
-                zero_stage=self.config.learner.zero_stage,
-                dtype=self.config.learner.dtype,
-                file_bytes=checkpoint.file_sizes(temporary),
-                client_state=client_state,
-            )
-            checkpoint.commit(path, manifest)
-            checkpoint.remove_old(Path(path).parent, keep=self.config.checkpoint.keep)
-        self.ranks.barrier()
+    def written_checkpoint(self) -> WriteReport | None:
+        """What this rank has written of the checkpoint begun last; None while it still writes."""
+        return self.checkpoints.written()
 
-    def load_checkpoint(self, path: str) -> dict[str, Any]:
-        """Restore weights, optimizer and random state; return the driver's state. Bit-exact."""
-        manifest = checkpoint.read_manifest(path)
-        checkpoint.check_world(
-            manifest, world_size=self.world_size, zero_stage=self.config.learner.zero_stage, path=path
-        )
-        self.backend.load(Path(path))
-        _set_random_state(
-            torch.load(Path(path) / f"random_rank_{self.rank}.pt", weights_only=True), self.ranks.device
-        )
-        return manifest.client_state
+    def load_checkpoint(self, path: str) -> float:
+        """Restore weights, optimizer and random state; returns the seconds of a conversion for other ranks."""
+        return self.checkpoints.load(path)
 
     def export(self, path: str) -> None:
         """Write the student as a Hugging Face folder with tokenizer, in the learner's dtype."""
@@ -376,16 +352,3 @@ def _node_address() -> str:
         except OSError:  # no network: all ranks are on this machine
             return "127.0.0.1"
         return probe.getsockname()[0]
-
-
-def _random_state(device: torch.device) -> dict[str, Any]:
-    state = {"torch": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def _set_random_state(state: dict[str, Any], device: torch.device) -> None:
-    torch.set_rng_state(state["torch"])
-    if device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)

@@ -200,9 +200,6 @@ class SimulatedLearner:
         await asyncio.sleep(self._rates.publish_s)
         yield WeightManifest(incarnation, version, "bfloat16", (), (), (), (), ())
 
-    async def save_checkpoint(self, path: str, state: dict[str, Any]) -> None:
-        """Nothing to do."""
-
     async def export(self, path: str) -> None:
         """Nothing to do."""
 

@@ -6,7 +6,6 @@ With several teachers, places take the sources in turn.
 """
 
 import asyncio
-import json
 import os
 import time
 from collections import defaultdict
@@ -30,6 +29,7 @@ from actors.engine import (
 )
 from actors.rollout_worker import RolloutWorker
 from cluster.batches import PROMPT_SCHEMA, check_scored
+from cluster.checkpoints import WriteReport, record_of
 from cluster.config import EngineConfig, RunConfig
 from cluster.jsonl import append_row
 from cluster.notes import Pulse
@@ -203,6 +203,7 @@ class LearnerBehaviour:
     dies_at: int = -1  # the step in which the process ends
     skips_from: int = 1_000_000  # steps without a finite gradient
     num_faults: int = 1_000_000  # so often in all lives of the learner
+    has_full_disk: bool = False  # no checkpoint is written
 
 
 @dataclass(frozen=True)
@@ -276,15 +277,20 @@ class SimulatedLearner:
         yield bucket
         yield WeightManifest(incarnation, version, "float32", (), (64,), (checksum(bucket),), (1, 2), (0.0,))
 
-    def save_checkpoint(self, path: str, state: dict[str, Any]) -> None:
-        """Write the controller's state only."""
-        self._note("save_checkpoint", path=path)
-        Path(path).mkdir(parents=True, exist_ok=True)
-        (Path(path) / "state.json").write_text(json.dumps(state))
+    def begin_checkpoint(self, folder: str) -> None:
+        """Write a small file."""
+        self._note("save_checkpoint", path=folder.removesuffix(".tmp"))
+        (Path(folder) / "state.txt").write_text("simulated")
 
-    def load_checkpoint(self, path: str) -> dict[str, Any]:
-        """Return the controller's state."""
-        return json.loads((Path(path) / "state.json").read_text())
+    def written_checkpoint(self) -> WriteReport:
+        """It is written."""
+        failure = "OSError: No space left on device" if self._behaviour.has_full_disk else None
+        return WriteReport({"state.txt": record_of([b"simulated"])}, 0.0, failure)
+
+    def load_checkpoint(self, path: str) -> float:
+        """Check that it is there."""
+        assert (Path(path) / "state.txt").read_text() == "simulated"
+        return 0.0
 
     def export(self, path: str) -> None:
         """Write the call down."""

@@ -12,6 +12,8 @@ from actors.reference_worker import ReferenceWorker
 from actors.rollout_worker import RolloutWorker
 from actors.teacher_worker import TeacherWorker
 from cluster.autoscaling import Cluster
+from cluster.checkpoint_store import CheckpointStore
+from cluster.checkpointing import Checkpointer
 from cluster.config import RunConfig
 from cluster.evaluation import Evaluation
 from cluster.events import Events
@@ -170,11 +172,14 @@ async def simulated_run(
         group = LearnerGroup(pools["learner"], config.cluster)
         engine_pools = [pool for role, pool in pools.items() if role != "learner"]
         await asyncio.gather(group.setup(), *(pool.start() for pool in engine_pools))
-        prompts = SimulatedPrompts(config)
+        prompts, store = SimulatedPrompts(config), CheckpointStore.of(config, folder)
 
         async def restore_newest(reason: str, incarnation: int) -> Progress:
-            return await restore(group, _newest(folder), folder, events, reason=reason, above=incarnation)
+            return await restore(group, store, folder, events, prompts=prompts, reason=reason, above=incarnation)
 
+        progress = await restore_newest("--resume", 0) if resume else Progress()
+        prompts.issued.clear()
+        saving = {"learner": group, "store": store, "folder": folder, "events": events}
         pipeline = Pipeline(
             config,
             pools=pools,
@@ -185,16 +190,11 @@ async def simulated_run(
             folder=folder,
             events=events,
             cluster=cluster,
-            progress=await restore_newest("--resume", 0) if resume else Progress(),
             restore=restore_newest,
+            progress=progress,
+            checkpointer=Checkpointer(config, **saving, saved=progress.saved_version),
         )
         yield SimulatedRun(pipeline, prompts, pools, folder)
     finally:
         for pool in pools.values():
             await pool.close()
-
-
-def _newest(folder: RunFolder) -> Path | None:
-    """The checkpoint of the last step, if there is one."""
-    steps = sorted(folder.checkpoints.iterdir(), key=lambda path: int(path.name.removeprefix("step_")))
-    return steps[-1] if steps else None

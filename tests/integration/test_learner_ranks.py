@@ -6,7 +6,8 @@ Each test starts its ranks as fresh processes on gloo, and compares what they le
 import logging
 import socket
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from cluster import checkpoints
 from cluster.config import RunConfig
 from cluster.weights import WeightManifest, check_buckets
-from learner import checkpoint
 from learner.rank import LearnerRank
 from tests.unit.test_learner_scene import (
     GOLDEN_TOKEN_IDS,
@@ -36,8 +37,9 @@ LENGTHS = [(3, 5), (8, 20), (2, 9), (30, 40), (5, 1), (1, 1), (1, 7), (4, 12)]
 logger = logging.getLogger(__name__)
 
 
-def run_ranks(worker: Callable[..., None], world_size: int, *arguments: Any, timeout_s: float = 120.0) -> None:
-    """Run `worker(rank, world_size, port, *arguments)` in fresh processes; fails if one does, or hangs."""
+@contextmanager
+def started_ranks(worker: Callable[..., None], world_size: int, *arguments: Any) -> Iterator[list[Any]]:
+    """Start `worker(rank, world_size, port, *arguments)` in fresh processes, which end with the block."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
@@ -49,14 +51,20 @@ def run_ranks(worker: Callable[..., None], world_size: int, *arguments: Any, tim
     ]
     for process in processes:
         process.start()
-    deadline = time.monotonic() + timeout_s
     try:
-        for process in processes:
-            process.join(max(0.0, deadline - time.monotonic()))
-        assert [process.exitcode for process in processes] == [0] * world_size
+        yield processes
     finally:
         for process in processes:
             process.kill()
+
+
+def run_ranks(worker: Callable[..., None], world_size: int, *arguments: Any, timeout_s: float = 120.0) -> None:
+    """Run `worker(rank, world_size, port, *arguments)` in fresh processes; fails if one does, or hangs."""
+    with started_ranks(worker, world_size, *arguments) as processes:
+        deadline = time.monotonic() + timeout_s
+        for process in processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+        assert [process.exitcode for process in processes] == [0] * world_size
 
 
 def make_rank(config: RunConfig, rank: int, world_size: int, port: int, **settings: Any) -> LearnerRank:
@@ -65,6 +73,25 @@ def make_rank(config: RunConfig, rank: int, world_size: int, port: int, **settin
     learner = LearnerRank(config, rank=rank, world_size=world_size, **(scene | settings))
     learner.setup("127.0.0.1", port)
     return learner
+
+
+def save_checkpoint(learner: LearnerRank, path: Path, state: dict[str, Any]) -> None:
+    """Write a checkpoint of all ranks and commit it, as the driver of a run does."""
+    if learner.rank == 0:
+        checkpoints.start(path)
+    learner.ranks.barrier()
+    learner.begin_checkpoint(str(checkpoints.temporary_path(path)))
+    report = learner.checkpoints.finish()
+    reports: list[Any] = [None] * learner.world_size
+    torch.distributed.all_gather_object(reports, report)
+    if learner.rank == 0:
+        files = {name: record for report in reports for name, record in report.files.items()}
+        settings = learner.config.learner
+        manifest = checkpoints.CheckpointManifest(
+            learner.world_size, settings.zero_stage, settings.dtype, files, state
+        )
+        checkpoints.commit(path, manifest)
+    learner.ranks.barrier()
 
 
 def share(table: pa.Table, rank: int, world_size: int) -> pa.Table:
@@ -245,12 +272,13 @@ def train_and_save(
 ) -> None:
     """Train steps [start, stop) from the newest checkpoint, or from the beginning with two checkpoints."""
     learner = make_rank(config, rank, world_size, port)
-    path = checkpoint.newest_checkpoint(folder) if start else None
+    path = checkpoints.step_path(folder, checkpoints.committed_steps(folder)[-1]) if start else None
     if path is not None:
-        assert learner.load_checkpoint(str(path)) == {"next_step": start}
+        assert learner.load_checkpoint(str(path)) == 0.0
+        assert checkpoints.read_manifest(path).client_state == {"next_step": start}
     for step in range(start, stop):
         if step in (1, 2) and path is None:
-            learner.save_checkpoint(str(checkpoint.step_path(folder, step)), {"next_step": step})
+            save_checkpoint(learner, checkpoints.step_path(folder, step), {"next_step": step})
         learner.train_step(step, share(scored_table(LENGTHS, seed=step), rank, world_size))
     parts = list(learner.publish(0, stop))
     if rank == 0:
@@ -265,11 +293,11 @@ def test_a_resumed_run_is_bit_identical_to_an_uninterrupted_one(
 ) -> None:
     model_path = save_student(tmp_path / "student")
     learner = {"zero_stage": stage, "dtype": dtype, "lr_schedule": "cosine"}
-    config = run_config(model_path, learner=learner, checkpoint={"keep": 1})
+    config = run_config(model_path, learner=learner)
     run_ranks(train_and_save, world_size, config, str(tmp_path), 0, 4)
     run_ranks(train_and_save, world_size, config, str(tmp_path), 2, 4)
     whole, resumed = torch.load(tmp_path / "from0.pt"), torch.load(tmp_path / "from2.pt")
-    assert checkpoint.committed_steps(tmp_path) == [2]
+    assert checkpoints.committed_steps(tmp_path) == [1, 2]
     assert whole["golden"] == resumed["golden"]
     for name, value in whole["weights"].items():
         assert torch.equal(value, resumed["weights"][name]), name

@@ -147,7 +147,7 @@ def test_stop_finishes_the_step_in_progress_saves_it_and_leaves_nothing_running(
 
 
 def test_a_resumed_run_trains_every_remaining_slot_once(tmp_path: Path) -> None:
-    config = run_config(tmp_path, max_staleness=3, checkpoint={"every_steps": 4})
+    config = run_config(tmp_path, max_staleness=3, checkpoint={"every_steps": 4, "asynchronous": False})
 
     async def cut_off() -> None:
         async with simulated_run(config, engines=(FAST_ROLLOUTS,) * 2) as run:
@@ -168,6 +168,22 @@ def test_a_resumed_run_trains_every_remaining_slot_once(tmp_path: Path) -> None:
 
     asyncio.run(cut_off())
     asyncio.run(resumed())
+
+
+def test_a_run_whose_last_checkpoint_does_not_fit_on_the_disk_trains_to_its_end_and_fails(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = run_config(tmp_path, max_steps=4, checkpoint={"every_steps": 2, "retry_steps": 1})
+        async with simulated_run(config, learner=LearnerBehaviour(has_full_disk=True)) as run:
+            failure = await run.failure()
+            assert "step 4 is not saved" in str(failure)
+            assert "No space left on device; there is none" in str(failure)
+            assert sorted(run.trained_slots()) == list(range(32))
+            assert [row["step"] for row in run.events("checkpoint_failed")] == [2, 3, 4]
+            assert len(run.calls("export")) == 1
+            assert list(run.folder.checkpoints.iterdir()) == []
+            await eventually(lambda: not other_tasks(), timeout_s=5)
+
+    asyncio.run(scenario())
 
 
 def test_a_metrics_row_holds_every_documented_key_and_the_run_ends_with_checkpoint_and_export(

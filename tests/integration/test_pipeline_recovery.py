@@ -201,7 +201,7 @@ def test_a_lost_learner_is_restarted_from_the_last_checkpoint(
     run_with(
         tmp_path,
         scenario,
-        learner=LearnerBehaviour(**{fault: 5, "num_faults": 1}),
+        learner=replace(LearnerBehaviour(num_faults=1), **{fault: 5}),
         settings={
             "max_staleness": max_staleness,
             "checkpoint": {"every_steps": 2},

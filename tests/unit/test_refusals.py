@@ -11,11 +11,11 @@ import pytest
 
 import launch
 from cluster.auth_token import ensure_token
+from cluster.checkpoints import MANIFEST_NAME, remove_old, start
 from cluster.config import RunConfig
 from cluster.run_name import checked_run_name
 from cluster.secrets_check import is_secret_name
 from cluster.settings import _dotted_keys, to_yaml
-from learner import checkpoint
 from tests.unit.conftest import MODELS
 
 Refused = Callable[..., str]
@@ -152,18 +152,18 @@ def test_code_is_not_trusted_by_a_setting_of_an_engine(refused: Refused) -> None
 def test_old_checkpoints_are_removed_without_following_links(tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
-    for name in (checkpoint.MANIFEST_NAME, "precious"):
+    for name in (MANIFEST_NAME, "precious"):
         (elsewhere / name).write_text("")
     checkpoints = tmp_path / "checkpoints"
     for step in (2, 3):
         (checkpoints / f"step_{step}").mkdir(parents=True)
-        (checkpoints / f"step_{step}" / checkpoint.MANIFEST_NAME).write_text("")
+        (checkpoints / f"step_{step}" / MANIFEST_NAME).write_text("")
     (checkpoints / "step_2" / "link").symlink_to(elsewhere)
     (checkpoints / "step_1").symlink_to(elsewhere)
     (checkpoints / "step_4.tmp").symlink_to(elsewhere)
-    assert checkpoint.remove_old(checkpoints, keep=1) == [checkpoints / "step_2"]
-    checkpoint.start(checkpoints / "step_4")
-    assert sorted(path.name for path in elsewhere.iterdir()) == [checkpoint.MANIFEST_NAME, "precious"]
+    assert remove_old(checkpoints, keep=1) == [checkpoints / "step_2"]
+    start(checkpoints / "step_4")
+    assert sorted(path.name for path in elsewhere.iterdir()) == [MANIFEST_NAME, "precious"]
 
 
 def test_a_token_is_made_once_and_readable_for_its_user_alone(tmp_path: Path) -> None:
