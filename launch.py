@@ -2,6 +2,7 @@
 
     python launch.py train --config configs/demo.yaml --run-name first --objective.alpha 5
     python launch.py train --config configs/demo.yaml --run-name first --resume
+    python launch.py train --config configs/demo.yaml --run-name first --resume=auto --retries 5
     python launch.py train --config configs/demo.yaml --dry-run
     python launch.py eval --config configs/demo.yaml --model runs/first/export
     python launch.py compare --config configs/compare.yaml
@@ -35,6 +36,7 @@ from cluster.config import RunConfig
 from cluster.connection import is_local
 from cluster.draining import drain_on_signals
 from cluster.dry_run import check_local_machine, dry_run, ray_cluster
+from cluster.orphans import check_has_ended, end_left_over
 from cluster.placement import plan
 from cluster.run_folder import RunFolder
 from cluster.settings import load_config, load_settings
@@ -63,6 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = check_objective(load_config(arguments.config, overrides))
         if arguments.command == "eval":
             return evaluate_command(config, arguments)
+        if arguments.retries and not arguments.dry_run:
+            from cluster.supervised import supervise
+
+            return supervise(RunFolder.named(config), arguments, overrides, Path(__file__).resolve())
         return train_command(config, arguments)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -76,9 +82,10 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     """Check everything, start everything, train. ValueError means bad input and that nothing runs."""
     from actors.inputs import read_inputs
 
-    exists = (Path(config.runs_path) / config.run_name).is_dir()
+    exists = RunFolder.named(config).path.is_dir()
     resume = arguments.resume == "yes" or (arguments.resume == "auto" and exists)
     folder = RunFolder.of(config, resume=resume)
+    check_has_ended(folder)
     inputs = read_inputs(config)
     signal_of(config, inputs)
     special_token_ids(config, inputs)
@@ -89,9 +96,11 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
         return FINISHED
     with ray_cluster(config, demands):
         from cluster.controller import check_name_is_free
+        from cluster.events import Events
 
         check_name_is_free(config.run_name)
         folder.open(config)
+        end_left_over(folder, Events(folder.events, folder.owner))
         return run_to_exit_code(train(config, inputs, folder, resume=resume))
 
 
@@ -104,7 +113,7 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
     from cluster.summary import accuracy_table, summarise
 
     started = time.monotonic()
-    events = Events(folder.events)
+    events = Events(folder.events, folder.owner)
     pools = build_pools(config, inputs, events)
     view = ProgressView(config)
     scalars = ScalarWriter(config.logging, folder=folder.tensorboard, run_name=config.run_name)

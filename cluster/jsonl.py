@@ -1,13 +1,15 @@
 """JSON lines on disk: one row per line, appended whole, read back without a torn last line."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append one row and hand it to the operating system."""
+def append_row(path: Path, row: dict[str, Any], *, check: Callable[[], object] = lambda: None) -> None:
+    """Append one row and hand it to the operating system; `check` may refuse it once the file is open."""
     with path.open("a", encoding="utf-8") as file:
+        check()
         file.write(json.dumps(row) + "\n")
 
 

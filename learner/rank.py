@@ -23,6 +23,7 @@ from torch import Tensor
 from cluster.batches import save_batch
 from cluster.broadcast_group import Meeting
 from cluster.config import RunConfig
+from cluster.ownership import OWNER, check_token
 from cluster.parcels import tables_of_slots
 from cluster.stop_tokens import StopTokens
 from cluster.teacher_signal import SAMPLED, TeacherSignal
@@ -252,6 +253,7 @@ class LearnerRank:
                 file_bytes=checkpoint.file_sizes(temporary),
                 client_state=client_state,
             )
+            check_token(Path(path).parent.parent, client_state.get(OWNER))
             checkpoint.commit(path, manifest)
             checkpoint.remove_old(Path(path).parent, keep=self.config.checkpoint.keep)
         self.ranks.barrier()
