@@ -85,18 +85,27 @@ def log_of(worker_ids: Collection[str]) -> str:
 
 
 def end_orphans(session: str, log_file: str) -> list[dict[str, Any]]:
-    """Kill every process of this node that writes such a log file of that Ray session; pid and name of each.
+    """Kill every process of this node that writes such a log file of that Ray session; pid and name of each."""
+    ended = list[dict[str, Any]]()
+    for process in processes_of(session, log_file):
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            name = process.name()
+            process.kill()  # refuses a pid that is another process's by now
+            ended.append({"pid": process.pid, "name": name})
+    return ended
 
-    Only this user's processes can be looked into, so none of another user is touched.
+
+def processes_of(session: str, log_file: str) -> list[psutil.Process]:
+    """The processes of this node, but the calling one, that write such a log file of a Ray session.
+
+    Only this user's processes can be looked into, so none of another user is among them.
     """
-    path, ended = re.compile(rf".*/{re.escape(session)}/logs/{log_file}"), list[dict[str, Any]]()
+    path, found = re.compile(rf".*/{re.escape(session)}/logs/{log_file}"), list[psutil.Process]()
     for process in psutil.process_iter():
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):  # it ended meanwhile, or is another user's
             if process.pid != os.getpid() and _writes_to(process, path):
-                name = process.name()
-                process.kill()  # refuses a pid that is another process's by now
-                ended.append({"pid": process.pid, "name": name})
-    return ended
+                found.append(process)
+    return found
 
 
 def _writes_to(process: psutil.Process, path: re.Pattern[str]) -> bool:

@@ -181,6 +181,6 @@ async def simulated_run(
             await pool.close()
 
 
-def _newest(folder: RunFolder) -> Path:
+def _newest(folder: RunFolder) -> Path | None:
     """The checkpoint of the last step."""
-    return max(folder.checkpoints.iterdir(), key=lambda path: int(path.name.removeprefix("step_")))
+    return max(folder.checkpoints.iterdir(), key=lambda path: int(path.name.removeprefix("step_")), default=None)
