@@ -40,7 +40,7 @@ class KilledRun:
         options = [f"--{key}={value}" for key, value in values.items()]
         return [sys.executable, "launch.py", "train", "--config", "configs/demo.yaml", *flags, *options]
 
-    def run(self, *flags: str, timeout_s: float = 200, **settings: Any) -> subprocess.CompletedProcess[str]:
+    def run(self, *flags: str, timeout_s: float = 300, **settings: Any) -> subprocess.CompletedProcess[str]:
         """Run to the end; its output is shown if the test fails."""
         line = self.command(*flags, **settings)
         done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=timeout_s)
@@ -67,7 +67,7 @@ class KilledRun:
 
     def until(self, condition: Any, what: str, process: subprocess.Popen[bytes]) -> None:
         """Wait while the run goes on, and remember which Ray it started."""
-        until(condition, what, process, timeout_s=120)
+        until(condition, what, process, timeout_s=300)
         self.note_session()
 
     def note_session(self) -> None:

@@ -11,7 +11,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,7 @@ class Node:
         holder = psutil.Process(self._holder.pid)
         until(lambda: holder.children() and holder.children()[0].children(), f"the start of {self.name}")
         first = holder.children()[0].pid
+        self._space = os.readlink(f"/proc/{first}/ns/pid")
         _ip("link", "add", self._port, "type", "veth", "peer", "name", "eth0", "netns", str(first))
         _ip("link", "set", self._port, "master", "switch", "up")
         self._enter = ["nsenter", "--target", str(first), "--net", "--pid", "--mount", "--uts"]
@@ -75,12 +76,10 @@ class Node:
     def processes(self, name: str = "") -> list[psutil.Process]:
         """What runs on this machine and has this in its command line."""
         found = []
-        for each in psutil.Process(self._holder.pid).children(recursive=True):
-            try:
-                if name in " ".join(each.cmdline()):
+        for each in psutil.process_iter():
+            with suppress(psutil.NoSuchProcess, FileNotFoundError):  # it ended meanwhile
+                if os.readlink(f"/proc/{each.pid}/ns/pid") == self._space and name in " ".join(each.cmdline()):
                     found.append(each)
-            except psutil.NoSuchProcess:
-                continue
         return found
 
     def kill(self, name: str) -> None:

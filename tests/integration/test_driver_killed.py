@@ -1,18 +1,20 @@
 """The driver dies by kill -9 at any moment: the run is resumed from its folder and nothing is lost or left."""
 
 import random
+import shlex
 import signal
+import subprocess
 import time
 from pathlib import Path
 
 import psutil
 import pytest
 
-from cluster.command_line import BAD_INPUT, FINISHED
+from cluster.command_line import BAD_INPUT, FAILED, FINISHED
 from tests.integration.killed_run import STEPS, KilledRun, frozen_worker
-from tests.integration.namespaces import until
+from tests.integration.namespaces import ROOT, until
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 
 
 def test_a_run_whose_driver_is_killed_is_resumed_and_its_orphans_are_ended(tmp_path: Path) -> None:
@@ -83,6 +85,25 @@ def test_a_supervised_run_goes_on_by_itself_after_kills(tmp_path: Path) -> None:
             [driver] = psutil.Process(supervisor.pid).children()
             driver.kill()
             until(lambda driver=driver: not driver.is_running(), "the end of the driver")
-        assert supervisor.wait(200) == FINISHED
+        assert supervisor.wait(300) == FINISHED
     run.check()
     assert len(run.events("resumed")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.isolated
+def test_a_frozen_driver_that_wakes_up_after_another_host_resumed_ends_and_writes_nothing(tmp_path: Path) -> None:
+    """The second driver calls its host by another name, so it cannot see that the first one is alive."""
+    run = KilledRun(tmp_path)
+    with run.started() as first:
+        run.until(lambda: run.step() >= 3, "step 3", first)
+        first.send_signal(signal.SIGSTOP)
+        line = shlex.join(run.command("--resume"))
+        elsewhere = ["unshare", "--uts", "bash", "-c", f"hostname elsewhere; exec {line}"]
+        assert subprocess.run(elsewhere, cwd=ROOT, timeout=300).returncode == FINISHED
+        before = {path: path.read_bytes() for path in run.folder.path.glob("*.json*")}
+        first.send_signal(signal.SIGCONT)
+        assert first.wait(120) == FAILED
+    assert "was taken over by process" in (tmp_path / "log.txt").read_text()
+    assert {path: path.read_bytes() for path in run.folder.path.glob("*.json*")} == before
+    run.check()
