@@ -94,8 +94,8 @@ class KilledRun:
             assert processes_of(session, EVERY_PROCESS) == []
 
 
-def frozen_worker(driver: psutil.Process, name: str) -> psutil.Process:
-    """Freeze a worker of the run: it will not notice that its driver has ended."""
-    [worker] = [each for each in driver.children(recursive=True) if each.name().startswith(f"ray::{name}")]
-    worker.send_signal(signal.SIGSTOP)
-    return worker
+def frozen(driver: psutil.Process, name: str) -> psutil.Process:
+    """Freeze a process of the run's Ray: it will not notice that its driver has ended."""
+    [process] = [each for each in driver.children(recursive=True) if each.name().startswith(f"ray::{name}")]
+    process.send_signal(signal.SIGSTOP)
+    return process

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from cluster.command_line import BAD_INPUT, FAILED, FINISHED
-from tests.integration.killed_run import STEPS, KilledRun, frozen_worker
+from tests.integration.killed_run import STEPS, KilledRun, frozen
 from tests.integration.namespaces import ROOT, until
 
 pytestmark = pytest.mark.timeout(900)
@@ -29,9 +29,13 @@ def test_a_run_whose_driver_is_killed_is_resumed_and_its_orphans_are_ended(tmp_p
         again = run.run("--resume")
         assert (again.returncode, again.stdout) == (BAD_INPUT, "")
         assert again.stderr.startswith(f"error: --resume: the run is still going on: pid {process.pid} (nearest")
-        orphan = frozen_worker(psutil.Process(process.pid), "RolloutWorker")
+        driver = psutil.Process(process.pid)
+        workers = [each for each in driver.children(recursive=True) if "Worker" in each.name()]
+        orphan = frozen(driver, "DashboardAgent")
     time.sleep(2)
-    assert orphan.is_running(), "a frozen worker does not notice the end of its driver"
+    assert len(workers) == 2
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
+    assert orphan.is_running(), "Ray's agents stay for a minute, and this one for ever"
     assert run.run("--resume=auto").returncode == FINISHED
     assert not orphan.is_running()
     ended = {(row["pid"], row["name"]) for row in run.events("orphan_ended")}
