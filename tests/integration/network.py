@@ -148,6 +148,7 @@ class RayNetwork:
         line = [str(Path(sys.executable).parent / "ray"), "start", *where, f"--node-name={name}"]
         line += [f"--node-ip-address={node.address}", f"--num-cpus={options.num_cpus}", "--num-gpus=0"]
         line += [f"--resources={resources}", "--object-store-memory=150000000", "--disable-usage-stats", "--block"]
+        node.log.unlink(missing_ok=True)
         node.keep_up(line, **self.environment)
         until(lambda: node.log.is_file() and "will now block" in node.log.read_text(), f"Ray on {name}")
 
