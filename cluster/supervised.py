@@ -2,8 +2,9 @@
 
 The run is a child process. When it dies by a signal or fails (exit code 1), it is started again with
 `--resume=auto` after a pause that doubles; N times without a new step are the end. What finished, was refused or
-drained (exit codes 0, 2, 3) is passed on. SIGTERM and SIGINT go to the child, which drains, and are the end
-of the supervision.
+drained (exit codes 0, 2, 3) is passed on; only what was refused at a later start is tried again, since it was not
+the input then: Ray may be restarting itself. SIGTERM and SIGINT go to the child, which drains, and are the end of
+the supervision.
 """
 
 import argparse
@@ -69,7 +70,7 @@ class Supervisor:
             while True:
                 step, owner = self._last_step(), owner_of(self._folder.path)
                 code, pid = self._run_once(command)
-                if code in (FINISHED, BAD_INPUT, DRAINED):
+                if code in (FINISHED, DRAINED) or (code == BAD_INPUT and command is first):
                     return code
                 reached = self._last_step()
                 reason = f"died by signal {-code}" if code < 0 else f"failed with exit code {code}"
@@ -81,7 +82,7 @@ class Supervisor:
                 failures = 1 if reached > step else failures + 1
                 if failures > self._retries:
                     self._say(f"the run {reason}; after {self._retries} retries it is still at step {reached}")
-                    return FAILED
+                    return BAD_INPUT if code == BAD_INPUT else FAILED
                 pause_s = min(self._first_pause_s * 2 ** (failures - 1), LONGEST_PAUSE_S)
                 self._say(
                     f"the run {reason}, at step {reached}; retry {failures} of {self._retries}, {pause_s:g} s"

@@ -85,6 +85,16 @@ def test_a_run_that_never_starts_is_given_up(tmp_path: Path) -> None:
     assert supervised(tmp_path, "exit=1,exit=1,exit=0", retries=1)[:2] == (FAILED, ["first", "again"])
 
 
+def test_a_run_that_is_refused_when_it_is_resumed_is_tried_again(tmp_path: Path) -> None:
+    """Its Ray may be restarting too; input that is bad would have been refused at the first start."""
+    assert supervised(tmp_path, "step=1+kill,exit=2,exit=0", retries=2)[0] == FINISHED
+
+
+def test_a_run_that_is_always_refused_when_it_is_resumed_ends_as_refused(tmp_path: Path) -> None:
+    code, starts, _ = supervised(tmp_path, "step=1+kill,exit=2,exit=2,exit=0", retries=2)
+    assert (code, len(starts)) == (BAD_INPUT, 3)
+
+
 def test_a_run_whose_folder_another_took_over_is_left_to_it(tmp_path: Path) -> None:
     code, starts, said = supervised(tmp_path, "step=1+robbed+exit=1,exit=0", retries=5)
     assert (code, starts) == (FAILED, ["first"])
