@@ -18,8 +18,6 @@ from cluster.run_folder import RunFolder
 from tests.integration.simulated import EngineBehaviour, LearnerBehaviour
 from tests.integration.simulated_run import run_config, simulated_run
 
-ENGINES = [EngineBehaviour(slowest_s=0.2)] * 2
-
 
 def config_of(path: Path, max_steps: int) -> RunConfig:
     """Two rollout workers, a teacher and a learner, each role on its own nodes."""
@@ -31,18 +29,18 @@ def config_of(path: Path, max_steps: int) -> RunConfig:
     return run_config(path, max_steps=max_steps, cluster=limits, checkpoint=checkpoint, **sections)
 
 
-async def drive(config: RunConfig, *, resume: bool) -> None:
+async def drive(config: RunConfig, *, resume: bool, helper_s: int) -> None:
     """Run to the end, or raise what ended it."""
-    learner = LearnerBehaviour(train_s=0.2)
-    async with simulated_run(config, engines=ENGINES, learner=learner, resume=resume) as run:
+    engines, learner = [EngineBehaviour(slowest_s=0.2, helper_s=helper_s)] * 2, LearnerBehaviour(train_s=0.2)
+    async with simulated_run(config, engines=engines, learner=learner, resume=resume) as run:
         events = Events(run.folder.events, run.folder.owner)
         end_left_over(run.folder, events)
         async with controlled(config, run.pools, run.folder, events, is_local=False):
             await run.pipeline.run()
 
 
-def main(path: Path, address: str, max_steps: int) -> int:
-    """Returns the exit code, as `launch.py` does."""
+def main(path: Path, address: str, max_steps: int, helper_s: int = 0) -> int:
+    """Returns the exit code, as `launch.py` does. Engines start a process that lives for `helper_s`, if given."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     config = config_of(path, max_steps)
     resume = RunFolder.named(config).path.is_dir()
@@ -50,7 +48,7 @@ def main(path: Path, address: str, max_steps: int) -> int:
     with connected(ClusterConfig(address=address), lambda nodes, is_local: None):
         check_name_is_free(config.run_name)
         try:
-            asyncio.run(drive(config, resume=resume))
+            asyncio.run(drive(config, resume=resume, helper_s=helper_s))
         except Exception:
             logging.getLogger(__name__).exception("the run failed")
             return FAILED
@@ -58,4 +56,4 @@ def main(path: Path, address: str, max_steps: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])))
+    sys.exit(main(Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:])))
