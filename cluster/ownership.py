@@ -39,10 +39,11 @@ class Ownership:
     def take(self, rows: tuple[Path, ...] = ()) -> None:
         """Become the owner of the folder, and shut an earlier one out of these files of rows."""
         self.token = secrets.token_hex(16)
-        _replace(self._file, json.dumps({"token": self.token, **this_process()}) + "\n")
+        owner = {"token": self.token, **this_process()}
+        _replace(self._file, json.dumps(owner).encode() + b"\n")
         for path in rows:
             if path.is_file():
-                _replace(path, path.read_text(encoding="utf-8"))
+                _replace(path, path.read_bytes())
 
     @property
     def is_held(self) -> bool:
@@ -81,10 +82,11 @@ def _lost_text(folder: Path) -> str:
     return f"the run folder {folder} was taken over by {who}; this process writes nothing more to it"
 
 
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
+def _replace(path: Path, content: bytes) -> None:
+    """Put a new file in the place of `path`; another process may be doing the same."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    with temporary.open("wb") as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)

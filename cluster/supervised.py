@@ -34,6 +34,8 @@ PR_SET_PDEATHSIG = 1
 
 def supervise(folder: RunFolder, arguments: argparse.Namespace, options: Sequence[str], script: Path) -> int:
     """Train with the parsed `arguments` and further `options` in child processes; returns the exit code."""
+    if arguments.retries < 0:
+        raise ValueError(f"--retries must be >= 0, got {arguments.retries} (nearest valid: 0)")
     line = [sys.executable, str(script), "train", "--log-level", arguments.log_level, *options]
     if arguments.config is not None:
         line += ["--config", arguments.config]

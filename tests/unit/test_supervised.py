@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+import launch
 from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED
 from cluster.run_folder import RunFolder
 from cluster.supervised import Supervisor
@@ -134,3 +135,9 @@ def test_the_run_dies_with_a_killed_supervisor(tmp_path: Path) -> None:
     process.kill()
     process.wait(60)
     assert psutil.wait_procs([child], timeout=10)[1] == []
+
+
+def test_a_negative_number_of_retries_is_bad_input(capsys: pytest.CaptureFixture[str]) -> None:
+    line = ["train", "--config", str(ROOT / "configs" / "demo.yaml"), "--run-name", "unused", "--retries", "-1"]
+    assert launch.main(line) == BAD_INPUT
+    assert capsys.readouterr().err == "error: --retries must be >= 0, got -1 (nearest valid: 0)\n"
