@@ -99,6 +99,7 @@ class Node:
         """End every process at once."""
         self._holder.kill()
         self._holder.wait()
+        _ip("link", "delete", self._port)  # the kernel would do it some time later
 
     def power_on(self) -> None:
         """Start again with an empty /tmp and no process."""
@@ -121,6 +122,7 @@ def network(folder: Path, names: Sequence[str]) -> Iterator[dict[str, Node]]:
     finally:
         for node in nodes.values():
             node.power_off()
+        _ip("link", "delete", "switch")
 
 
 class RayNetwork:

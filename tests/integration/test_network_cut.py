@@ -11,7 +11,7 @@ from tests.integration.network_run import network_run
 
 pytestmark = [pytest.mark.timeout(900), pytest.mark.isolated, pytest.mark.slow]
 
-STEPS = 60
+STEPS = 150
 CUT_S = 20.0
 NODES = {
     "head": NodeOptions(num_cpus=1, custom={"teacher": 1}),
