@@ -2,6 +2,7 @@
 
     python launch.py train --config configs/demo.yaml --run-name first --objective.alpha 5
     python launch.py train --config configs/demo.yaml --run-name first --resume
+    python launch.py train --config configs/demo.yaml --run-name first --resume=auto --retries 5
     python launch.py train --config configs/demo.yaml --dry-run
     python launch.py eval --config configs/demo.yaml --model runs/first/export
     python launch.py compare --config configs/compare.yaml
@@ -22,14 +23,12 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 
-import rewards
 from cluster.checkpoint_store import check_checkpoints
 from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED, REMOTE_COMMANDS, build_parser, one_line
 from cluster.comparison import CompareConfig, PlannedRun, describe, plan_runs
@@ -37,10 +36,12 @@ from cluster.config import RunConfig
 from cluster.connection import is_local
 from cluster.draining import drain_on_signals
 from cluster.dry_run import check_local_machine, dry_run, ray_cluster
+from cluster.orphans import check_has_ended, end_left_over
 from cluster.placement import plan
 from cluster.run_folder import RunFolder
 from cluster.settings import load_config, load_settings
-from learner.served import check_objective, signal_kind
+from learner.served import check_objective
+from wiring import build_evaluation, build_pools, signal_of, special_token_ids, start_pipeline
 
 logger = logging.getLogger("launch")
 
@@ -77,6 +78,10 @@ def run_command(argv: Sequence[str] | None) -> int:
     config = check_objective(load_config(arguments.config, overrides))
     if arguments.command == "eval":
         return evaluate_command(config, arguments)
+    if arguments.retries and not arguments.dry_run:
+        from cluster.supervised import supervise
+
+        return supervise(RunFolder.named(config), arguments, overrides, Path(__file__).resolve())
     return train_command(config, arguments)
 
 
@@ -87,9 +92,10 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     """Check everything, start everything, train. ValueError means bad input and that nothing runs."""
     from actors.inputs import read_inputs
 
-    exists = (Path(config.runs_path) / config.run_name).is_dir()
+    exists = RunFolder.named(config).path.is_dir()
     resume = arguments.resume == "yes" or (arguments.resume == "auto" and exists)
     folder = RunFolder.of(config, resume=resume)
+    check_has_ended(folder)
     inputs = read_inputs(config)
     signal_of(config, inputs)
     special_token_ids(config, inputs)
@@ -101,9 +107,11 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     check_checkpoints(config, folder, resume=resume)
     with ray_cluster(config, demands):
         from cluster.controller import check_name_is_free
+        from cluster.events import Events
 
         check_name_is_free(config.run_name)
         folder.open(config)
+        end_left_over(folder, Events(folder.events, folder.owner))
         return run_to_exit_code(train(config, inputs, folder, resume=resume))
 
 
@@ -116,7 +124,7 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
     from cluster.summary import accuracy_table, summarise
 
     started = time.monotonic()
-    events = Events(folder.events)
+    events = Events(folder.events, folder.owner)
     folder.on_late(events.add_late)
     pools = build_pools(config, inputs, events)
     view = ProgressView(config)
@@ -148,128 +156,6 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
     finally:
         scalars.close()
         await asyncio.gather(*(pool.close(gracefully=has_started) for pool in pools.values()))
-
-
-def build_pools(
-    config: RunConfig, inputs: Any, events: Any, *, roles: Sequence[str] | None = None
-) -> dict[str, Any]:
-    """The pools of a run by role, by default all; nothing is placed yet."""
-    from actors.inputs import scorer_settings, student_settings
-    from actors.reference_worker import ReferenceWorker
-    from actors.rollout_worker import RolloutWorker
-    from actors.teacher_worker import TeacherWorker
-    from actors.vllm import open_engine
-    from cluster.pool import Pool, WorkerSpec
-    from learner.rank import LearnerRank
-
-    signal = signal_of(config, inputs)
-    scored = replace(signal, has_outcome=config.outcome.rl_coef > 0, has_reference="reference" in config.scorers)
-    labels = {"stop_mode": config.objective.stop_mode, "stops": inputs.stops}
-
-    def rollout(index: int) -> WorkerSpec:
-        return WorkerSpec(RolloutWorker, (student_settings(config, inputs), open_engine))
-
-    def teacher(role: str) -> WorkerSpec:
-        grade = build_grade(inputs) if scored.has_outcome else None
-        settings = scorer_settings(config, inputs, role, signal)
-        return WorkerSpec(TeacherWorker, (settings, open_engine), labels | {"grade": grade})
-
-    def reference(index: int) -> WorkerSpec:
-        settings = scorer_settings(config, inputs, "reference")
-        return WorkerSpec(ReferenceWorker, (settings, open_engine), labels | {"signal": scored})
-
-    def learner(index: int) -> WorkerSpec:
-        settings = {"rank": index, "world_size": config.learner.num_workers, "stops": inputs.stops}
-        golden = {"golden_token_ids": inputs.golden_token_ids, "vocab_size": inputs.num_head_rows}
-        tokens = {"signal": scored, "special_token_ids": special_token_ids(config, inputs)}
-        place = {"is_local": is_local(config.cluster)}
-        return WorkerSpec(LearnerRank, (config,), settings | golden | tokens | place, is_async=False)
-
-    build: dict[str, Callable[[int], WorkerSpec]]
-    build = {"rollout": rollout, "reference": reference, "learner": learner}
-    build |= {role: lambda index, role=role: teacher(role) for role in config.teacher_of_role}
-    given: dict[str, Any] = {"config": config.cluster, "health": config.health, "events": events}
-    return {
-        d.role: Pool(d, build[d.role], known_answer=known_answer(config, inputs, d.role), **given)
-        for d in plan(config)
-        if d.role in (roles or build)
-    }
-
-
-def known_answer(config: RunConfig, inputs: Any, role: str) -> Any:
-    """What every worker of a pool that scores must answer; None for other pools."""
-    from cluster.known_answers import KnownAnswer
-
-    if role not in config.scorers:
-        return None
-    dtype, timeout_s = config.dtype_of(config.scorers[role].engine), config.cluster.score_timeout_s
-    return KnownAnswer(inputs.golden_token_ids, dtype=dtype, timeout_s=timeout_s)
-
-
-def build_broadcasts(config: RunConfig, pools: dict[str, Any], events: Any) -> Any:
-    """The group that weights are broadcast in; it is formed when the first version is published."""
-    from cluster.broadcasts import Broadcasts
-
-    return Broadcasts(
-        config.weights.transport,
-        learner=pools["learner"],
-        engines=pools["rollout"],
-        events=events,
-        timeout_s=config.weights.broadcast_timeout_s,
-    )
-
-
-async def start_pipeline(
-    config: RunConfig, inputs: Any, folder: RunFolder, pools: dict[str, Any], events: Any, *, resume: bool
-) -> Any:
-    """Place and start all workers, restore a checkpoint if resuming, and connect the stages."""
-    from actors.inputs import rollout_sampling
-    from actors.prompts import PromptSource
-    from cluster.autoscaling import RayCluster
-    from cluster.checkpoint_store import CheckpointStore
-    from cluster.checkpointing import Checkpointer
-    from cluster.learner_group import LearnerGroup
-    from cluster.pipeline import Pipeline
-    from cluster.resume import Progress, restore
-    from cluster.waiting import together
-
-    for pool in pools.values():
-        await pool.place()
-    broadcasts = build_broadcasts(config, pools, events) if config.weights.is_broadcast else None
-    learner = LearnerGroup(
-        pools["learner"], config.cluster, transport=config.weights.transport, broadcasts=broadcasts
-    )
-    await together([learner.setup(), *(pool.start() for role, pool in pools.items() if role != "learner")])
-    prompts = PromptSource(
-        inputs.prompts,
-        seed=config.seed,
-        num_samples=config.num_samples_per_prompt,
-        num_slots=config.max_steps * config.batch_size,
-    )
-    store = CheckpointStore.of(config, folder)
-
-    async def restore_newest(reason: str, incarnation: int) -> Progress:
-        return await restore(learner, store, folder, events, prompts=prompts, reason=reason, above=incarnation)
-
-    progress = await restore_newest("--resume", 0) if resume else Progress()
-    checkpointer = Checkpointer(
-        config, learner=learner, store=store, folder=folder, events=events, saved=progress.saved_version
-    )
-    return Pipeline(
-        config,
-        pools=pools,
-        learner=learner,
-        prompts=prompts,
-        sampling=rollout_sampling(config),
-        evaluation=build_evaluation(config, inputs),
-        folder=folder,
-        events=events,
-        progress=progress,
-        restore=restore_newest,
-        token_bytes=signal_of(config, inputs).token_bytes,
-        cluster=RayCluster(may_grow=config.balance.request_nodes and not is_local(config.cluster)),
-        checkpointer=checkpointer,
-    )
 
 
 # -- eval -------------------------------------------------------------------------------------------------
@@ -312,27 +198,6 @@ async def evaluate(config: RunConfig, inputs: Any) -> int:
         await pool.close()
 
 
-def build_evaluation(config: RunConfig, inputs: Any) -> Any:
-    """The held-out evaluation, or None without held-out data."""
-    from actors.inputs import evaluation_sampling
-    from actors.prompts import evaluation_requests
-    from cluster.evaluation import Evaluation
-
-    if not inputs.evaluation_prompts:
-        return None
-
-    return Evaluation(
-        config.evaluation,
-        requests=evaluation_requests(
-            inputs.evaluation_prompts, num_samples=config.evaluation.num_samples, seed=config.seed
-        ),
-        sampling=evaluation_sampling(config),
-        grade=build_grade(inputs),
-        avg_at_k=rewards.avg_at_k,
-        pass_at_k=rewards.pass_at_k,
-    )
-
-
 # -- compare ----------------------------------------------------------------------------------------------
 
 
@@ -363,35 +228,6 @@ def compare_command(config: CompareConfig, arguments: argparse.Namespace) -> int
 
 
 # -- shared -----------------------------------------------------------------------------------------------
-
-
-def build_grade(inputs: Any) -> Callable[[Sequence[Sequence[int]], Sequence[str]], list[bool]]:
-    """A function that grades responses (token ids) against answers."""
-    tokenizer = inputs.tokenizer
-
-    def grade(responses: Sequence[Sequence[int]], answers: Sequence[str]) -> list[bool]:
-        texts = [tokenizer.decode(list(ids), skip_special_tokens=True) for ids in responses]
-        return rewards.grade_batch(texts, list(answers))
-
-    return grade
-
-
-def signal_of(config: RunConfig, inputs: Any) -> Any:
-    """What the teacher must return for the objective; ValueError if the models do not allow it."""
-    from actors.inputs import teacher_signal
-
-    return teacher_signal(config, inputs, kind=signal_kind(config), k=config.objective.parameters.get("k", 0))
-
-
-def special_token_ids(config: RunConfig, inputs: Any) -> list[int]:
-    """Every token id of the texts in `masks.special_tokens`; ValueError for a text without one."""
-    found: list[int] = []
-    for text in config.masks.special_tokens:
-        ids = inputs.tokenizer.encode(text, add_special_tokens=False)
-        if not ids or inputs.tokenizer.unk_token_id in ids:
-            raise ValueError(f"masks.special_tokens: the student's tokenizer has no token for {text!r}")
-        found += ids
-    return found
 
 
 def run_to_exit_code(coroutine: Any) -> int:

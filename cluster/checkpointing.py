@@ -166,6 +166,7 @@ class Checkpointer:
         learner = self._config.learner
         manifest = CheckpointManifest(attempt.num_ranks, learner.zero_stage, learner.dtype, files, attempt.state)
         await asyncio.to_thread(self._folder.flush)  # the ledger has every slot that counts as trained
+        self._folder.owner.check()
         path = await asyncio.to_thread(self._store.commit, attempt.version, manifest)
         self._saved, self._failed_at = attempt.version, None
         self._events.add(

@@ -77,6 +77,13 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         choices=["yes", "no", "auto"],
         help="continue from the newest checkpoint; auto starts anew if there is no such run",
     )
+    commands.choices["train"].add_argument(
+        "--retries",
+        type=int,
+        default=0,
+        metavar="N",
+        help="after a crash continue from the newest checkpoint; give up after N times without a new step",
+    )
     commands.choices["compare"].add_argument(
         "--results-only", action="store_true", help="train nothing; write table and figures of what is finished"
     )

@@ -11,8 +11,6 @@ that comes while the run still starts is carried out once it has.
 import asyncio
 import difflib
 import logging
-import os
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -30,6 +28,7 @@ from cluster.mailbox import Mailbox, actor_name
 from cluster.pipeline import Pipeline
 from cluster.placement import check_all_fit, check_some_node_fits
 from cluster.pool import Pool, named_actor
+from cluster.process_identity import this_process
 from cluster.run_folder import RunFolder
 from cluster.status import pools_status
 from cluster.waiting import wait_for
@@ -171,7 +170,10 @@ async def controlled(
     node_id = ray.get_runtime_context().get_node_id()
     controller = Controller(config, pools, is_local=is_local, stop=stop, node_id=node_id)
     mailbox = named_actor(Mailbox, name=actor_name(config.run_name), args=())
-    folder.write_cluster({"address": cluster_address(), "host": socket.gethostname(), "pid": os.getpid()})
+    ray_context = ray.get_runtime_context()
+    where = {"address": cluster_address(), "session": ray_context.get_session_name()}
+    where |= {"job_id": ray_context.get_job_id(), "is_local": is_local}
+    folder.write_cluster(where | this_process())
     serving = asyncio.create_task(_serve(controller, mailbox, events))
     serving.add_done_callback(_log_failure)
     try:
@@ -180,7 +182,8 @@ async def controlled(
         serving.cancel()
         await asyncio.wait({serving})
         ray.kill(mailbox)
-        folder.cluster.unlink(missing_ok=True)
+        if folder.owner.is_held:  # else it is another's
+            folder.cluster.unlink(missing_ok=True)
 
 
 async def _serve(controller: Controller, mailbox: Any, events: Events) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.jsonl import RowFile
+from cluster.ownership import Ownership
 
 logger = logging.getLogger(__name__)
 
@@ -17,7 +18,9 @@ MAX_KEPT_EVENTS = 10_000
 class Events:
     """Appends events to a file; without one they are only logged."""
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(self, path: Path | None = None, owner: Ownership | None = None) -> None:
+        """`owner`: only while it holds the file's folder are events written there."""
+        self._owner = owner
         self._rows = None if path is None else RowFile(path, max_kept=MAX_KEPT_EVENTS)
         if self._rows is not None:
             self._rows.on_late = self.add_late
@@ -29,7 +32,7 @@ class Events:
         """
         row = {"time": round(time.time(), 3), "event": event, **details}
         logger.info("%s %s", event, " ".join(f"{key}={value}" for key, value in details.items()))
-        if self._rows is not None:
+        if self._rows is not None and (self._owner is None or self._owner.is_held):
             self._rows.append(row)
 
     def add_late(self, file: Path, num_rows: int, num_dropped: int) -> None:

@@ -64,9 +64,15 @@ class RowFile:
     `on_late(path, num_rows, num_dropped)` is called once the kept rows are on disk.
     """
 
-    def __init__(self, path: Path, *, max_kept: int | None = None) -> None:
-        """Beyond `max_kept` rows in memory the oldest are dropped; by default none is."""
+    def __init__(
+        self, path: Path, *, max_kept: int | None = None, check: Callable[[], object] = lambda: None
+    ) -> None:
+        """Beyond `max_kept` rows in memory the oldest are dropped; by default none is.
+
+        `check` may refuse to write with an error of its own, once the file is open.
+        """
         self.path = path
+        self._check = check
         self.on_late: Callable[[Path, int, int], object] = lambda path, num_rows, num_dropped: None
         self._max_kept = max_kept
         self._kept: list[bytes] = []
@@ -103,6 +109,7 @@ class RowFile:
         if not self._kept:
             return
         with self.path.open("ab", buffering=0) as file:
+            self._check()
             start = file.tell()
             try:
                 left = memoryview(b"".join(self._kept))

@@ -20,8 +20,9 @@ Row = dict[str, Any]
 class Ledger:
     """Appends to `ledger.jsonl`; no row is lost while this process lives, whatever the disk does."""
 
-    def __init__(self, path: Path) -> None:
-        self.rows = RowFile(path)
+    def __init__(self, path: Path, *, check: Callable[[], object] = lambda: None) -> None:
+        """`check` may refuse that a row is written, with an error of its own."""
+        self.rows = RowFile(path, check=check)
 
     @property
     def path(self) -> Path:

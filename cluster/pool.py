@@ -6,11 +6,12 @@ at any time; `cluster/scaling.py` does it. Names are never used twice.
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
@@ -29,6 +30,7 @@ from cluster.waiting import NO_LIMIT_S, Signal, together, wait_for
 from cluster.workers import Worker
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 CONCURRENT_CALLS = 1000
 """Calls an asyncio actor serves at once; back-pressure comes from the controller's windows, not from this."""
@@ -367,3 +369,19 @@ def named_actor(cls: type, *, name: str, args: tuple[Any, ...]) -> Any:
     options: dict[str, Any] = {"name": name, "num_cpus": 0, "max_restarts": 0, "scheduling_strategy": here}
     options["max_concurrency"] = CONCURRENT_CALLS
     return ray.remote(cls).options(**options).remote(*args)
+
+
+def on_every_node(function: Callable[..., T], *args: Any, timeout_s: float) -> dict[str, T]:
+    """Call a function once on every node that is alive; results by node name, of those that answer in time."""
+    refs: dict[str, Any] = {}
+    for node in (node for node in ray.nodes() if node["Alive"]):
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there}
+        refs[node["NodeName"]] = ray.remote(function).options(**options).remote(*args)
+    deadline, results = time.monotonic() + timeout_s, dict[str, T]()
+    for name, ref in refs.items():
+        try:
+            results[name] = ray.get(ref, timeout=max(0.0, deadline - time.monotonic()))
+        except (RayError, TimeoutError) as error:
+            logger.warning("node %s: %s", name, reason_of(error))
+    return results

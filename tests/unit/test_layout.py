@@ -28,7 +28,7 @@ def files(*folders: str) -> list[Path]:
     return sorted(path.relative_to(ROOT) for path in found if "__pycache__" not in path.parts)
 
 
-PRODUCT = [*files(*MAY_IMPORT), Path("launch.py"), *files("examples")]
+PRODUCT = [*files(*MAY_IMPORT), Path("launch.py"), Path("wiring.py"), *files("examples")]
 EVERY_FILE = [*PRODUCT, *files("tests")]
 
 
@@ -69,7 +69,7 @@ def is_swallowing(node: ast.AST) -> bool:
 
 @pytest.mark.parametrize("package", MAY_IMPORT)
 def test_imports_go_one_way(package: str) -> None:
-    forbidden = {*MAY_IMPORT, "launch", "tests", "examples"} - MAY_IMPORT[package] - {package}
+    forbidden = {*MAY_IMPORT, "launch", "wiring", "tests", "examples"} - MAY_IMPORT[package] - {package}
     offenders = {
         f"{path} imports {name}"
         for path in files(package)
@@ -79,8 +79,9 @@ def test_imports_go_one_way(package: str) -> None:
     assert offenders == set()
 
 
-def test_nothing_imports_launch() -> None:
+def test_nothing_imports_launch_and_launch_alone_imports_the_wiring() -> None:
     assert importers("launch") == set()
+    assert importers("wiring") == {"launch.py"}
 
 
 def test_vllm_is_imported_only_under_actors_vllm() -> None:

@@ -94,7 +94,8 @@ def test_opening_again_mends_what_a_crash_cut_off(tmp_path: Path) -> None:
     folder.add_step({"step": 1}, ["a", "b"])
     with folder.ledger.open("a") as file:
         file.write('{"step": 2, "ui')
-    RunFolder.of(config(tmp_path), resume=True).open(config(tmp_path))
+    folder = RunFolder.of(config(tmp_path), resume=True)
+    folder.open(config(tmp_path))
     folder.add_step({"step": 2}, ["c"])
     assert valid_ledger(folder.ledger) == {1: ["a", "b"], 2: ["c"]}
 

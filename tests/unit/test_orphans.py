@@ -1,0 +1,107 @@
+"""What a killed driver left: only what provably belongs to its run is ended, and never a run that goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster.orphans import EVERY_PROCESS, check_has_ended, end_orphans, log_of
+from cluster.process_identity import SAME_START_S, is_alive_here, this_process
+from cluster.run_folder import RunFolder
+
+SESSION = "session_2026-01-01_00-00-00_000000_17"
+MINE, OTHERS = "ab" * 28, "cd" * 28
+
+
+@contextmanager
+def process_with(file: Path, mode: str) -> Iterator[psutil.Popen]:
+    """A process that has the file open."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    program = "import sys, time; file = open(*sys.argv[1:]); print(1, flush=True); time.sleep(60)"
+    line = [sys.executable, "-c", program, str(file), mode]
+    process = psutil.Popen(line, stdout=subprocess.PIPE)
+    try:
+        assert process.stdout.readline() == b"1\n"
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def test_a_process_is_ended_if_it_writes_a_log_of_the_session_and_not_if_it_reads_one(tmp_path: Path) -> None:
+    logs = tmp_path / SESSION / "logs"
+    other = tmp_path / SESSION.replace("17", "18") / "logs"
+    with (
+        process_with(logs / "raylet.out", "a") as raylet,
+        process_with(logs / f"worker-{MINE}-ffffffff-5.out", "a") as worker,
+        process_with(logs / "raylet.out", "r") as reader,
+        process_with(other / "raylet.out", "a") as another,
+    ):
+        ended = end_orphans(SESSION, EVERY_PROCESS)
+        assert {row["pid"] for row in ended} == {raylet.pid, worker.pid}
+        assert {raylet.wait(10), worker.wait(10)} == {-signal.SIGKILL}
+        assert reader.is_running()
+        assert another.is_running()
+        assert end_orphans(SESSION, EVERY_PROCESS) == []
+
+
+def test_in_a_shared_session_only_the_runs_own_workers_are_ended(tmp_path: Path) -> None:
+    logs = tmp_path / SESSION / "logs"
+    with (
+        process_with(logs / f"worker-{MINE}-ffffffff-5.err", "a") as mine,
+        process_with(logs / f"worker-{OTHERS}-01000000-6.err", "a") as others,
+        process_with(logs / "raylet.out", "a") as raylet,
+    ):
+        assert [row["pid"] for row in end_orphans(SESSION, log_of([MINE]))] == [mine.pid]
+        assert others.is_running()
+        assert raylet.is_running()
+
+
+def test_a_frozen_process_is_ended_too(tmp_path: Path) -> None:
+    with process_with(tmp_path / SESSION / "logs" / "raylet.out", "a") as frozen:
+        frozen.send_signal(signal.SIGSTOP)
+        assert [row["pid"] for row in end_orphans(SESSION, EVERY_PROCESS)] == [frozen.pid]
+        assert frozen.wait(10) == -signal.SIGKILL
+
+
+def test_a_run_that_is_going_on_is_not_resumed_even_if_its_driver_is_frozen(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    check_has_ended(folder)
+    with process_with(tmp_path / "any", "a") as driver:
+        identity = this_process() | {"pid": driver.pid, "started": driver.create_time()}
+        folder.write_cluster(identity)
+        for number in (signal.SIGCONT, signal.SIGSTOP):
+            driver.send_signal(number)
+            with pytest.raises(ValueError, match=f"--resume: the run is still going on: pid {driver.pid} "):
+                check_has_ended(folder)
+    check_has_ended(folder)
+
+
+def test_a_process_is_known_by_host_and_start_not_by_its_number_alone() -> None:
+    parent = psutil.Process(os.getppid())
+    identity = {**this_process(), "pid": parent.pid, "started": parent.create_time()}
+    assert is_alive_here(identity)
+    assert not is_alive_here(identity | {"started": identity["started"] - 2 * SAME_START_S})
+    assert not is_alive_here(identity | {"host": "another"})
+    assert not is_alive_here(this_process()), "the caller is no other driver"
+    assert abs(this_process()["started"] - time.time()) < 24 * 3600
+
+
+def test_a_zombie_is_not_alive() -> None:
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    deadline = time.monotonic() + 30
+    while psutil.Process(child.pid).status() != psutil.STATUS_ZOMBIE:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    started = psutil.Process(child.pid).create_time()
+    assert not is_alive_here(this_process() | {"pid": child.pid, "started": started})
+    child.wait()
