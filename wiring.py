@@ -26,7 +26,8 @@ def build_pools(
     from actors.rollout_worker import RolloutWorker
     from actors.teacher_worker import TeacherWorker
     from actors.vllm import open_engine
-    from cluster.pool import Pool, WorkerSpec
+    from cluster.pool import Pool
+    from cluster.ray_actors import WorkerSpec
     from learner.rank import LearnerRank
 
     signal = signal_of(config, inputs)

@@ -47,7 +47,8 @@ from cluster.events import Events  # noqa: E402
 from cluster.jsonl import read_rows  # noqa: E402
 from cluster.learner_group import LearnerGroup  # noqa: E402
 from cluster.placement import Demand  # noqa: E402
-from cluster.pool import Pool, WorkerSpec  # noqa: E402
+from cluster.pool import Pool  # noqa: E402
+from cluster.ray_actors import WorkerSpec  # noqa: E402
 from cluster.waiting import Signal  # noqa: E402
 from cluster.weight_store import LOAD_PARTS, WeightStore  # noqa: E402
 

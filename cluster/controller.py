@@ -27,8 +27,9 @@ from cluster.events import Events, reason_of
 from cluster.mailbox import Mailbox, actor_name
 from cluster.pipeline import Pipeline
 from cluster.placement import check_all_fit, check_some_node_fits
-from cluster.pool import Pool, named_actor
+from cluster.pool import Pool
 from cluster.process_identity import this_process
+from cluster.ray_actors import named_actor
 from cluster.run_folder import RunFolder
 from cluster.status import pools_status
 from cluster.waiting import wait_for

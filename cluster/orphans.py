@@ -54,7 +54,7 @@ def end_left_over(folder: RunFolder, events: Events) -> None:
 def _end_everywhere(cluster: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
     import ray
 
-    from cluster.pool import on_every_node
+    from cluster.ray_actors import on_every_node
 
     session, host = cluster["session"], socket.gethostname()
     if cluster["is_local"]:

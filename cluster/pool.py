@@ -1,4 +1,4 @@
-"""A pool of Ray actors of one role: placed, started, counted, closed. The only place that applies `ray.remote`.
+"""A pool of Ray actors of one role: placed, started, watched, counted, closed.
 
 Workers can be added (`add`, `launch`, then `admit` once they may serve) and retired (`drain`, `withdraw`, `end`)
 at any time; `cluster/scaling.py` does it. Names are never used twice.
@@ -6,17 +6,14 @@ at any time; `cluster/scaling.py` does it. Names are never used twice.
 
 import asyncio
 import logging
-import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import remove_placement_group
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from cluster.config import ClusterConfig
 from cluster.events import Events, reason_of
@@ -25,31 +22,15 @@ from cluster.health_config import HealthConfig
 from cluster.known_answers import KnownAnswer
 from cluster.notes import Pulse
 from cluster.placement import Demand
+from cluster.ray_actors import HEALTH_GROUP, WorkerSpec, worker_actor
 from cluster.reservation import Reservation, reserve
 from cluster.waiting import NO_LIMIT_S, Signal, together, wait_for
 from cluster.workers import Worker
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
-
-CONCURRENT_CALLS = 1000
-"""Calls an asyncio actor serves at once; back-pressure comes from the controller's windows, not from this."""
-
-HEALTH_GROUP = "health"
-"""Concurrency group of workers that serve one call at a time: their heartbeats are answered beside it."""
 
 SHUTDOWN_TIMEOUT_S = 10.0
 """So long a worker may take to stop by itself."""
-
-
-@dataclass(frozen=True)
-class WorkerSpec:
-    """How one worker of a pool is built: a plain class and its arguments."""
-
-    cls: type
-    args: tuple[Any, ...] = ()
-    kwargs: dict[str, Any] = field(default_factory=dict)
-    is_async: bool = True
 
 
 class Pool:
@@ -71,7 +52,7 @@ class Pool:
         self.is_supervised = False
         """Whether dead workers are restarted (`cluster/supervisor.py`); otherwise they are given up."""
         self._known_answer = known_answer
-        self._ping_options: dict[str, Any] = {}
+        self._is_async = True
         self.demand = demand
         self._build = build
         self._config = config
@@ -201,7 +182,8 @@ class Pool:
 
     def ping(self, worker: Worker) -> Awaitable[Pulse]:
         """Ask the worker for its pulse."""
-        return worker.handle.ping.options(**self._ping_options).remote()
+        group = {} if self._is_async else {"concurrency_group": HEALTH_GROUP}
+        return worker.handle.ping.options(**group).remote()
 
     async def examine(self, worker: Worker, error: BaseException) -> None:
         """After a failed call: mark the worker dead unless it answers and its engine works.
@@ -288,29 +270,8 @@ class Pool:
     def _open(self, worker: Worker, reservation: Reservation, index: int) -> None:
         """Create the worker's actor in one bundle of a placement group."""
         spec = self._build(int(worker.name.rpartition("-")[2]))
-        bundle = dict(self.demand.bundle)
-        num_gpus = bundle.pop("GPU", 0)
-        options: dict[str, Any] = {
-            "num_cpus": bundle.pop("CPU", 0),
-            "num_gpus": 0
-            if self.demand.further_stages
-            else num_gpus,  # of a pipeline, vLLM's own actors take them
-            "memory": int(bundle.pop("memory", 0)) or None,
-            "resources": bundle or None,
-            "scheduling_strategy": PlacementGroupSchedulingStrategy(
-                placement_group=reservation.group, placement_group_bundle_index=index
-            ),
-            "max_restarts": 0,
-            "max_task_retries": 0,
-        }
-        groups: dict[str, Any] = {}
-        if spec.is_async:
-            options["max_concurrency"] = CONCURRENT_CALLS
-        else:
-            groups["concurrency_groups"] = {HEALTH_GROUP: 1}
-            self._ping_options = {"concurrency_group": HEALTH_GROUP}
-        actor = ray.remote(num_cpus=0, **groups)(spec.cls)
-        worker.handle = actor.options(**options).remote(*spec.args, **spec.kwargs)
+        self._is_async = spec.is_async
+        worker.handle = worker_actor(spec, self.demand, reservation.group, index)
         worker.num_lives += 1
         worker.placement = reservation.group
         worker.node_id, worker.node = reservation.nodes[index]
@@ -352,36 +313,3 @@ class Pool:
             group, worker.placement = worker.placement, None
             if all(other.placement is not group for other in self.workers):
                 remove_placement_group(group)
-
-
-def actor_on_node(cls: type, node_id: str) -> Any:
-    """Start an actor of a plain class on a node; it reserves nothing and ends with this process."""
-    there = NodeAffinitySchedulingStrategy(node_id, soft=False)
-    return ray.remote(cls).options(num_cpus=0, max_restarts=0, scheduling_strategy=there).remote()
-
-
-def named_actor(cls: type, *, name: str, args: tuple[Any, ...]) -> Any:
-    """Start an asyncio actor on this node that others find by its name; it ends with this process.
-
-    It reserves nothing. ValueError if the name is taken in this Ray namespace.
-    """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
-    options: dict[str, Any] = {"name": name, "num_cpus": 0, "max_restarts": 0, "scheduling_strategy": here}
-    options["max_concurrency"] = CONCURRENT_CALLS
-    return ray.remote(cls).options(**options).remote(*args)
-
-
-def on_every_node(function: Callable[..., T], *args: Any, timeout_s: float) -> dict[str, T]:
-    """Call a function once on every node that is alive; results by node name, of those that answer in time."""
-    refs: dict[str, Any] = {}
-    for node in (node for node in ray.nodes() if node["Alive"]):
-        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        options: dict[str, Any] = {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": there}
-        refs[node["NodeName"]] = ray.remote(function).options(**options).remote(*args)
-    deadline, results = time.monotonic() + timeout_s, dict[str, T]()
-    for name, ref in refs.items():
-        try:
-            results[name] = ray.get(ref, timeout=max(0.0, deadline - time.monotonic()))
-        except (RayError, TimeoutError) as error:
-            logger.warning("node %s: %s", name, reason_of(error))
-    return results

@@ -157,7 +157,7 @@ class Chaos:
         from ray.exceptions import RayActorError, RayError
 
         from cluster.chaos.strike import Striker
-        from cluster.pool import actor_on_node
+        from cluster.ray_actors import actor_on_node
 
         striker = actor_on_node(Striker, node_id)
         try:

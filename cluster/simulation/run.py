@@ -15,7 +15,8 @@ from cluster.learner_group import LearnerGroup
 from cluster.local_pool import LocalPool
 from cluster.pipeline import Pipeline
 from cluster.placement import Bundle, Demand, plan
-from cluster.pool import Pool, WorkerSpec
+from cluster.pool import Pool
+from cluster.ray_actors import WorkerSpec
 from cluster.resume import Progress
 from cluster.run_folder import RunFolder
 from cluster.simulation.prompts import SimulatedPrompts

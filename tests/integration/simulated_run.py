@@ -22,7 +22,8 @@ from cluster.known_answers import KnownAnswer
 from cluster.learner_group import LearnerGroup
 from cluster.pipeline import Pipeline
 from cluster.placement import plan
-from cluster.pool import Pool, WorkerSpec
+from cluster.pool import Pool
+from cluster.ray_actors import WorkerSpec
 from cluster.resume import Progress, restore
 from cluster.run_folder import RunFolder, valid_ledger
 from cluster.stop_tokens import StopTokens

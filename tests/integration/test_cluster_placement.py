@@ -15,7 +15,8 @@ from cluster.dry_run import plan_lines
 from cluster.events import Events
 from cluster.mailbox import Mailbox
 from cluster.placement import plan
-from cluster.pool import Pool, WorkerSpec
+from cluster.pool import Pool
+from cluster.ray_actors import WorkerSpec
 from cluster.reservation import nodes_now
 from tests.integration.namespaces import NodeOptions, driver, ray_nodes
 

@@ -13,7 +13,8 @@ from cluster.config import ClusterConfig, EvaluationConfig
 from cluster.evaluation import Evaluation
 from cluster.events import Events
 from cluster.placement import Demand
-from cluster.pool import Pool, WorkerSpec
+from cluster.pool import Pool
+from cluster.ray_actors import WorkerSpec
 from tests.integration.simulated import (
     SAMPLING,
     EngineBehaviour,

@@ -25,7 +25,8 @@ from cluster.events import Events
 from cluster.jsonl import read_rows
 from cluster.learner_group import LearnerGroup
 from cluster.placement import Demand
-from cluster.pool import Pool, WorkerSpec
+from cluster.pool import Pool
+from cluster.ray_actors import WorkerSpec
 from cluster.waiting import Signal
 from cluster.weight_store import WeightStore
 from cluster.weights import WeightManifest

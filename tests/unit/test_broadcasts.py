@@ -16,7 +16,7 @@ from cluster.events import Events
 from cluster.jsonl import read_rows
 from cluster.local_pool import LocalPool
 from cluster.placement import Demand
-from cluster.pool import WorkerSpec
+from cluster.ray_actors import WorkerSpec
 from cluster.virtual_time import run_virtually
 from cluster.weights import WeightManifest
 

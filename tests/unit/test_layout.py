@@ -92,14 +92,14 @@ def test_deepspeed_is_imported_only_in_its_backend() -> None:
     assert importers("deepspeed") == {"learner/deepspeed_backend.py"}
 
 
-def test_ray_remote_is_applied_only_in_the_pool() -> None:
+def test_ray_remote_is_applied_in_one_file_only() -> None:
     offenders = {
         str(path)
         for path in PRODUCT
         if "ray.remote" in imports(path)
         or any(isinstance(node, ast.Attribute) and ast.unparse(node) == "ray.remote" for node in nodes(path))
     }
-    assert offenders == {"cluster/pool.py"}
+    assert offenders == {"cluster/ray_actors.py"}
 
 
 def test_no_file_is_longer_than_the_limit() -> None:

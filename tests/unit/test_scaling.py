@@ -17,7 +17,8 @@ from cluster.config import RunConfig
 from cluster.controller import Controller
 from cluster.events import Events
 from cluster.placement import plan
-from cluster.pool import Pool, WorkerSpec
+from cluster.pool import Pool
+from cluster.ray_actors import WorkerSpec
 from cluster.run_folder import RunFolder
 from cluster.scaling import Change
 from cluster.slots import Slots
