@@ -14,6 +14,7 @@ from ray.exceptions import RayError
 
 from cluster.config import ClusterConfig, EvaluationConfig
 from cluster.events import reason_of
+from cluster.faults import is_infrastructure
 from cluster.parcels import tables_of_slots
 from cluster.pool import Pool
 from cluster.streams import finished_slots
@@ -23,10 +24,21 @@ from cluster.workers import Worker
 logger = logging.getLogger(__name__)
 
 MAX_ATTEMPTS = 3
-"""Rounds of generation; each takes what failed workers left of the one before."""
+"""Rounds of generation in which living workers may fail; each takes what the one before has left."""
+
+MAX_ROUNDS = 50
+"""Rounds of generation in all: those in which workers only died count here alone."""
 
 Grade = Callable[[Sequence[Sequence[int]], Sequence[str]], list[bool]]
 """Grades responses (token ids) against answers."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What ended a worker's part of a round early; a refusal, unless its process or node is to blame."""
+
+    error: Exception
+    is_refusal: bool
 
 
 @dataclass(frozen=True)
@@ -60,25 +72,29 @@ class Evaluation:
     async def run(self, pool: Pool, config: ClusterConfig) -> EvaluationResult:
         """Generate on every healthy worker of `pool` and grade; what a failed worker leaves goes to the others."""
         rows: dict[int, list[dict[str, Any]]] = {}
-        errors: list[Exception] = []
         wanted = sorted(set(self.requests.column("slot").to_pylist()))
-        for attempt in range(MAX_ATTEMPTS):
+        num_rounds = num_refused = 0
+        while True:
             missing = [slot for slot in wanted if slot not in rows]
             workers = await pool.some_healthy()
             shares = [(worker, missing[i :: len(workers)]) for i, worker in enumerate(workers)]
-            failed = await together(
+            ended = await together(
                 self._generate(pool, worker, share, rows, config) for worker, share in shares if share
             )
-            errors = [error for error in failed if error is not None]
-            if not errors:
+            failures = [failure for failure in ended if failure is not None]
+            if not failures:
                 return self._result([row for slot in wanted for row in rows[slot]])
-            logger.warning("evaluation, attempt %d: %s", attempt, "; ".join(map(reason_of, errors)))
-        raise RuntimeError(f"evaluation failed {MAX_ATTEMPTS} times: {reason_of(errors[-1])}") from errors[-1]
+            last = failures[-1].error
+            num_rounds += 1
+            num_refused += any(failure.is_refusal for failure in failures)
+            logger.warning("evaluation, round %d: %s", num_rounds, "; ".join(reason_of(f.error) for f in failures))
+            if num_refused == MAX_ATTEMPTS or num_rounds == MAX_ROUNDS:
+                raise RuntimeError(f"evaluation failed {num_rounds} times: {reason_of(last)}") from last
 
     async def _generate(
         self, pool: Pool, worker: Worker, slots: Collection[int], rows: dict[int, Any], config: ClusterConfig
-    ) -> Exception | None:
-        """Add the rows of each slot as it is finished; returns the error that ended it early."""
+    ) -> Failure | None:
+        """Add the rows of each slot as it is finished; returns what ended it early."""
         share = pa.array([slot in slots for slot in self.requests.column("slot").to_pylist()])
         timeout_s, what = config.rollout_timeout_s, f"evaluation on {worker.name}"
         finished = finished_slots(
@@ -94,7 +110,7 @@ class Evaluation:
                             rows[slot] = sorted(part.to_pylist(), key=lambda row: row["sample"])
             except (RayError, TimeoutError) as error:
                 await pool.examine(worker, error)
-                return error
+                return Failure(error, is_refusal=not worker.is_gone and not is_infrastructure(error))
         return None
 
     def _result(self, rows: list[dict[str, Any]]) -> EvaluationResult:

@@ -14,6 +14,15 @@ MAX_KILLS = 2
 """Engines that a prompt may kill while it is alone on them."""
 
 
+@dataclass(eq=False)
+class Refusal:
+    """A call that failed on a living worker, with one or more prompts; it is blamed once at most."""
+
+    worker: Worker | None
+    reason: str
+    is_blamed: bool = False
+
+
 @dataclass(frozen=True)
 class Failures:
     """What became of the earlier attempts."""
@@ -30,21 +39,25 @@ class Failures:
     """Attempts that ended only because their worker was scaled away."""
     worker: Worker | None = None
     """Where the last one failed (None: lost after generation)."""
-    reason: str = ""
-    """Of the last refusal."""
+    refusal: Refusal | None = None
+    """The last refusal."""
 
     @property
     def num_attempts(self) -> int:
         """All earlier attempts: the number of the next one."""
         return self.num_refused + self.num_lost + self.num_cut_off
 
-    def refused(self, worker: Worker | None, reason: str) -> "Failures":
+    def refused(self, refusal: Refusal) -> "Failures":
         """With one more attempt that failed on a living worker."""
-        return replace(self, num_refused=self.num_refused + 1, worker=worker, reason=reason)
+        return replace(self, num_refused=self.num_refused + 1, worker=refusal.worker, refusal=refusal)
 
-    def culprit(self, succeeded_on: Worker) -> Worker | None:
-        """The worker that refused what now succeeded on another."""
-        return self.worker if self.num_refused and self.worker is not succeeded_on else None
+    def blame(self, succeeded_on: Worker) -> Refusal | None:
+        """The refusal of what now succeeded on another worker; once for all prompts that were refused together."""
+        refusal = self.refusal
+        if refusal is None or refusal.is_blamed or refusal.worker in (None, succeeded_on):
+            return None
+        refusal.is_blamed = True
+        return refusal
 
     def lost(self) -> "Failures":
         """With one more attempt whose tables are lost."""

@@ -18,8 +18,8 @@ INFRASTRUCTURE = (
     ObjectLostError,
     WorkerCrashedError,
     TaskCancelledError,
-    TimeoutError,
 )
+"""A time that is over is none of these: a request may be at fault too, and another try must be bounded."""
 
 
 def is_infrastructure(error: BaseException) -> bool:

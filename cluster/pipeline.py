@@ -103,7 +103,6 @@ class Pipeline:
         self._token_bytes = token_bytes
         self._checkpointer = checkpointer
         self._is_stopping = False
-        self._num_skipped = 0  # steps in a row
         self._show: list[Callable[[dict[str, Any]], None]] = []
         self._signal = signal = Signal()
         self._members = members = Signal(of=signal)
@@ -125,6 +124,7 @@ class Pipeline:
         """Lay out a course of the run from `progress` on."""
         config = self._config
         self._incarnation = progress.incarnation
+        self._num_skipped = 0
         self._prompts.replacements.update(progress.replacements)
         self.slots = Slots(
             batch_size=config.batch_size,

@@ -16,8 +16,8 @@ from ray.exceptions import RayError
 
 from cluster.config import RunConfig
 from cluster.events import Events, reason_of
-from cluster.failures import NO_FAILURES, Failures
-from cluster.faults import is_lost
+from cluster.failures import NO_FAILURES, Failures, Refusal
+from cluster.faults import is_infrastructure, is_lost
 from cluster.isolation import Isolation
 from cluster.lanes import Rollout
 from cluster.metering import Meter, WaitMeter
@@ -160,14 +160,17 @@ class RolloutStage:
             await self._pool.examine(worker, error)
         if worker.is_retired:
             self._events.add("rollouts_taken_back", worker=worker.name, slots=missing, reason=reason)
+        refusal = Refusal(worker, reason)
         for slot in missing:
             failures = self._failures.get(slot, NO_FAILURES)
             if worker.is_retired:
                 failures = failures.cut_off()
             elif worker.is_gone:
                 failures = failures.died(worker, len(missing))
+            elif is_infrastructure(error):
+                failures = failures.lost()
             else:
-                failures = failures.refused(worker, reason)
+                failures = failures.refused(refusal)
             self._retry(slot, failures, reason)
 
     async def _read(self, worker: Worker, missing: set[int]) -> None:
@@ -199,8 +202,9 @@ class RolloutStage:
     def _blame(self, worker: Worker, slot: int) -> None:
         """What `worker` could do, another could not: it may be broken."""
         failures = self._failures.get(slot)
-        if failures is not None:
-            self._pool.blame(failures.culprit(worker), failures.reason)
+        refusal = failures.blame(worker) if failures is not None else None
+        if refusal is not None:
+            self._pool.blame(refusal.worker, refusal.reason)
 
     def accept(self, slot: int) -> None:
         """Note that a slot's rollouts are scored: its earlier failures do not count any more."""
@@ -213,11 +217,10 @@ class RolloutStage:
         `killed` holds the deaths of teachers that worked on it.
         """
         failures = self._failures.get(slot, NO_FAILURES)
-        failures = (
-            failures.lost() if is_lost(error) or killed.num_lost else failures.refused(None, reason_of(error))
-        )
+        reason, was_lost = reason_of(error), is_lost(error) or killed.num_lost > 0
+        failures = failures.lost() if was_lost else failures.refused(Refusal(None, reason))
         failures = replace(failures, num_kills=max(failures.num_kills, killed.num_kills))
-        self._retry(slot, failures, reason_of(error))
+        self._retry(slot, failures, reason)
         self._signal.changed()
 
     def _retry(self, slot: int, failures: Failures, reason: str) -> None:

@@ -17,8 +17,8 @@ from ray.exceptions import RayError
 
 from cluster.config import RunConfig
 from cluster.events import Events, reason_of
-from cluster.failures import NO_FAILURES, Failures
-from cluster.faults import is_lost
+from cluster.failures import NO_FAILURES, Failures, Refusal
+from cluster.faults import is_infrastructure, is_lost
 from cluster.lanes import Assignment, Lane, Rollout, slot_of
 from cluster.metering import WaitMeter
 from cluster.notes import RolloutNote, ScoreNote
@@ -221,8 +221,9 @@ class ScoreStage:
         lane.pool.succeed(worker)
         for rollout in batch:
             failures = self._failures.pop(rollout.note.slot, None)
-            if failures is not None:
-                lane.pool.blame(failures.culprit(worker), failures.reason)
+            refusal = failures.blame(worker) if failures is not None else None
+            if refusal is not None:
+                lane.pool.blame(refusal.worker, refusal.reason)
         lane.meter.add(note.num_tokens)
         lane.slots.add(len(batch))
         lane.work.add(note.num_tokens)
@@ -256,6 +257,7 @@ class ScoreStage:
         workers while it was alone, or is lost, is generated anew.
         """
         again: list[Rollout] = []
+        refusal = Refusal(failed, reason_of(error))
         for rollout in batch:
             failures = self._failures.get(rollout.note.slot, NO_FAILURES)
             if failed.is_retired:
@@ -264,8 +266,10 @@ class ScoreStage:
                 failures = failures.died(failed, len(batch))
             elif len(batch) == 1 and is_lost(error):
                 failures = replace(failures, num_lost=self._config.rollout.max_lost_attempts)
+            elif is_infrastructure(error):
+                failures = failures.lost()
             else:
-                failures = failures.refused(failed, reason_of(error))
+                failures = failures.refused(refusal)
             self._failures[rollout.note.slot] = failures
             limit = self._config.rollout.max_lost_attempts
             if failures.verdict(max_refused=MAX_ATTEMPTS, max_lost=limit) is None:

@@ -107,7 +107,7 @@ def run_config(path: Path, **settings: Any) -> RunConfig:
         "cluster": {"step_timeout_s": 20.0, "rollout_timeout_s": 20.0, "score_timeout_s": 20.0},
         "evaluation": {"teacher": False},
         "checkpoint": {"every_steps": 0},
-        "health": {"heartbeat_s": 0.2, "suspect_after_s": 0.6, "dead_after_s": 3.0, "backoff_s": 0.1},
+        "health": {"heartbeat_s": 1.0, "suspect_after_s": 15.0, "dead_after_s": 40.0, "backoff_s": 0.1},
     }
     values = {"run_name": "simulated", "runs_path": str(path), "batch_size": 8, "max_steps": 10, **settings}
     for name, section in sections.items():

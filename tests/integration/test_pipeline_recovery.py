@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("local_ray")]
 
 ENGINE = EngineBehaviour(fastest_s=0.01, slowest_s=0.1)
 SPEED: dict[str, Any] = {"max_steps": 6, "max_staleness": 3}
-HEALTH = {"heartbeat_s": 0.2, "suspect_after_s": 1.0, "dead_after_s": 4.0, "backoff_s": 0.1}
+HEALTH = {"heartbeat_s": 0.2, "suspect_after_s": 2.0, "dead_after_s": 8.0, "backoff_s": 0.1}
+"""Short limits; shorter ones take a busy machine for a dead one."""
 ALL_SLOTS = list(range(6 * 8))
 
 
@@ -105,8 +106,8 @@ def test_a_frozen_worker_is_found_within_the_configured_time_and_replaced(tmp_pa
         await asyncio.wait_for(running, 90)
         check_ledger(run)
         [died] = run.events("worker_died")
-        assert died["reason"] == "no answer to heartbeats for 4 s"
-        assert died["time"] - frozen_at < 4 + 10 * 0.2 + 5  # a busy machine answers late
+        assert died["reason"] == "no answer to heartbeats for 8 s"
+        assert died["time"] - frozen_at < 8 + 10 * 0.2 + 5  # a busy machine answers late
 
     run_with(tmp_path, scenario)
 
@@ -218,7 +219,7 @@ def test_a_frozen_learner_rank_is_found_by_its_silence(tmp_path: Path) -> None:
         await asyncio.wait_for(running, 120)
         check_ledger(run)
         died = run.events("worker_died")
-        assert [(e["worker"], e["reason"]) for e in died] == [("learner-1", "no answer to heartbeats for 4 s")]
+        assert [(e["worker"], e["reason"]) for e in died] == [("learner-1", "no answer to heartbeats for 8 s")]
         assert [event["worker"] for event in run.events("worker_ended")] == ["learner-0"]
         assert len(run.events("learner_restarted")) == 1
 

@@ -2,10 +2,11 @@
 
 from ray.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError, RayTaskError
 
-from cluster.failures import NO_FAILURES, Failures
+from cluster.failures import NO_FAILURES, Failures, Refusal
 from cluster.faults import is_lost, is_mistake
 from cluster.workers import Worker
 
+REFUSAL = Refusal(None, "no")
 LIMITS = {"max_refused": 3, "max_lost": 5}
 
 
@@ -16,9 +17,9 @@ def dead_worker(num_uses: int) -> Worker:
 
 
 def test_a_prompt_that_engines_refuse_is_given_up_as_failed() -> None:
-    failures = NO_FAILURES.refused(None, "no").refused(None, "no")
+    failures = NO_FAILURES.refused(REFUSAL).refused(REFUSAL)
     assert failures.verdict(**LIMITS) is None
-    assert failures.refused(None, "no").verdict(**LIMITS) == "failed"
+    assert failures.refused(REFUSAL).verdict(**LIMITS) == "failed"
 
 
 def test_a_prompt_that_killed_two_engines_on_which_it_was_alone_is_poison() -> None:
@@ -52,12 +53,16 @@ def test_an_attempt_that_ended_because_its_worker_was_scaled_away_only_counts_as
     assert failures.num_attempts == 100
 
 
-def test_the_culprit_is_who_refused_what_another_could_do() -> None:
+def test_who_refused_what_another_could_do_is_blamed_once_for_all_that_it_refused_together() -> None:
     first, second = Worker("teacher-0"), Worker("teacher-1")
-    assert NO_FAILURES.refused(first, "no").culprit(second) is first
-    assert NO_FAILURES.refused(first, "no").culprit(first) is None
-    assert NO_FAILURES.died(first, 2).culprit(second) is None
-    assert Failures().culprit(second) is None
+    together = Refusal(first, "no")
+    one, other = NO_FAILURES.refused(together), NO_FAILURES.refused(together)
+    assert one.blame(first) is None
+    assert one.blame(second) is together
+    assert other.blame(second) is None
+    assert NO_FAILURES.refused(REFUSAL).blame(second) is None
+    assert NO_FAILURES.died(first, 2).blame(second) is None
+    assert Failures().blame(second) is None
 
 
 def task_error(cause: Exception) -> RayTaskError:
