@@ -116,10 +116,12 @@ class LocalStream:
         self._actor = actor
         self._call = call
         self._items: AsyncIterator[Any] | Iterator[Any] | None = None
+        self._making: asyncio.Task[Any] | None = None  # the item asked for last
 
     async def __anext__(self) -> LocalRef:
         value: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        value.set_result(await self._actor.track(self._next))
+        self._making = self._actor.track(self._next)
+        value.set_result(await self._making)
         return LocalRef(value)
 
     async def _next(self) -> Any:
@@ -135,5 +137,8 @@ class LocalStream:
 
     async def cancel(self) -> None:
         """End the generator where it is."""
+        if self._making is not None and not self._making.done():  # whoever asked for it waits no more
+            self._making.cancel()
+            await asyncio.wait({self._making})
         if isinstance(self._items, AsyncIterator) and hasattr(self._items, "aclose"):
             await self._items.aclose()  # pyright: ignore[reportAttributeAccessIssue]
