@@ -46,7 +46,7 @@ class Killer:
         self._tasks: set[asyncio.Task[None]] = set()
         self.num_kills = dict.fromkeys(kinds, 0)
         self.recoveries_s: dict[str, list[float]] = {kind: [] for kind in kinds}
-        """Of every kill, seconds until the worker served again; that of one which is killed again meanwhile goes on."""
+        """Of every kill, seconds until the worker served again, however often it was killed meanwhile."""
 
     def after_every(self, num_slots: int, *, batch_size: int) -> Callable[[Mapping[str, Any]], None]:
         """A listener to the steps of a pipeline that kills a worker for every so many slots trained.

@@ -18,7 +18,6 @@ from cluster.notes import EndOfStream, Parcel, Pulse, RolloutNote, ScoreNote
 from cluster.simulation.timing import Duration, EngineRates, PerSecond, SimulatedDevice
 from cluster.weights import WeightManifest
 
-
 CHECKPOINT_NAME, CHECKPOINT = "state.txt", b"simulated"
 """What a simulated learner saves."""
 
