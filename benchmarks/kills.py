@@ -129,14 +129,14 @@ class Memory:
 
 
 def run_config(rollouts: int, batch_size: int, seed: int) -> RunConfig:
-    """A run of six rollout workers and three teachers that saves a checkpoint every second step."""
+    """A run of six rollout workers and three teachers that saves a checkpoint every fifth step."""
     return RunConfig.model_validate(
         {
             **{"run_name": "kills", "batch_size": batch_size, "max_steps": rollouts // batch_size, "seed": seed},
             **{"max_staleness": MAX_STALENESS, "batches_ahead": 2, "student": {"model_path": "simulated"}},
             **{"data": {"train_path": "simulated"}, "evaluation": {"teacher": False}},
             **{"rollout": {"num_workers": 6}, "teacher": {"model_path": "simulated", "num_workers": 3}},
-            **{"checkpoint": {"every_steps": 2}, "logging": {"tensorboard": False}},
+            **{"checkpoint": {"every_steps": 5}, "logging": {"tensorboard": False}},
         }
     )
 

@@ -37,7 +37,7 @@ class LocalActor:
 
     def __init__(self, target: Any) -> None:
         self._target = target
-        self._calls: set[asyncio.Task[Any]] = set()
+        self._calls: dict[asyncio.Task[Any], None] = {}  # in the order of their begin
         self._is_dead = False
 
     def __getattr__(self, method: str) -> "LocalMethod":
@@ -56,12 +56,12 @@ class LocalActor:
     def track(self, work: Callable[[], Awaitable[Any]]) -> "asyncio.Task[Any]":
         """Begin work that ends with this actor."""
         task = asyncio.create_task(self._guard(work))
-        self._calls.add(task)
+        self._calls[task] = None
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: "asyncio.Task[Any]") -> None:
-        self._calls.discard(task)
+        self._calls.pop(task, None)
         if not task.cancelled():
             task.exception()  # whoever waits for it is told; nobody has to
 
