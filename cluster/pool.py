@@ -312,6 +312,7 @@ class Pool:
         actor = ray.remote(num_cpus=0, **groups)(spec.cls)
         worker.handle = actor.options(**options).remote(*spec.args, **spec.kwargs)
         worker.num_lives += 1
+        worker.pid = 0
         worker.placement = reservation.group
         worker.node_id, worker.node = reservation.nodes[index]
 

@@ -36,10 +36,15 @@ class Killer:
         *,
         kinds: Mapping[str, int],
         seed: int,
+        can_kill: Callable[[Worker], bool] = lambda worker: True,
     ) -> None:
-        """`kinds`: how many of each pool's workers are killed out of every sum of them, in random order."""
+        """`kinds`: how many of each pool's workers are killed out of every sum of them, in random order.
+
+        `can_kill` tells the workers that `kill` would reach.
+        """
         self._pools = pools
         self._kill = kill
+        self._can_kill = can_kill
         self._random = random.Random(seed)
         self._deck = self._deal(kinds)
         self._killed: dict[Worker, int] = {}  # the life in which each was killed last
@@ -116,5 +121,5 @@ class Killer:
 
     def _is_alive(self, worker: Worker) -> bool:
         """True while it has an actor that was not killed yet, serving or not."""
-        has_actor = worker.placement is not None and worker.num_lives > 0
+        has_actor = worker.placement is not None and self._can_kill(worker)
         return has_actor and self._killed.get(worker, 0) < worker.num_lives
