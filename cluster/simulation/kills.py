@@ -75,6 +75,11 @@ class Killer:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    @property
+    def num_back(self) -> int:
+        """Kills after which the worker was seen to serve again."""
+        return sum(map(len, self.recoveries_s.values()))
+
     async def close(self) -> None:
         """Kill no more, and wait for nobody to come back; raises what went wrong."""
         tasks = [*self._tasks]
