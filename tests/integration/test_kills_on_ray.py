@@ -77,7 +77,8 @@ async def strike(run: SimulatedRun, killer: Killer, sizes: Sizes) -> None:
             sizes.note()
         killer.kill_within(0.5)
         await eventually(lambda num=index + 1: killer.num_back >= num, timeout_s=120)
-        await eventually(lambda num=len(trained): len(trained) > num, timeout_s=120)
+        trained.clear()
+        await eventually(lambda: trained, timeout_s=120)
     sizes.note()
     run.pipeline.stop()
 
