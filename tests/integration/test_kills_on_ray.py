@@ -99,7 +99,7 @@ def test_nothing_is_lost_in_60_kills_of_each_kind_and_memory_is_flat(tmp_path: P
     async def main() -> None:
         engines, teachers = (ENGINE,) * 3, (EngineBehaviour(),) * 2
         async with simulated_run(settings(tmp_path), engines=engines, teachers=teachers) as run:
-            kinds = dict.fromkeys(KINDS, 1)
+            kinds: dict[str, int] = dict.fromkeys(KINDS, 1)
             killer = Killer(run.pools, kill_process, kinds=kinds, seed=0, can_kill=lambda worker: worker.pid > 0)
             running, sizes = asyncio.create_task(run.pipeline.run()), Sizes()
             striking = asyncio.create_task(strike(run, killer, sizes))
