@@ -19,7 +19,7 @@ SHELL := bash
 .ONESHELL:
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help install install-gpu lock audit demo test test-unit test-slow lint format types clean
+.PHONY: help install install-gpu lock audit demo test test-unit test-slow chaos-test lint format types clean
 
 help:  ## list the targets
 	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -79,6 +79,9 @@ test-unit: install  ## tests/unit alone: no GPU, no network, no Ray
 
 test-slow: install  ## the long proofs
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+chaos-test: install  ## those of the long proofs that kill workers again and again
+	$(BIN)/python -m pytest -m chaos $(ARGS)
 
 lint: install  ## ruff: mistakes, style and layout of the code
 	$(BIN)/ruff check --quiet

@@ -39,6 +39,13 @@ def complete_lines(path: Path) -> list[bytes]:
     return path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
 
 
+def each_complete_line(path: Path) -> Iterator[bytes]:
+    """The same lines one by one: for files that may be large."""
+    if path.is_file():
+        with path.open("rb") as file:
+            yield from (line[:-1] for line in file if line.endswith(b"\n"))
+
+
 def parse_row(line: bytes) -> dict[str, Any] | None:
     """The row of a line; None if it is damaged or empty."""
     try:

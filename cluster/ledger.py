@@ -6,12 +6,12 @@
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from cluster.checkpoints import fsync
-from cluster.jsonl import RowFile, complete_lines, parse_row
+from cluster.jsonl import RowFile, complete_lines, each_complete_line, parse_row
 from cluster.slots import Frontier
 
 Row = dict[str, Any]
@@ -40,19 +40,19 @@ class Ledger:
 
     def roll_back_to(self, step: int) -> None:
         """Void the rows above `step`, if there are any: those slots are trained again."""
-        if max(self.valid(), default=0) > step:
+        if max(self._place_of_step(), default=0) > step:
             self.rows.append({"rollback_to": step})
 
     def mend(self) -> list[int]:
         """Set damaged lines aside, in `ledger.damaged`; returns their numbers (from 1). A torn one is dropped."""
-        lines = complete_lines(self.path)
-        numbered = [(number, line) for number, line in enumerate(lines, start=1) if line]
-        damaged = [number for number, line in numbered if not is_ledger_row(parse_row(line))]
+        numbered = enumerate(each_complete_line(self.path), start=1)
+        damaged = [number for number, line in numbered if line and not is_ledger_row(parse_row(line))]
         if damaged:
+            lines = complete_lines(self.path)
             with self.path.with_suffix(".damaged").open("ab") as aside:
                 aside.writelines(lines[number - 1] + b"\n" for number in damaged)
                 os.fsync(aside.fileno())
-            good = [line for number, line in numbered if number not in damaged]
+            good = [line for number, line in enumerate(lines, start=1) if line and number not in damaged]
             temporary = self.path.with_suffix(".tmp")
             temporary.write_bytes(b"".join(line + b"\n" for line in good))
             fsync(temporary)
@@ -67,7 +67,7 @@ class Ledger:
         of several lost steps a slot belonged to is not known: they share what is left in order.
         """
         version = frontier.version
-        if version == 0:
+        if version == 0 or self._holds(frontier):
             return []
         left = {*range(frontier.lowest_untrained), *frontier.trained_above}
         batch_size = len(left) // version
@@ -83,10 +83,48 @@ class Ledger:
             self.rows.append({"step": step, "uids": uids_of(batch), "restored": True})
         return steps
 
+    def _holds(self, frontier: Frontier) -> bool:
+        """Whether the valid rows up to a frontier are those of its steps and hold each of its slots once.
+
+        A run falls back often and its ledger is long, so this keeps a byte per slot in memory and no more.
+        """
+        places = {step: place for step, place in self._place_of_step().items() if step <= frontier.version}
+        left = bytearray(b"\1" * frontier.lowest_untrained)
+        if frontier.trained_above:
+            left.extend(bytes(max(frontier.trained_above) + 1 - len(left)))
+        for slot in frontier.trained_above:
+            left[slot] = 1
+        batch_size = sum(left) // frontier.version
+        for place, row in enumerate(self._each_row()):
+            if places.get(row.get("step", -1)) == place:
+                slots = slots_of(row["uids"])
+                if len(slots) != batch_size or max(slots) >= len(left) or not all(left[slot] for slot in slots):
+                    return False
+                for slot in slots:
+                    left[slot] = 0
+        return len(places) == frontier.version and not any(left)
+
+    def _place_of_step(self) -> dict[int, int]:
+        """Where among all rows the valid one of each step is."""
+        places: dict[int, int] = {}
+        for place, row in enumerate(self._each_row()):
+            if "rollback_to" in row:
+                places = {step: kept for step, kept in places.items() if step <= row["rollback_to"]}
+            else:
+                places[row["step"]] = place
+        return places
+
+    def _each_row(self) -> Iterator[Row]:
+        """All rows one by one, also those that are not on disk yet."""
+        for line in each_complete_line(self.path):
+            row = parse_row(line)
+            if row is not None and is_ledger_row(row):
+                yield row
+        yield from self.rows.kept
+
     def _valid_rows(self) -> list[Row]:
         """The rows that count, in the order of the file."""
-        rows = [row for line in complete_lines(self.path) if is_ledger_row(row := parse_row(line))]
-        return _valid([*rows, *self.rows.kept])  # pyright: ignore[reportArgumentType]
+        return _valid([*self._each_row()])
 
 
 def valid_ledger(path: Path) -> dict[int, list[str]]:

@@ -37,7 +37,7 @@ class LocalActor:
 
     def __init__(self, target: Any) -> None:
         self._target = target
-        self._calls: set[asyncio.Task[Any]] = set()
+        self._calls: dict[asyncio.Task[Any], None] = {}  # in the order of their begin
         self._is_dead = False
 
     def __getattr__(self, method: str) -> "LocalMethod":
@@ -56,12 +56,12 @@ class LocalActor:
     def track(self, work: Callable[[], Awaitable[Any]]) -> "asyncio.Task[Any]":
         """Begin work that ends with this actor."""
         task = asyncio.create_task(self._guard(work))
-        self._calls.add(task)
+        self._calls[task] = None
         task.add_done_callback(self._ended)
         return task
 
     def _ended(self, task: "asyncio.Task[Any]") -> None:
-        self._calls.discard(task)
+        self._calls.pop(task, None)
         if not task.cancelled():
             task.exception()  # whoever waits for it is told; nobody has to
 
@@ -116,10 +116,12 @@ class LocalStream:
         self._actor = actor
         self._call = call
         self._items: AsyncIterator[Any] | Iterator[Any] | None = None
+        self._making: asyncio.Task[Any] | None = None  # the item asked for last
 
     async def __anext__(self) -> LocalRef:
         value: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        value.set_result(await self._actor.track(self._next))
+        self._making = self._actor.track(self._next)
+        value.set_result(await self._making)
         return LocalRef(value)
 
     async def _next(self) -> Any:
@@ -135,5 +137,8 @@ class LocalStream:
 
     async def cancel(self) -> None:
         """End the generator where it is."""
+        if self._making is not None and not self._making.done():  # whoever asked for it waits no more
+            self._making.cancel()
+            await asyncio.wait({self._making})
         if isinstance(self._items, AsyncIterator) and hasattr(self._items, "aclose"):
             await self._items.aclose()  # pyright: ignore[reportAttributeAccessIssue]

@@ -255,7 +255,10 @@ class Pipeline:
         await self._finish()
 
     async def _next_batch(self, waits: Waits) -> list[int] | None:
-        """Wait for a batch that the deadlines allow; None if the run is to stop."""
+        """Wait for a batch that the deadlines allow; None if the run is to stop.
+
+        LearnerLostError once it is known that the learner cannot train it.
+        """
         since = now()
         was_scoring = self._scoring.is_busy
 
@@ -269,6 +272,7 @@ class Pipeline:
             since, was_scoring = until, self._scoring.is_busy
             if self._is_stopping:
                 return (None,)
+            self._learner.check()
             batch = self.slots.next_batch()
             return None if batch is None else (batch,)
 

@@ -273,6 +273,7 @@ class Pool:
         self._is_async = spec.is_async
         worker.handle = worker_actor(spec, self.demand, reservation.group, index)
         worker.num_lives += 1
+        worker.pid = 0
         worker.placement = reservation.group
         worker.node_id, worker.node = reservation.nodes[index]
 

@@ -3,11 +3,12 @@
     run_virtually(pipeline.run())       # hours of simulated waiting in seconds, by the code that real runs use
 
 Only waiting on timers (`asyncio.sleep`, timeouts) is simulated: there must be no threads and no other processes.
+What is meant for a thread (`asyncio.to_thread`) is done at once and takes no simulated time.
 """
 
 import asyncio
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -27,6 +28,15 @@ class VirtualTimeLoop(asyncio.SelectorEventLoop):
     def jump(self, seconds: float) -> None:
         """Go to the next timer."""
         self._now_s += seconds
+
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> "asyncio.Future[T]":
+        """Do it here and now: while a thread worked, the simulated time would run away."""
+        future: asyncio.Future[T] = self.create_future()
+        try:
+            future.set_result(func(*args))
+        except Exception as error:  # noqa: BLE001 (whoever awaits the future is told)
+            future.set_exception(error)
+        return future
 
 
 class _Jumping(selectors.DefaultSelector):

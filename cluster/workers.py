@@ -32,7 +32,7 @@ class Worker:
     outstanding_tokens: int = 0  # in scoring calls
     num_uses: int = 0  # streams, calls and loads that wait for an answer
     num_uses_at_death: int = 0
-    pid: int = 0  # of the actor's process
+    pid: int = 0  # of the actor's process; 0 until it has started
     num_lives: int = 0  # actors so far
     is_awaited: bool = False  # dead, and to be restarted
     state: WorkerState = field(default=WorkerState.STARTING, init=False)

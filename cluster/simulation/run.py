@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cluster.checkpoint_store import CheckpointStore
+from cluster.checkpointing import Checkpointer
 from cluster.config import RunConfig
 from cluster.events import Events
 from cluster.learner_group import LearnerGroup
@@ -17,7 +19,7 @@ from cluster.pipeline import Pipeline
 from cluster.placement import Bundle, Demand, plan
 from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
-from cluster.resume import Progress
+from cluster.resume import Progress, restore
 from cluster.run_folder import RunFolder
 from cluster.simulation.prompts import SimulatedPrompts
 from cluster.simulation.rates import RatesConfig
@@ -36,11 +38,17 @@ class SimulatedRun:
 
 @asynccontextmanager
 async def simulated_run(
-    config: RunConfig, rates: RatesConfig, path: Path, *, pool_class: type[Pool] = LocalPool
+    config: RunConfig,
+    rates: RatesConfig,
+    path: Path,
+    *,
+    pool_class: type[Pool] = LocalPool,
+    with_checkpoints: bool = False,
 ) -> AsyncIterator[SimulatedRun]:
     """Start the workers of a run and connect the stages; its run folder is made under `path`.
 
-    With `Pool` as `pool_class` the workers are Ray actors, and the run takes its time really.
+    With `Pool` as `pool_class` the workers are Ray actors, and the run takes its time really. With checkpoints
+    (`config.checkpoint` says when) a lost learner falls back to the last one; without, it ends the run.
     """
     config = config.model_copy(update={"runs_path": str(path)})
     folder = RunFolder(path / config.run_name)
@@ -57,21 +65,37 @@ async def simulated_run(
             await pool.place()
         engines = [pool.start() for role, pool in pools.items() if role != "learner"]
         await asyncio.gather(learner.setup(), *engines)
+        prompts = SimulatedPrompts(config, rates.lengths)
+        saving = _saving(config, learner, prompts, folder, events) if with_checkpoints else {}
         pipeline = Pipeline(
             config,
             pools=pools,
             learner=learner,
-            prompts=SimulatedPrompts(config, rates.lengths),
+            prompts=prompts,
             sampling=None,
             evaluation=None,
             folder=folder,
             events=events,
             progress=Progress(),
             cluster=Endless(plan(config)),
+            **saving,
         )
         yield SimulatedRun(pipeline, pools, folder)
     finally:
         await asyncio.gather(*(pool.close() for pool in pools.values()))
+
+
+def _saving(
+    config: RunConfig, learner: LearnerGroup, prompts: SimulatedPrompts, folder: RunFolder, events: Events
+) -> dict[str, Any]:
+    """The arguments of a pipeline that saves checkpoints and falls back to them."""
+    store = CheckpointStore.of(config, folder)
+
+    async def restore_newest(reason: str, incarnation: int) -> Progress:
+        return await restore(learner, store, folder, events, prompts=prompts, reason=reason, above=incarnation)
+
+    checkpointer = Checkpointer(config, learner=learner, store=store, folder=folder, events=events)
+    return {"restore": restore_newest, "checkpointer": checkpointer}
 
 
 def simulate(config: RunConfig, rates: RatesConfig) -> list[dict[str, Any]]:

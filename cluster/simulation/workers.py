@@ -6,15 +6,20 @@ The controller cannot tell the difference: they are called as rollout workers, t
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from cluster.checkpoints import WriteReport, record_of
 from cluster.clock import now
 from cluster.config import Section
 from cluster.notes import EndOfStream, Parcel, Pulse, RolloutNote, ScoreNote
 from cluster.simulation.timing import Duration, EngineRates, PerSecond, SimulatedDevice
 from cluster.weights import WeightManifest
+
+CHECKPOINT_NAME, CHECKPOINT = "state.txt", b"simulated"
+"""What a simulated learner saves."""
 
 
 class LearnerRates(Section):
@@ -199,6 +204,19 @@ class SimulatedLearner:
         """Take the time of publishing; yields a manifest without weights."""
         await asyncio.sleep(self._rates.publish_s)
         yield WeightManifest(incarnation, version, "bfloat16", (), (), (), (), ())
+
+    async def begin_checkpoint(self, folder: str) -> None:
+        """Write a small file."""
+        (Path(folder) / CHECKPOINT_NAME).write_bytes(CHECKPOINT)
+
+    async def written_checkpoint(self) -> WriteReport:
+        """It is written."""
+        return WriteReport({CHECKPOINT_NAME: record_of([CHECKPOINT])}, 0.0)
+
+    async def load_checkpoint(self, path: str) -> float:
+        """Check that it is there."""
+        assert (Path(path) / CHECKPOINT_NAME).read_bytes() == CHECKPOINT
+        return 0.0
 
     async def export(self, path: str) -> None:
         """Nothing to do."""

@@ -1,6 +1,7 @@
 """Every slot is in the valid ledger once, also after lines of it were damaged or lost."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,32 @@ def test_whatever_rows_are_lost_every_slot_is_in_the_ledger_once_again(
     ledger.restore(Frontier(4, 8, ()), uids_of)
     assert list(valid_ledger(ledger.path)) == [1, 2, 3, 4]
     assert trained(ledger.path) == list(range(8))
+
+
+def test_a_fall_back_late_in_a_long_run_takes_little_memory(tmp_path: Path) -> None:
+    ledger, num_steps, size = Ledger(tmp_path / "ledger.jsonl"), 1000, 200
+    text = "".join(
+        json.dumps({"step": step, "uids": [f"{slot}-0-p-0" for slot in range((step - 1) * size, step * size)]})
+        + "\n"
+        for step in range(1, num_steps + 1)
+    )
+    ledger.path.write_text(text)
+    tracemalloc.start()
+    try:
+        assert ledger.mend() == []
+        ledger.roll_back_to(num_steps - 10)
+        assert ledger.restore(Frontier(num_steps - 10, (num_steps - 10) * size), lambda slots: []) == []
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2 * 2**20 < len(text)
+    assert len(ledger.valid()) == num_steps - 10
+
+
+@pytest.mark.parametrize("batches", [{1: [0, 2], 2: [1, 5], 3: [3, 5]}, {1: [0, 2], 2: [1, 5], 3: [3, 9]}])
+def test_a_row_that_contradicts_an_older_one_or_the_frontier_is_made_anew(
+    tmp_path: Path, batches: dict[int, list[int]]
+) -> None:
+    ledger = ledger_of(tmp_path, batches)
+    assert ledger.restore(FRONTIER, uids_of)
+    assert trained(ledger.path) == list(range(6))

@@ -141,3 +141,19 @@ def test_the_cancellation_of_a_caller_is_no_error_of_the_actor() -> None:
         return await ref  # the call goes on
 
     assert run_virtually(main()) == 7
+
+
+def test_a_stream_is_closed_while_its_next_item_is_being_made() -> None:
+    target = Target()
+
+    async def main() -> float:
+        actor = LocalActor(target)
+        stream: LocalStream = actor.count.options(num_returns="streaming").remote(5)
+        reading = asyncio.create_task(stream.__anext__())
+        await asyncio.sleep(0.5)
+        reading.cancel()
+        await stream.cancel()
+        return now()
+
+    assert run_virtually(main()) == 0.5
+    assert target.seen == ["closed"]

@@ -16,7 +16,7 @@ from cluster.orphans import EVERY_PROCESS, check_has_ended, end_orphans, log_of
 from cluster.process_identity import SAME_START_S, is_alive_here, this_process
 from cluster.run_folder import RunFolder
 
-SESSION = "session_2026-01-01_00-00-00_000000_17"
+SESSION = f"session_2026-01-01_00-00-00_000000_{os.getpid()}"  # others may run the same test
 MINE, OTHERS = "ab" * 28, "cd" * 28
 
 
@@ -39,7 +39,7 @@ def process_with(file: Path, mode: str) -> Iterator[psutil.Popen]:
 
 def test_a_process_is_ended_if_it_writes_a_log_of_the_session_and_not_if_it_reads_one(tmp_path: Path) -> None:
     logs = tmp_path / SESSION / "logs"
-    other = tmp_path / SESSION.replace("17", "18") / "logs"
+    other = tmp_path / f"{SESSION}0" / "logs"
     with (
         process_with(logs / "raylet.out", "a") as raylet,
         process_with(logs / f"worker-{MINE}-ffffffff-5.out", "a") as worker,

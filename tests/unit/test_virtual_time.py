@@ -59,3 +59,17 @@ def test_waiting_for_what_nothing_will_bring_is_an_error() -> None:
 
     with pytest.raises(RuntimeError, match="stands still"):
         run_virtually(main())
+
+
+def test_what_is_meant_for_a_thread_is_done_at_once_and_its_errors_arrive() -> None:
+    async def main() -> None:
+        ticking = asyncio.create_task(asyncio.sleep(1))
+        assert await asyncio.to_thread(lambda: slept.append(time.sleep(0.01)) or 7) == 7
+        with pytest.raises(ZeroDivisionError):
+            await asyncio.to_thread(lambda: 1 / 0)
+        assert now() == 0.0
+        await ticking
+
+    slept: list[None] = []
+    run_virtually(main())
+    assert slept == [None]
