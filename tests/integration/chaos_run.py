@@ -1,0 +1,119 @@
+"""A run of the demo's models with real engines that is put under fire, and what must be true of it afterwards."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from cluster.chaos.report import Kill, recovery_s
+from cluster.checkpoints import read_manifest
+from cluster.jsonl import read_rows
+from cluster.resume import Progress
+from cluster.run_folder import valid_ledger
+from tests.integration.namespaces import ROOT, until
+from tests.integration.scaled_run import STALENESS, ScaledRun, scaled_run
+
+TWO_OF_EACH = {
+    **{"rollout.num_workers": 2, "teacher.num_workers": 2, "learner.num_workers": 2, "cluster.num_cpus": 6},
+    **{"batch_size": 32, "checkpoint.every_steps": 5},
+}
+
+
+@contextmanager
+def run_under_fire(path: Path, **settings: Any) -> Iterator[ScaledRun]:
+    """A run that would take hours, some steps after its start."""
+    with scaled_run(path, **settings) as run:
+        run.until(lambda: len(run.rows()) >= 8, "the eighth step")
+        yield run
+
+
+def chaos(run: ScaledRun, kinds: str, *, every_s: float, duration_s: float) -> dict[str, Any]:
+    """The numbers that `launch.py chaos` reports; it must find nothing lost."""
+    options = [f"--run={run.folder.path.name}", f"--runs-path={run.folder.path.parent}", "--log-level=info"]
+    options += [f"--every={every_s}s", f"--duration={duration_s}s", f"--kill={kinds}", "--seed=0", "--json"]
+    line = [sys.executable, "launch.py", "chaos", *options]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=4 * duration_s + 400)
+    print(done.stdout, done.stderr[-4000:])
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def check_report(numbers: dict[str, Any], kinds: dict[str, int]) -> None:
+    """Nothing was lost, trained twice or too old, and everything that was killed came back."""
+    assert (numbers["lost"], numbers["trained_twice"], numbers["given_up"]) == (0, 0, 0)
+    assert numbers["bound_kept"]
+    for kind, least in kinds.items():
+        assert numbers["kills"][kind] >= least, numbers["kills"]
+        assert numbers["recovery_s"][kind]["not_seen"] == 0
+
+
+def drain_and_check(run: ScaledRun) -> None:
+    """Drain the run; what its ledger holds must then be exactly what its last checkpoint says was trained."""
+    run.stop()
+    ledger = valid_ledger(run.folder.ledger)
+    version = max(ledger)
+    assert sorted(ledger) == list(range(1, version + 1))
+    slots = sorted(int(uid.split("-")[0]) for uids in ledger.values() for uid in uids)
+    assert len(set(slots)) == len(slots)
+    manifest = read_manifest(run.folder.checkpoints / f"step_{version}")
+    frontier = Progress.from_json(manifest.client_state).frontier
+    assert slots == [*range(frontier.lowest_untrained), *frontier.trained_above]
+    assert max(row["staleness/max"] for row in run.folder.valid_metrics()) <= STALENESS
+
+
+def healthy(run: ScaledRun, role: str) -> dict[str, Any]:
+    """The status of a healthy worker of a role, as soon as there is one."""
+    found: list[dict[str, Any]] = []
+
+    def look() -> bool:
+        found[:] = [
+            worker
+            for name, worker in run.workers().items()
+            if name.startswith(role) and worker["state"] == "healthy"
+        ]
+        return bool(found)
+
+    run.until(look, f"a healthy {role}")
+    return found[0]
+
+
+def hurt(run: ScaledRun, worker: dict[str, Any], act: Callable[[psutil.Process], None]) -> dict[str, float]:
+    """Do something to a worker's process, wait until it is found and the worker serves again; seconds of both."""
+    at, name = time.time(), worker["name"]
+    kill = Kill(at, name.partition("-")[0], (name,))
+    act(psutil.Process(worker["pid"]))
+
+    def found_at() -> float | None:
+        died = [
+            row["time"]
+            for row in read_rows(run.folder.events)
+            if row["event"] == "worker_died" and row["worker"] == name and row["time"] >= at
+        ]
+        return min(died, default=None)
+
+    run.until(lambda: recovery_s(run.folder, kill) is not None, f"{name} to serve again")
+    found, back = found_at(), recovery_s(run.folder, kill)
+    assert found is not None
+    assert back is not None
+    until(lambda: not psutil.pid_exists(worker["pid"]), f"the end of process {worker['pid']}", timeout_s=60)
+    print(f"{name}: found after {found - at:.1f} s, back after {back:.1f} s")
+    return {"found": found - at, "back": back}
+
+
+def freeze(process: psutil.Process) -> None:
+    """Stop a process without its end."""
+    process.send_signal(signal.SIGSTOP)
+
+
+def kill_engine(process: psutil.Process) -> None:
+    """Kill the child in which vLLM's model runs; the actor itself lives on."""
+    [engine] = [child for child in process.children(recursive=True) if child.name().startswith("VLLM::")]
+    engine.kill()
+    assert process.is_running()
