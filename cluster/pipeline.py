@@ -255,12 +255,16 @@ class Pipeline:
         await self._finish()
 
     async def _next_batch(self, waits: Waits) -> list[int] | None:
-        """Wait for a batch that the deadlines allow; None if the run is to stop."""
+        """Wait for a batch that the deadlines allow; None if the run is to stop.
+
+        LearnerLostError as soon as the learner is known to be dead: it is brought back while there is no batch.
+        """
         since = now()
         was_scoring = self._scoring.is_busy
 
         def ready() -> tuple[list[int] | None] | None:
             nonlocal since, was_scoring
+            self._learner.check_is_whole()
             until = now()
             if was_scoring:
                 waits.score_s += until - since

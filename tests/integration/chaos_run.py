@@ -16,7 +16,7 @@ from cluster.chaos.report import Kill, recovery_s
 from cluster.checkpoints import read_manifest
 from cluster.jsonl import read_rows
 from cluster.resume import Progress
-from cluster.run_folder import valid_ledger
+from cluster.run_folder import RunFolder, valid_ledger
 from tests.integration.namespaces import ROOT, until
 from tests.integration.scaled_run import STALENESS, ScaledRun, scaled_run
 
@@ -55,17 +55,22 @@ def check_report(numbers: dict[str, Any], kinds: dict[str, int]) -> None:
 
 
 def drain_and_check(run: ScaledRun) -> None:
-    """Drain the run; what its ledger holds must then be exactly what its last checkpoint says was trained."""
+    """Drain the run and check what it leaves."""
     run.stop()
-    ledger = valid_ledger(run.folder.ledger)
+    check_ledger(run.folder)
+
+
+def check_ledger(folder: RunFolder) -> None:
+    """A drained run's ledger holds exactly what its last checkpoint says was trained, and nothing was too old."""
+    ledger = valid_ledger(folder.ledger)
     version = max(ledger)
     assert sorted(ledger) == list(range(1, version + 1))
     slots = sorted(int(uid.split("-")[0]) for uids in ledger.values() for uid in uids)
     assert len(set(slots)) == len(slots)
-    manifest = read_manifest(run.folder.checkpoints / f"step_{version}")
+    manifest = read_manifest(folder.checkpoints / f"step_{version}")
     frontier = Progress.from_json(manifest.client_state).frontier
     assert slots == [*range(frontier.lowest_untrained), *frontier.trained_above]
-    assert max(row["staleness/max"] for row in run.folder.valid_metrics()) <= STALENESS
+    assert max(row["staleness/max"] for row in folder.valid_metrics()) <= STALENESS
 
 
 def healthy(run: ScaledRun, role: str) -> dict[str, Any]:
