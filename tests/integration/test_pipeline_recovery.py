@@ -242,6 +242,25 @@ def test_a_learner_that_dies_while_it_waits_for_a_batch_is_brought_back_meanwhil
     run_with(tmp_path, scenario, engines=(slow,), settings=settings)
 
 
+def test_a_rank_that_is_ended_with_a_lost_learner_may_owe_an_answer(tmp_path: Path) -> None:
+    """Its heartbeat fails with its end, and that is no news of its next life."""
+
+    async def scenario(run: SimulatedRun) -> None:
+        running = asyncio.create_task(run.pipeline.run())
+        await eventually(lambda: run.pipeline.slots.version == 2)
+        first, second = (worker.pid for worker in run.pools["learner"].workers)
+        os.kill(second, signal.SIGSTOP)
+        await asyncio.sleep(0.6)  # three heartbeats, well below what counts as dead
+        os.kill(first, signal.SIGKILL)
+        await asyncio.wait_for(running, 90)
+        check_ledger(run)
+        assert [event["worker"] for event in run.events("worker_died")] == ["learner-0"]
+        assert [event["worker"] for event in run.events("worker_ended")] == ["learner-1"]
+
+    settings = {"learner": {"num_workers": 2}, "checkpoint": {"every_steps": 1}}
+    run_with(tmp_path, scenario, settings=settings)
+
+
 def test_a_learner_that_is_lost_again_and_again_without_a_new_step_ends_the_run(tmp_path: Path) -> None:
     async def scenario(run: SimulatedRun) -> None:
         error = await asyncio.wait_for(run.failure(), 120)
