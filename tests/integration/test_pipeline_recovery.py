@@ -248,17 +248,19 @@ def test_a_rank_that_is_ended_with_a_lost_learner_may_owe_an_answer(tmp_path: Pa
     async def scenario(run: SimulatedRun) -> None:
         running = asyncio.create_task(run.pipeline.run())
         await eventually(lambda: run.pipeline.slots.version == 2)
+        await asyncio.sleep(0.5)  # the step is published by now
         first, second = (worker.pid for worker in run.pools["learner"].workers)
         os.kill(second, signal.SIGSTOP)
-        await asyncio.sleep(0.6)  # three heartbeats, well below what counts as dead
+        await asyncio.sleep(0.6)  # three heartbeats, well below what counts as dead; there is no batch yet
         os.kill(first, signal.SIGKILL)
         await asyncio.wait_for(running, 90)
         check_ledger(run)
         assert [event["worker"] for event in run.events("worker_died")] == ["learner-0"]
         assert [event["worker"] for event in run.events("worker_ended")] == ["learner-1"]
 
-    settings = {"learner": {"num_workers": 2}, "checkpoint": {"every_steps": 1}}
-    run_with(tmp_path, scenario, settings=settings)
+    slow = EngineBehaviour(fastest_s=3.0, slowest_s=3.0)
+    settings = {"learner": {"num_workers": 2}, "checkpoint": {"every_steps": 1}, "max_staleness": 0}
+    run_with(tmp_path, scenario, engines=(slow,), settings=settings)
 
 
 def test_a_learner_that_is_lost_again_and_again_without_a_new_step_ends_the_run(tmp_path: Path) -> None:
