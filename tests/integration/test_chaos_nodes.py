@@ -22,6 +22,8 @@ NODES = {
     "rollout": NodeOptions(num_cpus=1, custom={"rollout": 1}),
     "others": NodeOptions(num_cpus=1, custom={"teacher": 1, "learner": 1}),
 }
+LAUNCH = ["env", f"--chdir={ROOT}", sys.executable, "launch.py"]
+"""A program on another machine starts in its root folder."""
 
 
 def train_line(path: Path, address: str) -> list[str]:
@@ -33,7 +35,7 @@ def train_line(path: Path, address: str) -> list[str]:
         **{f"{role}.resources.custom.{role}": 1 for role in ("rollout", "teacher", "learner")},
     }
     options = [f"--{key}={value}" for key, value in values.items()]
-    return [sys.executable, "launch.py", "train", "--config", "configs/demo.yaml", *options]
+    return [*LAUNCH, "train", "--config", "configs/demo.yaml", *options]
 
 
 def test_five_kills_of_nodes_with_all_their_workers_lose_nothing(tmp_path: Path) -> None:
@@ -48,7 +50,7 @@ def test_five_kills_of_nodes_with_all_their_workers_lose_nothing(tmp_path: Path)
         try:
             until(lambda: len(folder.valid_metrics()) >= 8, "the eighth step", process)
             options = ["--every=45s", "--duration=226s", "--kill=node", "--seed=0", "--json", "--log-level=info"]
-            line = [sys.executable, "launch.py", "chaos", "--run=nodes", f"--runs-path={tmp_path}", *options]
+            line = [*LAUNCH, "chaos", "--run=nodes", f"--runs-path={tmp_path}", *options]
             log = tmp_path / "chaos.log"
             assert ray.run("head", line, log).wait(1000) == 0, log.read_text()
             [driver] = [p for p in machines["head"].processes("launch.py train") if p.name() != "nsenter"]
