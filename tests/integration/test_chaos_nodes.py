@@ -32,6 +32,7 @@ def train_line(path: Path, address: str) -> list[str]:
         **{"runs_path": path, "run_name": "nodes", "cluster.address": address, "evaluation.data_path": "null"},
         **{"data.train_path": path / "data" / "train.jsonl", "checkpoint.every_steps": 5, "max_steps": 20000},
         **{"batch_size": BATCH, "max_staleness": STALENESS, "batches_ahead": AHEAD},
+        **{f"{role}.model_path": ROOT / f"examples/arithmetic/models/{role}" for role in ("student", "teacher")},
         **{f"{role}.resources.custom.{role}": 1 for role in ("rollout", "teacher", "learner")},
     }
     options = [f"--{key}={value}" for key, value in values.items()]
