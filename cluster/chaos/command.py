@@ -138,9 +138,10 @@ class Chaos:
         import ray
 
         spared = {ray.get_runtime_context().get_node_id(), self._status["driver_node_id"]}
-        spared |= {node["NodeID"] for node in ray.nodes() if HEAD in node["Resources"]}
-        alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]} - spared
-        return sorted(alive & {worker["node_id"] for worker in self._workers() if worker["state"] == "healthy"})
+        held = {worker["node_id"] for worker in self._workers() if worker["state"] == "healthy"} - spared
+        alive = [node for node in ray.nodes() if node["Alive"] and HEAD not in node["Resources"]]
+        in_order = sorted(alive, key=lambda node: node["NodeName"])  # ids differ from one cluster to the next
+        return [node["NodeID"] for node in in_order if node["NodeID"] in held]
 
     def _strike(self, kind: str, random: Random, *, wait_until: float) -> None:
         """Kill one of a kind; wait until there is a healthy one, and kill nothing if there is none in time."""

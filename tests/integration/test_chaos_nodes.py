@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.command_line import DRAINED
+from cluster.jsonl import read_rows
 from cluster.run_folder import RunFolder
 from tests.integration.chaos_run import check_ledger, check_report
 from tests.integration.namespaces import ROOT, NodeOptions, until
@@ -50,7 +51,7 @@ def test_five_kills_of_nodes_with_all_their_workers_lose_nothing(tmp_path: Path)
         process = ray.run("head", train_line(tmp_path, ray.address), tmp_path / "train.log")
         try:
             until(lambda: len(folder.valid_metrics()) >= 8, "the eighth step", process)
-            options = ["--every=45s", "--duration=226s", "--kill=node", "--seed=0", "--json", "--log-level=info"]
+            options = ["--every=45s", "--duration=226s", "--kill=node", "--seed=1", "--json", "--log-level=info"]
             line = [*LAUNCH, "chaos", "--run=nodes", f"--runs-path={tmp_path}", *options]
             log = tmp_path / "chaos.log"
             assert ray.run("head", line, log).wait(1000) == 0, log.read_text()
@@ -61,4 +62,6 @@ def test_five_kills_of_nodes_with_all_their_workers_lose_nothing(tmp_path: Path)
             for log in tmp_path.glob("*.log"):
                 print(f"--- {log.name}\n{log.read_text()[-5000:]}")
     check_report(json.loads((folder.path / "chaos.json").read_text()), {"node": 5})
+    hit = {worker for row in read_rows(folder.path / "chaos.jsonl") for worker in row["workers"]}
+    assert hit == {"rollout-0", "teacher-0", "learner-0"}, "each node was killed at least once"
     check_ledger(folder)
