@@ -78,14 +78,13 @@ class Chaos:
         self._num_missed = 0  # kills for which nothing was healthy in time
 
     def carry_out(self, schedule: Schedule) -> dict[str, Any]:
-        """All kills of a schedule, then the numbers; ends early if the run does."""
+        """All kills of a schedule, then the numbers; ends early with the run, or at Ctrl-C."""
         self._check(schedule)
-        random, began = Random(schedule.seed), time.time()
-        for after_s, kind in schedule.kills():
-            time.sleep(max(0.0, began + after_s - time.time()))
-            if not self._look():
-                break
-            self._strike(kind, random, wait_until=began + after_s + schedule.every_s)
+        began = time.time()
+        try:
+            self._kill_all(schedule, began)
+        except KeyboardInterrupt:
+            logger.warning("interrupted: nothing more is killed")
         self._await_recovery()
         bound, frontier = self._status["staleness_bound"], self._status["frontier"]
         if not self._goes_on():  # it has trained on since it was last asked
@@ -95,6 +94,14 @@ class Chaos:
             frontier = end if has_finished else None
         numbers = report(self._folder, self._kills, began=began, frontier=frontier, bound=bound)
         return numbers | {"missed": self._num_missed}
+
+    def _kill_all(self, schedule: Schedule, began: float) -> None:
+        random = Random(schedule.seed)
+        for after_s, kind in schedule.kills():
+            time.sleep(max(0.0, began + after_s - time.time()))
+            if not self._look():
+                break
+            self._strike(kind, random, wait_until=began + after_s + schedule.every_s)
 
     def _check(self, schedule: Schedule) -> None:
         if "frontier" not in self._status:
