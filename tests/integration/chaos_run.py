@@ -14,7 +14,6 @@ import psutil
 
 from cluster.chaos.report import Kill, recovery_s
 from cluster.checkpoints import read_manifest
-from cluster.jsonl import read_rows
 from cluster.resume import Progress
 from cluster.run_folder import RunFolder, valid_ledger
 from tests.integration.namespaces import ROOT, until
@@ -73,43 +72,27 @@ def check_ledger(folder: RunFolder) -> None:
     assert max(row["staleness/max"] for row in folder.valid_metrics()) <= STALENESS
 
 
-def healthy(run: ScaledRun, role: str) -> dict[str, Any]:
-    """The status of a healthy worker of a role, as soon as there is one."""
-    found: list[dict[str, Any]] = []
+def hurt(run: ScaledRun, names: tuple[str, ...], act: Callable[[psutil.Process], None]) -> dict[str, float]:
+    """Do something to workers' processes, wait until they serve again; seconds until each was found dead."""
+    pids = {row["worker"]: row["pid"] for row in run.events("worker_started")}  # of the newest life
+    at = time.time()
+    kills = {name: Kill(at, name.partition("-")[0], (name,)) for name in names}
+    for name in names:
+        act(psutil.Process(pids[name]))
 
-    def look() -> bool:
-        found[:] = [
-            worker
-            for name, worker in run.workers().items()
-            if name.startswith(role) and worker["state"] == "healthy"
-        ]
-        return bool(found)
-
-    run.until(look, f"a healthy {role}")
-    return found[0]
-
-
-def hurt(run: ScaledRun, worker: dict[str, Any], act: Callable[[psutil.Process], None]) -> dict[str, float]:
-    """Do something to a worker's process, wait until it is found and the worker serves again; seconds of both."""
-    at, name = time.time(), worker["name"]
-    kill = Kill(at, name.partition("-")[0], (name,))
-    act(psutil.Process(worker["pid"]))
-
-    def found_at() -> float | None:
-        died = [
-            row["time"]
-            for row in read_rows(run.folder.events)
-            if row["event"] == "worker_died" and row["worker"] == name and row["time"] >= at
-        ]
+    def found_at(name: str) -> float | None:
+        died = [row["time"] for row in run.events("worker_died") if row["worker"] == name and row["time"] >= at]
         return min(died, default=None)
 
-    run.until(lambda: recovery_s(run.folder, kill) is not None, f"{name} to serve again")
-    found, back = found_at(), recovery_s(run.folder, kill)
-    assert found is not None
-    assert back is not None
-    until(lambda: not psutil.pid_exists(worker["pid"]), f"the end of process {worker['pid']}", timeout_s=60)
-    print(f"{name}: found after {found - at:.1f} s, back after {back:.1f} s")
-    return {"found": found - at, "back": back}
+    def is_back(name: str) -> bool:
+        return found_at(name) is not None and recovery_s(run.folder, kills[name]) is not None
+
+    run.until(lambda: all(map(is_back, names)), f"{names} to serve again")
+    found = {name: (found_at(name) or at) - at for name in names}
+    for name in names:
+        print(f"{name}: found after {found[name]:.1f} s, back after {recovery_s(run.folder, kills[name]):.1f} s")
+        until(lambda pid=pids[name]: not psutil.pid_exists(pid), f"the end of {name}'s process", timeout_s=60)
+    return found
 
 
 def freeze(process: psutil.Process) -> None:
