@@ -40,11 +40,12 @@ def test_five_kills_of_each_kind_of_worker_lose_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.chaos
-def test_a_frozen_teacher_and_a_frozen_learner_rank_are_found_in_time_and_replaced(tmp_path: Path) -> None:
+def test_a_frozen_worker_of_each_kind_is_found_in_time_and_replaced(tmp_path: Path) -> None:
     with run_under_fire(tmp_path, **TWO_OF_EACH, **QUICK_HEALTH) as run:
-        for name in ("teacher-0", "learner-1", "rollout-0"):
-            found = hurt(run, (name,), freeze)
-            assert 4 < found[name] < 15, "8 s after the last answer, with a heartbeat each second"
+        names = ("teacher-0", "learner-1", "rollout-0")
+        found = hurt(run, names, freeze)
+        for name in names:
+            assert 4 < found[name] < 8 + 10, "8 s after the last answer; a busy machine answers late"
             [died] = [row for row in run.events("worker_died") if row["worker"] == name]
             assert died["reason"] == "no answer to heartbeats for 8 s"
         drain_and_check(run)
