@@ -88,11 +88,11 @@ class LearnerGroup:
             await self._pool.place_again()
             await self.setup()
 
-    def check(self) -> None:
-        """LearnerLostError if a rank is known to be dead: nobody need wait for a batch to find that out."""
+    def check_is_whole(self) -> None:
+        """LearnerLostError if a rank is known to be dead: between two calls only its heartbeats tell."""
         dead = [worker.name for worker in self._pool.workers if worker.is_gone]
         if dead:
-            raise LearnerLostError(f"{', '.join(dead)} died")
+            raise LearnerLostError(f"between two steps: {', '.join(dead)} is dead")
 
     async def train(self, step: int, batch: Sequence[ScoredSlot]) -> StepResult:
         """Take one optimizer step on a batch, split over the ranks by tokens.

@@ -257,13 +257,14 @@ class Pipeline:
     async def _next_batch(self, waits: Waits) -> list[int] | None:
         """Wait for a batch that the deadlines allow; None if the run is to stop.
 
-        LearnerLostError once it is known that the learner cannot train it.
+        LearnerLostError as soon as the learner is known to be dead: it is brought back while there is no batch.
         """
         since = now()
         was_scoring = self._scoring.is_busy
 
         def ready() -> tuple[list[int] | None] | None:
             nonlocal since, was_scoring
+            self._learner.check_is_whole()
             until = now()
             if was_scoring:
                 waits.score_s += until - since
@@ -272,7 +273,6 @@ class Pipeline:
             since, was_scoring = until, self._scoring.is_busy
             if self._is_stopping:
                 return (None,)
-            self._learner.check()
             batch = self.slots.next_batch()
             return None if batch is None else (batch,)
 

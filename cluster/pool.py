@@ -192,15 +192,16 @@ class Pool:
         """
         if worker.is_gone:
             return
+        life = worker.num_lives
         try:
             timeout_s = self.health.dead_after_s
             pulse = await wait_for(self.ping(worker), timeout_s=timeout_s, what=f"ping of {worker.name}")
         except (RayError, TimeoutError) as silence:
-            self.mark_dead(worker, f"{reason_of(error)}; ping: {reason_of(silence)}")
-            return
-        if pulse.error is not None:
-            self.mark_dead(worker, f"{reason_of(error)}; its engine: {pulse.error}")
-            return
+            found = f"ping: {reason_of(silence)}"
+        else:
+            found = f"its engine: {pulse.error}" if pulse.error is not None else None
+        if found is not None and worker.must_answer(life):
+            self.mark_dead(worker, f"{reason_of(error)}; {found}")
 
     def doubt(self, worker: Worker, reason: str) -> None:
         """Give a healthy worker no new work until it is heard again."""

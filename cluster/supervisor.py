@@ -103,10 +103,10 @@ class Supervisor:
         except (ActorUnavailableError, TimeoutError) as error:
             logger.info("%s: %s", worker.name, reason_of(error))  # it may be heard again; time tells
         except RayError as error:
-            if worker.num_lives == life:
+            if worker.must_answer(life):
                 pool.mark_dead(worker, reason_of(error))
         else:
-            if worker.num_lives != life or worker.is_gone:
+            if not worker.must_answer(life):
                 return
             worker.health.hear(pulse, now())
             if pulse.error is not None:

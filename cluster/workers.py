@@ -46,6 +46,10 @@ class Worker:
         self.is_awaited = False
         self.state = state
 
+    def must_answer(self, life: int) -> bool:
+        """Whether it must answer in that life: late news of an earlier life says nothing about it."""
+        return self.num_lives == life and self.state in WATCHED
+
     @property
     def is_wanted(self) -> bool:
         """True while it is given work, or will be."""

@@ -27,6 +27,12 @@ logger = logging.getLogger(__name__)
 HEAD = "node:__internal_head__"
 """A resource that only the head's node has."""
 
+ATTEMPTS = 3
+"""So often a run that does not answer is asked before it counts as ended."""
+
+STRIKER_START_S = 60.0
+"""So long the process that kills may take to start on its node, and to answer."""
+
 RECOVERY_LIMIT_S = 300.0
 """So long the last kill's victims may take to come back before the report."""
 
@@ -69,16 +75,16 @@ class Chaos:
         self._folder = folder
         self._status = self._ask()
         self._kills: list[Kill] = []
+        self._num_missed = 0  # kills for which nothing was healthy in time
 
     def carry_out(self, schedule: Schedule) -> dict[str, Any]:
-        """All kills of a schedule, then the numbers; ends early if the run does."""
+        """All kills of a schedule, then the numbers; ends early with the run, or at Ctrl-C."""
         self._check(schedule)
-        random, began = Random(schedule.seed), time.time()
-        for after_s, kind in schedule.kills():
-            time.sleep(max(0.0, began + after_s - time.time()))
-            if not self._look():
-                break
-            self._strike(kind, random)
+        began = time.time()
+        try:
+            self._kill_all(schedule, began)
+        except KeyboardInterrupt:
+            logger.warning("interrupted: nothing more is killed")
         self._await_recovery()
         bound, frontier = self._status["staleness_bound"], self._status["frontier"]
         if not self._goes_on():  # it has trained on since it was last asked
@@ -86,7 +92,16 @@ class Chaos:
             has_finished = trained == slots["max_steps"]
             end = {"version": trained, "lowest_untrained": trained * slots["batch_size"], "trained_above": []}
             frontier = end if has_finished else None
-        return report(self._folder, self._kills, began=began, frontier=frontier, bound=bound)
+        numbers = report(self._folder, self._kills, began=began, frontier=frontier, bound=bound)
+        return numbers | {"missed": self._num_missed}
+
+    def _kill_all(self, schedule: Schedule, began: float) -> None:
+        random = Random(schedule.seed)
+        for after_s, kind in schedule.kills():
+            time.sleep(max(0.0, began + after_s - time.time()))
+            if not self._look():
+                break
+            self._strike(kind, random, wait_until=began + after_s + schedule.every_s)
 
     def _check(self, schedule: Schedule) -> None:
         if "frontier" not in self._status:
@@ -95,7 +110,7 @@ class Chaos:
         for kind in schedule.kinds:
             if kind == "node" and not self._nodes():
                 raise ValueError(
-                    "--kill: there is no node besides that of the head and that of the run's driver "
+                    "--kill: no node besides those of the head and of the run's driver holds a worker "
                     "(nearest valid: rollout,teacher,learner)"
                 )
             if kind != "node" and kind not in roles:
@@ -106,12 +121,17 @@ class Chaos:
 
     def _look(self) -> bool:
         """Ask the run how it does; False once it has ended."""
-        try:
-            self._status = self._ask()
-        except ValueError as error:
-            logger.warning("%s", error)
-            return False
-        return True
+        for attempt in range(ATTEMPTS):
+            try:
+                self._status = self._ask()
+            except ValueError as error:
+                logger.warning("%s", error)
+                if self._folder.read_cluster() is None:
+                    return False
+                time.sleep(attempt)
+            else:
+                return True
+        return False
 
     def _goes_on(self) -> bool:
         return self._folder.read_cluster() is not None and self._look()
@@ -121,52 +141,60 @@ class Chaos:
         return [{**worker, "role": role} for role, pool in pools.items() for worker in pool["workers"]]
 
     def _nodes(self) -> list[str]:
-        """Nodes that may be killed: not the head's, not the driver's, not this process's."""
+        """Nodes with healthy workers that may be killed: not the head's, not the driver's, not this process's."""
         import ray
 
         spared = {ray.get_runtime_context().get_node_id(), self._status["driver_node_id"]}
-        alive = [
-            node for node in ray.nodes() if node["Alive"] and "node:__internal_head__" not in node["Resources"]
-        ]
-        return [node["NodeID"] for node in alive if node["NodeID"] not in spared]
+        held = {worker["node_id"] for worker in self._workers() if worker["state"] == "healthy"} - spared
+        alive = [node for node in ray.nodes() if node["Alive"] and HEAD not in node["Resources"]]
+        in_order = sorted(alive, key=lambda node: node["NodeName"])  # ids differ from one cluster to the next
+        return [node["NodeID"] for node in in_order if node["NodeID"] in held]
 
-    def _strike(self, kind: str, random: Random) -> None:
-        """Kill one of a kind; nothing if none of it is healthy just now."""
-        if kind == "node":
-            node_ids = sorted(self._nodes())
-            chosen = random.choice(node_ids) if node_ids else None
-            hit = [w for w in self._workers() if chosen and w["node_id"] == chosen]
-            if chosen is not None:
-                self._send(chosen, "kill_node")
-        else:
-            found = victims(kind, self._workers())
-            hit = [random.choice(found)] if found else []
-            if hit and not self._send(hit[0]["node_id"], "kill_worker", hit[0]["pid"]):
-                hit = []
-        if not hit and kind != "node":
+    def _strike(self, kind: str, random: Random, *, wait_until: float) -> None:
+        """Kill one of a kind; wait until there is a healthy one, and kill nothing if there is none in time."""
+        hit = self._choose(kind, random)
+        while not hit and time.time() < wait_until and self._goes_on():
+            time.sleep(0.5)
+            hit = self._choose(kind, random)
+        at = self._send(hit[0]["node_id"], None if kind == "node" else hit[0]["pid"]) if hit else None
+        if at is None:
+            self._num_missed += 1
             logger.warning("no %s is healthy just now: nothing is killed", kind)
             return
-        kill = Kill(time.time(), kind, tuple(worker["name"] for worker in hit))
+        kill = Kill(at, kind, tuple(worker["name"] for worker in hit))
         self._kills.append(kill)
         row = {"time": round(kill.time, 3), "kind": kind, "workers": [*kill.workers]}
         append_row(self._folder.path / "chaos.jsonl", row)
         logger.info("killed %s: %s", kind, ", ".join(kill.workers))
 
-    def _send(self, node_id: str, method: str, *args: Any) -> Any:
+    def _choose(self, kind: str, random: Random) -> list[dict[str, Any]]:
+        """One healthy worker of a kind, or all workers of one node; nothing if there is none."""
+        if kind != "node":
+            found = victims(kind, self._workers())
+            return [random.choice(found)] if found else []
+        node_ids = self._nodes()
+        chosen = random.choice(node_ids) if node_ids else None
+        return [w for w in self._workers() if chosen and w["node_id"] == chosen and w["state"] != "retired"]
+
+    def _send(self, node_id: str, pid: int | None) -> float | None:
+        """Kill a process of a node, or the node itself; returns when, and None if there was nothing to kill."""
         import ray
-        from ray.exceptions import RayActorError, RayError
+        from ray.exceptions import RayError
 
         from cluster.chaos.strike import Striker
         from cluster.ray_actors import actor_on_node
 
         striker = actor_on_node(Striker, node_id)
         try:
-            return ray.get(getattr(striker, method).remote(*args), timeout=60)
-        except RayActorError:
-            return method == "kill_node"  # it dies with its node
+            ray.get(striker.check.remote(), timeout=STRIKER_START_S)
+            at = time.time()
+            if pid is None:
+                ray.wait([striker.kill_node.remote()], timeout=5)  # it dies with its node, and answers nothing
+                return at
+            return at if ray.get(striker.kill_worker.remote(pid), timeout=STRIKER_START_S) else None
         except RayError as error:
             logger.warning("node %s cannot be reached: %s", node_id, error)
-            return False
+            return None
         finally:
             ray.kill(striker)
 

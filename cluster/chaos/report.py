@@ -115,7 +115,9 @@ def as_table(run: str, numbers: Mapping[str, Any]) -> Table:
 def as_lines(numbers: Mapping[str, Any]) -> list[str]:
     """What the report says besides the table."""
     kept = "kept" if numbers["bound_kept"] else "BROKEN"
-    lines = [
+    missed = numbers.get("missed", 0)
+    lines = [f"{missed} kills left out: nothing of their kind was healthy in time"] if missed else []
+    lines += [
         f"slots trained {numbers['trained_slots']}, lost {numbers['lost']}, trained twice "
         f"{numbers['trained_twice']}, prompts given up {numbers['given_up']}",
         f"staleness at most {numbers['staleness_max']:.0f}, bound {numbers['staleness_bound']}: {kept}",

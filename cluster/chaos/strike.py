@@ -9,6 +9,12 @@ import psutil
 class Striker:
     """Sends SIGKILL, by process id, to processes that are what they are said to be."""
 
+    def check(self) -> None:
+        """Answer as soon as it has started; RuntimeError if its parent is not the raylet of its node."""
+        name = psutil.Process(os.getppid()).name()
+        if name != "raylet":
+            raise RuntimeError(f"the parent of a Ray worker should be the raylet, and is {name}")
+
     def kill_worker(self, pid: int) -> bool:
         """Kill an actor's process; False if there is no such process, or it is none of Ray's."""
         if not psutil.pid_exists(pid) or not psutil.Process(pid).name().startswith("ray::"):

@@ -226,6 +226,43 @@ def test_a_frozen_learner_rank_is_found_by_its_silence(tmp_path: Path) -> None:
     run_with(tmp_path, scenario, settings={"learner": {"num_workers": 2}, "checkpoint": {"every_steps": 1}})
 
 
+def test_a_learner_that_dies_while_it_waits_for_a_batch_is_brought_back_meanwhile(tmp_path: Path) -> None:
+    async def scenario(run: SimulatedRun) -> None:
+        running = asyncio.create_task(run.pipeline.run())
+        await eventually(lambda: run.pipeline.slots.version == 2)
+        await asyncio.sleep(0.5)  # the step is published by now
+        os.kill(run.pools["learner"].workers[0].pid, signal.SIGKILL)
+        await eventually(lambda: run.events("learner_lost"), timeout_s=5)
+        assert run.events("learner_lost")[0]["reason"] == "between two steps: learner-0 is dead"
+        await asyncio.wait_for(running, 120)
+        check_ledger(run)
+
+    slow = EngineBehaviour(fastest_s=3.0, slowest_s=3.0)
+    settings = {"checkpoint": {"every_steps": 1}, "max_staleness": 0, "max_steps": 6}
+    run_with(tmp_path, scenario, engines=(slow,), settings=settings)
+
+
+def test_a_rank_that_is_ended_with_a_lost_learner_may_owe_an_answer(tmp_path: Path) -> None:
+    """Its heartbeat fails with its end, and that is no news of its next life."""
+
+    async def scenario(run: SimulatedRun) -> None:
+        running = asyncio.create_task(run.pipeline.run())
+        await eventually(lambda: run.pipeline.slots.version == 2)
+        await asyncio.sleep(0.5)  # the step is published by now
+        first, second = (worker.pid for worker in run.pools["learner"].workers)
+        os.kill(second, signal.SIGSTOP)
+        await asyncio.sleep(0.6)  # three heartbeats, well below what counts as dead; there is no batch yet
+        os.kill(first, signal.SIGKILL)
+        await asyncio.wait_for(running, 90)
+        check_ledger(run)
+        assert [event["worker"] for event in run.events("worker_died")] == ["learner-0"]
+        assert [event["worker"] for event in run.events("worker_ended")] == ["learner-1"]
+
+    slow = EngineBehaviour(fastest_s=3.0, slowest_s=3.0)
+    settings = {"learner": {"num_workers": 2}, "checkpoint": {"every_steps": 1}, "max_staleness": 0}
+    run_with(tmp_path, scenario, engines=(slow,), settings=settings)
+
+
 def test_a_learner_that_is_lost_again_and_again_without_a_new_step_ends_the_run(tmp_path: Path) -> None:
     async def scenario(run: SimulatedRun) -> None:
         error = await asyncio.wait_for(run.failure(), 120)

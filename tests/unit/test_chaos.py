@@ -1,5 +1,6 @@
 """The chaos command: the same seed kills the same, bad options are refused, and the report reads the ledger."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.console import Console
 import launch
 from cluster.chaos.report import Kill, as_lines, as_table, report
 from cluster.chaos.schedule import KINDS, Schedule, read_kinds, read_seconds, victims
+from cluster.chaos.strike import Striker
 from cluster.command_line import BAD_INPUT
 from cluster.jsonl import append_row
 from cluster.run_folder import RunFolder
@@ -127,6 +129,18 @@ def test_a_slot_that_counts_as_trained_and_is_not_in_the_ledger_is_lost(folder: 
 def test_a_slot_in_two_steps_that_count_was_trained_twice(folder: RunFolder) -> None:
     append_row(folder.ledger, {"step": 5, "uids": ["0-0-p-0", "9-0-p-0"]})
     assert report(folder, [], began=0.0, frontier=None, bound=1)["trained_twice"] == 1
+
+
+def test_kills_that_found_nothing_healthy_are_said(folder: RunFolder) -> None:
+    numbers = report(folder, KILLS, began=0.0, frontier=None, bound=1)
+    assert "kills left out" not in "\n".join(as_lines(numbers))
+    assert as_lines(numbers | {"missed": 2})[0].startswith("2 kills left out")
+
+
+def test_the_process_that_kills_refuses_where_its_parent_is_no_raylet_and_what_is_no_process_of_ray() -> None:
+    with pytest.raises(RuntimeError, match="should be the raylet"):
+        Striker().check()
+    assert not Striker().kill_worker(os.getpid())
 
 
 def test_a_broken_bound_is_said(folder: RunFolder) -> None:
