@@ -24,7 +24,7 @@ QUICK_HEALTH = {"health.heartbeat_s": 1, "health.suspect_after_s": 3, "health.de
 def test_one_kill_of_each_kind_by_the_command_loses_nothing(tmp_path: Path) -> None:
     settings = TWO_OF_EACH | {"rollout.num_workers": 1, "teacher.num_workers": 1, "learner.num_workers": 1}
     with run_under_fire(tmp_path, **settings) as run:
-        numbers = chaos(run, "rollout,teacher,learner", every_s=4, duration_s=12)
+        numbers = chaos(run, "rollout,teacher,learner", every_s=20, duration_s=60)
         check_report(numbers, {"rollout": 1, "teacher": 1, "learner": 1})
         drain_and_check(run)
 
