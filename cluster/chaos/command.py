@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.chaos.report import Kill, as_lines, as_table, report
+from cluster.chaos.report import Kill, as_lines, as_table, recovery_s, report
 from cluster.chaos.schedule import Schedule, read_kinds, read_seconds, victims
 from cluster.command_line import FAILED, FINISHED
 from cluster.commands_remote import ask, reached
@@ -199,10 +199,14 @@ class Chaos:
             ray.kill(striker)
 
     def _await_recovery(self) -> None:
-        """Wait until every worker serves again, or the run has ended."""
+        """Wait until every worker serves again, or the run has ended.
+
+        The run may not have noticed the last kill yet, so its workers' states alone do not tell.
+        """
         deadline = time.time() + RECOVERY_LIMIT_S
         while time.time() < deadline and self._goes_on():
             states = {worker["state"] for worker in self._workers()} - {"retired"}
-            if states == {"healthy"}:
+            is_seen = all(recovery_s(self._folder, kill) is not None for kill in self._kills)
+            if states == {"healthy"} and is_seen:
                 return
             time.sleep(0.5)
