@@ -141,15 +141,15 @@ def test_the_call_of_a_killed_reference_worker_is_repeated_on_another(tmp_path: 
     asyncio.run(scenario())
 
 
-def test_the_death_of_the_last_worker_of_one_teacher_fails_the_run_with_its_name(tmp_path: Path) -> None:
+def test_the_last_worker_of_one_teacher_that_is_given_up_fails_the_run_with_its_name(tmp_path: Path) -> None:
     async def scenario() -> None:
-        config = run_config(tmp_path, **SPEED, **TEACHERS)
+        config = run_config(tmp_path, **SPEED, **TEACHERS, health={"max_restarts": 0})
         async with simulated_run(config, engines=(SLOW,)) as run:
             failing = asyncio.create_task(run.failure())
             await eventually(lambda: run.pipeline.slots.version == 1)
             ray.kill(run.pools["teacher-code"].workers[0].handle)
             error = await asyncio.wait_for(failing, timeout=20)
-            assert "no healthy teacher-code worker is left; teacher-code-0 died last" in str(error)
+            assert "no teacher-code worker is left; teacher-code-0 was given up last" in str(error)
 
     asyncio.run(scenario())
 
