@@ -9,6 +9,9 @@ killed served again (simulated), slots that the ledger lacks (`lost`) or has twi
 staleness, and the growth of resident memory from a fifth of the run to its end, in MiB. Exit code 1 if anything is
 wrong.
 
+A prompt that was alone on two engines when they were killed is given up as poison, though it is not: with a kill
+every 500 rollouts about one of a million. It is counted and its slot takes another one.
+
 A lost learner drops every response in flight: kill it more rarely than the longest of them takes.
 """
 
@@ -100,8 +103,8 @@ def outcome(folder: RunFolder, config: RunConfig) -> dict[str, Any]:
 
 
 def is_whole(row: Mapping[str, Any]) -> bool:
-    """Whether every slot was trained exactly once, within the bound, and nothing was given up."""
-    faults = ("lost", "trained_twice", "given_up", "workers_given_up")
+    """Whether every slot was trained exactly once, within the bound, and no worker was given up."""
+    faults = ("lost", "trained_twice", "workers_given_up")
     is_bound_kept = row["staleness_max"] <= row["staleness_bound"]
     return is_bound_kept and row["trained_slots"] == row["rollouts"] and not any(row[name] for name in faults)
 
