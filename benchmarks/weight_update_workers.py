@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from actors.rollout_worker import RolloutWorker
+from cluster.notes import Pulse
 from cluster.weights import WeightManifest
 
 GOLDEN_TOKEN_IDS = [5, 17, 3, 40, 9, 22, 61, 8, 30, 31, 32, 33, 34, 35, 36, 37]
@@ -46,6 +47,10 @@ class Publisher:
         self._path = path
         self._changed = changed
         self._delta = delta
+
+    def ping(self) -> Pulse:
+        """Answer."""
+        return Pulse()
 
     def rendezvous(self) -> tuple[str, int]:
         """Any address."""

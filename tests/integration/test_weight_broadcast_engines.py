@@ -24,6 +24,7 @@ from cluster.config import ClusterConfig
 from cluster.events import Events
 from cluster.jsonl import read_rows
 from cluster.learner_group import LearnerGroup
+from cluster.notes import Pulse
 from cluster.placement import Demand
 from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
@@ -55,6 +56,11 @@ class Publisher:
     def __init__(self, path: str) -> None:
         self._model = read_model(path)
         self._sender = WeightSender()
+        self.is_local = True  # as a rank knows it
+
+    def ping(self) -> Pulse:
+        """Answer."""
+        return Pulse()
 
     def rendezvous(self) -> tuple[str, int]:
         """As a rank does."""
