@@ -15,6 +15,7 @@ import psutil
 
 from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED
 from cluster.comparison import PlannedRun, describe
+from cluster.draining import signals_go_to
 from cluster.jsonl import append_row
 
 ATTEMPTS = "attempts.jsonl"
@@ -36,13 +37,8 @@ class Interrupts:
     @contextmanager
     def handled(self) -> Iterator[None]:
         """Handle the signals inside the block."""
-        signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {each: signal.signal(each, self._on_signal) for each in signals}
-        try:
+        with signals_go_to(self._on_signal, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             yield
-        finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
 
     def start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a run in a session of its own: a terminal's Ctrl-C reaches it once, through this class."""

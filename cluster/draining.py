@@ -3,7 +3,9 @@
 import asyncio
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 
 SAME_SIGNAL_S = 2.0
 """A signal so soon after the first one is the same one, sent by another."""
@@ -38,3 +40,14 @@ def drain_on_signals() -> list[Callable[[], object]]:
     for each in signals:
         loop.add_signal_handler(each, drain)
     return stop
+
+
+@contextmanager
+def signals_go_to(handler: Callable[[int, FrameType | None], None], *signals: signal.Signals) -> Iterator[None]:
+    """Let `handler` have these signals inside the block, and restore what had them before."""
+    before = {each: signal.signal(each, handler) for each in signals}
+    try:
+        yield
+    finally:
+        for each, earlier in before.items():
+            signal.signal(each, earlier)

@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any
 
 from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED
+from cluster.draining import signals_go_to
 from cluster.jsonl import read_rows
 from cluster.ownership import owner_of
 from cluster.run_folder import RunFolder
@@ -120,13 +121,8 @@ class Supervisor:
 
     @contextmanager
     def _signals_passed_on(self) -> Iterator[None]:
-        signals = (signal.SIGINT, signal.SIGTERM)
-        before = {each: signal.signal(each, self._on_signal) for each in signals}
-        try:
+        with signals_go_to(self._on_signal, signal.SIGINT, signal.SIGTERM):
             yield
-        finally:
-            for each, handler in before.items():
-                signal.signal(each, handler)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stopped_by = number
