@@ -5,15 +5,15 @@ overrides lives in `cluster/settings.py`. Objective parameters are checked by `r
 `launch.py` calls, since this package imports nothing of ours.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from cluster.balance_config import BalanceConfig, limits_of
 from cluster.checkpoint_config import CheckpointConfig
+from cluster.data_config import DataConfig
 from cluster.engine_config import (
     Count,
-    Dtype,
     EngineConfig,
     Fraction,
     Gib,
@@ -27,7 +27,10 @@ from cluster.engine_config import (
     Section,
     TeacherConfig,
 )
+from cluster.evaluation_config import EvaluationConfig
 from cluster.health_config import HealthConfig
+from cluster.learner_config import LearnerConfig
+from cluster.logging_config import LoggingConfig
 from cluster.run_name import checked_run_name
 from cluster.token_config import MasksConfig, NamedSection, SurrogateConfig, TokenWeightsConfig
 from cluster.weights_config import WeightsConfig
@@ -42,17 +45,6 @@ class StudentConfig(Section):
     """Hugging Face folder (or hub name) of the student, with its tokenizer and chat template."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model (`auto_map`), on every node. Read it first: it can do anything."""
-
-
-class DataConfig(Section):
-    """Prompts to roll out on: JSON lines with a `problem` and, for evaluation, an `answer`."""
-
-    train_path: str
-    """JSONL file of training problems, one object per line: `{"id", "problem", "answer", "source"}`."""
-    system_prompt: str | None = None
-    """Text of a system message put before every problem; none by default."""
-    template_arguments: dict[str, Any] = Field(default={})
-    """Extra arguments of the chat template, e.g. `{enable_thinking: false}` for Qwen3."""
 
 
 class RolloutConfig(Section):
@@ -79,52 +71,6 @@ class RolloutConfig(Section):
     """Ray resources of one worker."""
     engine: EngineConfig = EngineConfig()
     """vLLM settings."""
-
-
-class LearnerConfig(Section):
-    """The DeepSpeed learner: data-parallel ranks, one Ray actor each."""
-
-    num_workers: Count = 1
-    """Ranks; the batch is split over them by tokens."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """ZeRO stage: 0 replicates, 1 shards the optimizer, 2 also gradients, 3 also parameters."""
-    dtype: Dtype = "bfloat16"
-    """Precision of forward and backward; the optimizer always holds fp32 master weights."""
-    learning_rate: Rate = 5e-7
-    """Peak learning rate of AdamW."""
-    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Shape of the learning rate after warm-up, over `max_steps`."""
-    lr_final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """Learning rate at `max_steps` as a share of the peak (linear and cosine)."""
-    warmup_steps: NonNegative = 0
-    """Steps of linear warm-up; the first step already trains, at peak / warmup_steps."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
-    """AdamW's decay rates of the first and second moment."""
-    eps: Annotated[float, Field(gt=0)] = 1e-8
-    """AdamW's epsilon."""
-    weight_decay: Rate = 0.0
-    """AdamW's decoupled weight decay."""
-    max_grad_norm: Rate = 1.0
-    """Gradients are clipped to this global norm; 0 switches clipping off."""
-    micro_batch_tokens: Positive = 8192
-    """Token budget of one forward and backward; sequences are packed into it without padding."""
-    head_chunk_tokens: Positive = 256
-    """Positions per chunk of the log-prob head: peak memory is chunk x vocabulary, not batch x vocabulary."""
-    head_kept_gib: Annotated[float, Field(ge=0, le=2**20)] = 0.0
-    """Keep up to so much of the log-prob head's softmax, in GiB, from forward to backward: saves one of the head's
-    four products (tokens x vocabulary x 2 bytes in bfloat16 hold all of a micro-batch)."""
-    activation_checkpointing: bool = False
-    """Recompute layer activations in backward: less memory for about a third more time."""
-    offload_optimizer: bool = False
-    """Keep optimizer state in CPU memory (GPU learners)."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation of transformers; flash_attention_2 packs best on GPUs."""
-    num_threads: Positive = 1
-    """CPU threads of one rank."""
-    resources: ResourcesConfig = ResourcesConfig()
-    """Ray resources of one rank."""
-    deepspeed: dict[str, Any] = Field(default={})
-    """Further DeepSpeed settings, merged over the generated ones."""
 
 
 class ObjectiveConfig(NamedSection):
@@ -165,57 +111,6 @@ class OutcomeConfig(Section):
     """Coefficient of the objective's reward, after its normaliser; 0 is reinforcement learning alone."""
     std: Literal["sample", "population", "none"] = "sample"
     """What a group's advantages are divided by: its sample or population standard deviation, or nothing."""
-
-
-class EvaluationConfig(Section):
-    """Held-out evaluation with the rollout workers."""
-
-    data_path: str | None = None
-    """JSONL file of held-out problems with answers; no evaluation without it."""
-    benchmark: str = "heldout"
-    """Name of the benchmark in `eval.jsonl`."""
-    every_steps: NonNegative = 0
-    """Evaluate every this many steps; 0 only before and after training."""
-    num_samples: Positive = 8
-    """Responses per problem (n)."""
-    k: Positive = 8
-    """avg@k and pass@k are taken over the first k responses."""
-    max_problems: Positive | None = None
-    """Use only the first so many problems."""
-    temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
-    """Sampling temperature at evaluation."""
-    top_p: Fraction = 1.0
-    """Nucleus sampling at evaluation."""
-    top_k: Annotated[int, Field(ge=-1)] = -1
-    """Top-k sampling at evaluation; -1 is all."""
-    max_response_tokens: Positive | None = None
-    """Response limit at evaluation; by default the rollout's."""
-    teacher: bool = True
-    """Evaluate every teacher once before training; not with objectives on whole distributions (reverse_kl, ...),
-    for which its engines have no output head."""
-
-    @model_validator(mode="after")
-    def _k_within_samples(self) -> Self:
-        if self.k > self.num_samples:
-            raise ValueError(f"evaluation.k must be <= evaluation.num_samples ({self.num_samples}), got {self.k}")
-        return self
-
-
-class LoggingConfig(Section):
-    """Where progress goes."""
-
-    display: Literal["auto", "live", "plain"] = "auto"
-    """Live view on a terminal, one plain line per step otherwise."""
-    tensorboard: bool = True
-    """Write TensorBoard events into the run folder."""
-    diagnostics_every: NonNegative = 10
-    """Measure on every so many-th step, from the first, what the log-ratio's gradient norm would have been
-    (`grad_norm/log_ratio`): one more forward and backward, and for that time a float32 copy of all gradients on
-    every rank, next to those of a micro-batch. Not with learner.zero_stage 3. 0 is never."""
-    save_batches: bool = False
-    """Keep every trained batch as Arrow files under `batches/`, so that steps can be replayed and examined."""
-    wandb_project: str | None = None
-    """Weights & Biases project; the `wandb` package must be installed."""
 
 
 class ClusterConfig(Section):

@@ -12,7 +12,8 @@ from typing import Any
 import pyarrow as pa
 from ray.exceptions import RayError
 
-from cluster.config import ClusterConfig, EvaluationConfig
+from cluster.config import ClusterConfig
+from cluster.evaluation_config import EvaluationConfig
 from cluster.events import reason_of
 from cluster.faults import is_infrastructure
 from cluster.parcels import tables_of_slots

@@ -9,8 +9,8 @@ from typing import Any
 
 from tensorboard.summary import Writer
 
-from cluster.config import LoggingConfig
 from cluster.disk import is_disk_error
+from cluster.logging_config import LoggingConfig
 
 logger = logging.getLogger(__name__)
 

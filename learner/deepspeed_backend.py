@@ -24,7 +24,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from cluster.checkpoints import universal_path
-from cluster.config import LearnerConfig, RunConfig
+from cluster.config import RunConfig
+from cluster.learner_config import LearnerConfig
 from cluster.meeting_point import open_store
 from learner.checkpoint_engine import WriterEngine
 from learner.checkpoint_writer import CheckpointWriter

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from cluster.checkpoints import CheckpointManifest, fsync, universal_path
-from cluster.config import LearnerConfig
+from cluster.learner_config import LearnerConfig
 
 logger = logging.getLogger(__name__)
 

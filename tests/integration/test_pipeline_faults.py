@@ -9,8 +9,9 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 from cluster.batches import PROMPT_SCHEMA
-from cluster.config import ClusterConfig, EvaluationConfig
+from cluster.config import ClusterConfig
 from cluster.evaluation import Evaluation
+from cluster.evaluation_config import EvaluationConfig
 from cluster.events import Events
 from cluster.placement import Demand
 from cluster.pool import Pool

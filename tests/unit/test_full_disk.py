@@ -8,10 +8,10 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cluster.config import LoggingConfig
 from cluster.disk import free_bytes, is_disk_error
 from cluster.events import Events
 from cluster.jsonl import RowFile, read_rows
+from cluster.logging_config import LoggingConfig
 from cluster.run_folder import RunFolder, valid_ledger
 from cluster.scalars import ScalarWriter
 from learner.checkpoint_writer import CheckpointWriter

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.config import LearnerConfig
+from cluster.learner_config import LearnerConfig
 from learner.schedule import learning_rate
 
 

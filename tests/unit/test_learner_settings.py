@@ -3,7 +3,7 @@
 import pytest
 from transformers import GPT2Config
 
-from cluster.config import LearnerConfig
+from cluster.learner_config import LearnerConfig
 from learner.deepspeed_backend import engine_settings, without_dropout
 
 
