@@ -19,7 +19,7 @@ SHELL := bash
 .ONESHELL:
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help install install-gpu lock audit demo test test-unit test-slow chaos-test lint format types clean
+.PHONY: help install install-gpu lock audit demo smollm2 test test-unit test-slow chaos-test lint format types clean
 
 help:  ## list the targets
 	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -70,6 +70,11 @@ demo: install  ## distil a tiny student in minutes: data, models, training, a ta
 	$(BIN)/python examples/arithmetic/problems.py --out examples/arithmetic/data
 	$(BIN)/python examples/arithmetic/build_models.py
 	$(BIN)/python launch.py train --config configs/demo.yaml --run-name demo-$$(date +%Y%m%d-%H%M%S) $(ARGS)
+
+smollm2: install  ## a real model on a laptop: fetch SmolLM2-135M (93 MB), distil it into two thirds of its layers
+	$(BIN)/python examples/smollm2/prompts.py
+	$(BIN)/python examples/smollm2/build_models.py
+	$(BIN)/python launch.py train --config configs/smollm2.yaml --run-name smollm2-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
 test: install  ## every test but those marked slow or gpu
 	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
