@@ -54,7 +54,8 @@ class Verdict(Enum):
 class GradingPool:
     """Compares pairs of (gold, prediction) on up to `num_workers` processes, by default half of the CPUs."""
 
-    def __init__(self, num_workers: int | None = None) -> None:
+    def __init__(self, num_workers: int | None = None, *, cpu_limit_s: float = CPU_LIMIT_S) -> None:
+        self._cpu_limit_s = cpu_limit_s
         self.num_workers = num_workers or max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)) // 2))
         self._threads = ThreadPoolExecutor(self.num_workers, thread_name_prefix="grading")
         self._idle: SimpleQueue[GradingWorker] = SimpleQueue()
@@ -75,7 +76,7 @@ class GradingPool:
                 return self._compare_on(worker, pair)
             except BrokenPipeError:
                 logger.warning("grading worker %d was gone before it was asked; another is", worker.pid)
-        return self._compare_on(_start_worker(), pair)
+        return self._compare_on(_start_worker(self._cpu_limit_s), pair)
 
     def _compare_on(self, worker: GradingWorker, pair: tuple[str, str]) -> Verdict:
         try:
@@ -97,7 +98,8 @@ class GradingPool:
 class GradingWorker:
     """One process; a call blocks until the pair is done or has ended the process."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, cpu_limit_s: float = CPU_LIMIT_S) -> None:
+        self._cpu_limit_s = cpu_limit_s
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-c", PROGRAM], stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0
         )
@@ -122,7 +124,7 @@ class GradingWorker:
 
     def compare(self, gold: str, prediction: str) -> Verdict:
         """Whether the two are equal; a pair that ends the process has timed out or failed."""
-        self._write({"gold": gold, "prediction": prediction})
+        self._write({"gold": gold, "prediction": prediction, "cpu_limit_s": self._cpu_limit_s})
         try:
             line = self._line(WALL_LIMIT_S)
         except TimeoutError as error:
@@ -142,7 +144,7 @@ class GradingWorker:
         assert self._process.stdin is not None, "the input is a pipe"
         self._process.stdin.close()
         try:
-            self._process.wait(2 * CPU_LIMIT_S)
+            self._process.wait(10 * self._cpu_limit_s)
         except subprocess.TimeoutExpired:
             self.kill()
 
@@ -155,7 +157,7 @@ class GradingWorker:
         """What became of a pair that ended the process, be it by the timer of CPU time or by a fault."""
         status = self._process.wait()
         is_timeout = status == -signal.SIGPROF
-        what = f"more than {CPU_LIMIT_S:g} s of CPU time" if is_timeout else f"the process (status {status})"
+        what = f"more than {self._cpu_limit_s:g} s of CPU time" if is_timeout else f"the process (status {status})"
         logger.warning("graded wrong, it took %s: %s against %s", what, _shown(prediction), _shown(gold))
         return Verdict.TIMED_OUT if is_timeout else Verdict.FAILED
 
@@ -193,13 +195,13 @@ def _pool_of(pid: int) -> GradingPool:
     return pool
 
 
-def _start_worker() -> GradingWorker:
+def _start_worker(cpu_limit_s: float) -> GradingWorker:
     for attempt in range(1, MAX_STARTS):
         try:
-            return GradingWorker()
+            return GradingWorker(cpu_limit_s=cpu_limit_s)
         except (RuntimeError, TimeoutError, BrokenPipeError) as error:
             logger.warning("start %d of %d of a grading worker failed: %s", attempt, MAX_STARTS, error)
-    return GradingWorker()
+    return GradingWorker(cpu_limit_s=cpu_limit_s)
 
 
 def _shown(text: str) -> str:

@@ -23,7 +23,8 @@ MEMORY_BYTES = 2 << 30
 
 
 def serve() -> None:
-    """Answer pairs until the standard input ends: `{"gold", "prediction"}` -> `{"equal"}` or `{"error"}`."""
+    """Answer pairs until the standard input ends: `{"gold", "prediction", "cpu_limit_s"}` -> `{"equal"}` or
+    `{"error"}`."""
     answers = _private_output()
     _limit()
     from rewards.answer_algebra import are_equal_expressions
@@ -33,7 +34,7 @@ def serve() -> None:
     answers.flush()
     for line in sys.stdin:
         pair = json.loads(line)
-        signal.setitimer(signal.ITIMER_PROF, CPU_LIMIT_S)
+        signal.setitimer(signal.ITIMER_PROF, pair["cpu_limit_s"])
         try:
             answer = {"equal": is_equal(pair["gold"], pair["prediction"], are_equal_expressions)}
         except Exception as error:  # noqa: BLE001  # whatever it is, the pair has failed

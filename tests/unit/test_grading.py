@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from rewards import compare_answers, equality_classes, grade_batch, grade_verdicts
 from rewards.answer_comparison import MAX_LENGTH
 from rewards.answer_text import clean_answer, enclosed, split_top
-from rewards.grading_pool import Verdict
+from rewards.grading_pool import GradingPool, Verdict
 
 RIGHT = [
     # fractions, decimals, mixed numbers
@@ -150,11 +150,11 @@ WRONG = [
     (r"\frac{1}{0}", r"\frac{2}{0}"),
 ]
 
-SLOW = [
-    (r"5", r"10^{10^{10}}"),
-    (r"5", r"9^{9^{9^{9}}}"),
-    (r"5", "99999999!"),
-    (r"5", r"((((((((((x+1)^{99})^{99})^{99})^{99})+y)^{99})^{99})^{99})^{99})"),
+ENDLESS = [
+    ("5", r"10^{10^{10}}"),
+    ("5", r"9^{9^{9^{9}}}"),
+    ("5", "99999999!"),
+    ("5", r"((((((((((x+1)^{99})^{99})^{99})^{99})+y)^{99})^{99})^{99})^{99})"),
 ]
 
 
@@ -181,11 +181,13 @@ def test_wrong_answers_are_never_right() -> None:
 
 
 def test_answers_that_never_end_are_wrong_and_reported(caplog: pytest.LogCaptureFixture) -> None:
-    verdicts = grade_verdicts([prediction for _, prediction in SLOW], [gold for gold, _ in SLOW])
+    pool = GradingPool(num_workers=2, cpu_limit_s=0.5)
+    verdicts = pool.compare(ENDLESS)
     assert Verdict.RIGHT not in verdicts
     assert Verdict.TIMED_OUT in verdicts
-    assert "more than 5 s of CPU time" in caplog.text
-    assert grade_batch([r"\boxed{\frac{2}{\sqrt{4}}}"], ["1"]) == [True]  # another worker has taken over
+    assert "more than 0.5 s of CPU time" in caplog.text
+    assert pool.compare([("1", r"\frac{2}{\sqrt{4}}")]) == [Verdict.RIGHT]  # another worker has taken over
+    pool.close()
 
 
 def test_degenerate_responses_are_graded_at_once_and_wrong() -> None:
