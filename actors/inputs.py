@@ -1,12 +1,18 @@
 """Everything a run reads, read and checked before anything starts: models, tokenizers, prompts, stop tokens."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from actors.data_report import DataReport
 from actors.engine import EngineSettings, Sampling
-from actors.prompts import Prompt, check_prompt_lengths, read_problems, render_prompts
+from actors.overlap import HeldOut
+from actors.problems import read_problems
+from actors.prompt_data import TrainingPrompts, prepare_prompts
+from actors.rendering import Prompt, check_longest, check_prompt_lengths, render_prompts
 from actors.tokenizers import (
     check_model_folder,
     check_same_vocabulary,
@@ -33,7 +39,8 @@ class Inputs:
     stops: StopTokens
     num_head_rows: int  # of the student; may be padded beyond the tokenizer
     num_shared_rows: int  # the smallest head's of student and teachers
-    prompts: list[Prompt]
+    prompts: Sequence[Prompt]  # empty without training; looked up in a file with data.streaming
+    data_report: DataReport | None  # what became of the training data; None without training
     evaluation_prompts: list[Prompt]  # empty without evaluation
 
     @property
@@ -64,13 +71,7 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
     context = min(config.rollout.engine.max_model_len or context, context)
     # A scored sequence needs one position more: the engine generates a token after it.
     context = min(context, *(model.context - 1 for model in frozen.values()))
-    prompts = _read_prompts(config, config.data.train_path, "data.train_path", tokenizer) if with_training else []
-    if prompts:
-        limit = config.rollout.max_response_tokens
-        check_prompt_lengths(prompts, max_response_tokens=limit, context=context, field="data.train_path")
-        check_sources(config, [prompt.source for prompt in prompts])
-        if config.outcome.rl_coef > 0:
-            _check_answered(prompts, "data.train_path")
+    training = _read_training(config, tokenizer, context) if with_training else None
     evaluation_prompts: list[Prompt] = []
     if config.evaluation.data_path is not None:
         field = "evaluation.data_path"
@@ -86,7 +87,8 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
         ),
         num_head_rows=num_head_rows,
         num_shared_rows=min(num_head_rows, *(frozen[role].num_head_rows for role in config.teacher_of_role)),
-        prompts=prompts,
+        prompts=training.prompts if training is not None else [],
+        data_report=training.report if training is not None else None,
         evaluation_prompts=evaluation_prompts,
     )
 
@@ -117,8 +119,41 @@ def _stop_tokens(config: RunConfig, student_ids: tuple[int, ...], frozen: dict[s
     return StopTokens(student_ids, frozen["teacher"].stop_ids, of_source, reference_ids)
 
 
+def _read_training(config: RunConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> TrainingPrompts:
+    held_out = _held_out(config) if config.data.decontaminate else None
+    training = prepare_prompts(config.data, tokenizer, held_out)
+    limits = {"max_response_tokens": config.rollout.max_response_tokens, "context": context}
+    for source in training.report.sources:
+        check_longest(source.longest_id, source.longest_tokens, field=source.setting, **limits)
+    check_sources(config, [label for source in training.report.sources for label in source.kept_by_source])
+    if config.outcome.rl_coef > 0:
+        for source in training.report.sources:
+            _check_none_unanswered(source.unanswered_id, source.setting)
+    return training
+
+
+def _held_out(config: RunConfig) -> HeldOut:
+    """The problems that must not be trained on; ValueError if there are none."""
+    path_of_field = {f"data.decontaminate_paths.{i}": p for i, p in enumerate(config.data.decontaminate_paths)}
+    if config.evaluation.data_path is not None:
+        path_of_field["evaluation.data_path"] = config.evaluation.data_path
+    if not path_of_field:
+        raise ValueError(
+            "data.decontaminate needs problems to compare with, but there is no evaluation (nearest valid: set "
+            "evaluation.data_path or data.decontaminate_paths)"
+        )
+    return HeldOut(
+        (f"{Path(path).name}: {problem.prompt_id}", problem.text)
+        for field, path in path_of_field.items()
+        for problem in read_problems(path, field)
+    )
+
+
 def _check_answered(prompts: list[Prompt], field: str) -> None:
-    unanswered = next((prompt.prompt_id for prompt in prompts if prompt.answer is None), None)
+    _check_none_unanswered(next((prompt.prompt_id for prompt in prompts if prompt.answer is None), None), field)
+
+
+def _check_none_unanswered(unanswered: str | None, field: str) -> None:
     if unanswered is not None:
         raise ValueError(f"{field}: problem {unanswered!r} has no answer to grade against")
 
