@@ -148,6 +148,7 @@ class EvaluationRun:
                 async with aclosing(finished):
                     async for notes, ref in finished:
                         table: pa.Table = await wait_for(ref, timeout_s=timeout_s, what=what)
+                        pool.succeed(worker)
                         self._take([note.slot for note in notes], table)
             except (RayError, TimeoutError) as error:
                 await pool.examine(worker, error)

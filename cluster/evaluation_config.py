@@ -1,12 +1,16 @@
 """Settings of held-out evaluation."""
 
 import difflib
+import re
 from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
 from cluster.benchmarks import known_benchmarks, load_definition
 from cluster.engine_config import Fraction, NonNegative, Positive, Section
+
+NAME = r"[A-Za-z0-9_.-]{1,50}"
+"""Of a benchmark: it names a file of results."""
 
 Path = Annotated[str, Field(min_length=1)]
 
@@ -16,12 +20,12 @@ class EvaluationConfig(Section):
 
     data_path: str | None = None
     """JSONL file of held-out problems with answers: one benchmark more, besides `benchmarks`."""
-    benchmark: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,50}$")] = "heldout"
+    benchmark: Annotated[str, Field(pattern=f"^{NAME}$")] = "heldout"
     """Name of the benchmark of `data_path` in results."""
-    benchmarks: list[str] = []
+    benchmarks: list[str] = Field(default=[])
     """Benchmarks by name (gsm8k, math500, ...), as `configs/benchmarks/` defines them. One that is not defined
     there is read from its file in `paths`, with the columns problem, answer and id."""
-    paths: dict[str, Path] = {}
+    paths: dict[str, Path] = Field(default={})
     """File, folder or hub name that a benchmark is read from, instead of the one its definition names."""
     every_steps: NonNegative = 0
     """Evaluate every this many steps; 0 only before and after training."""
@@ -55,6 +59,8 @@ class EvaluationConfig(Section):
     @model_validator(mode="after")
     def _benchmarks_are_known(self) -> Self:
         for name in self.benchmarks:
+            if name in self.paths and not re.fullmatch(NAME, name) and not name.endswith((".yaml", ".yml")):
+                raise ValueError(f"evaluation.benchmarks: {name!r} must be of letters, digits, '.', '_' and '-'")
             if name not in self.paths:
                 try:
                     load_definition(name)

@@ -1,7 +1,9 @@
 """What graded responses come to: a row per benchmark and k, as in `eval.jsonl` and in the table of `eval`."""
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from math import comb
 from statistics import fmean
 from typing import Any
 
@@ -22,7 +24,7 @@ CorrectPK = Sequence[Sequence[bool]]
 
 @dataclass(frozen=True)
 class Measures:
-    """The formulas (`rewards/accuracy.py`); problems by responses in the order of sampling, fractions in [0, 1]."""
+    """The formulas (`rewards/accuracy.py`), of problems by responses in the order of sampling; in [0, 1]."""
 
     avg_at_k: Callable[[CorrectPK, int], float]
     pass_at_k: Callable[[CorrectPK, int], float]
@@ -53,6 +55,20 @@ class BenchmarkResult:
 
 AVERAGED = ("avg_at_k", "pass_at_k", "unbiased_pass_at_k", "maj_at_k", "mean_length", "truncated_frac")
 """The numbers of a result of which a mean over benchmarks is taken, each benchmark counting the same."""
+
+
+def unbiased_pass_at_k(correct_PK: CorrectPK, k: int) -> float:
+    """Return the mean over problems of 1 - C(n - c, k) / C(n, k), c right of n (Chen et al. 2021, eq. 1)."""
+    return fmean(1 - comb(len(row) - sum(row), k) / comb(len(row), k) for row in correct_PK)
+
+
+def maj_at_k(extracted_PK: Sequence[Sequence[str]], correct_PK: CorrectPK, k: int) -> float:
+    """Return the share of problems whose most frequent answer among the first k is right; of a tie the first."""
+    right = []
+    for extracted, correct in zip(extracted_PK, correct_PK, strict=True):
+        most = Counter(extracted[:k]).most_common(1)[0][0]
+        right.append(correct[extracted.index(most)])
+    return fmean(right)
 
 
 def result_of(

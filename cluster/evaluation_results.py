@@ -1,8 +1,8 @@
 """The graded responses of an evaluation on disk: part files while it runs, then one Parquet file per benchmark.
 
-    FOLDER/settings.json               what was evaluated, and how: an evaluation goes on with the same alone
-    FOLDER/parts/000000.parquet ...    graded problems, whole, in the order in which they were finished
-    FOLDER/BENCHMARK.parquet           at the end: a row per response, by problem and sample; the parts are gone
+FOLDER/settings.json               what was evaluated, and how: an evaluation goes on with the same alone
+FOLDER/parts/000000.parquet ...    graded problems, whole, in the order in which they were finished
+FOLDER/BENCHMARK.parquet           at the end: a row per response, by problem and sample; the parts are gone
 """
 
 import json
@@ -65,7 +65,10 @@ def result_table(
         name: rollouts.column(name)
         for name in ("slot", "sample", "finish_reason", "seed", "response_token_ids", "behaviour_log_probs")
     }
-    columns |= {name: [getattr(problem, name) for problem in problems] for name in ("benchmark", "problem_id", "problem", "answer")}
+    columns |= {
+        name: [getattr(problem, name) for problem in problems]
+        for name in ("benchmark", "problem_id", "problem", "answer")
+    }
     columns |= {"response": texts, "extracted": extracted, "correct": correct, "weight_version": versions}
     columns["num_tokens"] = pc.list_value_length(rollouts.column("response_token_ids"))  # pyright: ignore[reportAttributeAccessIssue]
     arrays = [_column(columns[field.name], field.type) for field in PART_SCHEMA]
@@ -100,9 +103,13 @@ class ResultFolder:
 
     def begin(self) -> None:
         """Begin anew: what an earlier evaluation has left is removed."""
+        self.discard()
+        self._parts.mkdir(parents=True)
+
+    def discard(self) -> None:
+        """Remove the folder."""
         if self.path.is_dir():
             shutil.rmtree(self.path)
-        self._parts.mkdir(parents=True)
 
     def resume(self, settings: Mapping[str, Any]) -> dict[int, list[GradedSample]]:
         """Begin, or go on; returns what is graded already, by slot.
@@ -121,7 +128,7 @@ class ResultFolder:
         self._num_parts = 1 + max((int(path.stem) for path in paths), default=-1)
         graded: dict[int, list[GradedSample]] = {}
         for path in paths:
-            graded |= samples_of(pq.read_table(path, partitioning=None))
+            graded |= samples_of(pq.ParquetFile(path).read())
         return graded
 
     @property
@@ -141,7 +148,7 @@ class ResultFolder:
 
     def finish(self, summary: Mapping[str, Any] | None = None) -> None:
         """Put the parts together, one file per benchmark, and write the summary if there is one."""
-        tables = [pq.read_table(path, schema=PART_SCHEMA, partitioning=None) for path in self._part_paths()]
+        tables = [pq.ParquetFile(path).read() for path in self._part_paths()]
         if tables:
             for name, table in _by_benchmark(pa.concat_tables(tables)):
                 _write_table(self.path / f"{name}.parquet", table)
