@@ -130,7 +130,7 @@ def test_a_fall_back_of_the_learner_gives_the_lent_worker_back_and_the_step_is_e
 ) -> None:
     async def scenario() -> None:
         config = settings(tmp_path, {}, checkpoint={"every_steps": 5})
-        learner = LearnerBehaviour(train_s=0.1, dies_at=12, num_faults=1)
+        learner = LearnerBehaviour(train_s=0.1, dies_at=10, num_faults=1)
         slow = EngineBehaviour(fastest_s=0.3, slowest_s=0.5)
         given: dict[str, Any] = {"evaluation": simulated_evaluation(200), "learner": learner}
         async with simulated_run(config, engines=(slow, slow), **given) as run:
