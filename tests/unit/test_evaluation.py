@@ -15,20 +15,12 @@ import launch
 from cluster.batches import ROLLOUT_SCHEMA
 from cluster.evaluate_command import model_fingerprint
 from cluster.evaluation_config import EvaluationConfig
-from cluster.evaluation_metrics import (
-    GradedSample,
-    Measures,
-    latest_rows,
-    maj_at_k,
-    mean_of_rows,
-    result_of,
-    unbiased_pass_at_k,
-)
+from cluster.evaluation_metrics import GradedSample, Measures, latest_rows, mean_of_rows, result_of
 from cluster.evaluation_results import EvaluatedProblem, ResultFolder, result_table, samples_of
 from cluster.evaluation_view import progress_line, results_table
 from cluster.placement import plan
 from cluster.settings import load_config
-from rewards import avg_at_k, pass_at_k
+from rewards import avg_at_k, maj_at_k, pass_at_k, pass_at_k_unbiased
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDENT = ROOT / "examples" / "arithmetic" / "models" / "student"
@@ -36,36 +28,27 @@ STUDENT = ROOT / "examples" / "arithmetic" / "models" / "student"
 EvalRefused = Callable[..., str]
 
 
-def sample(number: int, *, right: bool, text: str, tokens: int = 10, cut: bool = False) -> GradedSample:
-    return GradedSample(number, right, text, tokens, cut)
+def sample(
+    number: int, answer_class: int, verdict: str = "wrong", *, tokens: int = 10, cut: bool = False
+) -> GradedSample:
+    return GradedSample(number, verdict, answer_class, tokens, cut)
 
 
 SAMPLES_PK = [
-    [
-        sample(0, right=False, text="2"),
-        sample(1, right=True, text="3"),
-        sample(2, right=True, text="3", tokens=30),
-    ],
-    [
-        sample(0, right=False, text="7"),
-        sample(1, right=False, text="7"),
-        sample(2, right=True, text="8", cut=True),
-    ],
+    [sample(0, 0), sample(1, 1, "right"), sample(2, 1, "right", tokens=30)],
+    [sample(0, 0), sample(1, 0, "timed out"), sample(2, 2, "right", cut=True)],
 ]
-MEASURES = Measures(avg_at_k, pass_at_k, unbiased_pass_at_k, maj_at_k)
+MEASURES = Measures(avg_at_k, pass_at_k, pass_at_k_unbiased, maj_at_k)
 
 
 def test_a_row_holds_every_number_of_a_benchmark_at_its_k() -> None:
     row = result_of("tiny", SAMPLES_PK, 2, MEASURES).row()
-    lengths = {
+    assert row == {
+        **{"benchmark": "tiny", "n": 3, "k": 2, "num_problems": 2, "num_timed_out": 1},
+        **{"avg_at_k": pytest.approx(1 / 4), "pass_at_k": 0.5, "maj_at_k": 0.0},
+        "pass_at_k_unbiased": pytest.approx(((1 - 0 / 3) + (1 - 1 / 3)) / 2),
         "mean_length": pytest.approx((10 + 10 + 30 + 10 + 10 + 10) / 6),
         "truncated_frac": pytest.approx(1 / 6),
-    }
-    assert row == {
-        **{"benchmark": "tiny", "n": 3, "k": 2, "num_problems": 2},
-        **{"avg_at_k": pytest.approx(1 / 4), "pass_at_k": 0.5, "maj_at_k": 0.0},
-        "unbiased_pass_at_k": pytest.approx(((1 - 0 / 3) + (1 - 1 / 3)) / 2),
-        **lengths,
     }
     assert result_of("tiny", SAMPLES_PK, 3, MEASURES).maj_at_k == 0.5
 
@@ -99,7 +82,12 @@ def graded_part(slots: range, *, num_samples: int = 2) -> pa.Table:
     rollouts = pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA)
     problems = [EvaluatedProblem("odd" if r["slot"] % 2 else "even", f"p{r['slot']}", "1 = ?", "1") for r in rows]
     texts = [f"so {r['slot']}" for r in rows]
-    return result_table(rollouts, problems, texts, [str(r["slot"]) for r in rows], [r["slot"] == 1 for r in rows])
+    judged = {
+        "extracted": [str(row["slot"]) for row in rows],
+        "verdict": ["right" if row["slot"] == 1 else "wrong" for row in rows],
+        "answer_class": [0 for _ in rows],
+    }
+    return result_table(rollouts, problems, texts, judged)
 
 
 def test_an_interrupted_evaluation_goes_on_and_ends_with_one_file_per_benchmark(tmp_path: Path) -> None:
@@ -132,10 +120,18 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_one_file_per_benchmark(
             "response": "so 4",
             "extracted": "4",
         },
-        **{"correct": False, "num_tokens": 3, "finish_reason": "length", "seed": 1, "weight_version": 4},
+        **{
+            "correct": False,
+            "verdict": "wrong",
+            "answer_class": 0,
+            "num_tokens": 3,
+            "finish_reason": "length",
+            "seed": 1,
+            "weight_version": 4,
+        },
         **{"response_token_ids": [5, 2, 3], "behaviour_log_probs": [-0.5, -0.25, -0.125]},
     }
-    assert ResultFolder(tmp_path / "out").check_finished(settings) == {"results": []}
+    assert ResultFolder(tmp_path / "out").finished_summary(settings) == {"results": []}
 
 
 def test_a_folder_with_another_evaluation_or_other_files_is_refused(tmp_path: Path) -> None:
@@ -144,7 +140,7 @@ def test_a_folder_with_another_evaluation_or_other_files_is_refused(tmp_path: Pa
         ResultFolder(tmp_path / "out").resume({"n": 2, "temperature": 1.0})
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("mine")
-    with pytest.raises(ValueError, match="is not empty, and holds no evaluation"):
+    with pytest.raises(ValueError, match="is not an empty folder, and holds no evaluation"):
         ResultFolder(tmp_path / "mine").resume({})
     assert (tmp_path / "mine" / "thesis.txt").is_file()
 
@@ -157,10 +153,11 @@ def test_progress_tells_the_time_left_at_the_rate_since_it_went_on() -> None:
 def test_the_table_ends_with_the_mean() -> None:
     rows = [result_of(name, SAMPLES_PK, k, MEASURES).row() for name in ("a", "b") for k in (1, 3)]
     means = [mean_of_rows([row for row in rows if row["k"] == k]) for k in (1, 3)]
-    settings = {"n": 3, "temperature": 1.0, "top_p": 1.0, "top_k": -1, "seed": 0, "max_tokens": 5}
+    settings = {"n": 3, "k": [1, 3], "temperature": 1.0, "top_p": 1.0, "top_k": -1, "seed": 0, "max_tokens": 5}
     table = results_table({"model": "m", "settings": settings, "results": rows, "mean": means})
     assert [*table.columns[0].cells] == ["a", "a", "b", "b", "mean", "mean"]
     assert [*table.columns[2].cells] == ["1", "3"] * 3
+    assert "2 responses took too long to grade" in str(table.caption)
 
 
 def test_own_workers_have_a_pool_like_that_of_the_rollout_workers(tmp_path: Path) -> None:
