@@ -5,8 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import datasets
-import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -242,8 +240,8 @@ def test_wrong_arguments_are_refused_with_what_is_right(eval_refused: EvalRefuse
 def test_data_that_is_not_there_offline_is_refused_with_what_to_do(
     eval_refused: EvalRefused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     error = eval_refused("--model", STUDENT, "--benchmarks", "math500")
     assert "evaluation.paths.math500" in error
     assert "--data math500=FILE" in error
