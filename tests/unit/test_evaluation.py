@@ -16,7 +16,10 @@ from cluster.evaluation_config import EvaluationConfig
 from cluster.evaluation_metrics import GradedSample, Measures, latest_rows, mean_of_rows, result_of
 from cluster.evaluation_results import EvaluatedProblem, ResultFolder, result_table, samples_of
 from cluster.evaluation_view import progress_line, results_table
+from cluster.events import Events
+from cluster.kept_results import KeptResults
 from cluster.placement import plan
+from cluster.run_folder import RunFolder
 from cluster.settings import load_config
 from rewards import avg_at_k, maj_at_k, pass_at_k, pass_at_k_unbiased
 
@@ -263,3 +266,15 @@ def test_data_that_the_definition_does_not_expect_is_used_with_a_warning(
     ]
     assert launch.main([*line, "--dry-run"]) == launch.FINISHED
     assert "benchmark gsm8k: expected 1319 problems, found 6" in caplog.text
+
+
+def test_what_a_thread_grades_after_its_evaluation_was_abandoned_is_not_kept(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.owner.take(())
+    kept = KeptResults(folder, "step_5", Events())
+    kept.begin()
+    kept.keep(graded_part(range(2)))
+    kept.discard()
+    kept.keep(graded_part(range(2, 4)))
+    kept.finish()
+    assert not (folder.evaluation_results / "step_5").exists()
