@@ -11,7 +11,7 @@ from actors.benchmark_prompts import BenchmarkPrompts, read_benchmarks
 from actors.data_report import DataReport
 from actors.engine import EngineSettings, Sampling
 from actors.overlap import HeldOut
-from actors.problems import read_problems
+from actors.problems import Problem, read_problems
 from actors.prompt_data import TrainingPrompts, prepare_prompts
 from actors.rendering import Prompt, check_longest, check_prompt_lengths, render_prompts
 from actors.tokenizers import (
