@@ -3,14 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from actors.benchmark_prompts import BenchmarkPrompts, read_benchmarks
 from actors.data_report import DataReport
 from actors.engine import EngineSettings, Sampling
 from actors.overlap import HeldOut
-from actors.problems import read_problems
+from actors.problems import Problem, read_problems
 from actors.prompt_data import TrainingPrompts, prepare_prompts
 from actors.rendering import Prompt, check_longest, check_prompt_lengths, render_prompts
 from actors.tokenizers import (
@@ -41,7 +42,12 @@ class Inputs:
     num_shared_rows: int  # the smallest head's of student and teachers
     prompts: Sequence[Prompt]  # empty without training; looked up in a file with data.streaming
     data_report: DataReport | None  # what became of the training data; None without training
-    evaluation_prompts: list[Prompt]  # empty without evaluation
+    benchmarks: list[BenchmarkPrompts]  # empty without evaluation
+
+    @property
+    def evaluation_prompts(self) -> list[Prompt]:
+        """The prompts of all benchmarks; empty without evaluation."""
+        return [prompt for benchmark in self.benchmarks for prompt in benchmark.prompts]
 
     @property
     def golden_token_ids(self) -> list[int]:
@@ -71,15 +77,12 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
     context = min(config.rollout.engine.max_model_len or context, context)
     # A scored sequence needs one position more: the engine generates a token after it.
     context = min(context, *(model.context - 1 for model in frozen.values()))
-    training = _read_training(config, tokenizer, context) if with_training else None
-    evaluation_prompts: list[Prompt] = []
-    if config.evaluation.data_path is not None:
-        field = "evaluation.data_path"
-        evaluation_prompts = _read_prompts(config, config.evaluation.data_path, field, tokenizer)
-        evaluation_prompts = evaluation_prompts[: config.evaluation.max_problems]
-        limit = evaluation_sampling(config).max_tokens
-        check_prompt_lengths(evaluation_prompts, max_response_tokens=limit, context=context, field=field)
-        _check_answered(evaluation_prompts, field)
+    benchmarks = read_benchmarks(config, lambda problems: _render(config, problems, tokenizer))
+    training = _read_training(config, tokenizer, context, benchmarks) if with_training else None
+    for each in benchmarks:
+        limit, limit_field = evaluation_sampling(config).max_tokens, "evaluation.max_response_tokens"
+        given: dict[str, Any] = {"field": each.field, "limit_field": limit_field, "context": context}
+        check_prompt_lengths(each.prompts, max_response_tokens=limit, **given)
     return Inputs(
         tokenizer=tokenizer,
         stops=_stop_tokens(
@@ -89,7 +92,7 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
         num_shared_rows=min(num_head_rows, *(frozen[role].num_head_rows for role in config.teacher_of_role)),
         prompts=training.prompts if training is not None else [],
         data_report=training.report if training is not None else None,
-        evaluation_prompts=evaluation_prompts,
+        benchmarks=benchmarks,
     )
 
 
@@ -119,8 +122,10 @@ def _stop_tokens(config: RunConfig, student_ids: tuple[int, ...], frozen: dict[s
     return StopTokens(student_ids, frozen["teacher"].stop_ids, of_source, reference_ids)
 
 
-def _read_training(config: RunConfig, tokenizer: PreTrainedTokenizerBase, context: int) -> TrainingPrompts:
-    held_out = _held_out(config) if config.data.decontaminate else None
+def _read_training(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, context: int, benchmarks: Sequence[BenchmarkPrompts]
+) -> TrainingPrompts:
+    held_out = _held_out(config, benchmarks) if config.data.decontaminate else None
     training = prepare_prompts(config.data, tokenizer, held_out)
     limits = {"max_response_tokens": config.rollout.max_response_tokens, "context": context}
     for source in training.report.sources:
@@ -132,25 +137,21 @@ def _read_training(config: RunConfig, tokenizer: PreTrainedTokenizerBase, contex
     return training
 
 
-def _held_out(config: RunConfig) -> HeldOut:
+def _held_out(config: RunConfig, benchmarks: Sequence[BenchmarkPrompts]) -> HeldOut:
     """The problems that must not be trained on; ValueError if there are none."""
     path_of_field = {f"data.decontaminate_paths.{i}": p for i, p in enumerate(config.data.decontaminate_paths)}
-    if config.evaluation.data_path is not None:
-        path_of_field["evaluation.data_path"] = config.evaluation.data_path
-    if not path_of_field:
+    if not path_of_field and not benchmarks:
         raise ValueError(
             "data.decontaminate needs problems to compare with, but there is no evaluation (nearest valid: set "
-            "evaluation.data_path or data.decontaminate_paths)"
+            "evaluation.data_path, evaluation.benchmarks or data.decontaminate_paths)"
         )
+    problems_of_path = [(benchmark.path, benchmark.every_problem) for benchmark in benchmarks]
+    problems_of_path += [(path, read_problems(path, field)) for field, path in path_of_field.items()]
     return HeldOut(
         (f"{Path(path).name}: {problem.prompt_id}", problem.text)
-        for field, path in path_of_field.items()
-        for problem in read_problems(path, field)
+        for path, problems in problems_of_path
+        for problem in problems
     )
-
-
-def _check_answered(prompts: list[Prompt], field: str) -> None:
-    _check_none_unanswered(next((prompt.prompt_id for prompt in prompts if prompt.answer is None), None), field)
 
 
 def _check_none_unanswered(unanswered: str | None, field: str) -> None:
@@ -227,9 +228,9 @@ def _settings(
     )
 
 
-def _read_prompts(config: RunConfig, path: str, field: str, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+def _render(config: RunConfig, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     return render_prompts(
-        read_problems(path, field),
+        problems,
         tokenizer,
         system_prompt=config.data.system_prompt,
         template_arguments=config.data.template_arguments,

@@ -64,10 +64,16 @@ class PromptSource:
         return given_up
 
 
-def evaluation_requests(prompts: Sequence[Prompt], *, num_samples: int, seed: int) -> pa.Table:
-    """Return requests for every prompt, `num_samples` each; the slot numbers the prompt."""
+def evaluation_requests(
+    prompts: Sequence[Prompt], *, num_samples: int, seed: int, benchmark: str = "", first_slot: int = 0
+) -> pa.Table:
+    """Return requests for every prompt of a benchmark, `num_samples` each; the slots number the prompts.
+
+    How a response is drawn depends on the place of its prompt in the benchmark, its sample and `seed` alone.
+    """
     rows = [
-        _request(prompt, f"eval-{index}-{sample}", index, 0, sample, seed)
+        _request(prompt, f"eval-{benchmark}-{index}-{sample}", first_slot + index, 0, sample, seed)
+        | {"seed": sampling_seed(seed, f"eval-{index}-{sample}")}
         for index, prompt in enumerate(prompts)
         for sample in range(num_samples)
     ]

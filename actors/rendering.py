@@ -50,14 +50,29 @@ def render_prompts(
     return prompts
 
 
-def check_prompt_lengths(prompts: Sequence[Prompt], *, max_response_tokens: int, context: int, field: str) -> None:
+def check_prompt_lengths(
+    prompts: Sequence[Prompt],
+    *,
+    max_response_tokens: int,
+    context: int,
+    field: str,
+    limit_field: str = "rollout.max_response_tokens",
+) -> None:
     """ValueError naming the longest prompt if it leaves no room for a full response in the context."""
     longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
     limits = {"max_response_tokens": max_response_tokens, "context": context}
-    check_longest(longest.prompt_id, len(longest.token_ids), field=field, **limits)
+    check_longest(longest.prompt_id, len(longest.token_ids), field=field, limit_field=limit_field, **limits)
 
 
-def check_longest(prompt_id: str, num_tokens: int, *, max_response_tokens: int, context: int, field: str) -> None:
+def check_longest(
+    prompt_id: str,
+    num_tokens: int,
+    *,
+    max_response_tokens: int,
+    context: int,
+    field: str,
+    limit_field: str = "rollout.max_response_tokens",
+) -> None:
     """ValueError naming the prompt if so many tokens leave no room for a full response in the context."""
     needed = num_tokens + max_response_tokens
     if needed > context:
@@ -65,7 +80,7 @@ def check_longest(prompt_id: str, num_tokens: int, *, max_response_tokens: int, 
         raise ValueError(
             f"{field}: prompt {prompt_id!r} has {num_tokens} tokens, and with a response of "
             f"up to {max_response_tokens} needs {needed}, but the context holds {context} (nearest valid "
-            f"rollout.max_response_tokens: {max(0, context - num_tokens)}){hint}"
+            f"{limit_field}: {max(0, context - num_tokens)}){hint}"
         )
 
 
