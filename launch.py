@@ -34,6 +34,7 @@ from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED, REMOTE_CO
 from cluster.comparison import CompareConfig, PlannedRun, describe, plan_runs
 from cluster.config import RunConfig
 from cluster.connection import is_local
+from cluster.dashboards.wandb_writer import check_wandb
 from cluster.draining import drain_on_signals
 from cluster.dry_run import check_local_machine, dry_run, ray_cluster
 from cluster.orphans import check_has_ended, end_left_over
@@ -96,6 +97,7 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     resume = arguments.resume == "yes" or (arguments.resume == "auto" and exists)
     folder = RunFolder.of(config, resume=resume)
     check_has_ended(folder)
+    check_wandb(config.logging)
     inputs = read_inputs(config)
     signal_of(config, inputs)
     special_token_ids(config, inputs)
@@ -118,35 +120,38 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
 async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bool) -> int:
     """Start the workers, run the pipeline, close everything; returns the exit code."""
     from cluster.controller import controlled
+    from cluster.dashboards.boards import Dashboards
     from cluster.events import Events
-    from cluster.progress import ProgressView
-    from cluster.scalars import ScalarWriter
     from cluster.summary import accuracy_table, summarise
 
     started = time.monotonic()
     events = Events(folder.events, folder.owner)
     folder.on_late(events.add_late)
     pools = build_pools(config, inputs, events)
-    view = ProgressView(config)
-    scalars = ScalarWriter(config.logging, folder=folder.tensorboard, run_name=config.run_name)
+    boards = Dashboards(config, folder, events)
+    view = boards.view
     stop = drain_on_signals()
-    has_started = False
+    has_started = has_ended = False
     try:
         local = is_local(config.cluster)
-        async with controlled(
-            config, pools, folder, events, is_local=local, stop=lambda: stop[-1]()
-        ) as controller:
-            with view:
-                view.say(f"run folder {folder.path}; starting {'; '.join(map(str, plan(config)))}")
-                pipeline = await start_pipeline(config, inputs, folder, pools, events, resume=resume)
-                has_started = True
-                pipeline.on_step(view.step)
-                pipeline.on_step(scalars.write)
-                stop.append(pipeline.stop)
-                controller.attach(pipeline)
-                await pipeline.run()
+        async with (
+            controlled(
+                *(config, pools, folder, events),
+                **{"is_local": local, "stop": lambda: stop[-1](), "monitor": boards.monitor},
+            ) as controller,
+            boards.following(controller.status),
+        ):
+            view.say(f"run folder {folder.path}; starting {'; '.join(map(str, plan(config)))}")
+            pipeline = await start_pipeline(config, inputs, folder, pools, events, resume=resume)
+            has_started = True
+            pipeline.on_step(boards.step)
+            stop.append(pipeline.stop)
+            controller.attach(pipeline)
+            await pipeline.run()
         summary = summarise(folder, wall_s=time.monotonic() - started)
         folder.write_summary(summary)
+        boards.summary(summary)
+        has_ended = True
         if not pipeline.slots.done:
             view.say(f"drained at step {pipeline.slots.version}; continue with --resume")
             return DRAINED
@@ -154,8 +159,8 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
         view.say(f"finished {summary['steps']} steps in {summary['wall_s']} s; student in {folder.export}")
         return FINISHED
     finally:
-        scalars.close()
-        await asyncio.gather(*(pool.close(gracefully=has_started) for pool in pools.values()))
+        closing = [pool.close(gracefully=has_started) for pool in pools.values()]
+        await asyncio.gather(boards.close(has_failed=not has_ended), *closing)
 
 
 # -- eval -------------------------------------------------------------------------------------------------

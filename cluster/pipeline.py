@@ -221,6 +221,7 @@ class Pipeline:
                 "in_flight": self._rollouts.num_in_flight,
                 "to_score": self._scoring.num_queued_of_role,
                 "scored": self._scoring.num_scored,
+                "capacity": self._scoring.capacity,
             },
         }
 
@@ -382,6 +383,7 @@ class Pipeline:
             return
         await self._weights.all_loaded()
         pool = self._pools[name] if name in self._config.teacher_of_role else self._rollout_pool
+        self._events.add("evaluation_started", model=name, step=self.slots.version)
         start = now()
         result = await self._evaluation.run(pool, self._config.cluster)
         version, seconds = self.slots.version, round(now() - start, 3)
