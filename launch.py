@@ -9,6 +9,7 @@
     python launch.py plan --config configs/plan.yaml
     python launch.py scale --run first --rollout 4 --teacher 2
     python launch.py status --run first --watch
+    python launch.py export --run first --step 100 --dtype bfloat16 --push organisation/name
     python launch.py stop --run first
     python launch.py chaos --run first --every 30s --kill rollout,teacher,learner --duration 10m
 
@@ -37,12 +38,14 @@ from cluster.connection import is_local
 from cluster.dashboards.wandb_writer import check_wandb
 from cluster.draining import drain_on_signals
 from cluster.dry_run import check_local_machine, dry_run, ray_cluster
+from cluster.hub import check_push, push, push_export
+from cluster.model_card import write_model_card
 from cluster.orphans import check_has_ended, end_left_over
 from cluster.placement import plan
 from cluster.run_folder import RunFolder
 from cluster.settings import load_config, load_settings
 from learner.served import check_objective
-from wiring import build_evaluation, build_pools, signal_of, special_token_ids, start_pipeline
+from wiring import build_evaluation, build_pools, read_stops, signal_of, special_token_ids, start_pipeline
 
 logger = logging.getLogger("launch")
 
@@ -66,6 +69,8 @@ def run_command(argv: Sequence[str] | None) -> int:
         from cluster.chaos.command import chaos_command
 
         return chaos_command(arguments, overrides)
+    if arguments.command == "export":
+        return export_command(arguments, overrides)
     if arguments.command in REMOTE_COMMANDS:
         from cluster.commands_remote import run_remote_command
 
@@ -98,6 +103,8 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     folder = RunFolder.of(config, resume=resume)
     check_has_ended(folder)
     check_wandb(config.logging)
+    if config.export.push_to is not None:
+        check_push(config.export.push_to, "export.push_to")
     inputs = read_inputs(config)
     signal_of(config, inputs)
     special_token_ids(config, inputs)
@@ -136,8 +143,7 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
         local = is_local(config.cluster)
         async with (
             controlled(
-                *(config, pools, folder, events),
-                **{"is_local": local, "stop": lambda: stop[-1](), "monitor": boards.monitor},
+                config, pools, folder, events, is_local=local, stop=lambda: stop[-1](), monitor=boards.monitor
             ) as controller,
             boards.following(controller.status),
         ):
@@ -155,6 +161,9 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
         if not pipeline.slots.done:
             view.say(f"drained at step {pipeline.slots.version}; continue with --resume")
             return DRAINED
+        write_model_card(folder, config, folder.export, step=summary["steps"], name=config.export.push_to)
+        if config.export.push_to is not None:
+            await push_export(folder.export, config.export, events)
         Console().print(accuracy_table(summary))
         view.say(f"finished {summary['steps']} steps in {summary['wall_s']} s; student in {folder.export}")
         return FINISHED
@@ -201,6 +210,30 @@ async def evaluate(config: RunConfig, inputs: Any) -> int:
         return FINISHED
     finally:
         await pool.close()
+
+
+# -- export -----------------------------------------------------------------------------------------------
+
+
+def export_command(arguments: argparse.Namespace, options: Sequence[str]) -> int:
+    """Write the student of a checkpoint as a Hugging Face folder. ValueError means that nothing was written."""
+    from cluster.export_request import read_request
+
+    if options:
+        raise ValueError(f"unexpected argument {options[0]!r}; see launch.py export --help")
+    request = read_request(arguments)
+    stops = read_stops(request.config)
+    from learner.export_checkpoint import export_checkpoint
+
+    found = request.store.fetch(request.step)
+    export_checkpoint(
+        request.config, found.path, found.manifest, out=request.out, stops=stops, dtype=request.dtype
+    )
+    write_model_card(request.folder, request.config, request.out, step=request.step, name=request.push_to)
+    print(f"step {request.step} of {arguments.run} is in {request.out}")
+    if request.push_to is not None:
+        print(f"uploaded to {push(request.out, request.push_to, private=request.private)}")
+    return FINISHED
 
 
 # -- compare ----------------------------------------------------------------------------------------------
