@@ -31,6 +31,7 @@ from typing import Any
 from rich.console import Console
 
 from cluster.checkpoint_store import check_checkpoints
+from cluster.checkpoints import DamagedCheckpointError
 from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED, REMOTE_COMMANDS, build_parser, one_line
 from cluster.comparison import CompareConfig, PlannedRun, describe, plan_runs
 from cluster.config import RunConfig
@@ -38,7 +39,7 @@ from cluster.connection import is_local
 from cluster.dashboards.wandb_writer import check_wandb
 from cluster.draining import drain_on_signals
 from cluster.dry_run import check_local_machine, dry_run, ray_cluster
-from cluster.hub import check_push, push, push_export
+from cluster.hub import PushError, check_push, push, push_export
 from cluster.model_card import write_model_card
 from cluster.orphans import check_has_ended, end_left_over
 from cluster.placement import plan
@@ -225,14 +226,17 @@ def export_command(arguments: argparse.Namespace, options: Sequence[str]) -> int
     stops = read_stops(request.config)
     from learner.export_checkpoint import export_checkpoint
 
-    found = request.store.fetch(request.step)
-    export_checkpoint(
-        request.config, found.path, found.manifest, out=request.out, stops=stops, dtype=request.dtype
-    )
-    write_model_card(request.folder, request.config, request.out, step=request.step, name=request.push_to)
-    print(f"step {request.step} of {arguments.run} is in {request.out}")
-    if request.push_to is not None:
-        print(f"uploaded to {push(request.out, request.push_to, private=request.private)}")
+    config, out = request.config, request.out
+    try:
+        found = request.store.fetch(request.step)
+        export_checkpoint(config, found.path, found.manifest, out=out, stops=stops, dtype=request.dtype)
+        write_model_card(request.folder, config, out, step=request.step, name=request.push_to)
+        print(f"step {request.step} of {arguments.run} is in {out}")
+        if request.push_to is not None:
+            print(f"uploaded to {push(out, request.push_to, private=request.private)}")
+    except (DamagedCheckpointError, PushError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return FAILED
     return FINISHED
 
 

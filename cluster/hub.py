@@ -38,11 +38,20 @@ def check_push(repo_id: str, field: str) -> None:
         raise ValueError(f"{field}: {user['name']} may not write to {owner} (may: {', '.join(owners)})")
 
 
+class PushError(Exception):
+    """An upload failed; the message says why, and how to try again."""
+
+
 def push(folder: Path, repo_id: str, *, private: bool) -> str:
-    """Upload the folder, making the repository if need be; returns its address. Errors are the hub's own."""
+    """Upload the folder, making the repository if need be; returns its address. PushError if that fails."""
     api = HfApi()
-    address = str(api.create_repo(repo_id, private=private, exist_ok=True))
-    api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Student distilled with poweropd")
+    try:
+        address = str(api.create_repo(repo_id, private=private, exist_ok=True))
+        api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message="Student distilled with poweropd")
+    except (OSError, ValueError, httpx2.HTTPError) as error:
+        raise PushError(
+            f"{folder} could not be uploaded: {_first_line(error)}; try again with: hf upload {repo_id} {folder}"
+        ) from error
     logger.info("uploaded %s to %s", folder, address)
     return address
 
@@ -52,10 +61,9 @@ async def push_export(folder: Path, config: ExportConfig, events: Events) -> Non
     assert config.push_to is not None
     try:
         address = await asyncio.to_thread(push, folder, config.push_to, private=config.private)
-    except (OSError, ValueError, httpx2.HTTPError) as error:
+    except PushError as error:
         events.add("push_failed", repository=config.push_to, reason=reason_of(error))
-        again = f"hf upload {config.push_to} {folder}"
-        logger.error("%s could not be uploaded: %s; try again with: %s", folder, _first_line(error), again)
+        logger.error("%s", error)
     else:
         events.add("pushed", repository=config.push_to, address=address)
 

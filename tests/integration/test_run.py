@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -208,6 +209,32 @@ def test_an_asynchronous_run_with_two_workers_of_each_kind_keeps_its_bound_and_e
     assert all(0 < size < published[0]["bytes"] for size in differences.values())
     assert any(row["bytes_fetched"] == differences.get(row["version"]) for row in loaded)
     assert any(row["bytes_fetched"] == 0 for row in loaded)
+
+
+@pytest.mark.parametrize(("name", "step"), [("synchronous", STEPS), ("asynchronous", 8), ("asynchronous", 6)])
+def test_a_checkpoint_is_exported_to_what_the_run_exports(
+    workspace: Path, synchronous: Path, name: str, step: int
+) -> None:
+    """`synchronous` has float32 and one rank, `asynchronous` bfloat16 and two with ZeRO-3."""
+    out = workspace / f"{name}_{step}"
+    line = [sys.executable, "launch.py", "export", "--run", name, "--runs-path", str(workspace)]
+    done = run([*line, "--step", str(step), "--out", str(out)])
+    assert done.returncode == 0
+    assert done.stdout.strip() == f"step {step} of {name} is in {out}"
+    last, found = weights_of(workspace / name), load_file(out / "model.safetensors")
+    assert found.keys() == last.keys()
+    is_last = step != 6
+    assert all(torch.equal(found[key], value) for key, value in last.items()) == is_last
+    generation = [(path / "generation_config.json").read_text() for path in (workspace / name / "export", out)]
+    assert generation[0] == generation[1]
+    cards = [(path / "README.md").read_text() for path in (workspace / name / "export", out)]
+    assert (cards[0] == cards[1]) == is_last
+    evaluated = [row["avg_at_k"] for row in read_rows(workspace / name / "eval.jsonl") if row["step"] == step]
+    front = yaml.safe_load(cards[1].split("---\n")[1])
+    if evaluated:
+        assert front["model-index"][0]["results"][0]["metrics"][0]["value"] == evaluated[-1]
+    else:
+        assert "model-index" not in front
 
 
 def test_student_engine_teacher_engine_and_learner_agree_and_a_teacher_equal_to_the_student_gives_no_reward(
