@@ -39,7 +39,6 @@ from cluster.connection import is_local
 from cluster.dashboards.wandb_writer import check_wandb
 from cluster.draining import drain_on_signals
 from cluster.dry_run import check_local_machine, dry_run, ray_cluster
-from cluster.hub import PushError, check_push, push, push_export
 from cluster.model_card import write_model_card
 from cluster.orphans import check_has_ended, end_left_over
 from cluster.placement import plan
@@ -105,6 +104,8 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     check_has_ended(folder)
     check_wandb(config.logging)
     if config.export.push_to is not None:
+        from cluster.hub import check_push
+
         check_push(config.export.push_to, "export.push_to")
     inputs = read_inputs(config)
     signal_of(config, inputs)
@@ -164,6 +165,8 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
             return DRAINED
         write_model_card(folder, config, folder.export, step=summary["steps"], name=config.export.push_to)
         if config.export.push_to is not None:
+            from cluster.hub import push_export
+
             await push_export(folder.export, config.export, events)
         Console().print(accuracy_table(summary))
         view.say(f"finished {summary['steps']} steps in {summary['wall_s']} s; student in {folder.export}")
@@ -219,6 +222,7 @@ async def evaluate(config: RunConfig, inputs: Any) -> int:
 def export_command(arguments: argparse.Namespace, options: Sequence[str]) -> int:
     """Write the student of a checkpoint as a Hugging Face folder. ValueError means that nothing was written."""
     from cluster.export_request import read_request
+    from cluster.hub import PushError, push
 
     if options:
         raise ValueError(f"unexpected argument {options[0]!r}; see launch.py export --help")

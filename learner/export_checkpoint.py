@@ -3,7 +3,8 @@
 import logging
 import os
 import shutil
-from contextlib import nullcontext
+import sys
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ def export_checkpoint(
 
     ValueError if the checkpoint's weights are not those of the configuration's student.
     """
-    from learner.deepspeed_backend import read_checkpoint_weights
+    with redirect_stdout(sys.stderr):  # DeepSpeed's log would go to the standard output that it finds
+        from learner.deepspeed_backend import read_checkpoint_weights
 
     student = config.student
     causal_lm: Any = AutoModelForCausalLM.from_pretrained(
