@@ -187,15 +187,15 @@ def numbers_of(evaluations: Sequence[Mapping[str, Any]], config: RunConfig) -> s
     if not evaluations:
         return "This student was not evaluated."
     lines = [
-        "| model | benchmark | step | accuracy | pass | mean tokens | truncated |",
-        "|---|---|---|---|---|---|---|",
+        "| model | benchmark | step | accuracy | pass | majority | mean tokens | truncated |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for row in evaluations:
         who = "student" if str(row["model"]).startswith("student") else str(row["model"])
         lines.append(
             f"| {who} | {row['benchmark']} | {row['step']} | {_number(row, 'avg_at_k')} (avg@{row['k']}) "
-            f"| {_number(row, 'pass_at_k')} (pass@{row['k']}) | {_number(row, 'mean_length', '.1f')} "
-            f"| {_number(row, 'truncated_frac')} |"
+            f"| {_number(row, 'pass_at_k')} (pass@{row['k']}) | {_number(row, 'maj_at_k')} "
+            f"| {_number(row, 'mean_length', '.1f')} | {_number(row, 'truncated_frac')} |"
         )
     settings = config.evaluation
     limit = settings.max_response_tokens or config.rollout.max_response_tokens

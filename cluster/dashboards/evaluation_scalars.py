@@ -19,10 +19,9 @@ def evaluation_scalars(row: Mapping[str, Any]) -> dict[str, float]:
     """
     who = student_or_role(str(row["model"]))
     prefix = f"eval/{row['benchmark']}" if who == "student" else f"eval/{row['benchmark']}/{who}"
+    at_k = f"_at_{row['k']}"
     return {
-        f"{prefix}/{key.removesuffix('_k')}_{row['k']}" if key.endswith("_at_k") else f"{prefix}/{key}": float(
-            value
-        )
+        f"{prefix}/{key.replace('_at_k', at_k)}": float(value)
         for key, value in row.items()
         if isinstance(value, int | float) and not isinstance(value, bool) and key not in NO_SCALARS
     }

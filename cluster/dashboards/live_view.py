@@ -207,11 +207,18 @@ def _evaluations(status: Status) -> Iterator[tuple[str, str]]:
     ]
     running = [
         f"{each['model'].replace('_', ' ')} at step {each['step']} is being evaluated since "
-        f"{clock_text(each['seconds'])}"
+        f"{clock_text(each['seconds'])}{_graded(status.get('evaluation'), each['model'])}"
         for each in status.get("evaluating", ())
     ]
     if done or running:
         yield "accuracy", "; ".join([*running, *done])
+
+
+def _graded(evaluation: Mapping[str, Any] | None, model: str) -> str:
+    """How far it is, where the run tells."""
+    if not evaluation or evaluation.get("model") != model or "graded" not in evaluation:
+        return ""
+    return f" ({evaluation['graded']:,} of {evaluation['problems']:,} problems)"
 
 
 def accuracy_text(row: Mapping[str, Any]) -> str:

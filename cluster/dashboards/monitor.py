@@ -71,10 +71,10 @@ class Monitor:
             self._newest = event
         if name == "evaluation_started":
             self._evaluating[str(event["model"])] = event
-        if name == "evaluated":
-            self._evaluating.pop(str(event["model"]), None)
-            if str(event["model"]).startswith("student"):
-                self._evaluation_s = float(event.get("seconds", 0.0))
+        if name in ("evaluated", "evaluation_abandoned"):
+            self._evaluating.pop(str(event.get("model")), None)
+        if name == "evaluated" and str(event["model"]).startswith("student"):
+            self._evaluation_s = float(event.get("seconds", 0.0))
         if name == "learner_restarted":
             self._rows.clear()
 

@@ -39,7 +39,7 @@ class Hub(ThreadingHTTPServer):
 class Handler(BaseHTTPRequestHandler):
     """Answers what the hub's own client asks for an upload of small files."""
 
-    server: Hub
+    server: Hub  # pyright: ignore[reportIncompatibleVariableOverride]
 
     def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002
         """Say nothing."""

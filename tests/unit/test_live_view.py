@@ -59,6 +59,12 @@ def test_what_is_below_the_pools_is_whole_at_every_width(width: int) -> None:
     assert ADVICE in text
 
 
+def test_an_evaluation_shows_how_far_it_is_where_the_run_tells() -> None:
+    status = running_status() | {"evaluation": {"model": "student", "step": 30, "graded": 1200, "problems": 1319}}
+    text = words_of(rendered(status, 120))
+    assert "is being evaluated since 0:04 (1,200 of 1,319 problems); teacher" in text
+
+
 def test_waits_and_back_pressure_have_columns_where_there_is_room() -> None:
     narrow, wide = (words_of(rendered(running_status(), width)) for width in (80, 120))
     assert "holds others up" not in narrow

@@ -74,7 +74,7 @@ def test_the_text_holds_recipe_data_numbers_protocol_and_origin(folder: RunFolde
     assert "| steps | 4 of 4 |" in body
     assert "| response tokens trained | 4,000 |" in body
     assert "128 prompts (one per slot) were trained on" in body
-    assert "| teacher | math500 | 0 | 0.8750 (avg@8) | 1.0000 (pass@8) | 300.2 | 0.1250 |" in body
+    assert "| teacher | math500 | 0 | 0.8750 (avg@8) | 1.0000 (pass@8) | - | 300.2 | 0.1250 |" in body
     assert "| student | math500 | 0 | 0.2500 (avg@8) |" in body
     assert "| student | math500 | 4 | 0.5625 (avg@8) |" in body
     assert "0.4375" not in body, "an evaluation of other weights than these"

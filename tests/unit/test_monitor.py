@@ -94,6 +94,13 @@ def test_an_evaluation_is_in_progress_until_it_is_done_and_the_last_accuracy_sta
     assert status["left_s"] == pytest.approx(15 * 2.0 + 4.0)
 
 
+def test_an_evaluation_that_is_given_up_is_not_in_progress_any_more() -> None:
+    monitor = Monitor(CONFIG, clock=Clock())
+    monitor.event({"time": 1000.0, "event": "evaluation_started", "model": "student", "step": 5})
+    monitor.event({"time": 1000.0, "event": "evaluation_abandoned", "model": "student", "step": 5})
+    assert monitor.status({}, is_running=True)["evaluating"] == []
+
+
 def evaluated(model: str, step: int, accuracy: float) -> dict[str, Any]:
     """A row of `eval.jsonl`."""
     return {"step": step, "model": model, "benchmark": "b", "n": 8, "k": 8, "avg_at_k": accuracy}

@@ -62,4 +62,9 @@ def test_a_run_tells_its_dashboards_through_its_folder_and_its_events(tmp_path: 
 def test_settings_are_flat_and_scalars_leave_what_is_no_measure() -> None:
     assert dict(flat({"a": {"b": 1, "c": {}}, "d": None})) == {"a.b": 1, "a.c": "{}", "d": "null"}
     row = {"model": "teacher", "benchmark": "b", "step": 1, "k": 4, "n": 8, "pass_at_k": 1, "mean_length": 9.5}
-    assert evaluation_scalars(row) == {"eval/b/teacher/pass_at_4": 1.0, "eval/b/teacher/mean_length": 9.5}
+    row |= {"pass_at_k_unbiased": 0.5, "weight_version": None}
+    assert evaluation_scalars(row) == {
+        "eval/b/teacher/pass_at_4": 1.0,
+        "eval/b/teacher/mean_length": 9.5,
+        "eval/b/teacher/pass_at_4_unbiased": 0.5,
+    }
