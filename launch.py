@@ -10,6 +10,7 @@
     python launch.py plan --config configs/plan.yaml
     python launch.py scale --run first --rollout 4 --teacher 2
     python launch.py status --run first --watch
+    python launch.py export --run first --step 100 --dtype bfloat16 --push organisation/name
     python launch.py stop --run first
     python launch.py chaos --run first --every 30s --kill rollout,teacher,learner --duration 10m
 
@@ -30,18 +31,21 @@ from typing import Any
 from rich.console import Console
 
 from cluster.checkpoint_store import check_checkpoints
+from cluster.checkpoints import DamagedCheckpointError
 from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED, REMOTE_COMMANDS, build_parser, one_line
 from cluster.comparison import CompareConfig, PlannedRun, describe, plan_runs
 from cluster.config import RunConfig
 from cluster.connection import is_local
+from cluster.dashboards.wandb_writer import check_wandb
 from cluster.draining import drain_on_signals
 from cluster.dry_run import check_local_machine, dry_run, ray_cluster
+from cluster.model_card import write_model_card
 from cluster.orphans import check_has_ended, end_left_over
 from cluster.placement import plan
 from cluster.run_folder import RunFolder
 from cluster.settings import load_config, load_settings
 from learner.served import check_objective
-from wiring import build_evaluation, build_pools, signal_of, special_token_ids, start_pipeline
+from wiring import build_evaluation, build_pools, read_stops, signal_of, special_token_ids, start_pipeline
 
 logger = logging.getLogger("launch")
 
@@ -65,6 +69,8 @@ def run_command(argv: Sequence[str] | None) -> int:
         from cluster.chaos.command import chaos_command
 
         return chaos_command(arguments, overrides)
+    if arguments.command == "export":
+        return export_command(arguments, overrides)
     if arguments.command in REMOTE_COMMANDS:
         from cluster.commands_remote import run_remote_command
 
@@ -96,6 +102,11 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     resume = arguments.resume == "yes" or (arguments.resume == "auto" and exists)
     folder = RunFolder.of(config, resume=resume)
     check_has_ended(folder)
+    check_wandb(config.logging)
+    if config.export.push_to is not None:
+        from cluster.hub import check_push
+
+        check_push(config.export.push_to, "export.push_to")
     inputs = read_inputs(config)
     print("\n".join(inputs.data_report.lines()))
     signal_of(config, inputs)
@@ -122,44 +133,51 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
 async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bool) -> int:
     """Start the workers, run the pipeline, close everything; returns the exit code."""
     from cluster.controller import controlled
+    from cluster.dashboards.boards import Dashboards
     from cluster.events import Events
-    from cluster.progress import ProgressView
-    from cluster.scalars import ScalarWriter
     from cluster.summary import accuracy_table, summarise
 
     started = time.monotonic()
     events = Events(folder.events, folder.owner)
     folder.on_late(events.add_late)
     pools = build_pools(config, inputs, events)
-    view = ProgressView(config)
-    scalars = ScalarWriter(config.logging, folder=folder.tensorboard, run_name=config.run_name)
+    boards = Dashboards(config, folder, events)
+    view = boards.view
     stop = drain_on_signals()
-    has_started = False
+    has_started = has_ended = False
     try:
         local = is_local(config.cluster)
-        async with controlled(
-            config, pools, folder, events, is_local=local, stop=lambda: stop[-1]()
-        ) as controller:
-            with view:
-                view.say(f"run folder {folder.path}; starting {'; '.join(map(str, plan(config)))}")
-                pipeline = await start_pipeline(config, inputs, folder, pools, events, resume=resume)
-                has_started = True
-                pipeline.on_step(view.step)
-                pipeline.on_step(scalars.write)
-                stop.append(pipeline.stop)
-                controller.attach(pipeline)
-                await pipeline.run()
+        async with (
+            controlled(
+                config, pools, folder, events, is_local=local, stop=lambda: stop[-1](), monitor=boards.monitor
+            ) as controller,
+            boards.following(controller.status),
+        ):
+            view.say(f"run folder {folder.path}; starting {'; '.join(map(str, plan(config)))}")
+            pipeline = await start_pipeline(config, inputs, folder, pools, events, resume=resume)
+            has_started = True
+            pipeline.on_step(boards.step)
+            stop.append(pipeline.stop)
+            controller.attach(pipeline)
+            await pipeline.run()
         summary = summarise(folder, wall_s=time.monotonic() - started)
         folder.write_summary(summary)
+        boards.summary(summary)
+        has_ended = True
         if not pipeline.slots.done:
             view.say(f"drained at step {pipeline.slots.version}; continue with --resume")
             return DRAINED
+        write_model_card(folder, config, folder.export, step=summary["steps"], name=config.export.push_to)
+        if config.export.push_to is not None:
+            from cluster.hub import push_export
+
+            await push_export(folder.export, config.export, events)
         Console().print(accuracy_table(summary))
         view.say(f"finished {summary['steps']} steps in {summary['wall_s']} s; student in {folder.export}")
         return FINISHED
     finally:
-        scalars.close()
-        await asyncio.gather(*(pool.close(gracefully=has_started) for pool in pools.values()))
+        closing = [pool.close(gracefully=has_started) for pool in pools.values()]
+        await asyncio.gather(boards.close(has_failed=not has_ended), *closing)
 
 
 # -- eval -------------------------------------------------------------------------------------------------
@@ -194,6 +212,34 @@ async def evaluate(planned: Any) -> int:
         return FINISHED
     finally:
         await pool.close()
+
+
+# -- export -----------------------------------------------------------------------------------------------
+
+
+def export_command(arguments: argparse.Namespace, options: Sequence[str]) -> int:
+    """Write the student of a checkpoint as a Hugging Face folder. ValueError means that nothing was written."""
+    from cluster.export_request import read_request
+    from cluster.hub import PushError, push
+
+    if options:
+        raise ValueError(f"unexpected argument {options[0]!r}; see launch.py export --help")
+    request = read_request(arguments)
+    stops = read_stops(request.config)
+    from learner.export_checkpoint import export_checkpoint
+
+    config, out = request.config, request.out
+    try:
+        found = request.store.fetch(request.step)
+        export_checkpoint(config, found.path, found.manifest, out=out, stops=stops, dtype=request.dtype)
+        write_model_card(request.folder, config, out, step=request.step, name=request.push_to)
+        print(f"step {request.step} of {arguments.run} is in {out}")
+        if request.push_to is not None:
+            print(f"uploaded to {push(out, request.push_to, private=request.private)}")
+    except (DamagedCheckpointError, PushError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return FAILED
+    return FINISHED
 
 
 # -- compare ----------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from cluster.config import RunConfig
 from cluster.connection import is_local
 from cluster.placement import plan
 from cluster.run_folder import RunFolder
+from cluster.teachers import field_of
 from learner.served import signal_kind
 
 
@@ -197,6 +198,25 @@ def signal_of(config: RunConfig, inputs: Any) -> Any:
     from actors.inputs import teacher_signal
 
     return teacher_signal(config, inputs, kind=signal_kind(config), k=config.objective.parameters.get("k", 0))
+
+
+def read_stops(config: RunConfig) -> Any:
+    """Stop tokens of student and teachers, from their folders alone; ValueError naming one that cannot be read."""
+    from actors.tokenizers import check_model_folder, load_tokenizer, stop_ids
+    from cluster.stop_tokens import StopTokens
+
+    def read(field: str, path: str, trusts: bool) -> tuple[int, ...]:
+        check_model_folder(path, field)
+        tokenizer = load_tokenizer(path, field, trust_remote_code=trusts)
+        return stop_ids(path, tokenizer, field=field, trust_remote_code=trusts)
+
+    student, teachers = config.student, config.teacher_of_role
+    of_role = {
+        role: read(f"{field_of(role)}.model_path", each.model_path, each.trust_remote_code)
+        for role, each in teachers.items()
+    }
+    own = read("student.model_path", student.model_path, student.trust_remote_code)
+    return StopTokens(own, of_role["teacher"], of_role)
 
 
 def special_token_ids(config: RunConfig, inputs: Any) -> list[int]:

@@ -106,6 +106,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     )
     commands.choices["plan"].add_argument("--json", action="store_true", help="print JSON, one line")
     add_eval_options(commands.choices["eval"])
+    _add_export(commands)
     for name, text in REMOTE_COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.add_argument("--run", required=True, help="name of the run")
@@ -124,3 +125,16 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     chaos.add_argument("--seed", type=int, default=0, help="of what is killed (default 0)")
     commands.choices["status"].add_argument("--watch", action="store_true", help="again every 2 s until Ctrl-C")
     return parser
+
+
+def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
+    text = "write the student of a checkpoint as a Hugging Face folder, and push it to the hub if asked to"
+    export = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
+    export.add_argument("--run", required=True, help="name of the run")
+    export.add_argument("--runs-path", default="runs", help="folder that holds its run folder")
+    export.add_argument("--step", type=int, help="step of the checkpoint; by default the newest")
+    export.add_argument("--out", help="folder to make; by default export_step_N in the run's")
+    export.add_argument("--dtype", choices=["float32", "bfloat16"], help="by default that of training")
+    export.add_argument("--push", metavar="ORG/NAME", help="upload it to this model repository")
+    export.add_argument("--private", action="store_true", help="a repository that is made is private")
+    export.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])

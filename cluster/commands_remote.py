@@ -12,14 +12,17 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import psutil
+from rich.console import Console
+from rich.live import Live
 
 from cluster.command_line import FINISHED
 from cluster.connection import NAMESPACE, attached
+from cluster.dashboards.live_view import LiveView
 from cluster.mailbox import ANSWER_TIMEOUT_S, PREFIX, actor_name
 from cluster.run_folder import RunFolder
 from cluster.run_name import checked_run_name
@@ -43,22 +46,34 @@ def run_remote_command(arguments: argparse.Namespace, options: Sequence[str]) ->
     else:
         request = {"kind": arguments.command}
     with reached(arguments) as run:
-        _show(ask(run, arguments.run, request), as_json=arguments.json)
+        answer = ask(run, arguments.run, request)
         if arguments.command == "status" and arguments.watch:
-            _watch(run, arguments, request)
+            _watch(run, arguments, request, answer)
+        else:
+            _show(answer, as_json=arguments.json)
     return FINISHED
 
 
-def _watch(run: Any, arguments: argparse.Namespace, request: Mapping[str, Any]) -> None:
-    """Show the status again and again until Ctrl-C, or until the run does not answer any more."""
-    try:
-        while True:
-            time.sleep(WATCH_EVERY_S)
-            _show(ask(run, arguments.run, request), as_json=arguments.json)
-    except ValueError as error:
-        print(error, file=sys.stderr)
-    except KeyboardInterrupt:
-        logger.info("interrupted")
+def _watch(run: Any, arguments: argparse.Namespace, request: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+    """Show the status again and again until Ctrl-C, or until the run does not answer any more.
+
+    On a terminal it is the live view of the run itself.
+    """
+    console = Console()
+    is_live = console.is_terminal and not arguments.json
+    with Live(console=console, auto_refresh=False) if is_live else nullcontext() as live:
+        try:
+            while True:
+                if live is None:
+                    _show(answer, as_json=arguments.json)
+                else:
+                    live.update(LiveView(answer), refresh=True)
+                time.sleep(WATCH_EVERY_S)
+                answer = ask(run, arguments.run, request)
+        except ValueError as error:
+            print(error, file=sys.stderr)
+        except KeyboardInterrupt:
+            logger.info("interrupted")
 
 
 def read_counts(options: Sequence[str]) -> dict[str, int]:

@@ -28,6 +28,7 @@ from cluster.engine_config import (
     TeacherConfig,
 )
 from cluster.evaluation_config import EvaluationConfig
+from cluster.export_config import ExportConfig
 from cluster.health_config import HealthConfig
 from cluster.learner_config import LearnerConfig
 from cluster.logging_config import LoggingConfig
@@ -200,6 +201,8 @@ class RunConfig(Section):
     """Evaluation."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Checkpoints."""
+    export: ExportConfig = ExportConfig()
+    """The exported student."""
     logging: LoggingConfig = LoggingConfig()
     """Progress."""
     cluster: ClusterConfig = ClusterConfig()

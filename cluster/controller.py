@@ -23,6 +23,7 @@ from ray.exceptions import RayError
 from cluster.command_line import DRAINED
 from cluster.config import RunConfig
 from cluster.connection import NAMESPACE, cluster_address
+from cluster.dashboards.monitor import Monitor
 from cluster.events import Events, reason_of
 from cluster.mailbox import Mailbox, actor_name
 from cluster.pipeline import Pipeline
@@ -55,11 +56,13 @@ class Controller:
         is_local: bool,
         stop: Callable[[], object] = lambda: None,
         node_id: str = "",
+        monitor: Monitor | None = None,
     ) -> None:
         """`is_local`: Ray is this machine alone and does not grow; `stop` drains the run, or ends its start.
 
-        `node_id` is the node of this process.
+        `node_id` is the node of this process; `monitor` adds health, evaluations and times to the status.
         """
+        self._monitor = monitor
         self._node_id = node_id
         self._config = config
         self._pools = pools
@@ -80,7 +83,7 @@ class Controller:
         try:
             match request:
                 case {"kind": "status"}:
-                    return self._status()
+                    return self.status()
                 case {"kind": "scale", "counts": dict(counts)}:
                     return {"lines": self._scale(counts)}
                 case {"kind": "stop"}:
@@ -104,11 +107,14 @@ class Controller:
             f"continue with --resume"
         )
 
-    def _status(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
+        """Where the run stands, as JSON values."""
         state = "starting" if self._pipeline is None else "running"
         state = "stopping" if self._is_stopping else state
-        status = {"run": self._config.run_name, "state": state, "pools": pools_status(self._pools)}
-        status["driver_node_id"] = self._node_id
+        pools, is_running = pools_status(self._pools), self._pipeline is not None
+        status = {"run": self._config.run_name, "state": state, "pools": pools, "driver_node_id": self._node_id}
+        if self._monitor is not None:
+            status |= self._monitor.status(pools, is_running=is_running)
         return status if self._pipeline is None else status | self._pipeline.status()
 
     def _scale(self, counts: Mapping[str, int]) -> list[str]:
@@ -166,10 +172,11 @@ async def controlled(
     *,
     is_local: bool,
     stop: Callable[[], object] = lambda: None,
+    monitor: Monitor | None = None,
 ) -> AsyncIterator[Controller]:
     """Let other processes reach the run: by the name of its actor, and by `cluster.json` in its folder."""
     node_id = ray.get_runtime_context().get_node_id()
-    controller = Controller(config, pools, is_local=is_local, stop=stop, node_id=node_id)
+    controller = Controller(config, pools, is_local=is_local, stop=stop, node_id=node_id, monitor=monitor)
     mailbox = named_actor(Mailbox, name=actor_name(config.run_name), args=())
     ray_context = ray.get_runtime_context()
     where = {"address": cluster_address(), "session": ray_context.get_session_name()}

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,14 @@ class Events:
     def __init__(self, path: Path | None = None, owner: Ownership | None = None) -> None:
         """`owner`: only while it holds the file's folder are events written there."""
         self._owner = owner
+        self._show: list[Callable[[dict[str, Any]], object]] = []
         self._rows = None if path is None else RowFile(path, max_kept=MAX_KEPT_EVENTS)
         if self._rows is not None:
             self._rows.on_late = self.add_late
+
+    def on_event(self, show: Callable[[dict[str, Any]], object]) -> None:
+        """Call `show(event)` with every event."""
+        self._show.append(show)
 
     def add(self, event: str, **details: Any) -> None:
         """Record one event, e.g. `add("worker_died", worker="teacher-0", reason="...")`.
@@ -34,6 +40,8 @@ class Events:
         logger.info("%s %s", event, " ".join(f"{key}={value}" for key, value in details.items()))
         if self._rows is not None and (self._owner is None or self._owner.is_held):
             self._rows.append(row)
+        for show in self._show:
+            show(row)
 
     def add_late(self, file: Path, num_rows: int, num_dropped: int) -> None:
         """Record that a disk which was full has taken the rows of a file after all."""

@@ -226,6 +226,7 @@ class Pipeline:
                 "in_flight": self._rollouts.num_in_flight,
                 "to_score": self._scoring.num_queued_of_role,
                 "scored": self._scoring.num_scored,
+                "capacity": self._scoring.capacity,
             },
         }
 

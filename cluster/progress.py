@@ -1,97 +1,100 @@
-"""What a person sees while a run goes on: a live view on a terminal, one plain line per step otherwise."""
+"""What a person sees while a run goes on: a live view on a terminal, plain lines otherwise.
 
+The live view shows the status of the run (`Controller.status`), which is asked for again and again: a long step
+or a slow start moves it too. Plain lines come with every step, evaluation and phase of the start.
+"""
+
+import asyncio
 import logging
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Any
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
 
 from cluster.advisor import RECENT_STEPS, Advice, advise
 from cluster.config import RunConfig
-from cluster.flow_summary import flow_line, flow_means
+from cluster.dashboards.live_view import LiveView, accuracy_text
+from cluster.dashboards.time_left import clock_text
 
 logger = logging.getLogger(__name__)
 
+REFRESH_S = 0.5
+"""The status is asked for so often."""
+
 
 class ProgressView:
-    """Shows steps as they are trained. Use as a context manager."""
+    """Shows a run while it goes on.
 
-    def __init__(self, config: RunConfig) -> None:
-        self._console = Console()
+    >>> async with view.following(controller.status):
+    ...     view.say("run folder runs/first")
+    """
+
+    def __init__(self, config: RunConfig, *, console: Console | None = None) -> None:
+        self._console = console or Console()
         wanted = config.logging.display
         self._is_live = wanted == "live" or (wanted == "auto" and self._console.is_terminal)
         self._max_steps = config.max_steps
-        self._max_staleness = config.max_staleness
         self._recent: deque[Mapping[str, Any]] = deque(maxlen=RECENT_STEPS)
-        self._bar = Progress(
-            TextColumn("[bold]{task.description}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self._console,
-        )
-        self._task = self._bar.add_task(config.run_name, total=config.max_steps)
-        self._live = Live(console=self._console, refresh_per_second=4, transient=False)
+        self._phase = ""
+        self._left_s: float | None = None
+        self._live = Live(console=self._console, auto_refresh=False, transient=False)
 
-    def __enter__(self) -> "ProgressView":
+    @asynccontextmanager
+    async def following(self, status: Callable[[], Mapping[str, Any]]) -> AsyncIterator[None]:
+        """Show what `status` says meanwhile, about twice a second."""
         if self._is_live:
             self._live.start()
-            self._live.update(Group(self._bar))
-        return self
+        polling = asyncio.create_task(self._poll(status))
+        polling.add_done_callback(_log_failure)
+        try:
+            yield
+        finally:
+            polling.cancel()
+            await asyncio.wait({polling})
+            if self._is_live:
+                self._live.stop()
 
-    def __exit__(self, *exception: object) -> None:
+    async def _poll(self, status: Callable[[], Mapping[str, Any]]) -> None:
+        while True:
+            self.show(status())
+            await asyncio.sleep(REFRESH_S)
+
+    def show(self, status: Mapping[str, Any]) -> None:
+        """Show a status: the live view, or a line where the start has come to its next phase."""
+        self._left_s = status.get("left_s")
         if self._is_live:
-            self._live.stop()
+            self._live.update(LiveView(status), refresh=True)
+            return
+        waiting = status.get("waiting")
+        if waiting and waiting["phase"] != self._phase:
+            self._phase = waiting["phase"]
+            self.say(f"{waiting['phase']}: waiting for {waiting['text']}")
 
     def say(self, text: str) -> None:
         """Print a line above the view."""
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def step(self, row: Mapping[str, Any]) -> None:
-        """Show one trained step: a metrics row."""
+        """Tell of a trained step: a metrics row."""
         self._recent.append(row)
-        advice = advise([*self._recent])
-        if self._is_live:
-            self._bar.update(self._task, completed=row["step"])
-            self._live.update(Group(self._bar, self._table(row, advice)))
-        else:
-            self.say(plain_line(row, self._max_steps, advice))
+        if not self._is_live:
+            left = "" if self._left_s is None else f"  left {clock_text(self._left_s)}"
+            self.say(plain_line(row, self._max_steps, advise([*self._recent])) + left)
 
-    def _table(self, row: Mapping[str, Any], advice: Advice | None) -> Table:
-        table = Table.grid(padding=(0, 3))
-        for role in ("rollout", "teacher", "reference"):
-            if f"workers/{role}" in row:
-                workers, rate = row[f"workers/{role}"], row[f"throughput/{role}"]
-                table.add_row(f"[bold]{role}", f"{workers} workers", f"{rate:,.0f} tok/s")
-        table.add_row(
-            "[bold]learner", f"version {row['weight_version']}", f"{row['throughput/learner']:,.0f} tok/s"
-        )
-        waits = f"waits: rollouts {row['time/rollout_wait_s']:.2f} s, scores {row['time/score_wait_s']:.2f} s"
-        table.add_row("[bold]queues", f"{row['queue/rollouts']} to score, {row['queue/scored']} to train", waits)
-        flow = flow_means([row])
-        if flow:
-            table.add_row("[bold]flow", flow_line(flow), "")
-        staleness = f"mean {row['staleness/mean']:.2f}, max {row['staleness/max']:.0f} of {self._max_staleness}"
-        table.add_row("[bold]staleness", staleness, "")
-        signal = f"{row['reward/mean']:+.4f}   reverse KL {row['kl/reverse']:.4f}"
-        table.add_row("[bold]reward", signal, f"gradient norm {row['grad_norm']:.3g}")
-        length = f"length {row['response_length/mean']:.0f}, truncated {row['truncated_frac']:.1%}"
-        table.add_row("[bold]responses", length, "")
-        if advice is not None:
-            table.add_row("[bold]limit", advice.text, "")
-        return table
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        """Tell of an evaluation: a row of `eval.jsonl`."""
+        if not self._is_live:
+            model = str(row["model"]).replace("_", " ")
+            self.say(f"evaluation of {model} at step {row['step']} on {row['benchmark']}: {accuracy_text(row)}")
+
+
+def _log_failure(polling: asyncio.Task[None]) -> None:
+    """A view that fails must not end the run."""
+    if not polling.cancelled() and polling.exception() is not None:
+        logger.error("the live view has ended, the run goes on", exc_info=polling.exception())
 
 
 def plain_line(row: Mapping[str, Any], max_steps: int, advice: Advice | None = None) -> str:

@@ -44,6 +44,7 @@ class RunFolder:
         self.ledger_rows = Ledger(self.ledger, check=self.owner.check)
         self._metric_rows = RowFile(self.metrics, max_kept=MAX_KEPT_ROWS, check=self.owner.check)
         self._evaluation_rows = RowFile(self.evaluations, check=self.owner.check)
+        self._show_evaluation: list[Callable[[dict[str, Any]], object]] = []
 
     @classmethod
     def named(cls, config: RunConfig) -> "RunFolder":
@@ -101,6 +102,12 @@ class RunFolder:
     def add_evaluation(self, row: dict[str, Any]) -> None:
         """Append one evaluation."""
         self._evaluation_rows.append(row)
+        for show in self._show_evaluation:
+            show(row)
+
+    def on_evaluation(self, show: Callable[[dict[str, Any]], object]) -> None:
+        """Call `show(row)` with every evaluation that is appended."""
+        self._show_evaluation.append(show)
 
     def evaluated(self, model: str, step: int) -> set[str]:
         """The benchmarks that a model was evaluated on at a step."""

@@ -73,9 +73,10 @@ class ScoreStage:
         self._events = events
         self._fixed_batches = config.max_staleness == 0
         self._role_of_source = role_of_source(config)
-        capacity = 2 * config.batch_size
+        self.capacity = 2 * config.batch_size
+        """Length of every queue from which on its producers are held up."""
         self._lanes = {
-            role: Lane(pools[role], each, capacity=capacity, has_fixed_batches=self._fixed_batches)
+            role: Lane(pools[role], each, capacity=self.capacity, has_fixed_batches=self._fixed_batches)
             for role, each in config.scorers.items()
         }
         self._teachers = [lane for role, lane in self._lanes.items() if role != REFERENCE]

@@ -11,10 +11,11 @@ from cluster.slots import Slots
 
 
 def pools_status(pools: Mapping[str, Pool]) -> dict[str, Any]:
-    """The workers of every pool by role, and how many are wanted."""
+    """The workers of every pool by role, how many are wanted, and how many the run starts with."""
     return {
         role: {
             "wanted": len(pool.wanted),
+            "planned": pool.demand.count,
             "workers": [
                 {
                     "name": worker.name,

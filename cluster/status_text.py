@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from cluster.dashboards.live_view import facts
+from cluster.dashboards.time_left import clock_text
 from cluster.flow_summary import flow_line
 
 
@@ -32,6 +34,16 @@ def as_text(status: Mapping[str, Any]) -> str:
         lines.append(flow_line(status["flow"]))
     if status.get("balanced"):
         lines.append(f"last balanced: {status['balanced']}")
+    told = {
+        "start": "",
+        "learner": "last step: ",
+        "accuracy": "accuracy: ",
+        "health": "",
+        "newest": "newest event: ",
+    }
+    lines += [f"{told[name]}{text}" for name, text in facts(status) if name in told]
+    if status.get("left_s") is not None:
+        lines.append(f"about {clock_text(status['left_s'])} left")
     if status.get("advice"):
         lines.append(status["advice"]["text"])
     return "\n".join(lines)

@@ -7,10 +7,11 @@ MASTER_ADDR and MASTER_PORT are set.
 Shapes: T response tokens of a micro-batch.
 """
 
+import io
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
+from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
@@ -164,6 +166,22 @@ class DeepSpeedBackend:
         """Leave the process group."""
         self.engine.destroy()
         deepspeed.comm.destroy_process_group()
+
+
+def read_checkpoint_weights(path: Path, *, zero_stage: int) -> dict[str, Tensor]:
+    """The student's weights in a checkpoint that `save` wrote, on the CPU, by the names of its causal model.
+
+    With ZeRO they are the float32 master weights, put together from the parts of all ranks; without it they are
+    what the model held. Needs no ranks, and memory for all of them.
+    """
+    if zero_stage == 0:
+        [file] = (path / CHECKPOINT_TAG).glob("mp_rank_00_model_states.pt")
+        weights = torch.load(file, map_location="cpu", weights_only=False)["module"]
+    else:
+        with redirect_stdout(io.StringIO()):  # it prints what it finds
+            weights = get_fp32_state_dict_from_zero_checkpoint(str(path), tag=CHECKPOINT_TAG) or {}
+    prefix = "causal_lm."
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
 def _student_inputs(batch: PackedBatch) -> tuple[Tensor, ...]:

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
+from cluster.config import RolloutConfig
+from cluster.stop_tokens import StopTokens
+from learner.generation import exported_generation_config
 from learner.publisher import Gather
 
 
@@ -16,9 +19,13 @@ def export_student(
     gathered: Gather,
     is_first_rank: bool,
     model_path: str,
+    stops: StopTokens,
+    rollout: RolloutConfig,
     trust_remote_code: bool = False,
 ) -> None:
-    """Write model, generation settings and tokenizer to `path`, in the dtype of training.
+    """Write model, generation settings and tokenizer to `path`, in the dtype of the model.
+
+    `model_path` is the student before training: its tokenizer and chat template are kept.
 
     Every rank must call it; parameters are gathered one by one into the first rank's CPU memory.
     """
@@ -26,7 +33,12 @@ def export_student(
     if not is_first_rank:
         return
     causal_lm.save_pretrained(path, state_dict=weights)
-    AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code).save_pretrained(path)
+    tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    tokenizer.save_pretrained(path)
+    generation = exported_generation_config(
+        causal_lm.generation_config, stops=stops, rollout=rollout, pad_token_id=tokenizer.pad_token_id
+    )
+    generation.save_pretrained(path)
 
 
 def _full_weights(causal_lm: Any, *, gathered: Gather, is_first_rank: bool) -> dict[str, Tensor]:

@@ -262,6 +262,8 @@ class LearnerRank:
             gathered=self.backend.gathered,
             is_first_rank=self.ranks.is_first,
             model_path=self.config.student.model_path,
+            stops=self.stops,
+            rollout=self.config.rollout,
             trust_remote_code=self.config.student.trust_remote_code,
         )
         self.ranks.barrier()

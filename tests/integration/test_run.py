@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -223,6 +224,28 @@ def check_evaluations(path: Path) -> None:
         assert set(kept.column("weight_version").to_pylist()) == {step}
         assert kept.num_rows == 8 * 2
     assert (path / "evaluations" / "teacher" / "arithmetic.parquet").is_file()
+
+
+@pytest.mark.parametrize(("name", "step"), [("synchronous", STEPS), ("asynchronous", 8)])
+def test_a_checkpoint_is_exported_to_what_the_run_exports(
+    workspace: Path, synchronous: Path, name: str, step: int
+) -> None:
+    """`synchronous` has float32 and one rank, `asynchronous` bfloat16 and two with ZeRO-3."""
+    out = workspace / f"{name}_{step}"
+    line = [sys.executable, "launch.py", "export", "--run", name, "--runs-path", str(workspace)]
+    done = run([*line, "--step", str(step), "--out", str(out)])
+    assert done.returncode == 0
+    assert done.stdout.strip() == f"step {step} of {name} is in {out}"
+    last, found = weights_of(workspace / name), load_file(out / "model.safetensors")
+    assert found.keys() == last.keys()
+    assert all(torch.equal(found[key], value) for key, value in last.items())
+    generation = [(path / "generation_config.json").read_text() for path in (workspace / name / "export", out)]
+    assert generation[0] == generation[1]
+    cards = [(path / "README.md").read_text() for path in (workspace / name / "export", out)]
+    assert cards[0] == cards[1]
+    [evaluated] = [row for row in read_rows(workspace / name / "eval.jsonl") if row["model"] == "student_after"]
+    front = yaml.safe_load(cards[1].split("---\n")[1])
+    assert front["model-index"][0]["results"][0]["metrics"][0]["value"] == evaluated["avg_at_k"]
 
 
 def test_student_engine_teacher_engine_and_learner_agree_and_a_teacher_equal_to_the_student_gives_no_reward(

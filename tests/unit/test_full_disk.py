@@ -8,12 +8,11 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from cluster.dashboards.tensorboard import TensorBoard
 from cluster.disk import free_bytes, is_disk_error
 from cluster.events import Events
 from cluster.jsonl import RowFile, read_rows
-from cluster.logging_config import LoggingConfig
 from cluster.run_folder import RunFolder, valid_ledger
-from cluster.scalars import ScalarWriter
 from learner.checkpoint_writer import CheckpointWriter
 from tests.unit.full_disk import files_end_at
 
@@ -81,12 +80,12 @@ def test_the_ledger_loses_nothing_and_the_run_reports_that_rows_came_late(tmp_pa
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # of TensorBoard's thread
 def test_scalars_are_written_later(tmp_path: Path) -> None:
-    writer = ScalarWriter(LoggingConfig(), folder=tmp_path, run_name="run")
-    writer.write({"step": 1, "loss": 1.0})
+    writer = TensorBoard(tmp_path)
+    writer.step({"step": 1, "loss": 1.0})
     with files_end_at(0):
         for step in (2, 3):
-            writer.write({"step": step, "loss": float(step)})
-    writer.write({"step": 4, "loss": 4.0})
+            writer.step({"step": step, "loss": float(step)})
+    writer.step({"step": 4, "loss": 4.0})
     writer.close()
     found: list[int] = []
     for file in sorted(tmp_path.iterdir()):

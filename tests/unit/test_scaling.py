@@ -170,6 +170,7 @@ def test_the_status_of_a_starting_run_shows_its_workers(controller: Controller) 
     assert (status["run"], status["state"]) == ("first", "starting")
     assert status["pools"]["teacher-code"] == {
         "wanted": 1,
+        "planned": 1,
         "workers": [
             {
                 "name": "teacher-code-0",

@@ -4,13 +4,11 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
-import pytest
 from rich.console import Console
 
 from cluster.advisor import advise
-from cluster.config import RunConfig
 from cluster.flow_summary import flow_line, flow_means
-from cluster.progress import ProgressView, plain_line
+from cluster.progress import plain_line
 from cluster.run_folder import RunFolder
 from cluster.summary import accuracy_table, summarise
 
@@ -117,20 +115,3 @@ def test_waits_back_pressure_and_use_are_means_over_the_time_of_the_steps(tmp_pa
     folder.add_step(ROW | FLOW | {"tokens_trained": 5}, ["a"])
     assert summarise(folder, wall_s=1.0)["flow"]["wait"]["teacher"] == 2.0
     assert flow_means([ROW]) == {}
-
-
-@pytest.mark.parametrize("row", [ROW, ROW | FLOW])
-@pytest.mark.parametrize("display", ["plain", "live", "auto"])
-def test_every_display_shows_a_step(display: str, row: dict[str, Any], capsys: pytest.CaptureFixture[str]) -> None:
-    config = RunConfig.model_validate(
-        {
-            **{"student": {"model_path": "s"}, "data": {"train_path": "d"}, "teacher": {"model_path": "t"}},
-            **{"logging": {"display": display}, "max_steps": 10},
-        }
-    )
-    with ProgressView(config) as view:
-        view.say("run folder [x]")
-        view.step(row)
-    shown = capsys.readouterr().out
-    assert "run folder [x]" in shown
-    assert ("step 3/10" if display != "live" else "reverse KL 0.5000") in shown

@@ -1,0 +1,87 @@
+"""Events of a run in words, and which of them tell of the health of workers."""
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+KIND_OF_EVENT = {
+    "worker_died": "deaths",
+    "learner_lost": "deaths",
+    "worker_restarted": "restarts",
+    "learner_restarted": "restarts",
+    "worker_suspect": "suspects",
+    "worker_given_up": "given_up",
+}
+"""Events that are counted, and as what."""
+
+WORDS = {
+    "worker_started": "{worker} has started on {node} in {seconds} s",
+    "worker_died": "{worker} has died",
+    "worker_ended": "{worker} was ended",
+    "worker_restarted": "{worker} is back after {seconds} s",
+    "worker_readmitted": "{worker} is given work again",
+    "worker_suspect": "{worker} does not answer",
+    "worker_heard": "{worker} answers again",
+    "worker_given_up": "{worker} was given up",
+    "worker_retired": "{worker} has left",
+    "scaled": "{role} is scaled from {from} to {to}",
+    "balanced": "pools are balanced",
+    "learner_lost": "the learner is lost at step {step}",
+    "learner_restarted": "the learner is back at step {step}",
+    "checkpoint": "step {step} is saved",
+    "checkpoint_failed": "step {step} could not be saved",
+    "checkpoint_damaged": "a checkpoint is damaged",
+    "resumed": "resumed at step {step}",
+    "evaluation_started": "evaluation of {model} at step {step} has begun",
+    "evaluation_skipped": "the evaluation of step {step} is left out",
+    "evaluation_abandoned": "the evaluation of {model} at step {step} was given up",
+    "pushed": "the student is at {address}",
+    "push_failed": "the student could not be uploaded to {repository}",
+    "evaluated": "{model} at step {step} is evaluated",
+    "prompt_given_up": "prompt {prompt_id} was given up",
+    "rollout_failed": "a rollout call of {worker} failed",
+    "scoring_failed": "a scoring call of {worker} failed",
+    "tables_lost": "scored tables were lost",
+    "weights_failed": "{worker} could not load weights",
+    "rows_written_late": "rows of {file} were written late",
+    "controller_lost": "status, scale and stop no longer reach the run",
+}
+
+ROUTINE = frozenset({"weights_published", "weights_loaded", "weights_sent", "worker_ready", "weights_group"})
+"""Events of every step: no news."""
+
+MAX_REASON = 160
+
+
+class _Known(dict[str, Any]):
+    """Values of an event; what it does not say reads `?`."""
+
+    def __missing__(self, key: str) -> str:
+        return "?"
+
+
+def in_words(event: Mapping[str, Any]) -> str:
+    """One event in words, with its reason.
+
+    >>> in_words({"event": "worker_died", "worker": "rollout-1", "reason": "ping: ActorDiedError"})
+    'rollout-1 has died: ping: ActorDiedError'
+    """
+    name = str(event["event"])
+    text = WORDS.get(name, name.replace("_", " ")).format_map(_Known(event))
+    reason = " ".join(str(event.get("reason") or "").split())
+    if len(reason) > MAX_REASON:
+        reason = f"{reason[:MAX_REASON]}..."
+    return f"{text}: {reason}" if reason else text
+
+
+def role_of_event(event: Mapping[str, Any]) -> str:
+    """The role that an event of a worker is about: `learner` if it names no worker."""
+    return str(event.get("worker", "learner-0")).rpartition("-")[0]
+
+
+def health_of(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
+    """Counted events as JSON values: {"deaths": {"rollout": 1}, ...}."""
+    health: dict[str, dict[str, int]] = {kind: {} for kind in dict.fromkeys(KIND_OF_EVENT.values())}
+    for (kind, role), number in sorted(counts.items()):
+        health[kind][role] = number
+    return health

@@ -1,0 +1,129 @@
+"""Every Prometheus metric of a run in one table, and where its values come from. Pure: no Ray.
+
+Ray exports them as `ray_poweropd_NAME`, with the tag `run` and those named here.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cluster.dashboards.evaluation_scalars import student_or_role
+from cluster.dashboards.event_words import KIND_OF_EVENT, role_of_event
+
+PREFIX = "poweropd_"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric. `key` is a key of a metrics row; its `*` is the value of the only tag."""
+
+    name: str
+    kind: Literal["gauge", "counter", "histogram"]
+    text: str
+    key: str | None = None
+    tags: tuple[str, ...] = ()
+    boundaries: tuple[float, ...] = ()
+
+    @property
+    def full_name(self) -> str:
+        """As given to Ray."""
+        return PREFIX + self.name
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A value of a metric: what a gauge is set to, a counter is raised by, a histogram observes."""
+
+    name: str
+    value: float
+    tags: Mapping[str, str]
+
+
+METRICS = (
+    Metric("step", "gauge", "Optimizer steps taken", "step"),
+    Metric("max_steps", "gauge", "Optimizer steps of the whole run"),
+    Metric("seconds_left", "gauge", "Estimated seconds until the run is finished"),
+    Metric("weight_version", "gauge", "Version of the newest weights", "weight_version"),
+    Metric("reward_mean", "gauge", "Mean reward of a trained token", "reward/mean"),
+    Metric("reverse_kl", "gauge", "Mean of student minus teacher log-prob over trained tokens", "kl/reverse"),
+    Metric("mismatch_kl", "gauge", "Difference between learner and student engine", "kl/mismatch"),
+    Metric("loss", "gauge", "Loss of the step", "loss"),
+    Metric("gradient_norm", "gauge", "Norm of the gradient before clipping", "grad_norm"),
+    Metric("learning_rate", "gauge", "Learning rate of the step", "lr"),
+    Metric("entropy", "gauge", "Mean entropy of the student at trained tokens", "entropy"),
+    Metric("importance_capped_fraction", "gauge", "Share of capped importance weights", "importance/capped_frac"),
+    Metric("staleness_mean", "gauge", "Mean staleness of trained tokens, in weight versions", "staleness/mean"),
+    Metric("staleness_max", "gauge", "Largest staleness of a trained token, in weight versions", "staleness/max"),
+    Metric("response_length_mean", "gauge", "Mean tokens of a response", "response_length/mean"),
+    Metric("truncated_fraction", "gauge", "Share of responses cut at the limit", "truncated_frac"),
+    Metric("throughput_tokens_per_second", "gauge", "Tokens per second of a pool", "throughput/*", ("role",)),
+    Metric("busy_fraction", "gauge", "Share of worker-time with work in hand", "busy/*", ("role",)),
+    Metric("queue_length", "gauge", "Slots in a queue (`rollouts`, `scored`, `in_flight`)", "queue/*", ("queue",)),
+    Metric("wait_seconds", "gauge", "Mean seconds that a slot waited for a pool", "wait/*_s", ("role",)),
+    Metric(
+        "backpressure_seconds_total",
+        "counter",
+        "Seconds in which the full queue before a pool held its producers up",
+        "backpressure/*_s",
+        ("role",),
+    ),
+    Metric("stage_seconds", "gauge", "Seconds of the last step (`step`) and its stages", "time/*_s", ("stage",)),
+    Metric(
+        "step_seconds",
+        "histogram",
+        "Seconds from one step to the next",
+        "time/step_s",
+        boundaries=(0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
+    ),
+    Metric("tokens_trained_total", "counter", "Response tokens trained", "tokens_trained"),
+    Metric("prompts_given_up", "gauge", "Prompts given up so far", "prompts_given_up"),
+    Metric("workers", "gauge", "Workers by role and state of health", tags=("role", "state")),
+    Metric("deaths_total", "counter", "Workers that died", tags=("role",)),
+    Metric("restarts_total", "counter", "Workers that came back after a death", tags=("role",)),
+    Metric("suspects_total", "counter", "Times that a worker did not answer for a while", tags=("role",)),
+    Metric("evaluation_accuracy", "gauge", "Accuracy (avg@k) in [0, 1]", tags=("benchmark", "model")),
+    Metric("evaluation_pass_at_k", "gauge", "pass@k in [0, 1]", tags=("benchmark", "model")),
+)
+
+BY_NAME = {metric.name: metric for metric in METRICS}
+
+STATES = ("starting", "healthy", "suspect", "dead", "restarting", "stale", "draining")
+
+
+def samples_of_row(row: Mapping[str, Any]) -> Iterator[Sample]:
+    """The values in a metrics row."""
+    for metric in METRICS:
+        if metric.key is None:
+            continue
+        head, star, tail = metric.key.partition("*")
+        keys = [key for key in row if key.startswith(head) and key.endswith(tail)] if star else [metric.key]
+        for key in keys:
+            if key in row:
+                tag = key[len(head) : len(key) - len(tail)]
+                yield Sample(metric.name, float(row[key]), {metric.tags[0]: tag} if star else {})
+
+
+def samples_of_status(status: Mapping[str, Any]) -> Iterator[Sample]:
+    """The values in a status of the run; a state without workers is 0."""
+    yield Sample("max_steps", float(status["max_steps"]), {})
+    if status.get("left_s") is not None:
+        yield Sample("seconds_left", float(status["left_s"]), {})
+    for role, pool in status["pools"].items():
+        states = [worker["state"] for worker in pool["workers"]]
+        for state in STATES:
+            yield Sample("workers", float(states.count(state)), {"role": role, "state": state})
+
+
+def samples_of_event(event: Mapping[str, Any]) -> Iterator[Sample]:
+    """What an event counts."""
+    kind = KIND_OF_EVENT.get(event["event"])
+    if f"{kind}_total" in BY_NAME:
+        yield Sample(f"{kind}_total", 1.0, {"role": role_of_event(event)})
+
+
+def samples_of_evaluation(row: Mapping[str, Any]) -> Iterator[Sample]:
+    """The values in a row of `eval.jsonl`."""
+    tags = {"benchmark": str(row["benchmark"]), "model": student_or_role(str(row["model"]))}
+    for name, key in (("evaluation_accuracy", "avg_at_k"), ("evaluation_pass_at_k", "pass_at_k")):
+        if row.get(key) is not None:
+            yield Sample(name, float(row[key]), tags)
