@@ -8,6 +8,7 @@
     python launch.py compare --config configs/compare.yaml
     python launch.py plan --config configs/plan.yaml
     python launch.py scale --run first --rollout 4 --teacher 2
+    python launch.py report --run first --run second
     python launch.py status --run first --watch
     python launch.py stop --run first
     python launch.py chaos --run first --every 30s --kill rollout,teacher,learner --duration 10m
@@ -65,6 +66,10 @@ def run_command(argv: Sequence[str] | None) -> int:
         from cluster.chaos.command import chaos_command
 
         return chaos_command(arguments, overrides)
+    if arguments.command == "report":
+        from cluster.report.command import report_command
+
+        return report_command(arguments, overrides)
     if arguments.command in REMOTE_COMMANDS:
         from cluster.commands_remote import run_remote_command
 
@@ -112,7 +117,9 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
         check_name_is_free(config.run_name)
         folder.open(config)
         end_left_over(folder, Events(folder.events, folder.owner))
-        return run_to_exit_code(train(config, inputs, folder, resume=resume))
+        code = run_to_exit_code(train(config, inputs, folder, resume=resume))
+        draw_report(folder)
+        return code
 
 
 async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bool) -> int:
@@ -122,11 +129,16 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
     from cluster.progress import ProgressView
     from cluster.scalars import ScalarWriter
     from cluster.summary import accuracy_table, summarise
+    from cluster.timeline import Timeline
 
     started = time.monotonic()
     events = Events(folder.events, folder.owner)
     folder.on_late(events.add_late)
     pools = build_pools(config, inputs, events)
+    timeline = Timeline(folder.timeline, folder.owner)
+    for pool in pools.values():
+        pool.timeline = timeline
+    events.add("run_started", command=shlex.join(sys.argv), is_resumed=resume)
     view = ProgressView(config)
     scalars = ScalarWriter(config.logging, folder=folder.tensorboard, run_name=config.run_name)
     stop = drain_on_signals()
@@ -156,6 +168,18 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
     finally:
         scalars.close()
         await asyncio.gather(*(pool.close(gracefully=has_started) for pool in pools.values()))
+        timeline.close()
+
+
+def draw_report(folder: RunFolder) -> None:
+    """Write the run's report, if its folder is still this process's; a failure is only logged."""
+    from cluster.report.command import write_report
+
+    try:
+        if folder.owner.is_held:
+            write_report([folder], folder.report)
+    except Exception as error:
+        logger.error("the report could not be drawn", exc_info=error)
 
 
 # -- eval -------------------------------------------------------------------------------------------------

@@ -137,6 +137,7 @@ async def start_pipeline(
         token_bytes=signal_of(config, inputs).token_bytes,
         cluster=RayCluster(may_grow=config.balance.request_nodes and not is_local(config.cluster)),
         checkpointer=checkpointer,
+        samples=build_samples(config, inputs, pools, folder, events),
     )
 
 
@@ -158,6 +159,27 @@ def build_evaluation(config: RunConfig, inputs: Any) -> Any:
         grade=build_grade(inputs),
         avg_at_k=rewards.avg_at_k,
         pass_at_k=rewards.pass_at_k,
+    )
+
+
+def build_samples(config: RunConfig, inputs: Any, pools: dict[str, Any], folder: RunFolder, events: Any) -> Any:
+    """What keeps a few responses before and after training, or None without."""
+    from actors.inputs import evaluation_sampling, rollout_sampling
+    from actors.prompts import evaluation_requests
+    from cluster.samples import Samples
+    from learner.sample_rows import SampleRows
+
+    if not config.logging.samples:
+        return None
+    prompts = (inputs.evaluation_prompts or inputs.prompts)[: config.logging.samples]
+    return Samples(
+        config,
+        pools=pools,
+        requests=evaluation_requests(prompts, num_samples=1, seed=config.seed),
+        sampling=evaluation_sampling(config) if inputs.evaluation_prompts else rollout_sampling(config),
+        describe=SampleRows(config, inputs.tokenizer, stops=inputs.stops, signal=signal_of(config, inputs)),
+        folder=folder,
+        events=events,
     )
 
 

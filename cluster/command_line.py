@@ -1,7 +1,7 @@
 """The commands of `launch.py`, their options, and what their exit codes mean."""
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
@@ -98,6 +98,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         )
         command.add_argument("--json", action="store_true", help="print JSON, one line")
         command.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
+    _add_report(commands)
     chaos = commands.choices["chaos"]
     chaos.add_argument("--every", default="30s", help="time between kills: 30s, 2m (default 30s)")
     chaos.add_argument("--duration", default="10m", help="kill for so long (default 10m)")
@@ -107,3 +108,16 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     chaos.add_argument("--seed", type=int, default=0, help="of what is killed (default 0)")
     commands.choices["status"].add_argument("--watch", action="store_true", help="again every 2 s until Ctrl-C")
     return parser
+
+
+def _add_report(commands: Any) -> None:
+    text = "write report.html of a run, or of several side by side: one file that needs no network"
+    report = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
+    report.add_argument("--run", action="append", required=True, metavar="NAME", help="give it again to compare")
+    report.add_argument("--runs-path", default="runs", help="folder that holds the run folders")
+    report.add_argument(
+        "--out",
+        help="file to write; by default report.html in the first run's folder, of several "
+        "runs report_NAME_NAME.html in --runs-path",
+    )
+    report.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])

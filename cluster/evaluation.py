@@ -101,7 +101,7 @@ class Evaluation:
         finished = finished_slots(
             worker.handle, self.requests.filter(share), self.sampling, timeout_s=timeout_s, what=what
         )
-        with pool.use(worker):
+        with pool.use(worker, "evaluate"):
             try:
                 async with aclosing(finished):
                     async for notes, ref in finished:
