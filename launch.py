@@ -173,9 +173,9 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
 
 def draw_report(folder: RunFolder) -> None:
     """Write the run's report, if its folder is still this process's; a failure is only logged."""
-    from cluster.report.command import write_report
-
     try:
+        from cluster.report.command import write_report
+
         if folder.owner.is_held:
             write_report([folder], folder.report)
     except Exception as error:
