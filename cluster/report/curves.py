@@ -9,9 +9,9 @@ from cluster.report.run_data import RunData, mean, number, total
 TENTHS = [(i + 0.5) / 10 for i in range(10)]
 """Middle of every tenth of a response."""
 
-LEARNING_CAPTION = (
-    "Lower is nearer to the teacher: the mean over trained tokens of student minus teacher log-prob."
-)
+GRADIENT_CAPTION = """Before clipping. The log-ratio's is what the plain log-ratio, as the reward, would have given
+on the same batch (logging.diagnostics_every)."""
+KL_CAPTION = "Lower is nearer to the teacher: the mean over trained tokens of student minus teacher log-prob."
 
 
 def learning_figures(runs: Sequence[RunData]) -> list[Figure]:
@@ -19,7 +19,7 @@ def learning_figures(runs: Sequence[RunData]) -> list[Figure]:
     figures = [
         accuracy(runs),
         Figure(
-            *("kl", "Reverse KL", LEARNING_CAPTION),
+            *("kl", "Reverse KL", KL_CAPTION),
             metric_lines(runs, {"kl/reverse": "reverse KL"}),
             by_step("nats per token"),
         ),
@@ -31,12 +31,12 @@ def learning_figures(runs: Sequence[RunData]) -> list[Figure]:
         Figure(
             *("truncated", "Truncated responses", "Share of trained responses that were cut at the length limit."),
             metric_lines(runs, {"truncated_frac": "truncated"}),
-            by_step("share", tickformat=".0%", rangemode="tozero"),
+            by_step("share", tickformat=".1~%", rangemode="tozero"),
         ),
         Figure(
-            *("grad_norm", "Gradient norm", "Before clipping. The second curve is what the plain log-ratio as a "),
+            *("grad_norm", "Gradient norm", GRADIENT_CAPTION),
             metric_lines(runs, {"grad_norm": "this objective", "grad_norm/log_ratio": "log-ratio"}),
-            by_step("norm", type="log", exponentformat="power"),
+            by_step("norm", type="log", tickformat="~g"),
         ),
         Figure(
             *(
@@ -85,7 +85,7 @@ def accuracy(runs: Sequence[RunData]) -> Figure:
             traces.append(line([0.0, max(last, 1.0)], [value] * 2, f"{prefix}{name}", count, dash=2, mode="lines"))
             count += 1
     caption = "Share of right answers on problems that are not trained on (avg@k). Dotted: the teacher."
-    return Figure("accuracy", "Accuracy", caption, traces, by_step("avg@k", tickformat=".0%", rangemode="tozero"))
+    return Figure("accuracy", "Accuracy", caption, traces, by_step("avg@k", tickformat=".1~%", rangemode="tozero"))
 
 
 def reward_quantiles(runs: Sequence[RunData]) -> Figure:
@@ -157,7 +157,7 @@ def staleness(runs: Sequence[RunData]) -> Figure:
                 {"type": "bar", "x": lags, "y": shares, "name": run.name, "marker": {"color": color(place)}}
             )
     caption = "Share of the trained tokens that were sampled so many weight versions earlier; 0 is fresh."
-    layout = axes("weight versions behind", "share of tokens", tickformat=".0%")
+    layout = axes("weight versions behind", "share of tokens", tickformat=".1~%")
     layout["xaxis"] |= {"dtick": 1}
     return Figure("staleness", "Staleness", caption, traces, layout | {"showlegend": len(runs) > 1})
 

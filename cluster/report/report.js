@@ -49,7 +49,7 @@
     }, given, {
       width, height: figure.height + rows * 20, margin: { l: 8, r: 12, t: 10 + rows * 20, b: 8, pad: 0 },
       showlegend: hasLegend,
-      legend: { orientation: "h", x: 0, xanchor: "left", xref: "container", y: 1, yanchor: "top", yref: "container",
+      legend: { orientation: "h", traceorder: "normal", x: 0, xanchor: "left", xref: "container", y: 1, yanchor: "top", yref: "container",
                 bgcolor: "rgba(0,0,0,0)", font: { size: 12 } },
       xaxis: axis(given.xaxis, false), yaxis: axis(given.yaxis, true),
     });

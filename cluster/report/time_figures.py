@@ -13,7 +13,7 @@ STAGES = {
     "time/train_s": "trains",
     "time/publish_s": "publishes",
 }
-OTHER = "other (evaluation, checkpoints)"
+OTHER = "other"
 
 
 def time_figures(runs: Sequence[RunData]) -> list[Figure]:
@@ -46,14 +46,14 @@ def stages(runs: Sequence[RunData]) -> Figure:
         steps, parts = _by_step(runs[0].rows)
         layout = by_step("seconds per step")
         caption = (
-            "What the learner did in each step. With many steps, a bar is the mean of some that follow each other."
+            "What the learner did in each step; other: evaluation, checkpoints. Of many steps, bars are means."
         )
     else:
         means = [_means(run.rows) for run in runs]
         steps = [run.name for run in runs]
         parts = {name: [each.get(name, 0.0) for each in means] for name in (*STAGES.values(), OTHER)}
         layout = axes("", "seconds per step")
-        caption = "What the learner did in a step: means over all steps."
+        caption = "What the learner did in a step: means over all steps; other: evaluation, checkpoints."
     traces: list[Trace] = [
         {"type": "bar", "name": name, "x": steps, "y": values, "marker": {"color": color(index)}}
         for index, (name, values) in enumerate(parts.items())

@@ -22,9 +22,7 @@ def write_run(
     path.mkdir(parents=True)
     folder = RunFolder(path)
     save_config(run_config(runs_path, name, alpha=alpha, max_steps=max_steps or steps), path / "config.yaml")
-    write_json(
-        path / "environment.json", {"git_commit": "abc123", "git_is_dirty": True, "packages": {"ray": "2.60"}}
-    )
+    write_json(path / "environment.json", {"git_commit": "abc123", "git_is_dirty": True})
     write_json(path / "preflight.json", {"checks": [{"name": "vocabulary", "is_good": True}]})
     for step in range(1, steps + 1):
         folder.add_step(metrics_row(step, steps), [f"{step}-0-p-0"])
@@ -78,7 +76,7 @@ def metrics_row(step: int, steps: int) -> dict[str, Any]:
 
 
 def write_events(folder: RunFolder, steps: int) -> None:
-    """Starts at 30 s, the end 10 s after the last step; the teacher is dead from 60 to 70 s, then starts for 5 s."""
+    """All start at 30 s and end 10 s after the last step; the teacher is dead from 60 to 70 s."""
     end = 50 + steps * STEP_S
     add = folder.events
     event(add, 0, "run_started", command="launch.py train --config configs/demo.yaml", is_resumed=False)

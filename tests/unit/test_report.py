@@ -76,7 +76,7 @@ def test_a_report_shows_every_part_of_a_run(tmp_path: Path) -> None:
         *("throughput", "stages", "timeline-first")
     } == page.figures.keys()
     for text in (
-        "arithmetic: accuracy 40.0 % before, 90.0 % after training; the teacher has 98.0 %, so 86.2 % of the distance",
+        "arithmetic: accuracy 40.0 % before, 90.0 % after training; the teacher has 98.0 %, so 86.2 % of the",
         "Reverse KL to the teacher fell by",
         "teacher-bound: 50 % of the learner's time is waiting for scores",
         "worker died 1x",
@@ -298,7 +298,7 @@ def test_thinning_keeps_the_spikes_and_the_order() -> None:
 def test_the_shade_of_a_token_has_the_sign_and_the_size_of_its_reward() -> None:
     values = [1.0, -1.0, 0.5, -0.25, 0.01, None, 9.0]
     row = {"tokens": list("abcdefg"), "values": values, "value": "reward", "student_logp": [-1.0] * 7}
-    view = samples_view([row] + [{"tokens": ["x"] * 100, "values": [1.0] * 100}])
+    view = samples_view([row, {"tokens": ["x"] * 100, "values": [1.0] * 100}])
     assert view is not None
     assert view.scale == 1.0
     assert [token.shade for token in view.problems[0].responses[0].tokens] == [5, -5, 2, -1, 0, 0, 5]
