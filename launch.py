@@ -138,7 +138,7 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
     timeline = Timeline(folder.timeline, folder.owner)
     for pool in pools.values():
         pool.timeline = timeline
-    events.add("run_started", command=shlex.join(sys.argv), is_resumed=resume)
+    events.add("run_started", command=shlex.join(["python", *sys.argv]), is_resumed=resume)
     view = ProgressView(config)
     scalars = ScalarWriter(config.logging, folder=folder.tensorboard, run_name=config.run_name)
     stop = drain_on_signals()

@@ -122,7 +122,9 @@ class RunFolder:
 
     def metric_rows(self) -> list[dict[str, Any]]:
         """All metrics rows as they were written: also those of steps that were rolled back."""
-        return [row for row in [*read_rows(self.metrics), *self._metric_rows.kept] if "step" in row]
+        return [
+            row for row in [*read_rows(self.metrics), *self._metric_rows.kept] if isinstance(row.get("step"), int)
+        ]
 
     def valid_metrics(self) -> list[dict[str, Any]]:
         """Metrics rows of the steps that count, in order; of a step written twice the last one."""

@@ -38,11 +38,25 @@ def reproduction(run: RunData) -> list[str]:
         lines.append(f"git checkout {shlex.quote(str(commit))}{note}")
     config = run.folder.path / "config.yaml"
     again = ["python", "launch.py", "train", "--config", str(config), "--run_name", f"{run.name}-again"]
-    return [*lines, shlex.join(again)]
+    return [*lines, in_lines(shlex.join(again))]
+
+
+def in_lines(command: str) -> str:
+    """The same command with every option on a line of its own."""
+    try:
+        words = shlex.split(command)
+    except ValueError:
+        return command
+    lines: list[str] = []
+    for word in map(shlex.quote, words):
+        if lines and not word.startswith("--"):
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return " \\\n    ".join(lines)
 
 
 def commands(run: RunData) -> list[str]:
     """The command lines by which the run was started and continued, as they were given."""
-    return [
-        str(event["command"]) for event in run.events if event["event"] == "run_started" and "command" in event
-    ]
+    started = [event for event in run.events if event["event"] == "run_started" and "command" in event]
+    return [in_lines(str(event["command"])) for event in started]

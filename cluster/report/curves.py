@@ -1,105 +1,57 @@
 """The curves of a report: what was learned, and how, by optimizer step. Several runs share each figure."""
 
-from collections import defaultdict
 from collections.abc import Sequence
 
-from cluster.report.figure import Figure, Trace, axes, by_step, color, line, metric_lines, points, thinned
-from cluster.report.run_data import RunData, mean, number, total
+from cluster.report.accuracy_figure import accuracy
+from cluster.report.figure import Figure, Trace, axes, by_step, color, line, metric_lines, points
+from cluster.report.run_data import RunData, mean, total
 
 TENTHS = [(i + 0.5) / 10 for i in range(10)]
 """Middle of every tenth of a response."""
 
+KL_CAPTION = "Lower is nearer to the teacher: the mean over trained tokens of student minus teacher log-prob."
+LENGTH_CAPTION = "Tokens per trained response."
+TRUNCATED_CAPTION = "Share of trained responses that were cut at the length limit."
 GRADIENT_CAPTION = """Before clipping. The log-ratio's is what the plain log-ratio, as the reward, would have given
 on the same batch (logging.diagnostics_every)."""
-KL_CAPTION = "Lower is nearer to the teacher: the mean over trained tokens of student minus teacher log-prob."
+ENTROPY_CAPTION = "Of the student at the trained tokens; a fall to 0 means it has become certain."
+SHARE = by_step("share", tickformat=".1~%", rangemode="tozero")
 
 
 def learning_figures(runs: Sequence[RunData]) -> list[Figure]:
-    """Accuracy, distance to the teacher, responses and gradients; figures without data are left out."""
-    figures = [
-        accuracy(runs),
-        Figure(
-            *("kl", "Reverse KL", KL_CAPTION),
-            metric_lines(runs, {"kl/reverse": "reverse KL"}),
-            by_step("nats per token"),
-        ),
-        Figure(
-            *("length", "Response length", "Tokens per trained response: mean and longest."),
-            metric_lines(runs, {"response_length/mean": "mean", "response_length/max": "longest"}),
-            by_step("tokens", rangemode="tozero"),
-        ),
-        Figure(
-            *("truncated", "Truncated responses", "Share of trained responses that were cut at the length limit."),
-            metric_lines(runs, {"truncated_frac": "truncated"}),
-            by_step("share", tickformat=".1~%", rangemode="tozero"),
-        ),
-        Figure(
-            *("grad_norm", "Gradient norm", GRADIENT_CAPTION),
-            metric_lines(runs, {"grad_norm": "this objective", "grad_norm/log_ratio": "log-ratio"}),
-            by_step("norm", type="log", tickformat="~g"),
-        ),
-        Figure(
-            *(
-                "entropy",
-                "Entropy",
-                "Of the student at the trained tokens; a fall to 0 means it has become certain.",
-            ),
-            metric_lines(runs, {"entropy": "entropy"}),
-            by_step("nats", rangemode="tozero"),
-        ),
-        reward_quantiles(runs),
-        reward_by_position(runs),
-        staleness(runs),
+    """Accuracy, distance to the teacher, responses and gradients; figures without data are left out.
+
+    Of several runs each figure has one curve for each.
+    """
+    is_one = len(runs) == 1
+    lengths = {"response_length/mean": "mean"} | ({"response_length/max": "longest"} if is_one else {})
+    norms = {"grad_norm": "this objective"} | ({"grad_norm/log_ratio": "log-ratio"} if is_one else {})
+    parts = [
+        ("kl", "Reverse KL", KL_CAPTION, {"kl/reverse": "reverse KL"}, by_step("nats per token")),
+        ("length", "Response length", LENGTH_CAPTION, lengths, by_step("tokens", rangemode="tozero")),
+        ("truncated", "Truncated responses", TRUNCATED_CAPTION, {"truncated_frac": "truncated"}, SHARE),
+        ("grad_norm", "Gradient norm", GRADIENT_CAPTION, norms, by_step("norm", type="log", tickformat="~g")),
+        ("entropy", "Entropy", ENTROPY_CAPTION, {"entropy": "entropy"}, by_step("nats", rangemode="tozero")),
     ]
+    simple = [
+        Figure(key, title, text, metric_lines(runs, names), layout) for key, title, text, names, layout in parts
+    ]
+    figures = [accuracy(runs), *simple, reward_quantiles(runs), reward_by_position(runs), staleness(runs)]
     return [figure for figure in figures if figure.traces]
-
-
-def accuracy(runs: Sequence[RunData]) -> Figure:
-    """Held-out accuracy by step: a curve for each benchmark, teachers as dotted lines."""
-    traces: list[Trace] = []
-    count = 0
-    for run in runs:
-        curves: defaultdict[str, list[tuple[float, float]]] = defaultdict(list)
-        teachers: dict[str, float] = {}
-        last = max((step for row in run.evaluations if (step := number(row, "step")) is not None), default=0.0)
-        for row in run.evaluations:
-            value, step, model = number(row, "avg_at_k"), number(row, "step"), str(row.get("model", ""))
-            benchmark = str(row.get("benchmark", "held out"))
-            if value is None or step is None:
-                continue
-            if model.startswith("student"):
-                curves[benchmark].append((step, value))
-            elif model.startswith("teacher"):
-                teachers[benchmark if model == "teacher" else f"{benchmark}, {model}"] = value
-        prefix = f"{run.name}: " if len(runs) > 1 else ""
-        for benchmark, found in curves.items():
-            kept = thinned(sorted(found))
-            x, y = [step for step, _ in kept], [value for _, value in kept]
-            traces.append(line(x, y, f"{prefix}{benchmark}", count))
-            if benchmark in teachers:
-                pair = [teachers.pop(benchmark)] * 2
-                name = f"{prefix}teacher" + (f" ({benchmark})" if len(curves) > 1 else "")
-                traces.append(line([0.0, max(last, 1.0)], pair, name, count, dash=2, mode="lines"))
-            count += 1
-        for name, value in teachers.items():
-            traces.append(line([0.0, max(last, 1.0)], [value] * 2, f"{prefix}{name}", count, dash=2, mode="lines"))
-            count += 1
-    caption = "Share of right answers on problems that are not trained on (avg@k). Dotted: the teacher."
-    return Figure("accuracy", "Accuracy", caption, traces, by_step("avg@k", tickformat=".1~%", rangemode="tozero"))
 
 
 def reward_quantiles(runs: Sequence[RunData]) -> Figure:
     """How the rewards of the trained tokens are spread, by step."""
     traces: list[Trace] = []
     if len(runs) == 1:
-        for low, high, opacity, name in (("p5", "p95", 0.16, "5 to 95 %"), ("p25", "p75", 0.32, "25 to 75 %")):
+        for low, high, opacity, name in (("p5", "p95", 0.22, "5 to 95 %"), ("p25", "p75", 0.42, "25 to 75 %")):
             upper, lower = (points(runs[0].rows, f"reward/{key}") for key in (high, low))
             if upper[0]:
                 traces += _band(upper, lower, name, opacity)
         x, y = points(runs[0].rows, "reward/p50")
         traces += [line(x, y, "median", 0)] if x else []
     else:
-        names = {"reward/p5": "5 %", "reward/p50": "median", "reward/p95": "95 %"}
+        names = {"reward/p95": "95 %", "reward/p50": "median"}
         traces += metric_lines(runs, names)
     caption = "Rewards of the trained tokens as the loss used them: quantiles over all ranks. Not for divergences."
     return Figure(

@@ -56,7 +56,7 @@ def render(runs: Sequence[RunData]) -> str:
         _environment()
         .get_template("report.html.j2")
         .render(
-            title=" and ".join(run.name for run in runs),
+            title=" / ".join(run.name for run in runs),
             views=views,
             summary=summary_rows(runs),
             learning=learning,

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from math import exp
 from typing import Any
 
-from cluster.report.run_data import Row
+from cluster.report.run_data import Row, number
 
 NUM_SHADES = 5
 """Shades of each colour; the darkest is for the largest 5 % of the magnitudes of a run, and beyond."""
@@ -97,9 +97,9 @@ def _response(row: Row, name: str, scale: float) -> ResponseView:
     known = [value for value in values if value is not None]
     return ResponseView(
         when=str(row.get("when", "")),
-        step=int(row.get("step") or 0),
+        step=int(number(row, "step") or 0),
         tokens=tokens,
-        num_tokens=max(int(row.get("num_tokens") or 0), len(tokens)),
+        num_tokens=max(int(number(row, "num_tokens") or 0), len(tokens)),
         mean=sum(known) / len(known) if known else None,
         is_truncated=row.get("finish_reason") == "length",
     )

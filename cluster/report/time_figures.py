@@ -18,26 +18,38 @@ OTHER = "other"
 
 def time_figures(runs: Sequence[RunData]) -> list[Figure]:
     """Throughput and stages; figures without data are left out."""
-    return [figure for figure in (throughput(runs), stages(runs)) if figure.traces]
+    return [figure for figure in (throughput(runs), stages(runs), busy(runs)) if figure.traces]
 
 
 def throughput(runs: Sequence[RunData]) -> Figure:
     """Tokens per second by pool."""
-    traces: list[Trace] = []
-    for place, run in enumerate(runs):
-        keys = [key for key in (run.rows[-1] if run.rows else ()) if key.startswith("throughput/")]
-        for index, key in enumerate(sorted(keys)):
-            x, y = points(run.rows, key)
-            pool = key.removeprefix("throughput/")
-            if x and len(runs) == 1:
-                traces.append(line(x, y, pool, index))
-            elif x:
-                traces.append(line(x, y, f"{run.name}: {pool}", place, dash=index))
     caption = (
         "Rollout: response tokens. Teachers and reference: prompt and response tokens. Learner: tokens trained."
     )
     layout = by_step("tokens per second", rangemode="tozero")
-    return Figure("throughput", "Throughput by pool", caption, traces, layout)
+    return Figure("throughput", "Throughput by pool", caption, _by_pool(runs, "throughput/"), layout)
+
+
+def busy(runs: Sequence[RunData]) -> Figure:
+    """Share of the time with work in hand, by pool."""
+    caption = "Share of the workers' time with work in hand; of the learner, of training and publishing."
+    layout = by_step("share", tickformat=".0%", range=[0, 1.02])
+    return Figure("busy", "Use of the pools", caption, _by_pool(runs, "busy/"), layout)
+
+
+def _by_pool(runs: Sequence[RunData], prefix: str) -> list[Trace]:
+    """A curve for every pool and run: of one run a colour each, else a colour per run and a dash per pool."""
+    traces: list[Trace] = []
+    for place, run in enumerate(runs):
+        keys = [key for key in (run.rows[-1] if run.rows else ()) if key.startswith(prefix)]
+        for index, key in enumerate(sorted(keys)):
+            x, y = points(run.rows, key)
+            pool = key.removeprefix(prefix)
+            if x and len(runs) == 1:
+                traces.append(line(x, y, pool, index))
+            elif x:
+                traces.append(line(x, y, f"{run.name}: {pool}", place, dash=index))
+    return traces
 
 
 def stages(runs: Sequence[RunData]) -> Figure:
@@ -45,9 +57,7 @@ def stages(runs: Sequence[RunData]) -> Figure:
     if len(runs) == 1:
         steps, parts = _by_step(runs[0].rows)
         layout = by_step("seconds per step")
-        caption = (
-            "What the learner did in each step; other: evaluation, checkpoints. Of many steps, bars are means."
-        )
+        caption = "What the learner did in each step; other: evaluation, checkpoints. Of many, bars are means."
     else:
         means = [_means(run.rows) for run in runs]
         steps = [run.name for run in runs]

@@ -128,7 +128,7 @@ def _trace(stage: str, spans: Sequence[Span], workers: Sequence[str], clock: _Cl
         text = f"{plain(span.worker)}: {plain(stage)}, {start:.1f} to {clock(span.end):.1f} s{share}"
         texts += [text, text, ""]
     width = 7 if stage in THIN else 15
-    shade = {DOWN: "theme:bad", START: "theme:muted"}.get(stage, color(min(_rank(stage)[0], NUM_COLORS - 1)))
+    shade = {DOWN: "theme:bad", START: "theme:muted/0.45"}.get(stage, color(min(_rank(stage)[0], NUM_COLORS - 1)))
     return {
         **{"type": "scatter", "mode": "lines", "x": x, "y": y, "name": plain(stage), "text": texts},
         **{"hoverinfo": "text", "line": {"color": shade, "width": width}, "connectgaps": False},

@@ -36,6 +36,10 @@ LEGEND_ON_PLOT = """[...document.querySelectorAll('.plot')].filter(plot => {
     const top = plot.querySelector('.bg') ? plot._fullLayout._size.t : 0;
     return legend.getBoundingClientRect().bottom > plot.getBoundingClientRect().top + plot._fullLayout._size.t + 4;
 }).map(plot => plot.dataset.figure)"""
+TOOLTIP_GAP = """(() => {
+    const tip = document.getElementById('tooltip'), token = document.querySelector('.tokens span');
+    return tip.hidden ? null : tip.getBoundingClientRect().top - token.getBoundingClientRect().bottom;
+})()"""
 AXIS_COLOR = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
 
 
@@ -55,6 +59,8 @@ class Seen:
     """Figures with text that sticks out."""
     under_legend: list[str]
     """Figures whose legend lies on the curves."""
+    tooltip_gap: float | None
+    """Pixels between a token that was clicked and what is said of it; None if nothing is."""
     text_color: str
     other_color: str
     """The same after the colour scheme has changed to the other one."""
@@ -99,6 +105,8 @@ def look_at(browser: Any, report: Path, *, width: int, scheme: str) -> Seen:
         "cut_off": page.evaluate(CUT_OFF),
         "under_legend": page.evaluate(LEGEND_ON_PLOT),
     }
+    page.locator(".tokens span").first.click()
+    seen["tooltip_gap"] = page.evaluate(TOOLTIP_GAP)
     page.emulate_media(color_scheme="dark" if scheme == "light" else "light")
     page.wait_for_function(f"{AXIS_COLOR} !== '{color}'")
     other = page.evaluate(AXIS_COLOR)
@@ -117,4 +125,6 @@ def assert_good(report: Path, *, num_figures: int) -> None:
                 assert seen.overflow == 0, where
                 assert seen.num_figures == num_figures, where
                 assert (seen.not_drawn, seen.cut_off, seen.under_legend) == ([], [], []), where
+                assert seen.tooltip_gap is not None, where
+                assert 0 <= seen.tooltip_gap <= 10, where
                 assert seen.text_color != seen.other_color, where

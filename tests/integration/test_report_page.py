@@ -15,14 +15,14 @@ pytestmark = [needs_browser, pytest.mark.timeout(300)]
 def test_the_report_of_a_run_is_drawn_whole_and_asks_for_nothing(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "first", steps=40)
     write_report([folder], folder.report)
-    assert_good(folder.report, num_figures=12)
+    assert_good(folder.report, num_figures=13)
 
 
 def test_the_report_of_several_runs_is_drawn_whole_too(tmp_path: Path) -> None:
     names = ["power-alpha-5", "power-alpha-1", "a-run-with-quite-a-long-name-of-its-own"]
     folders = [write_run(tmp_path, name, alpha=5.0 - index) for index, name in enumerate(names)]
     write_report(folders, tmp_path / "report.html")
-    assert_good(tmp_path / "report.html", num_figures=14)
+    assert_good(tmp_path / "report.html", num_figures=15)
 
 
 def test_texts_of_a_model_are_no_part_of_the_page(tmp_path: Path) -> None:

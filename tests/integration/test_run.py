@@ -227,7 +227,7 @@ def test_an_asynchronous_run_with_two_workers_of_each_kind_keeps_its_bound_and_e
         == (rows[-1]["tokens_trained"])
     )
     if CHROMIUM is not None:
-        assert_good(path / "report.html", num_figures=12)
+        assert_good(path / "report.html", num_figures=13)
 
 
 def test_student_engine_teacher_engine_and_learner_agree_and_a_teacher_equal_to_the_student_gives_no_reward(

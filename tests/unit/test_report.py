@@ -73,7 +73,7 @@ def page_of(*folders: RunFolder) -> Page:
 def test_a_report_shows_every_part_of_a_run(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path, "first"))
     assert {"accuracy", "kl", "length", "truncated", "grad_norm", "entropy", "reward", "position", "staleness"} | {
-        *("throughput", "stages", "timeline-first")
+        *("throughput", "stages", "busy", "timeline-first")
     } == page.figures.keys()
     for text in (
         "arithmetic: accuracy 40.0 % before, 90.0 % after training; the teacher has 98.0 %, so 86.2 % of the",
@@ -84,7 +84,7 @@ def test_a_report_shows_every_part_of_a_run(tmp_path: Path) -> None:
         "rollouts lost with a worker or a table, generated again",
         "git checkout abc123 # the tree had uncommitted changes",
         "--run_name first-again",
-        "launch.py train --config configs/demo.yaml",
+        "launch.py train \\ --config configs/demo.yaml",
         "vocabulary",
         "before training step 0, 7 tokens, mean reward +0.0583",
     ):
@@ -196,6 +196,9 @@ def test_a_page_asks_for_nothing_outside_itself(tmp_path: Path) -> None:
 def test_several_runs_share_figures_and_tables(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path, "five"), write_run(tmp_path, "one", alpha=1.0, steps=20, max_steps=40))
     assert [trace["name"] for trace in page.figures["kl"]["data"]] == ["five", "one"]
+    assert [trace["name"] for trace in page.figures["accuracy"]["data"]] == [
+        *("five, teacher", "five", "one, teacher", "one"),
+    ]
     assert {"timeline-five", "timeline-one"} < page.figures.keys()
     assert "objective.alpha 5.0 1.0" in page.text
     assert "max_steps 30 40" in page.text
