@@ -20,7 +20,7 @@ from ray.exceptions import RayError
 
 from cluster.config import RunConfig
 from cluster.events import Events, reason_of
-from cluster.jsonl import append_row, read_rows
+from cluster.jsonl import RowFile, read_rows
 from cluster.pool import Pool
 from cluster.run_folder import RunFolder
 from cluster.streams import finished_slots
@@ -59,6 +59,7 @@ class Samples:
         self._folder = folder
         self._events = events
         self._role_of_source = role_of_source(config)
+        self._rows = RowFile(folder.samples, check=folder.owner.check)
 
     async def take(self, when: str, version: int) -> None:
         """Sample, score and write; nothing if the folder holds these samples. Faults are only recorded."""
@@ -70,9 +71,8 @@ class Samples:
         except (RayError, TimeoutError, ValueError) as error:
             self._events.add("samples_failed", when=when, reason=reason_of(error))
             return
-        self._folder.owner.check()
         for row in rows:
-            append_row(self._folder.samples, {"when": when, "step": version, **row})
+            self._rows.append({"when": when, "step": version, **row})
 
     async def _generated(self, version: int) -> list[pa.Table]:
         """The rollouts, from one worker that holds these weights."""

@@ -68,9 +68,17 @@ class Span:
 
 def read_spans(path: Path) -> list[Span]:
     """The spans of a file, in its order; rows that are no span are left out. Empty without the file."""
-    rows = (row for row in read_rows(path) if {"worker", "stage", "start", "end", "busy_s"} <= row.keys())
-    known = Span.__dataclass_fields__
-    return [Span(**{name: value for name, value in row.items() if name in known}) for row in rows]
+    return [span for row in read_rows(path) if (span := _span(row)) is not None]
+
+
+def _span(row: dict[str, Any]) -> Span | None:
+    texts, times = (row.get("worker"), row.get("stage")), (row.get("start"), row.get("end"), row.get("busy_s"))
+    if not all(isinstance(text, str) for text in texts) or not all(
+        isinstance(time, int | float) for time in times
+    ):
+        return None
+    num = row.get("num", 1)
+    return Span(*texts, *times, num=num if isinstance(num, int) else 1)
 
 
 def merged(spans: Iterable[Span], resolution_s: float) -> list[Span]:

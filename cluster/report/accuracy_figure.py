@@ -45,6 +45,6 @@ def _curves(run: RunData) -> Curves:
 
 def _trace(name: str, found: list[tuple[float, float]], color: int, *, last: float, is_student: bool) -> Trace:
     if is_student:
-        kept = thinned(sorted(found))
+        kept = thinned(sorted(dict(found).items()))  # of a step evaluated twice the last
         return line([step for step, _ in kept], [value for _, value in kept], name, color)
     return line([0.0, max(last, 1.0)], [found[-1][1]] * 2, name, color, dash=2, mode="lines")

@@ -40,7 +40,9 @@ class RunView:
     waste: list[WasteLine]
     num_cut_off: int
     samples: SamplesView | None
-    preflight: str
+    preflight: list[tuple[str, str, str]]
+    """(check, status, message) where the file holds checks."""
+    preflight_text: str
     environment: str
     reproduction: list[str]
     commands: list[str]
@@ -96,6 +98,12 @@ def _environment() -> Environment:
     )
 
 
+def _checks(preflight: Any) -> list[tuple[str, str, str]]:
+    checks = preflight.get("checks") if isinstance(preflight, dict) else None
+    rows = [row for row in checks if isinstance(row, dict)] if isinstance(checks, list) else []
+    return [(str(row.get("key", "")), str(row.get("status", "")), str(row.get("message", ""))) for row in rows]
+
+
 def _view(run: RunData) -> RunView:
     advice = advice_of(run)
     return RunView(
@@ -108,7 +116,8 @@ def _view(run: RunData) -> RunView:
         waste=waste_lines(run),
         num_cut_off=num_cut_off(run),
         samples=samples_view(run.samples),
-        preflight="" if run.preflight is None else json.dumps(run.preflight, indent=2),
+        preflight=_checks(run.preflight),
+        preflight_text="" if run.preflight is None else json.dumps(run.preflight, indent=2),
         environment=json.dumps(run.environment, indent=2) if run.environment else "",
         reproduction=reproduction(run),
         commands=commands(run),

@@ -12,6 +12,10 @@ from cluster.settings import save_config
 
 BEGIN = 1_795_000_000.0
 STEP_S = 2.0
+CHECKS = [
+    {"key": "vocabulary", "status": "ok", "message": "", "findings": []},
+    {"key": "template", "status": "forced", "message": "the chat templates differ", "findings": []},
+]
 
 
 def write_run(
@@ -23,7 +27,7 @@ def write_run(
     folder = RunFolder(path)
     save_config(run_config(runs_path, name, alpha=alpha, max_steps=max_steps or steps), path / "config.yaml")
     write_json(path / "environment.json", {"git_commit": "abc123", "git_is_dirty": True})
-    write_json(path / "preflight.json", {"checks": [{"name": "vocabulary", "is_good": True}]})
+    write_json(path / "preflight.json", {"checks": CHECKS})
     for step in range(1, steps + 1):
         folder.add_step(metrics_row(step, steps), [f"{step}-0-p-0"])
     for row in (

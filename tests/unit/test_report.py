@@ -85,7 +85,8 @@ def test_a_report_shows_every_part_of_a_run(tmp_path: Path) -> None:
         "git checkout abc123 # the tree had uncommitted changes",
         "--run_name first-again",
         "launch.py train \\ --config configs/demo.yaml",
-        "vocabulary",
+        "vocabulary ok",
+        "template forced the chat templates differ",
         "before training step 0, 7 tokens, mean reward +0.0583",
     ):
         assert text in page.text
