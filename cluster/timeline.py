@@ -72,13 +72,17 @@ def read_spans(path: Path) -> list[Span]:
 
 
 def _span(row: dict[str, Any]) -> Span | None:
-    texts, times = (row.get("worker"), row.get("stage")), (row.get("start"), row.get("end"), row.get("busy_s"))
-    if not all(isinstance(text, str) for text in texts) or not all(
-        isinstance(time, int | float) for time in times
-    ):
-        return None
-    num = row.get("num", 1)
-    return Span(*texts, *times, num=num if isinstance(num, int) else 1)
+    match row:
+        case {
+            "worker": str(worker),
+            "stage": str(stage),
+            "start": int() | float() as start,
+            "end": int() | float() as end,
+            "busy_s": int() | float() as busy_s,
+        }:
+            num = row.get("num")
+            return Span(worker, stage, start, end, busy_s, num if isinstance(num, int) else 1)
+    return None
 
 
 def merged(spans: Iterable[Span], resolution_s: float) -> list[Span]:
