@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,9 +61,12 @@ class Span:
 
     def row(self) -> dict[str, Any]:
         """As written."""
-        return {
-            name: round(value, 4) if isinstance(value, float) else value for name, value in asdict(self).items()
-        }
+        times = {"start": round(self.start, 4), "end": round(self.end, 4), "busy_s": round(self.busy_s, 4)}
+        return {"worker": self.worker, "stage": self.stage, **times, "num": self.num}
+
+    def copy(self) -> "Span":
+        """One that may absorb others."""
+        return Span(self.worker, self.stage, self.start, self.end, self.busy_s, self.num)
 
 
 def read_spans(path: Path) -> list[Span]:
@@ -92,7 +95,7 @@ def merged(spans: Iterable[Span], resolution_s: float) -> list[Span]:
     for span in sorted(spans, key=lambda span: span.start):
         before = last.get(span.lane)
         if before is None or not before.absorbs(span, resolution_s):
-            last[span.lane] = Span(**asdict(span))
+            last[span.lane] = span.copy()
             found.append(last[span.lane])
     return found
 
