@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from cluster.report.accuracy_figure import accuracy
-from cluster.report.figure import Figure, Trace, axes, by_step, color, line, metric_lines, points
+from cluster.report.figure import Figure, Trace, axes, by_step, color, line, logarithmic, metric_lines, points
 from cluster.report.run_data import RunData, mean, total
 
 TENTHS = [(i + 0.5) / 10 for i in range(10)]
@@ -12,8 +12,10 @@ TENTHS = [(i + 0.5) / 10 for i in range(10)]
 KL_CAPTION = "Lower is nearer to the teacher: the mean over trained tokens of student minus teacher log-prob."
 LENGTH_CAPTION = "Tokens per trained response."
 TRUNCATED_CAPTION = "Share of trained responses that were cut at the length limit."
-GRADIENT_CAPTION = """Before clipping. The log-ratio's is what the plain log-ratio, as the reward, would have given
-on the same batch (logging.diagnostics_every)."""
+GRADIENT_CAPTION = "Before clipping."
+LOG_RATIO_CAPTION = (
+    " The log-ratio's is what the plain log-ratio, as the reward, would have given on the same batch."
+)
 ENTROPY_CAPTION = "Of the student at the trained tokens; a fall to 0 means it has become certain."
 SHARE = by_step("share", tickformat=".1~%", rangemode="tozero")
 
@@ -30,12 +32,14 @@ def learning_figures(runs: Sequence[RunData]) -> list[Figure]:
         ("kl", "Reverse KL", KL_CAPTION, {"kl/reverse": "reverse KL"}, by_step("nats per token")),
         ("length", "Response length", LENGTH_CAPTION, lengths, by_step("tokens", rangemode="tozero")),
         ("truncated", "Truncated responses", TRUNCATED_CAPTION, {"truncated_frac": "truncated"}, SHARE),
-        ("grad_norm", "Gradient norm", GRADIENT_CAPTION, norms, by_step("norm", type="log", tickformat="~g")),
         ("entropy", "Entropy", ENTROPY_CAPTION, {"entropy": "entropy"}, by_step("nats", rangemode="tozero")),
     ]
     simple = [
         Figure(key, title, text, metric_lines(runs, names), layout) for key, title, text, names, layout in parts
     ]
+    gradients = metric_lines(runs, norms)
+    caption, layout = GRADIENT_CAPTION + LOG_RATIO_CAPTION * is_one, by_step("norm", **logarithmic(gradients))
+    simple.insert(3, Figure("grad_norm", "Gradient norm", caption, gradients, layout))
     figures = [accuracy(runs), *simple, reward_quantiles(runs), reward_by_position(runs), staleness(runs)]
     return [figure for figure in figures if figure.traces]
 

@@ -6,13 +6,16 @@ colour scheme in their place, and so follows it when it changes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from math import isfinite
+from math import ceil, floor, isfinite, log10
 from typing import Any
 
 from cluster.report.run_data import Row, RunData, number
 
 MAX_POINTS = 1000
 """Points of a curve; of more, the smallest and largest of every stretch are kept."""
+
+MAX_FINE_DECADES = 3
+"""A logarithmic axis of more decades has a tick per decade, else three."""
 
 DASHES = ("solid", "dash", "dot", "dashdot")
 NUM_COLORS = 8
@@ -68,6 +71,17 @@ def axes(xlabel: str, ylabel: str, **y: Any) -> dict[str, Any]:
 def by_step(ylabel: str, **y: Any) -> dict[str, Any]:
     """Layout of a curve by optimizer step."""
     return axes("optimizer step", ylabel, **y)
+
+
+def logarithmic(traces: Sequence[Trace]) -> dict[str, Any]:
+    """Settings of a logarithmic vertical axis for these traces: few enough ticks that labels never meet."""
+    values = [value for trace in traces for value in trace["y"] if value > 0]
+    if not values:
+        return {"type": "log"}
+    low, high = floor(log10(min(values))), ceil(log10(max(values)))
+    digits = (1, 2, 5) if high - low <= MAX_FINE_DECADES else (1,)
+    ticks = [digit * 10.0**decade for decade in range(low, high + 1) for digit in digits]
+    return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:g}" for tick in ticks]}
 
 
 def points(rows: Sequence[Row], key: str) -> tuple[list[float], list[float]]:

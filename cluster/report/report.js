@@ -2,7 +2,7 @@
 // Draws the figures in the colours of the page's scheme, again when it changes, and shows tokens' numbers.
 (() => {
   const figures = JSON.parse(document.getElementById("figures").textContent);
-  const plots = [...document.querySelectorAll(".plot")];
+  const plots = [...document.querySelectorAll(".chart")];
   const dark = window.matchMedia("(prefers-color-scheme: dark)");
   const coarse = window.matchMedia("(pointer: coarse)").matches;
   let printed = false;

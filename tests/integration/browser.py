@@ -19,28 +19,26 @@ SCHEMES = ("light", "dark")
 
 OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 DRAWN = "document.documentElement.dataset.drawn !== undefined"
-NOT_DRAWN = """[...document.querySelectorAll('.plot')].filter(plot => {
+NOT_DRAWN = """[...document.querySelectorAll('.chart')].filter(plot => {
     const lines = plot.querySelectorAll('.main-svg .trace path, .main-svg .points path');
     return plot.clientWidth < 200 || ![...lines].some(path => path.getAttribute('d'));
 }).map(plot => plot.dataset.figure)"""
-CUT_OFF = """[...document.querySelectorAll('.plot')].filter(plot => {
+CUT_OFF = """[...document.querySelectorAll('.chart')].filter(plot => {
     const box = plot.getBoundingClientRect();
     return [...plot.querySelectorAll('.xtick text, .ytick text, .xtitle, .ytitle')].some(text => {
         const place = text.getBoundingClientRect();
         return place.left < box.left - 2 || place.right > box.right + 2;
     });
 }).map(plot => plot.dataset.figure)"""
-LEGEND_ON_PLOT = """[...document.querySelectorAll('.plot')].filter(plot => {
-    const legend = plot.querySelector('.legend'), area = plot.querySelector('.plot, .cartesianlayer .plot');
-    if (!legend || !area) return false;
-    const top = plot.querySelector('.bg') ? plot._fullLayout._size.t : 0;
-    return legend.getBoundingClientRect().bottom > plot.getBoundingClientRect().top + plot._fullLayout._size.t + 4;
+UNDER_LEGEND = """[...document.querySelectorAll('.chart')].filter(plot => {
+    const legend = plot.querySelector('.legend'), top = plot.getBoundingClientRect().top + plot._fullLayout._size.t;
+    return legend !== null && legend.getBoundingClientRect().bottom > top + 4;
 }).map(plot => plot.dataset.figure)"""
 TOOLTIP_GAP = """(() => {
     const tip = document.getElementById('tooltip'), token = document.querySelector('.tokens span');
     return tip.hidden ? null : tip.getBoundingClientRect().top - token.getBoundingClientRect().bottom;
 })()"""
-AXIS_COLOR = "getComputedStyle(document.querySelector('.plot .xtick text')).fill"
+AXIS_COLOR = "getComputedStyle(document.querySelector('.chart .xtick text')).fill"
 
 
 @dataclass(frozen=True)
@@ -100,10 +98,10 @@ def look_at(browser: Any, report: Path, *, width: int, scheme: str) -> Seen:
     color = page.evaluate(AXIS_COLOR)
     seen = {
         "overflow": page.evaluate(OVERFLOW),
-        "num_figures": page.evaluate("document.querySelectorAll('.plot').length"),
+        "num_figures": page.evaluate("document.querySelectorAll('.chart').length"),
         "not_drawn": page.evaluate(NOT_DRAWN),
         "cut_off": page.evaluate(CUT_OFF),
-        "under_legend": page.evaluate(LEGEND_ON_PLOT),
+        "under_legend": page.evaluate(UNDER_LEGEND),
     }
     page.locator(".tokens span").first.click()
     seen["tooltip_gap"] = page.evaluate(TOOLTIP_GAP)

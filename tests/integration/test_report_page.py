@@ -25,6 +25,21 @@ def test_the_report_of_several_runs_is_drawn_whole_too(tmp_path: Path) -> None:
     assert_good(tmp_path / "report.html", num_figures=15)
 
 
+def test_a_figure_whose_texts_do_not_fit_is_found(tmp_path: Path) -> None:
+    """Of the checks above themselves: a page with too little room for legends and labels does not pass them."""
+    folder = write_run(tmp_path, "first", steps=4)
+    write_report([folder], folder.report)
+    page = folder.report.read_text(encoding="utf-8")
+    broken = page.replace("t: 10 + rows * 20", "t: 0").replace("automargin: true", "automargin: false")
+    assert broken != page
+    folder.report.write_text(broken, encoding="utf-8")
+    with chromium() as browser:
+        seen = look_at(browser, folder.report, width=400, scheme="dark")
+    assert "reward" in seen.under_legend
+    assert "timeline-first" in seen.cut_off
+    assert seen.not_drawn == []
+
+
 def test_texts_of_a_model_are_no_part_of_the_page(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "first", steps=4)
     hostile = "</script></pre><script>console.error('run')</script><img src=x onerror=\"console.error('run')\">"

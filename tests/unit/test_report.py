@@ -14,7 +14,7 @@ from cluster.jsonl import append_row
 from cluster.report.command import write_report
 from cluster.report.configurations import differences
 from cluster.report.cost import pool_costs, waste_lines
-from cluster.report.figure import MAX_POINTS, thinned
+from cluster.report.figure import MAX_POINTS, logarithmic, thinned
 from cluster.report.page import as_script_json, plotly_js
 from cluster.report.run_data import read_run
 from cluster.report.sample_view import samples_view
@@ -288,6 +288,26 @@ def test_a_long_run_has_a_small_report(tmp_path: Path) -> None:
     figures = Page(folder.report.read_text(encoding="utf-8").replace(plotly_js(), "")).figures
     assert all(len(trace["x"]) <= 3 * 6_000 for trace in figures["timeline-long"]["data"])
     assert len(figures["kl"]["data"][0]["x"]) <= MAX_POINTS
+
+
+def test_a_logarithmic_axis_has_a_tick_per_decade_or_three_of_few() -> None:
+    few, many = ([{"y": [0.03, 2.0, 0.0]}], [{"y": [1e-5, 30.0]}])
+    assert logarithmic(few)["ticktext"] == [
+        "0.01",
+        "0.02",
+        "0.05",
+        "0.1",
+        "0.2",
+        "0.5",
+        "1",
+        "2",
+        "5",
+        "10",
+        "20",
+        "50",
+    ]
+    assert logarithmic(many)["tickvals"] == pytest.approx([10.0**decade for decade in range(-5, 3)])
+    assert logarithmic([{"y": [0.0]}]) == {"type": "log"}
 
 
 def test_thinning_keeps_the_spikes_and_the_order() -> None:
