@@ -31,8 +31,8 @@ CUT_OFF = """[...document.querySelectorAll('.chart')].filter(plot => {
     });
 }).map(plot => plot.dataset.figure)"""
 UNDER_LEGEND = """[...document.querySelectorAll('.chart')].filter(plot => {
-    const legend = plot.querySelector('.legend'), top = plot.getBoundingClientRect().top + plot._fullLayout._size.t;
-    return legend !== null && legend.getBoundingClientRect().bottom > top + 4;
+    const legend = plot.querySelector('.legend'), area = plot.getBoundingClientRect();
+    return legend !== null && legend.getBoundingClientRect().bottom > area.top + plot._fullLayout._size.t + 4;
 }).map(plot => plot.dataset.figure)"""
 TOOLTIP_GAP = """(() => {
     const tip = document.getElementById('tooltip'), token = document.querySelector('.tokens span');
