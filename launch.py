@@ -9,6 +9,7 @@
     python launch.py compare --config configs/compare.yaml
     python launch.py plan --config configs/plan.yaml
     python launch.py scale --run first --rollout 4 --teacher 2
+    python launch.py report --run first --run second
     python launch.py status --run first --watch
     python launch.py export --run first --step 100 --dtype bfloat16 --push organisation/name
     python launch.py stop --run first
@@ -71,6 +72,10 @@ def run_command(argv: Sequence[str] | None) -> int:
         return chaos_command(arguments, overrides)
     if arguments.command == "export":
         return export_command(arguments, overrides)
+    if arguments.command == "report":
+        from cluster.report.command import report_command
+
+        return report_command(arguments, overrides)
     if arguments.command in REMOTE_COMMANDS:
         from cluster.commands_remote import run_remote_command
 
@@ -127,7 +132,9 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
         events = Events(folder.events, folder.owner)
         record_data(folder, events, inputs.data_report.as_json())
         end_left_over(folder, events)
-        return run_to_exit_code(train(config, inputs, folder, resume=resume))
+        code = run_to_exit_code(train(config, inputs, folder, resume=resume))
+        draw_report(folder)
+        return code
 
 
 async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bool) -> int:
@@ -136,11 +143,16 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
     from cluster.dashboards.boards import Dashboards
     from cluster.events import Events
     from cluster.summary import accuracy_table, summarise
+    from cluster.timeline import Timeline
 
     started = time.monotonic()
     events = Events(folder.events, folder.owner)
     folder.on_late(events.add_late)
     pools = build_pools(config, inputs, events)
+    timeline = Timeline(folder.timeline, folder.owner)
+    for pool in pools.values():
+        pool.timeline = timeline
+    events.add("run_started", command=shlex.join(["python", *sys.argv]), is_resumed=resume)
     boards = Dashboards(config, folder, events)
     view = boards.view
     stop = drain_on_signals()
@@ -178,6 +190,18 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
     finally:
         closing = [pool.close(gracefully=has_started) for pool in pools.values()]
         await asyncio.gather(boards.close(has_failed=not has_ended), *closing)
+        timeline.close()
+
+
+def draw_report(folder: RunFolder) -> None:
+    """Write the run's report, if its folder is still this process's; a failure is only logged."""
+    try:
+        from cluster.report.command import write_report
+
+        if folder.owner.is_held:
+            write_report([folder], folder.report)
+    except Exception as error:
+        logger.error("the report could not be drawn", exc_info=error)
 
 
 # -- eval -------------------------------------------------------------------------------------------------

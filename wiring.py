@@ -138,6 +138,7 @@ async def start_pipeline(
         token_bytes=signal_of(config, inputs).token_bytes,
         cluster=RayCluster(may_grow=config.balance.request_nodes and not is_local(config.cluster)),
         checkpointer=checkpointer,
+        samples=build_samples(config, inputs, pools, folder, events),
     )
 
 
@@ -181,6 +182,28 @@ def build_decode(inputs: Any) -> Callable[[Sequence[Sequence[int]]], list[str]]:
         return [tokenizer.decode(list(ids), skip_special_tokens=True) for ids in responses]
 
     return decode
+
+
+def build_samples(config: RunConfig, inputs: Any, pools: dict[str, Any], folder: RunFolder, events: Any) -> Any:
+    """What keeps a few responses before and after training, or None without."""
+    from actors.inputs import evaluation_sampling, rollout_sampling
+    from actors.prompts import evaluation_requests
+    from cluster.samples import Samples
+    from learner.sample_rows import SampleRows
+
+    if not config.logging.samples:
+        return None
+    source = inputs.evaluation_prompts or inputs.prompts
+    prompts = [source[index] for index in range(min(config.logging.samples, len(source)))]
+    return Samples(
+        config,
+        pools=pools,
+        requests=evaluation_requests(prompts, num_samples=1, seed=config.seed),
+        sampling=evaluation_sampling(config) if inputs.evaluation_prompts else rollout_sampling(config),
+        describe=SampleRows(config, inputs.tokenizer, stops=inputs.stops, signal=signal_of(config, inputs)),
+        folder=folder,
+        events=events,
+    )
 
 
 def build_grade(inputs: Any) -> Callable[[Sequence[Sequence[int]], Sequence[str]], list[bool]]:

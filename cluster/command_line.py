@@ -1,7 +1,7 @@
 """The commands of `launch.py`, their options, and what their exit codes mean."""
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from pydantic import BaseModel
 
@@ -116,6 +116,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         )
         command.add_argument("--json", action="store_true", help="print JSON, one line")
         command.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
+    _add_report(commands)
     chaos = commands.choices["chaos"]
     chaos.add_argument("--every", default="30s", help="time between kills: 30s, 2m (default 30s)")
     chaos.add_argument("--duration", default="10m", help="kill for so long (default 10m)")
@@ -138,3 +139,16 @@ def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
     export.add_argument("--push", metavar="ORG/NAME", help="upload it to this model repository")
     export.add_argument("--private", action="store_true", help="a repository that is made is private")
     export.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
+
+
+def _add_report(commands: Any) -> None:
+    text = "write report.html of a run, or of several side by side: one file that needs no network"
+    report = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
+    report.add_argument("--run", action="append", required=True, metavar="NAME", help="give it again to compare")
+    report.add_argument("--runs-path", default="runs", help="folder that holds the run folders")
+    report.add_argument(
+        "--out",
+        help="file to write; by default report.html in the first run's folder, of several "
+        "runs report_NAME_NAME.html in --runs-path",
+    )
+    report.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])

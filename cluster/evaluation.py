@@ -146,7 +146,7 @@ class EvaluationRun:
         finished = finished_slots(
             worker.handle, requests.filter(share), self._evaluation.sampling, timeout_s=timeout_s, what=what
         )
-        with pool.use(worker):
+        with pool.use(worker, "evaluate"):
             try:
                 async with aclosing(finished):
                     async for notes, ref in finished:

@@ -26,6 +26,9 @@ from cluster.waiting import together, wait_for
 from cluster.weight_store import PublishedWeights
 from cluster.weights import WeightManifest
 
+_STAGES = {"begin_checkpoint": "checkpoint", "load_checkpoint": "start", "export": "export"}
+"""What the run's timeline calls these calls; the others take no time of the learner's."""
+
 
 class StepResult(Protocol):
     """What a rank reports of one optimizer step; metrics are reduced over ranks."""
@@ -82,7 +85,7 @@ class LearnerGroup:
         """End every rank, place and start all of them anew; LearnerLostError if that fails."""
         for worker in self._pool.workers:
             self._pool.mark_dead(worker, reason, event="worker_ended")
-        async with self._losing("restart"):
+        async with self._losing("restart", stage="start"):
             for worker in self._pool.workers:
                 worker.become(WorkerState.RESTARTING)
             await self._pool.place_again()
@@ -101,7 +104,7 @@ class LearnerGroup:
         """
         shares = split_by_tokens(batch, len(self._pool.workers))
         tables = [dict.fromkeys(scored.table for scored in share) for share in shares]
-        async with self._losing(f"training step {step}"):
+        async with self._losing(f"training step {step}", stage="train"):
             await self._fetch(step, batch, tables)
             calls = [
                 worker.handle.train_step.remote(step, *held, slots=[each.note.slot for each in share])
@@ -140,7 +143,7 @@ class LearnerGroup:
         With broadcasts it returns when they have reached the nodes of the engines, or have failed.
         """
         start = now()
-        async with self._losing(f"publishing v{version}"):
+        async with self._losing(f"publishing v{version}", stage="publish"):
             streams = [
                 worker.handle.publish.options(num_returns="streaming").remote(incarnation, version)
                 for worker in self._pool.workers
@@ -170,10 +173,15 @@ class LearnerGroup:
         await self._on_all("export", path, timeout_s=self._config.step_timeout_s)
 
     @asynccontextmanager
-    async def _losing(self, what: str) -> AsyncIterator[None]:
-        """Say with LearnerLostError that a failure made the group useless; mistakes are raised as they are."""
+    async def _losing(self, what: str, *, stage: str | None) -> AsyncIterator[None]:
+        """Say with LearnerLostError that a failure made the group useless; mistakes are raised as they are.
+
+        `stage` is what the run's timeline calls it.
+        """
         try:
-            yield
+            workers = [] if stage is None else [worker.name for worker in self._pool.workers]
+            with self._pool.timeline.lasting(stage or "", *workers):
+                yield
         except (RayError, TimeoutError) as error:
             if is_mistake(error) and await self._all_answer():
                 raise
@@ -191,7 +199,7 @@ class LearnerGroup:
         return not any(isinstance(answer, RayError | TimeoutError) for answer in answers)
 
     async def _on_all(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
-        async with self._losing(method):
+        async with self._losing(method, stage=_STAGES.get(method)):
             return await self._pool.call(method, *args, timeout_s=timeout_s)
 
     async def _collect(self, stream: Any, version: int) -> list[Any]:

@@ -22,6 +22,9 @@ class LoggingConfig(Section):
     every rank, next to those of a micro-batch. Not with learner.zero_stage 3. 0 is never."""
     save_batches: bool = False
     """Keep every trained batch as Arrow files under `batches/`, so that steps can be replayed and examined."""
+    samples: NonNegative = 4
+    """Problems whose responses before and after training are kept, token by token with their rewards, in
+    `samples.jsonl` for the report; 0 is none."""
     prometheus: bool = True
     """Metrics named `poweropd_...` through Ray, on the Prometheus port of the driver's node."""
     wandb_project: WandbText | None = None

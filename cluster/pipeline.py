@@ -23,7 +23,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from cluster.advisor import RECENT_STEPS
@@ -42,6 +41,7 @@ from cluster.recovery import Recovery, first_of
 from cluster.resume import Progress
 from cluster.rollouts import Prompts, Rollout, RolloutStage
 from cluster.run_folder import RunFolder
+from cluster.samples import Samples
 from cluster.scaling import Scaling
 from cluster.scoring import ScoredSlot, ScoreStage
 from cluster.slots import Slots
@@ -49,20 +49,14 @@ from cluster.status import progress_status
 from cluster.supervisor import Supervisor
 from cluster.teacher_signal import SAMPLED
 from cluster.waiting import Signal
+from cluster.waits import Waits
+from cluster.waste import Waste
 from cluster.weight_store import WeightStore
 
 logger = logging.getLogger(__name__)
 
 Restore = Callable[[str, int], Awaitable[Progress]]
 """Loads the last checkpoint into a restarted learner: (reason, incarnation of the abandoned course)."""
-
-
-@dataclass
-class Waits:
-    """Seconds the learner waited for its last batch, by the stage it waited for."""
-
-    rollout_s: float = 0.0
-    score_s: float = 0.0
 
 
 class Pipeline:
@@ -84,6 +78,7 @@ class Pipeline:
         token_bytes: int = SAMPLED.token_bytes,
         cluster: Cluster | None = None,
         checkpointer: Checkpointer | None = None,
+        samples: Samples | None = None,
     ) -> None:
         """Connect the stages; `pools` are started, and `progress` says where to begin.
 
@@ -98,6 +93,7 @@ class Pipeline:
         self._restore = restore
         self._prompts = prompts
         self._sampling = sampling
+        self._samples = samples
         self._folder = folder
         self._events = events
         self._token_bytes = token_bytes
@@ -120,6 +116,7 @@ class Pipeline:
         shared = {"signal": signal, "members": members, "events": events, "folder": folder, "pools": pools}
         self._evaluations = Evaluations(config, evaluation, weights=self._weights, **shared)
         self.on_step(self._balancer.note)
+        self._waste = Waste(folder.metric_rows())
         self._begin(progress)
 
     def _begin(self, progress: Progress) -> None:
@@ -127,6 +124,7 @@ class Pipeline:
         config = self._config
         self._incarnation = progress.incarnation
         self._num_skipped = 0
+        self._waste.begin(progress.frontier.version)
         self._prompts.replacements.update(progress.replacements)
         self.slots = Slots(
             batch_size=config.batch_size,
@@ -142,6 +140,7 @@ class Pipeline:
             prompts=self._prompts,
             sampling=self._sampling,
             deliver=self._deliver,
+            waste=self._waste,
             **shared,
         )
         outcome: dict[str, Any] = {"accept": self._rollouts.accept, "lose": self._rollouts.lose}
@@ -240,6 +239,8 @@ class Pipeline:
             if batch is None:
                 break
             step = self.slots.version
+            if step == 0 and self._samples is not None:  # of a synchronous run nothing else is in the engines now
+                await self._samples.take("before", step)
             scored = self._scoring.take(batch)
             train_started = now()
             try:
@@ -331,6 +332,7 @@ class Pipeline:
             **{f"work/{role}_{name}": num for role, work in self._take_work() for name, num in work.items()},
             "prompts_given_up": self._rollouts.num_given_up,
         }
+        row |= self._waste.train(row, (slot.note.slot for slot in scored))
         uids = [uid for slot in scored for uid in slot.note.uids]
         self._folder.add_step(row, uids, was_skipped=result.was_skipped)
         self._recent.append(row)
@@ -369,6 +371,9 @@ class Pipeline:
         if self.slots.done:
             await self._evaluations.finish()
             await self._learner.export(str(self._folder.export.resolve()))
+            if self._samples is not None:
+                await self._weights.all_loaded()
+                await self._samples.take("after", self.slots.version)
         if self._checkpointer is not None:
             self._checkpointer.check_saved(self.slots.version)
 

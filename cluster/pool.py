@@ -24,6 +24,7 @@ from cluster.notes import Pulse
 from cluster.placement import Demand
 from cluster.ray_actors import HEALTH_GROUP, WorkerSpec, worker_actor
 from cluster.reservation import Reservation, reserve
+from cluster.timeline import Timeline
 from cluster.waiting import NO_LIMIT_S, Signal, together, wait_for
 from cluster.workers import Worker
 
@@ -61,6 +62,8 @@ class Pool:
         self.workers: list[Worker] = []
         self.signal = Signal()
         """Told of every change of a worker's state; a pipeline puts its own in this place."""
+        self.timeline = Timeline()
+        """Where the uses of workers are noted; a run puts its own in this place."""
 
     @property
     def healthy(self) -> list[Worker]:
@@ -121,11 +124,15 @@ class Pool:
         return await together(wait_for(ref, timeout_s=timeout_s, what=what) for ref in refs)
 
     @contextmanager
-    def use(self, worker: Worker) -> Iterator[None]:
-        """Count the worker as busy meanwhile: a draining one is not shut down before its limit."""
+    def use(self, worker: Worker, stage: str = "other") -> Iterator[None]:
+        """Count the worker as busy meanwhile: a draining one is not shut down before its limit.
+
+        `stage` is what the run's timeline calls it.
+        """
         worker.num_uses += 1
         try:
-            yield
+            with self.timeline.lasting(stage, worker.name):
+                yield
         finally:
             worker.num_uses -= 1
             if not worker.is_healthy:  # someone may wait for the end of what it has in flight

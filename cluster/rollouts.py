@@ -26,6 +26,7 @@ from cluster.room import Room
 from cluster.slots import Slots
 from cluster.streams import finished_slots
 from cluster.waiting import NO_LIMIT_S, Signal
+from cluster.waste import Waste
 from cluster.work_meter import WorkMeter
 from cluster.workers import Worker
 
@@ -64,6 +65,7 @@ class RolloutStage:
         deliver: Callable[[Rollout], Awaitable[None]],
         signal: Signal,
         events: Events,
+        waste: Waste | None = None,
     ) -> None:
         self._config = config
         self._pool = pool
@@ -73,6 +75,7 @@ class RolloutStage:
         self._deliver = deliver
         self._signal = signal
         self._events = events
+        self._waste = waste or Waste()
         self._failures: dict[int, Failures] = {}  # of slots that failed and are not scored yet
         self._isolation = Isolation(pool, lambda slot: self._failures.get(slot, NO_FAILURES).num_deaths)
         self._given_up_in_a_row = 0
@@ -143,7 +146,7 @@ class RolloutStage:
         """Read one generation stream to its end; what it did not deliver is started again."""
         missing = set(slots)
         try:
-            with self._pool.use(worker):
+            with self._pool.use(worker, "generate"):
                 try:
                     await self._read(worker, missing)
                 except (RayError, TimeoutError) as error:
@@ -192,6 +195,7 @@ class RolloutStage:
                     self._hold(worker, -1)
                     self._meter.add(note.num_response_tokens)
                     self.work.add(note.num_response_tokens)
+                    self._waste.finish(note.slot, note.num_response_tokens)
                 self.finished.add(len(notes))
                 self._pool.succeed(worker)
                 self._signal.changed()
@@ -224,10 +228,12 @@ class RolloutStage:
         self._signal.changed()
 
     def _retry(self, slot: int, failures: Failures, reason: str) -> None:
+        was_refused = failures.num_refused > self._failures.get(slot, NO_FAILURES).num_refused
         self._slots.fail(slot)
         self.waits.enter(slot)
         config = self._config.rollout
         verdict = failures.verdict(max_refused=config.max_attempts, max_lost=config.max_lost_attempts)
+        self._waste.lose(slot, "given_up" if verdict else "refused" if was_refused else "lost")
         if verdict is not None:
             self._give_up(slot, verdict, reason)
             failures = Failures(worker=failures.worker)

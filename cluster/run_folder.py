@@ -34,7 +34,10 @@ class RunFolder:
         self.events = path / "events.jsonl"
         self.evaluations = path / "eval.jsonl"
         self.evaluation_results = path / "evaluations"
+        self.timeline = path / "timeline.jsonl"
+        self.samples = path / "samples.jsonl"
         self.summary = path / "summary.json"
+        self.report = path / "report.html"
         self.checkpoints = path / "checkpoints"
         self.export = path / "export"
         self.tensorboard = path / "tensorboard"
@@ -70,7 +73,7 @@ class RunFolder:
         From then on no other process that has opened it can write its rows or commit its checkpoints.
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
-        rows = (self.metrics, self.ledger, self.events, self.evaluations)
+        rows = (self.metrics, self.ledger, self.events, self.evaluations, self.timeline, self.samples)
         self.owner.take(rows)
         for path in rows:
             drop_torn_line(path)
@@ -131,10 +134,15 @@ class RunFolder:
         """Where the run can be reached; None if it does not say."""
         return json.loads(self.cluster.read_text(encoding="utf-8")) if self.cluster.is_file() else None
 
+    def metric_rows(self) -> list[dict[str, Any]]:
+        """All metrics rows as they were written: also those of steps that were rolled back."""
+        return [
+            row for row in [*read_rows(self.metrics), *self._metric_rows.kept] if isinstance(row.get("step"), int)
+        ]
+
     def valid_metrics(self) -> list[dict[str, Any]]:
         """Metrics rows of the steps that count, in order; of a step written twice the last one."""
-        rows = [*read_rows(self.metrics), *self._metric_rows.kept]
-        by_step = {row["step"]: row for row in rows if "step" in row}
+        by_step = {row["step"]: row for row in self.metric_rows()}
         return [by_step[step] for step in sorted(self.ledger_rows.valid()) if step in by_step]
 
 

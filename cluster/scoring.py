@@ -194,7 +194,7 @@ class ScoreStage:
 
     async def _score(self, lane: Lane, worker: Worker, batch: list[Rollout], calls: asyncio.TaskGroup) -> None:
         """Make one scoring call; a failed one is repeated in `calls`."""
-        with lane.pool.use(worker):
+        with lane.pool.use(worker, "score"):
             await self._score_once(lane, worker, batch, calls)
         self._signal.changed()
 

@@ -22,6 +22,9 @@ def summarise(folder: RunFolder, *, wall_s: float) -> dict[str, Any]:
     advice = advise(steps)
     if advice is not None:
         summary["limit"] = advice.text
+    wasted = _wasted(folder)
+    if wasted:
+        summary["wasted_tokens"] = wasted
     flow = flow_means(steps)
     if flow:
         summary["flow"] = flow
@@ -83,6 +86,13 @@ def accuracy_table(summary: dict[str, Any]) -> Table:
             cells = [f"{values[c]:.1f}" if c == "mean_length" else f"{values[c]:.3f}" for c in columns]
             table.add_row(*([benchmark] if benchmarks else []), name.replace("_", " "), *cells)
     return table
+
+
+def _wasted(folder: RunFolder) -> dict[str, int]:
+    """Tokens that were generated and not trained on, by cause (`cluster/waste.py`)."""
+    rows = folder.metric_rows()
+    counts = {key: count for key, count in (rows[-1] if rows else {}).items() if key.startswith("wasted/")}
+    return {key.removeprefix("wasted/"): count for key, count in counts.items() if count}
 
 
 def _is_teacher(name: str) -> bool:

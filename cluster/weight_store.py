@@ -171,7 +171,7 @@ class WeightStore:
 
     async def _load(self, worker: Worker) -> str | None:
         """Load what the worker is to hold; returns why it could not be loaded, or None."""
-        with self._pool.use(worker):
+        with self._pool.use(worker, "load weights"):
             return await self._load_in_attempts(worker)
 
     async def _load_in_attempts(self, worker: Worker) -> str | None:

@@ -35,6 +35,7 @@ def step_diagnostics(tokens: StepTokens, *, ranks: Ranks) -> dict[str, float]:
         "log_ratio/min": -float(ranks.max(torch.cat([-log_ratio_T, log_ratio_T.new_zeros(1)]).max())),
         f"log_ratio/frac_lt_{NEGATIVE_TAIL:g}": _mean(log_ratio_T < NEGATIVE_TAIL, ranks=ranks),
         **_mismatch(tokens, ranks=ranks),
+        **_staleness(tokens.staleness_T[trained_T], ranks=ranks),
     }
 
 
@@ -68,6 +69,14 @@ def _quantiles(name: str, values_T: Tensor, quantiles: tuple[float, ...], *, ran
     points_Q = torch.tensor(quantiles, dtype=torch.float64, device=all_T.device)
     found = all_T.quantile(points_Q).tolist() if all_T.numel() else [0.0] * len(quantiles)
     return {f"{name}/p{100 * q:g}": value for q, value in zip(quantiles, found, strict=True)}
+
+
+def _staleness(staleness_T: Tensor, *, ranks: Ranks) -> dict[str, float]:
+    """Trained tokens by staleness, `staleness/lag_0` to the largest of the step: exact, over all ranks."""
+    lag_T = staleness_T.clamp(min=0).long()
+    largest = int(ranks.max(torch.cat([lag_T, lag_T.new_zeros(1)]).max()))
+    counts = ranks.sum(torch.bincount(lag_T, minlength=largest + 1))
+    return {f"staleness/lag_{lag}": float(count) for lag, count in enumerate(counts)}
 
 
 def _mismatch(tokens: StepTokens, *, ranks: Ranks) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""The reward of a sampled token as a function of its two probabilities, for a picture of it."""
+"""The reward of a sampled token as a function of its two probabilities, for pictures of it."""
 
 from __future__ import annotations
 
@@ -18,12 +18,25 @@ def sampled_reward(
     None if the objective has no reward of a sampled token, or one that takes more than the two. One that
     changes over the run is shown at its first step.
     """
-    extras = {"step": 0, "max_steps": max_steps}
+    return reward_of_log_probs(name, parameters, teacher_p_BT.log(), student_p_BT.log(), max_steps=max_steps)
+
+
+def reward_of_log_probs(
+    name: str,
+    parameters: Mapping[str, object],
+    teacher_logp_BT: Tensor,
+    student_logp_BT: Tensor,
+    *,
+    max_steps: int,
+    step: int = 0,
+) -> Tensor | None:
+    """The same of log-probs, at a step of the run."""
+    extras = {"step": step, "max_steps": max_steps}
     entry = TOKEN_REWARDS.get(name)
     if entry is None or not {*entry.extras} <= extras.keys():
         return None
     if OBJECTIVES[name].needs_with(OBJECTIVES[name].validate(parameters, field="objective")).form == "direct":
         return None
-    mask_BT = torch.ones_like(student_p_BT, dtype=torch.bool)
+    mask_BT = torch.ones_like(student_logp_BT, dtype=torch.bool)
     given = {name: extras[name] for name in entry.extras}
-    return entry(teacher_p_BT.log(), student_p_BT.log(), mask_BT, **given, **parameters)
+    return entry(teacher_logp_BT, student_logp_BT, mask_BT, **given, **parameters)

@@ -73,6 +73,9 @@ def test_a_rollout_that_no_teacher_can_score_is_given_up_and_no_other_is(
         async with simulated_run(config, engines=(FAST,), teachers=(teacher, teacher)) as run:
             await run.pipeline.run()
             _check_given_up(run, slot=13)
+            row = run.folder.metric_rows()[-1]
+            assert min(row["wasted/refused"], row["wasted/given_up"]) > 0
+            assert row["wasted/lost"] == row["wasted/fall_back"] == 0
 
     asyncio.run(scenario())
 

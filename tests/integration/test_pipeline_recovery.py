@@ -195,6 +195,9 @@ def test_a_lost_learner_is_restarted_from_the_last_checkpoint(
         assert (restarted["step"], restarted["lost_at"]) == (4, 5)
         assert '{"rollback_to": 4}' in run.folder.ledger.read_text()
         assert [call["step"] for call in run.calls("train_step")] == [0, 1, 2, 3, 4, 4, 5]
+        rows = run.folder.metric_rows()
+        assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 5, 6]
+        assert [row["wasted/fall_back"] >= rows[4]["tokens_trained"] for row in rows] == [False] * 5 + [True] * 2
         assert {event["incarnation"] for event in run.events("weights_loaded")} == {0, 1}
         assert run.events("worker_given_up") == run.events("prompt_given_up") == []
 
@@ -315,6 +318,11 @@ def test_slots_whose_scored_tables_are_lost_are_generated_anew_and_the_learner_g
         [event] = run.events("tables_lost")
         assert event["slots"] == lost
         assert [run.prompts.attempts[slot] for slot in lost] == [[0, 1], [0, 1]]
+        calls = run.calls("train_step")
+        pairs = [pair for call in calls for pair in zip(call["slots"], call["lengths"], strict=True)]
+        row = run.folder.metric_rows()[-1]
+        assert row["wasted/lost"] == sum(length for slot, length in pairs if slot in lost)
+        assert row["wasted/given_up"] == row["wasted/fall_back"] == row["wasted/cut_off"] == 0
         assert run.events("learner_lost") == run.events("prompt_given_up") == []
 
     run_with(tmp_path, scenario)
@@ -326,6 +334,8 @@ def test_three_steps_in_a_row_without_a_finite_gradient_stop_the_run_with_a_chec
         assert isinstance(error, RuntimeError)
         assert "3 steps in a row had no finite gradient" in str(error)
         assert [row["skipped"] for row in run.folder.valid_metrics()] == [0, 0, 1, 1, 1]
+        tokens = [row["tokens_trained"] for row in run.folder.valid_metrics()]
+        assert run.folder.valid_metrics()[-1]["wasted/skipped"] == sum(tokens[2:]) > 0
         assert (run.folder.checkpoints / "step_5").is_dir()
         rows = run.folder.ledger.read_text().splitlines()
         assert ['"skipped": true' in row for row in rows] == [False, False, True, True, True]

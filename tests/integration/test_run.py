@@ -19,6 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cluster.jsonl import read_rows
 from cluster.run_folder import valid_ledger
+from cluster.timeline import read_spans
+from tests.integration.browser import CHROMIUM, assert_good
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "arithmetic"
@@ -210,6 +212,24 @@ def test_an_asynchronous_run_with_two_workers_of_each_kind_keeps_its_bound_and_e
     assert all(0 < size < published[0]["bytes"] for size in differences.values())
     assert any(row["bytes_fetched"] == differences.get(row["version"]) for row in loaded)
     assert any(row["bytes_fetched"] == 0 for row in loaded)
+    samples = read_rows(path / "samples.jsonl")
+    assert [(row["when"], row["step"]) for row in samples] == [("before", 0)] * 4 + [("after", 8)] * 4
+    for row in samples:
+        assert "".join(row["tokens"]).endswith("<|im_end|>") == (row["finish_reason"] == "stop")
+        teacher, student = torch.tensor(row["teacher_logp"]), torch.tensor(row["student_logp"])
+        expected = (5 * teacher).exp() - (5 * student).exp()
+        assert torch.allclose(torch.tensor(row["values"]), expected, atol=1e-3)
+    stages = {(span.worker, span.stage) for span in read_spans(path / "timeline.jsonl")}
+    for worker in ("rollout-0", "rollout-1"):
+        assert {(worker, "generate"), (worker, "load weights"), (worker, "evaluate")} <= stages
+    assert {("learner-1", "train"), ("learner-1", "publish"), ("teacher-0", "score")} <= stages
+    assert all(row["wasted/fall_back"] == row["wasted/lost"] == 0 for row in rows)
+    assert (
+        sum(value for key, value in rows[-1].items() if key.startswith("staleness/lag_"))
+        == (rows[-1]["tokens_trained"])
+    )
+    if CHROMIUM is not None:
+        assert_good(path / "report.html", num_figures=13)
 
 
 def check_evaluations(path: Path) -> None:

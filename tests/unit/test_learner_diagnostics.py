@@ -62,3 +62,9 @@ def test_mismatch_of_fresh_and_of_stale_tokens_is_told_apart() -> None:
 def test_a_window_without_a_trained_token_gives_zeros() -> None:
     found = diagnose([[float("nan")]])
     assert all(value == 0.0 for value in found.values())
+
+
+def test_trained_tokens_are_counted_by_staleness() -> None:
+    found = diagnose([[0.5, 0.5, 0.5]], step=2)
+    lags = {key: value for key, value in found.items() if key.startswith("staleness/lag_")}
+    assert lags == {"staleness/lag_0": 0.0, "staleness/lag_1": 0.0, "staleness/lag_2": 3.0}
