@@ -2,8 +2,8 @@
 
     load_config("configs/demo.yaml", ["--rollout.num_workers", "2", "--max-steps=10"])
 
-OmegaConf merges (and resolves `${...}`), pydantic validates; `cluster/settings_file.py` reads a file and those that it
-extends. Every mistake is one ValueError naming the field and the nearest valid value or key.
+`cluster/settings_file.py` reads a file with those that it extends, OmegaConf merges (and resolves `${...}`),
+pydantic validates. Every mistake is one ValueError naming the field and the nearest valid value or key.
 """
 
 import difflib

@@ -4,8 +4,8 @@
     extends: [0.6b_from_4b.yaml, ../parts/one_gpu.yaml]
     run_name: qwen3-0.6b-from-4b-one-gpu
 
-`extends` is one path or a list of them, relative to the file that holds it. Later files win over earlier ones, and the
-file's own keys over all of them; mappings are merged key by key, lists are replaced.
+`extends` is one path or a list of them, relative to the file that holds it. Later files win over earlier ones, and
+the file's own keys over all of them; mappings are merged key by key, lists are replaced.
 """
 
 from io import StringIO
@@ -22,7 +22,7 @@ MAX_FILES = 50
 
 
 def read_settings_file(path: str | None) -> Any:
-    """The merged configuration of a file, unresolved; empty without a file. ValueError naming the file that is wrong."""
+    """The merged configuration of a file, unresolved; empty without one. ValueError naming a wrong file."""
     return OmegaConf.create({}) if path is None else _Reader().read(path, "--config", ())
 
 

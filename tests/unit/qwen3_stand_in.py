@@ -1,4 +1,4 @@
-"""Folders that look like Qwen3-Base and Qwen3 to everything but the weights: tokenizer, chat template, stop tokens."""
+"""Folders like those of Qwen3-Base and Qwen3, without weights: tokenizer, chat template, stop tokens."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,9 @@ CHAT_TEMPLATE = (
     "{%- endfor -%}"
     "{%- if add_generation_prompt -%}"
     "{{- '<|im_start|>assistant\\n' -}}"
-    "{%- if enable_thinking is defined and enable_thinking is false -%}{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}"
+    "{%- if enable_thinking is defined and enable_thinking is false -%}"
+    "{{- '<think>\\n\\n</think>\\n\\n' -}}"
+    "{%- endif -%}"
     "{%- endif -%}"
 )
 

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from tests.unit.qwen3_stand_in import qwen3_folder
 
 import launch
 from cluster.config import RunConfig
 from cluster.placement import check_all_fit, plan
 from cluster.settings import load_config
 from learner.served import signal_kind
+from tests.unit.qwen3_stand_in import qwen3_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = ROOT / "configs"
