@@ -5,6 +5,7 @@
     python launch.py train --config configs/demo.yaml --run-name first --resume=auto --retries 5
     python launch.py train --config configs/demo.yaml --dry-run
     python launch.py eval --config configs/demo.yaml --model runs/first/export
+    python launch.py eval --model runs/first/export --benchmarks gsm8k,math500 --n 8 --k 1,8
     python launch.py compare --config configs/compare.yaml
     python launch.py plan --config configs/plan.yaml
     python launch.py scale --run first --rollout 4 --teacher 2
@@ -18,7 +19,6 @@ Exit codes: 0 finished, 1 failed, 2 bad input (nothing was started), 3 drained a
 
 import argparse
 import asyncio
-import json
 import logging
 import shlex
 import sys
@@ -75,9 +75,9 @@ def run_command(argv: Sequence[str] | None) -> int:
         from cluster.simulation.command import plan_command
 
         return plan_command(arguments, overrides, lambda *given: check_objective(load_config(*given)))
-    config = check_objective(load_config(arguments.config, overrides))
     if arguments.command == "eval":
-        return evaluate_command(config, arguments)
+        return evaluate_command(arguments, overrides)
+    config = check_objective(load_config(arguments.config, overrides))
     if arguments.retries and not arguments.dry_run:
         from cluster.supervised import supervise
 
@@ -161,38 +161,32 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
 # -- eval -------------------------------------------------------------------------------------------------
 
 
-def evaluate_command(config: RunConfig, arguments: argparse.Namespace) -> int:
-    """Evaluate one model folder on the held-out problems with the rollout workers."""
+def evaluate_command(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Evaluate one model folder with rollout workers, or go on with what was interrupted."""
     from actors.inputs import read_inputs
+    from cluster.evaluate_command import prepare
 
-    if config.evaluation.data_path is None:
-        raise ValueError("evaluation.data_path: required for eval, but not set")
-    if arguments.model is not None:
-        student = config.student.model_copy(update={"model_path": arguments.model})
-        config = config.model_copy(update={"student": student})
-    inputs = read_inputs(config, with_training=False)
-    demands = [demand for demand in plan(config) if demand.role == "rollout"]
-    check_local_machine(config, demands)
-    if arguments.dry_run:
-        dry_run(config, demands)
+    planned = prepare(
+        arguments, overrides, load=lambda *given: check_objective(load_config(*given)), read_inputs=read_inputs
+    )
+    if planned is None:
         return FINISHED
-    with ray_cluster(config, demands):
-        return run_to_exit_code(evaluate(config, inputs))
+    with ray_cluster(planned.config, planned.demands):
+        return run_to_exit_code(evaluate(planned), to_continue="the same command goes on with it")
 
 
-async def evaluate(config: RunConfig, inputs: Any) -> int:
-    """Start rollout workers on the model as it is, evaluate, print one JSON row."""
+async def evaluate(planned: Any) -> int:
+    """Start rollout workers on the model as it is, and evaluate."""
+    from cluster.evaluate_command import run_evaluation
     from cluster.events import Events
 
+    config, inputs = planned.config, planned.inputs
     pool = build_pools(config, inputs, Events(), roles=["rollout"])["rollout"]
-    evaluation = build_evaluation(config, inputs)
-    assert evaluation is not None, "evaluate_command checked evaluation.data_path"
     try:
         await pool.place()
         await pool.start()
         await pool.call("serve_own_weights", timeout_s=config.cluster.load_timeout_s)
-        result = await evaluation.run(pool, config.cluster)
-        print(json.dumps({"model": config.student.model_path, **result.row()}))
+        await run_evaluation(planned, build_evaluation(config, inputs, k=planned.k), pool)
         return FINISHED
     finally:
         await pool.close()
@@ -230,12 +224,12 @@ def compare_command(config: CompareConfig, arguments: argparse.Namespace) -> int
 # -- shared -----------------------------------------------------------------------------------------------
 
 
-def run_to_exit_code(coroutine: Any) -> int:
+def run_to_exit_code(coroutine: Any, *, to_continue: str = "continue with --resume") -> int:
     """Run to the end; an error is logged, its message printed, and the exit code is 1."""
     try:
         return asyncio.run(coroutine)
     except (KeyboardInterrupt, asyncio.CancelledError):
-        print("interrupted; continue with --resume", file=sys.stderr)
+        print(f"interrupted; {to_continue}", file=sys.stderr)
         return DRAINED
     except BaseException as error:
         cause: BaseException = error

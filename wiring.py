@@ -54,7 +54,7 @@ def build_pools(
         return WorkerSpec(LearnerRank, (config,), settings | golden | tokens | place, is_async=False)
 
     build: dict[str, Callable[[int], WorkerSpec]]
-    build = {"rollout": rollout, "reference": reference, "learner": learner}
+    build = {"rollout": rollout, "evaluation": rollout, "reference": reference, "learner": learner}
     build |= {role: lambda index, role=role: teacher(role) for role in config.teacher_of_role}
     given: dict[str, Any] = {"config": config.cluster, "health": config.health, "events": events}
     return {
@@ -140,34 +140,50 @@ async def start_pipeline(
     )
 
 
-def build_evaluation(config: RunConfig, inputs: Any) -> Any:
-    """The held-out evaluation, or None without held-out data."""
+def build_evaluation(config: RunConfig, inputs: Any, *, k: Sequence[int] = ()) -> Any:
+    """The held-out evaluation, or None without benchmarks; results at each of `k`, by default `evaluation.k`."""
+    import pyarrow as pa
+
     from actors.inputs import evaluation_sampling
     from actors.prompts import evaluation_requests
-    from cluster.evaluation import Evaluation
+    from cluster.evaluation import Evaluation, Grading
+    from cluster.evaluation_metrics import Measures, maj_at_k, unbiased_pass_at_k
+    from cluster.evaluation_results import EvaluatedProblem
+    from rewards.outcome import extract_answer
 
-    if not inputs.evaluation_prompts:
+    if not inputs.benchmarks:
         return None
-
+    problems, requests = [], []
+    for benchmark in inputs.benchmarks:
+        given = {"num_samples": config.evaluation.num_samples, "seed": config.seed, "benchmark": benchmark.name}
+        requests.append(evaluation_requests(benchmark.prompts, first_slot=len(problems), **given))
+        problems += [EvaluatedProblem(benchmark.name, p.prompt_id, p.text, p.answer) for p in benchmark.problems]
     return Evaluation(
-        config.evaluation,
-        requests=evaluation_requests(
-            inputs.evaluation_prompts, num_samples=config.evaluation.num_samples, seed=config.seed
-        ),
+        problems=problems,
+        requests=pa.concat_tables(requests),
         sampling=evaluation_sampling(config),
-        grade=build_grade(inputs),
-        avg_at_k=rewards.avg_at_k,
-        pass_at_k=rewards.pass_at_k,
+        grading=Grading(build_decode(inputs), rewards.grade_batch, extract_answer),
+        measures=Measures(rewards.avg_at_k, rewards.pass_at_k, unbiased_pass_at_k, maj_at_k),
+        k=tuple(k) or (config.evaluation.k,),
     )
+
+
+def build_decode(inputs: Any) -> Callable[[Sequence[Sequence[int]]], list[str]]:
+    """A function that turns responses (token ids) into text, without special tokens."""
+    tokenizer = inputs.tokenizer
+
+    def decode(responses: Sequence[Sequence[int]]) -> list[str]:
+        return [tokenizer.decode(list(ids), skip_special_tokens=True) for ids in responses]
+
+    return decode
 
 
 def build_grade(inputs: Any) -> Callable[[Sequence[Sequence[int]], Sequence[str]], list[bool]]:
     """A function that grades responses (token ids) against answers."""
-    tokenizer = inputs.tokenizer
+    decode = build_decode(inputs)
 
     def grade(responses: Sequence[Sequence[int]], answers: Sequence[str]) -> list[bool]:
-        texts = [tokenizer.decode(list(ids), skip_special_tokens=True) for ids in responses]
-        return rewards.grade_batch(texts, list(answers))
+        return rewards.grade_batch(decode(responses), list(answers))
 
     return grade
 

@@ -1,12 +1,14 @@
 """Everything a run reads, read and checked before anything starts: models, tokenizers, prompts, stop tokens."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from actors.benchmark_prompts import BenchmarkPrompts, read_benchmarks
 from actors.engine import EngineSettings, Sampling
-from actors.prompts import Prompt, check_prompt_lengths, read_problems, render_prompts
+from actors.prompts import Problem, Prompt, check_prompt_lengths, read_problems, render_prompts
 from actors.tokenizers import (
     check_model_folder,
     check_same_vocabulary,
@@ -34,7 +36,12 @@ class Inputs:
     num_head_rows: int  # of the student; may be padded beyond the tokenizer
     num_shared_rows: int  # the smallest head's of student and teachers
     prompts: list[Prompt]
-    evaluation_prompts: list[Prompt]  # empty without evaluation
+    benchmarks: list[BenchmarkPrompts]  # empty without evaluation
+
+    @property
+    def evaluation_prompts(self) -> list[Prompt]:
+        """The prompts of all benchmarks; empty without evaluation."""
+        return [prompt for benchmark in self.benchmarks for prompt in benchmark.prompts]
 
     @property
     def golden_token_ids(self) -> list[int]:
@@ -71,14 +78,11 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
         check_sources(config, [prompt.source for prompt in prompts])
         if config.outcome.rl_coef > 0:
             _check_answered(prompts, "data.train_path")
-    evaluation_prompts: list[Prompt] = []
-    if config.evaluation.data_path is not None:
-        field = "evaluation.data_path"
-        evaluation_prompts = _read_prompts(config, config.evaluation.data_path, field, tokenizer)
-        evaluation_prompts = evaluation_prompts[: config.evaluation.max_problems]
-        limit = evaluation_sampling(config).max_tokens
-        check_prompt_lengths(evaluation_prompts, max_response_tokens=limit, context=context, field=field)
-        _check_answered(evaluation_prompts, field)
+    benchmarks = read_benchmarks(config, lambda problems: _render(config, problems, tokenizer))
+    for each in benchmarks:
+        limit, limit_field = evaluation_sampling(config).max_tokens, "evaluation.max_response_tokens"
+        given: dict[str, Any] = {"field": each.field, "limit_field": limit_field, "context": context}
+        check_prompt_lengths(each.prompts, max_response_tokens=limit, **given)
     return Inputs(
         tokenizer=tokenizer,
         stops=_stop_tokens(
@@ -87,7 +91,7 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
         num_head_rows=num_head_rows,
         num_shared_rows=min(num_head_rows, *(frozen[role].num_head_rows for role in config.teacher_of_role)),
         prompts=prompts,
-        evaluation_prompts=evaluation_prompts,
+        benchmarks=benchmarks,
     )
 
 
@@ -193,8 +197,12 @@ def _settings(
 
 
 def _read_prompts(config: RunConfig, path: str, field: str, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    return _render(config, read_problems(path, field), tokenizer)
+
+
+def _render(config: RunConfig, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     return render_prompts(
-        read_problems(path, field),
+        problems,
         tokenizer,
         system_prompt=config.data.system_prompt,
         template_arguments=config.data.template_arguments,

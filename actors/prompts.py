@@ -130,7 +130,14 @@ def render_prompts(
     return prompts
 
 
-def check_prompt_lengths(prompts: Sequence[Prompt], *, max_response_tokens: int, context: int, field: str) -> None:
+def check_prompt_lengths(
+    prompts: Sequence[Prompt],
+    *,
+    max_response_tokens: int,
+    context: int,
+    field: str,
+    limit_field: str = "rollout.max_response_tokens",
+) -> None:
     """ValueError naming the longest prompt if it leaves no room for a full response in the context."""
     longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
     needed = len(longest.token_ids) + max_response_tokens
@@ -138,7 +145,7 @@ def check_prompt_lengths(prompts: Sequence[Prompt], *, max_response_tokens: int,
         raise ValueError(
             f"{field}: prompt {longest.prompt_id!r} has {len(longest.token_ids)} tokens, and with a response of "
             f"up to {max_response_tokens} needs {needed}, but the context holds {context} (nearest valid "
-            f"rollout.max_response_tokens: {max(0, context - len(longest.token_ids))})"
+            f"{limit_field}: {max(0, context - len(longest.token_ids))})"
         )
 
 
@@ -180,10 +187,16 @@ class PromptSource:
         return given_up
 
 
-def evaluation_requests(prompts: Sequence[Prompt], *, num_samples: int, seed: int) -> pa.Table:
-    """Return requests for every prompt, `num_samples` each; the slot numbers the prompt."""
+def evaluation_requests(
+    prompts: Sequence[Prompt], *, num_samples: int, seed: int, benchmark: str = "", first_slot: int = 0
+) -> pa.Table:
+    """Return requests for every prompt of a benchmark, `num_samples` each; the slots number the prompts.
+
+    How a response is drawn depends on the place of its prompt in the benchmark, its sample and `seed` alone.
+    """
     rows = [
-        _request(prompt, f"eval-{index}-{sample}", index, 0, sample, seed)
+        _request(prompt, f"eval-{benchmark}-{index}-{sample}", first_slot + index, 0, sample, seed)
+        | {"seed": sampling_seed(seed, f"eval-{index}-{sample}")}
         for index, prompt in enumerate(prompts)
         for sample in range(num_samples)
     ]

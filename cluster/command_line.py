@@ -50,6 +50,23 @@ def one_line(error: Exception) -> str:
     return printable if len(printable) <= MAX_ERROR else f"{printable[:MAX_ERROR]}..."
 
 
+def add_eval_options(command: argparse.ArgumentParser) -> None:
+    """The options of `eval`; `cluster/evaluate_command.py` says which settings they are."""
+    add = command.add_argument
+    add("--model", help="model folder to evaluate, enough without --config; by default the student's")
+    add("--benchmarks", metavar="A,B", help="benchmarks by name, such as gsm8k,math500")
+    add("--data", action="append", metavar="NAME=FILE", help="local copy of a benchmark; may be repeated")
+    add("--n", type=int, help="responses per problem (default 8)")
+    add("--k", metavar="1,8", help="avg@k, pass@k and maj@k at each of these (default: n)")
+    add("--temperature", type=float, help="sampling temperature (default 1)")
+    add("--top-p", type=float, help="nucleus sampling (default 1)")
+    add("--top-k", type=int, help="top-k sampling (default -1: all)")
+    add("--max-tokens", type=int, help="response limit (default 4096; with --config what it says)")
+    add("--limit", type=int, metavar="N", help="only the first N problems of each benchmark")
+    add("--stop-ids-of", metavar="MODEL", help="stop on this model's stop tokens too: the teacher's")
+    add("--out", metavar="FOLDER", help="where results go, and where an interrupted evaluation goes on")
+
+
 def build_parser(description: str | None) -> argparse.ArgumentParser:
     """The parser; settings stay unparsed, `cluster/settings.py` reads them."""
     formatter = argparse.RawDescriptionHelpFormatter
@@ -88,7 +105,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         "--results-only", action="store_true", help="train nothing; write table and figures of what is finished"
     )
     commands.choices["plan"].add_argument("--json", action="store_true", help="print JSON, one line")
-    commands.choices["eval"].add_argument("--model", help="model folder to evaluate; by default the student's")
+    add_eval_options(commands.choices["eval"])
     for name, text in REMOTE_COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.add_argument("--run", required=True, help="name of the run")

@@ -8,6 +8,7 @@ from typing import Any
 
 from cluster.comparison import PlannedRun
 from cluster.comparison_runs import ATTEMPTS
+from cluster.evaluation_metrics import latest_rows, mean_of_rows
 from cluster.jsonl import read_rows
 
 SHARE_OF_FINAL = 0.9
@@ -69,9 +70,9 @@ COLUMNS = {
 
 
 def accuracies(run: PlannedRun) -> dict[int, dict[str, Any]]:
-    """The student's evaluations by step; of a step evaluated twice the last one."""
-    rows = read_rows(run.folder.evaluations)
-    found = {row["step"]: row for row in rows if row["model"].startswith("student")}
+    """The student's evaluations by step, the mean over benchmarks; of a step evaluated twice the last one."""
+    rows = [row for row in read_rows(run.folder.evaluations) if row["model"].startswith("student")]
+    found = {step: mean_of_rows([*by_name.values()]) for (step, _), by_name in latest_rows(rows).items()}
     return dict(sorted(found.items()))
 
 

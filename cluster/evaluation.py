@@ -1,10 +1,13 @@
-"""Held-out evaluation on the rollout workers: sample, grade, average.
+"""Held-out evaluation: engines sample responses to every problem, which are graded and kept as they arrive.
 
-All engines share the problems; the caller makes sure that they hold the same weights meanwhile.
+    requests --> engines --(finished problems)--> queue --> grading, in a thread --> kept rows --> results
+
+All workers share the problems; the caller says which workers, and that they hold the same weights meanwhile.
 """
 
+import asyncio
 import logging
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +16,8 @@ import pyarrow as pa
 from ray.exceptions import RayError
 
 from cluster.config import ClusterConfig
-from cluster.evaluation_config import EvaluationConfig
+from cluster.evaluation_metrics import BenchmarkResult, GradedSample, Measures, result_of
+from cluster.evaluation_results import EvaluatedProblem, result_table, samples_of
 from cluster.events import reason_of
 from cluster.faults import is_infrastructure
 from cluster.parcels import tables_of_slots
@@ -30,8 +34,43 @@ MAX_ATTEMPTS = 3
 MAX_ROUNDS = 50
 """Rounds of generation in all: those in which workers only died count here alone."""
 
-Grade = Callable[[Sequence[Sequence[int]], Sequence[str]], list[bool]]
-"""Grades responses (token ids) against answers."""
+
+@dataclass(frozen=True)
+class Grading:
+    """How responses are judged. All of it is called in a thread and may block."""
+
+    decode: Callable[[Sequence[Sequence[int]]], list[str]]
+    """Token ids of responses as text, without special tokens."""
+    grade: Callable[[Sequence[str], Sequence[str]], list[bool]]
+    """Whether each response answers as the answer beside it."""
+    extract: Callable[[str], str]
+    """The final answer of a response."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An evaluation ready to run: one slot per problem of all benchmarks, sampling, and how it is graded."""
+
+    problems: Sequence[EvaluatedProblem]
+    """By slot."""
+    requests: pa.Table
+    """Every response wanted; `slot` is the place of its problem."""
+    sampling: Any
+    grading: Grading
+    measures: Measures
+    k: tuple[int, ...]
+    """Results are taken at each of these, the first responses of each problem."""
+
+    def results(self, graded: Mapping[int, Sequence[GradedSample]]) -> list[BenchmarkResult]:
+        """The numbers of each benchmark at each k, of all slots."""
+        slots_of: dict[str, list[int]] = {}
+        for slot, problem in enumerate(self.problems):
+            slots_of.setdefault(problem.benchmark, []).append(slot)
+        return [
+            result_of(name, [graded[slot] for slot in slots], k, self.measures)
+            for name, slots in slots_of.items()
+            for k in self.k
+        ]
 
 
 @dataclass(frozen=True)
@@ -42,49 +81,53 @@ class Failure:
     is_refusal: bool
 
 
-@dataclass(frozen=True)
-class EvaluationResult:
-    """Accuracy of one model on one benchmark; fractions in [0, 1], lengths in tokens."""
+class EvaluationRun:
+    """One run of an evaluation. `run()` returns its results once every problem is graded and kept."""
 
-    benchmark: str
-    n: int
-    k: int
-    avg_at_k: float
-    pass_at_k: float
-    mean_length: float
-    truncated_frac: float
+    def __init__(
+        self,
+        evaluation: Evaluation,
+        config: ClusterConfig,
+        *,
+        keep: Callable[[pa.Table], object] = lambda table: None,
+        show: Callable[[int], object] = lambda num_graded: None,
+        graded: Mapping[int, Sequence[GradedSample]] | None = None,
+        version: int | None = None,
+    ) -> None:
+        """`keep(table)` takes graded rows, in a thread; `show(number of problems graded)` follows.
 
-    def row(self) -> dict[str, Any]:
-        """As written to `eval.jsonl`."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+        `graded` holds what an earlier run has left, by slot. With `version` every token must be of those weights.
+        """
+        self._evaluation = evaluation
+        self._config = config
+        self._keep = keep
+        self._show = show
+        self._version = version
+        self._graded = dict(graded or {})
+        self._generated = set(self._graded)
+        self._arrived: asyncio.Queue[pa.Table | None] = asyncio.Queue()
 
+    async def run(self, pool: Pool, ready: Callable[[], Awaitable[list[Worker]]]) -> list[BenchmarkResult]:
+        """Generate on the workers that `ready()` returns, all of `pool`, and grade.
 
-@dataclass(frozen=True)
-class Evaluation:
-    """An evaluation ready to run: requests (one slot per problem), sampling, and how it is graded."""
+        `ready` waits until there is one; what a failed worker leaves goes to those of the next call. RuntimeError
+        after too many failures.
+        """
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._grade_arrived())
+            await self._generate_all(pool, ready)
+            self._arrived.put_nowait(None)
+        return self._evaluation.results(self._graded)
 
-    config: EvaluationConfig
-    requests: pa.Table
-    sampling: Any
-    grade: Grade
-    avg_at_k: Callable[[Sequence[Sequence[bool]], int], float]
-    pass_at_k: Callable[[Sequence[Sequence[bool]], int], float]
-
-    async def run(self, pool: Pool, config: ClusterConfig) -> EvaluationResult:
-        """Generate on every healthy worker of `pool` and grade; what a failed worker leaves goes to the others."""
-        rows: dict[int, list[dict[str, Any]]] = {}
-        wanted = sorted(set(self.requests.column("slot").to_pylist()))
+    async def _generate_all(self, pool: Pool, ready: Callable[[], Awaitable[list[Worker]]]) -> None:
         num_rounds = num_refused = 0
-        while True:
-            missing = [slot for slot in wanted if slot not in rows]
-            workers = await pool.some_healthy()
+        while missing := [slot for slot in range(len(self._evaluation.problems)) if slot not in self._generated]:
+            workers = await ready()
             shares = [(worker, missing[i :: len(workers)]) for i, worker in enumerate(workers)]
-            ended = await together(
-                self._generate(pool, worker, share, rows, config) for worker, share in shares if share
-            )
+            ended = await together(self._generate(pool, worker, share) for worker, share in shares if share)
             failures = [failure for failure in ended if failure is not None]
             if not failures:
-                return self._result([row for slot in wanted for row in rows[slot]])
+                return
             last = failures[-1].error
             num_rounds += 1
             num_refused += any(failure.is_refusal for failure in failures)
@@ -92,40 +135,53 @@ class Evaluation:
             if num_refused == MAX_ATTEMPTS or num_rounds == MAX_ROUNDS:
                 raise RuntimeError(f"evaluation failed {num_rounds} times: {reason_of(last)}") from last
 
-    async def _generate(
-        self, pool: Pool, worker: Worker, slots: Collection[int], rows: dict[int, Any], config: ClusterConfig
-    ) -> Failure | None:
-        """Add the rows of each slot as it is finished; returns what ended it early."""
-        share = pa.array([slot in slots for slot in self.requests.column("slot").to_pylist()])
-        timeout_s, what = config.rollout_timeout_s, f"evaluation on {worker.name}"
+    async def _generate(self, pool: Pool, worker: Worker, slots: Collection[int]) -> Failure | None:
+        """Take in the rows of each slot as it is finished; returns what ended it early."""
+        wanted, requests = set(slots), self._evaluation.requests
+        share = pa.array([slot in wanted for slot in requests.column("slot").to_pylist()])
+        timeout_s, what = self._config.rollout_timeout_s, f"evaluation on {worker.name}"
         finished = finished_slots(
-            worker.handle, self.requests.filter(share), self.sampling, timeout_s=timeout_s, what=what
+            worker.handle, requests.filter(share), self._evaluation.sampling, timeout_s=timeout_s, what=what
         )
         with pool.use(worker):
             try:
                 async with aclosing(finished):
                     async for notes, ref in finished:
                         table: pa.Table = await wait_for(ref, timeout_s=timeout_s, what=what)
-                        slots = [note.slot for note in notes]
-                        for slot, part in zip(slots, tables_of_slots([table], slots), strict=True):
-                            rows[slot] = sorted(part.to_pylist(), key=lambda row: row["sample"])
+                        pool.succeed(worker)
+                        self._take([note.slot for note in notes], table)
             except (RayError, TimeoutError) as error:
                 await pool.examine(worker, error)
                 return Failure(error, is_refusal=not worker.is_gone and not is_infrastructure(error))
         return None
 
-    def _result(self, rows: list[dict[str, Any]]) -> EvaluationResult:
-        n, k = self.config.num_samples, self.config.k
-        responses = [row["response_token_ids"] for row in rows]
-        correct = self.grade(responses, [row["answer"] for row in rows])
-        correct_PK = [correct[i : i + n] for i in range(0, len(correct), n)]
-        lengths = [len(response) for response in responses]
-        return EvaluationResult(
-            benchmark=self.config.benchmark,
-            n=n,
-            k=k,
-            avg_at_k=self.avg_at_k(correct_PK, k),
-            pass_at_k=self.pass_at_k(correct_PK, k),
-            mean_length=sum(lengths) / len(lengths),
-            truncated_frac=sum(row["finish_reason"] == "length" for row in rows) / len(rows),
-        )
+    def _take(self, slots: Sequence[int], table: pa.Table) -> None:
+        part = pa.concat_tables(tables_of_slots([table], slots))
+        versions = {run["version"] for runs in part.column("weight_versions").to_pylist() for run in runs}
+        if self._version is not None and versions != {self._version}:
+            raise RuntimeError(f"evaluation of v{self._version}: responses were sampled under {sorted(versions)}")
+        self._generated.update(slots)
+        self._arrived.put_nowait(part)
+
+    async def _grade_arrived(self) -> None:
+        """Grade what has arrived meanwhile, again and again, until all has."""
+        is_complete = False
+        while not is_complete:
+            arrived = [await self._arrived.get()]
+            while not self._arrived.empty():
+                arrived.append(self._arrived.get_nowait())
+            is_complete = arrived[-1] is None
+            tables = [table for table in arrived if table is not None]
+            if tables:
+                self._graded |= await asyncio.to_thread(self._grade, pa.concat_tables(tables))
+                self._show(len(self._graded))
+
+    def _grade(self, rollouts: pa.Table) -> dict[int, list[GradedSample]]:
+        evaluation, grading = self._evaluation, self._evaluation.grading
+        problems = [evaluation.problems[slot] for slot in rollouts.column("slot").to_pylist()]
+        texts = grading.decode(rollouts.column("response_token_ids").to_pylist())
+        correct = grading.grade(texts, [problem.answer for problem in problems])
+        extracted = [grading.extract(text) for text in texts]
+        table = result_table(rollouts, problems, texts, extracted, correct)
+        self._keep(table)
+        return samples_of(table)

@@ -68,7 +68,7 @@ class Flow:
 
     def look(self) -> None:
         """Take one sample of what every worker has in hand."""
-        sums, workers = self._sums, self._pool.healthy
+        sums, workers = self._sums, self._pool.serving
         has_waiting = bool(self._slots.startable(1))
         streams = max(1, sum(worker.num_uses for worker in workers))
         held_up = sum(lane.held_up.num_lasting for lane in self._teachers().values())

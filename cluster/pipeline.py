@@ -28,6 +28,7 @@ from typing import Any
 
 from cluster.advisor import RECENT_STEPS
 from cluster.autoscaling import Cluster, RayCluster
+from cluster.background_evaluation import Evaluations
 from cluster.balancer import Balancer
 from cluster.checkpointing import Checkpointer
 from cluster.clock import now
@@ -97,7 +98,6 @@ class Pipeline:
         self._restore = restore
         self._prompts = prompts
         self._sampling = sampling
-        self._evaluation = evaluation
         self._folder = folder
         self._events = events
         self._token_bytes = token_bytes
@@ -117,6 +117,8 @@ class Pipeline:
         room: dict[str, Any] = {"cluster": cluster or RayCluster(may_grow=False), "scaling": self.scaling}
         self._balancer = Balancer(config, pools=pools, signal=signal, events=events, **room)
         self._recovery = Recovery(config.health, events)
+        shared = {"signal": signal, "members": members, "events": events, "folder": folder, "pools": pools}
+        self._evaluations = Evaluations(config, evaluation, weights=self._weights, **shared)
         self.on_step(self._balancer.note)
         self._begin(progress)
 
@@ -166,7 +168,7 @@ class Pipeline:
     async def run(self) -> None:
         """Run all stages side by side until training ends; an error in any of them ends the run."""
         async with asyncio.TaskGroup() as stages:
-            every_stage = (self._weights, self.scaling, self._supervisor, self._balancer)
+            every_stage = (self._weights, self.scaling, self._supervisor, self._balancer, self._evaluations)
             running = [stages.create_task(stage.run()) for stage in every_stage]
             if self._checkpointer is not None:
                 running.append(stages.create_task(self._checkpointer.run()))
@@ -194,6 +196,7 @@ class Pipeline:
     async def _fall_back(self, lost: LearnerLostError | None) -> None:
         """Restart the learner from the last checkpoint, and begin a new course there."""
         while lost is not None:
+            await self._evaluations.abandon("the learner was lost", above=self.slots.version)
             self._weights.forget()
             await self._recovery.prepare(lost, self.slots.version)
             try:
@@ -203,6 +206,7 @@ class Pipeline:
             else:
                 lost = None
                 self._recovery.succeeded(progress.frontier.version)
+                await self._evaluations.abandon("the learner fell back", above=progress.frontier.version)
                 self._begin(progress)
 
     async def _deliver(self, rollout: Rollout) -> None:
@@ -217,6 +221,7 @@ class Pipeline:
         """Where the run stands, as JSON values: slots, throughput, staleness, waits, advice."""
         return progress_status(self.slots, [*self._recent]) | {
             "balanced": self._balancer.last_reason,
+            "evaluation": self._evaluations.status(),
             "queues": {
                 "in_flight": self._rollouts.num_in_flight,
                 "to_score": self._scoring.num_queued_of_role,
@@ -226,11 +231,7 @@ class Pipeline:
 
     async def _train(self) -> None:
         await self._publish()
-        if self.slots.version == 0 and not self._folder.has_evaluation("student_before"):
-            if self._config.evaluation.teacher:
-                for role in self._config.teacher_of_role:
-                    await self._evaluate(role)
-            await self._evaluate("student_before")
+        await self._evaluations.begin(self.slots.version)
         started = now()
         while not self.slots.done and not self._is_stopping:
             waits = Waits()
@@ -344,8 +345,9 @@ class Pipeline:
         return healthy | {"teacher": sum(healthy[role] for role in self._config.teacher_of_role)}
 
     async def _after_step(self, result: StepResult) -> None:
-        """Checkpoint and evaluate where due; a row of skipped steps ends the run."""
-        version, checkpointer, evaluation = self.slots.version, self._checkpointer, self._config.evaluation
+        """Evaluate and checkpoint where due; a row of skipped steps ends the run."""
+        version, checkpointer = self.slots.version, self._checkpointer
+        self._evaluations.due(version)  # before engines load the version that is to be evaluated
         self._num_skipped = self._num_skipped + 1 if result.was_skipped else 0
         if self._num_skipped >= self._config.health.max_skipped_steps:
             if checkpointer is not None:
@@ -357,8 +359,6 @@ class Pipeline:
             )
         if checkpointer is not None and checkpointer.is_due(version) and not self.slots.done:
             await self.checkpoint(checkpointer)
-        if evaluation.every_steps and version % evaluation.every_steps == 0 and not self.slots.done:
-            await self._evaluate("student")
 
     async def _finish(self) -> None:
         """Save what was trained; a finished run is evaluated and exported too."""
@@ -366,7 +366,7 @@ class Pipeline:
             await self.checkpoint(self._checkpointer)
             await self._checkpointer.finish()
         if self.slots.done:
-            await self._evaluate("student_after")
+            await self._evaluations.finish()
             await self._learner.export(str(self._folder.export.resolve()))
         if self._checkpointer is not None:
             self._checkpointer.check_saved(self.slots.version)
@@ -375,15 +375,3 @@ class Pipeline:
         """Begin a checkpoint of the current version, unless there is one."""
         progress = Progress(self.slots.frontier(), self._incarnation, self._prompts.replacements)
         await checkpointer.begin(progress)
-
-    async def _evaluate(self, name: str) -> None:
-        """Evaluate the student at exactly the current version (or the teacher whose role `name` is)."""
-        if self._evaluation is None:
-            return
-        await self._weights.all_loaded()
-        pool = self._pools[name] if name in self._config.teacher_of_role else self._rollout_pool
-        start = now()
-        result = await self._evaluation.run(pool, self._config.cluster)
-        version, seconds = self.slots.version, round(now() - start, 3)
-        self._folder.add_evaluation({"step": version, "model": name, **result.row()})
-        self._events.add("evaluated", model=name, step=version, avg_at_k=result.avg_at_k, seconds=seconds)

@@ -3,7 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cluster.config import ResourcesConfig, RunConfig
 from cluster.engine_config import EngineConfig
@@ -83,7 +83,9 @@ def plan(config: RunConfig) -> list[Demand]:
     students = engine_demand(
         "rollout", rollout.num_workers, rollout.resources, rollout.engine, strategies.rollout_strategy
     )
-    return [ranks, *scorers, students]
+    num_evaluation = config.evaluation.num_workers
+    evaluation = [replace(students, role="evaluation", count=num_evaluation)] if num_evaluation else []
+    return [ranks, *scorers, students, *evaluation]
 
 
 def engine_demand(

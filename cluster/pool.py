@@ -68,6 +68,11 @@ class Pool:
         return [worker for worker in self.workers if worker.is_healthy]
 
     @property
+    def serving(self) -> list[Worker]:
+        """Workers that slots may be started on: those that are healthy and not lent for an evaluation."""
+        return [worker for worker in self.workers if worker.takes_slots]
+
+    @property
     def wanted(self) -> list[Worker]:
         """Workers that are given work, or will be: neither draining nor retired."""
         return [worker for worker in self.workers if worker.is_wanted]

@@ -115,13 +115,13 @@ class RolloutStage:
             return []
         minimum, most = self._slots.minimum_engine_version, self._config.rollout.max_in_flight
         startable = self._slots.startable()
-        eligible = [worker for worker in self._pool.healthy if worker.version >= minimum]
+        eligible = [worker for worker in self._pool.serving if worker.version >= minimum]
         if self._failures or self._isolation.worker is not None:
             self._isolation.reserve(startable, eligible)
         room = Room({w: most - w.num_slots for w in eligible if w is not self._isolation.worker})
         shares: dict[Worker, list[int]] = {}
         alone: list[tuple[Worker, list[int]]] = []
-        has_others = len(self._pool.healthy) > 1
+        has_others = len(self._pool.serving) > 1
         for slot in startable:
             failed = self._failures.get(slot)
             if self._isolation.needs(slot):

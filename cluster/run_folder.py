@@ -33,6 +33,7 @@ class RunFolder:
         self.ledger = path / "ledger.jsonl"
         self.events = path / "events.jsonl"
         self.evaluations = path / "eval.jsonl"
+        self.evaluation_results = path / "evaluations"
         self.summary = path / "summary.json"
         self.checkpoints = path / "checkpoints"
         self.export = path / "export"
@@ -100,9 +101,10 @@ class RunFolder:
         """Append one evaluation."""
         self._evaluation_rows.append(row)
 
-    def has_evaluation(self, model: str) -> bool:
-        """Whether the folder holds an evaluation of that model."""
-        return any(row.get("model") == model for row in read_rows(self.evaluations))
+    def evaluated(self, model: str, step: int) -> set[str]:
+        """The benchmarks that a model was evaluated on at a step."""
+        rows = read_rows(self.evaluations)
+        return {row["benchmark"] for row in rows if (row.get("model"), row.get("step")) == (model, step)}
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""

@@ -23,7 +23,9 @@ def pools_status(pools: Mapping[str, Pool]) -> dict[str, Any]:
                     "node_id": worker.node_id or None,
                     "pid": worker.pid or None,
                     "restarts": max(0, worker.num_lives - 1),
-                    "version": worker.version if role == "rollout" and worker.version >= 0 else None,
+                    "version": worker.version
+                    if role in ("rollout", "evaluation") and worker.version >= 0
+                    else None,
                     "slots": worker.num_slots,
                     "calls": worker.num_calls,
                     "tokens": worker.outstanding_tokens,

@@ -1,10 +1,12 @@
 """The end of a run in numbers: `summary.json` and the table on the terminal, both from the run's own files."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.table import Table
 
 from cluster.advisor import advise
+from cluster.evaluation_metrics import latest_rows, mean_of_rows
 from cluster.flow_summary import flow_means
 from cluster.jsonl import read_rows
 from cluster.run_folder import RunFolder
@@ -14,16 +16,7 @@ STUDENTS = ("student_before", "student_after")
 
 def summarise(folder: RunFolder, *, wall_s: float) -> dict[str, Any]:
     """Accuracies, reverse KL of the first and last tenth of the steps, what limited the run, and what it took."""
-    summary: dict[str, Any] = {}
-    for row in read_rows(folder.evaluations):
-        if row["model"] in STUDENTS or _is_teacher(row["model"]):
-            k = row["k"]
-            summary[row["model"]] = {
-                f"avg_at_{k}": row["avg_at_k"],
-                f"pass_at_{k}": row["pass_at_k"],
-                "mean_length": row["mean_length"],
-                "truncated_frac": row["truncated_frac"],
-            }
+    summary = _accuracies(read_rows(folder.evaluations))
     steps = folder.valid_metrics()
     tenth = max(1, len(steps) // 10)
     advice = advise(steps)
@@ -43,18 +36,52 @@ def summarise(folder: RunFolder, *, wall_s: float) -> dict[str, Any]:
     }
 
 
+def _accuracies(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The newest numbers of every model but the student's in between; of several benchmarks the mean, and each.
+
+    The benchmarks are under `benchmarks`, by name and then by model, where there are several.
+    """
+    newest: dict[str, Any] = {}
+    for (_, model), by_benchmark in latest_rows(rows).items():
+        if model in STUDENTS or _is_teacher(model):
+            newest[model] = by_benchmark
+    summary = {model: _numbers(mean_of_rows([*by_name.values()])) for model, by_name in newest.items()}
+    names = list(dict.fromkeys(name for by_name in newest.values() for name in by_name))
+    if len(names) > 1:
+        summary["benchmarks"] = {
+            name: {model: _numbers(by_name[name]) for model, by_name in newest.items() if name in by_name}
+            for name in names
+        }
+    return summary
+
+
+def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
+    k = row["k"]
+    return {
+        f"avg_at_{k}": row["avg_at_k"],
+        f"pass_at_{k}": row["pass_at_k"],
+        "mean_length": row["mean_length"],
+        "truncated_frac": row["truncated_frac"],
+    }
+
+
 def accuracy_table(summary: dict[str, Any]) -> Table:
-    """Teachers, student before and student after, one below the other."""
+    """Teachers, student before and student after, one below the other; per benchmark where there are several."""
     table = Table(title="held-out accuracy")
+    benchmarks = summary.get("benchmarks", {})
+    tables = {**benchmarks, "mean": summary} if benchmarks else {"": summary}
     models = [name for name in summary if _is_teacher(name)] + [name for name in STUDENTS if name in summary]
     columns = list(summary[models[0]]) if models else []
-    table.add_column("model")
+    for column in (*(["benchmark"] if benchmarks else []), "model"):
+        table.add_column(column)
     for column in columns:
         table.add_column(column.replace("_at_", "@").replace("_", " "), justify="right")
-    for name in models:
-        values = summary[name]
-        cells = [f"{values[c]:.1f}" if c == "mean_length" else f"{values[c]:.3f}" for c in columns]
-        table.add_row(name.replace("_", " "), *cells)
+    for benchmark, by_model in tables.items():
+        table.add_section()
+        for name in (name for name in models if name in by_model):
+            values = by_model[name]
+            cells = [f"{values[c]:.1f}" if c == "mean_length" else f"{values[c]:.3f}" for c in columns]
+            table.add_row(*([benchmark] if benchmarks else []), name.replace("_", " "), *cells)
     return table
 
 

@@ -78,6 +78,22 @@ class WeightStore:
         """The newest published version; -1 before the first."""
         return -1 if self._latest is None else self._latest.manifest.version
 
+    @property
+    def latest(self) -> PublishedWeights | None:
+        """The newest published version; whoever keeps it keeps its bytes in the object store."""
+        return self._latest
+
+    def hold(self, weights: PublishedWeights) -> None:
+        """Let every engine load this set, whatever it has loaded before: not older than that, or refused."""
+        for worker in self._pool.workers:
+            worker.version = -1
+        self._latest = weights
+        self._members.changed()
+
+    def let_go(self) -> None:
+        """Drop the reference; engines stay with what they have."""
+        self._latest = None
+
     def put(self, weights: PublishedWeights) -> None:
         """Make a weight set the newest; engines start loading it."""
         self._latest = weights
@@ -137,7 +153,7 @@ class WeightStore:
         """Keep one engine at the newest version until it is gone."""
         while worker.loads_weights:
             await self._members.until(
-                lambda: not worker.loads_weights or worker.version < self.version,
+                lambda: not worker.loads_weights or self._is_behind(worker),
                 timeout_s=NO_LIMIT_S,
                 what=lambda: f"newer weights for {worker.name}",
             )
@@ -145,35 +161,43 @@ class WeightStore:
             if reason is not None:
                 self._pool.mark_dead(worker, reason)
 
+    def _wanted(self, worker: Worker) -> PublishedWeights | None:
+        """What a worker is to hold: the newest, or what it is lent for to evaluate."""
+        return self._latest if worker.pinned is None else worker.pinned
+
+    def _is_behind(self, worker: Worker) -> bool:
+        wanted = self._wanted(worker)
+        return wanted is not None and worker.version < wanted.manifest.version
+
     async def _load(self, worker: Worker) -> str | None:
-        """Load the newest version; returns why it could not be loaded, or None."""
+        """Load what the worker is to hold; returns why it could not be loaded, or None."""
         with self._pool.use(worker):
             return await self._load_in_attempts(worker)
 
     async def _load_in_attempts(self, worker: Worker) -> str | None:
         reason = ""
         for attempt in range(MAX_LOAD_ATTEMPTS):
-            weights = self._latest
+            weights = self._wanted(worker)
             if weights is None:
                 return None
-            start = now()
-            what = f"{worker.name} loading weights v{weights.manifest.version}"
+            start, version = now(), weights.manifest.version
             try:
                 report: LoadReport = await wait_for(
                     worker.handle.load_weights.remote(weights.manifest, weights.source),
                     timeout_s=self._config.load_timeout_s,
-                    what=what,
+                    what=f"{worker.name} loading weights v{version}",
                 )
             except (RayError, TimeoutError) as error:
-                reason = reason_of(error)
                 if not worker.loads_weights:
                     return None
-                self._events.add("weights_failed", worker=worker.name, attempt=attempt, reason=reason)
+                reason = f"weights v{version} could not be loaded: {reason_of(error)}"
+                self._events.add("weights_failed", worker=worker.name, attempt=attempt, reason=reason_of(error))
                 continue
-            if self._latest is not None and report.incarnation == self._latest.manifest.incarnation:
+            wanted = self._wanted(worker)
+            if wanted is not None and report.incarnation == wanted.manifest.incarnation:
                 self._note_loaded(worker, report, weights.publish_s, now() - start)
             return None
-        return f"weights v{self.version} could not be loaded: {reason}"
+        return reason
 
     def _note_loaded(self, worker: Worker, report: LoadReport, publish_s: float, update_s: float) -> None:
         worker.version = report.version

@@ -35,6 +35,7 @@ class Worker:
     pid: int = 0  # of the actor's process; 0 until it has started
     num_lives: int = 0  # actors so far
     is_awaited: bool = False  # dead, and to be restarted
+    pinned: Any = None  # weights that it keeps to evaluate them: it takes no slots meanwhile
     state: WorkerState = field(default=WorkerState.STARTING, init=False)
     health: Health = field(default_factory=lambda: Health(HealthConfig(), now=0.0), repr=False)
 
@@ -64,6 +65,11 @@ class Worker:
     def is_healthy(self) -> bool:
         """True while it may be given work."""
         return self.state is WorkerState.HEALTHY
+
+    @property
+    def takes_slots(self) -> bool:
+        """True while slots may be started on it: it is not lent for an evaluation."""
+        return self.is_healthy and self.pinned is None
 
     @property
     def is_gone(self) -> bool:

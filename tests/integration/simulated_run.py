@@ -128,6 +128,7 @@ async def simulated_run(
     engines: Sequence[EngineBehaviour] = (EngineBehaviour(),),
     teachers: Sequence[EngineBehaviour] = (EngineBehaviour(),),
     scorers: Mapping[str, Sequence[EngineBehaviour]] | None = None,
+    evaluators: Sequence[EngineBehaviour] = (EngineBehaviour(),),
     added: Mapping[str, EngineBehaviour] | None = None,
     learner: LearnerBehaviour | None = None,
     evaluation: Evaluation | None = None,
@@ -137,10 +138,13 @@ async def simulated_run(
     """Start workers as `launch.py` does, one per behaviour, and connect the stages; closes all at the end.
 
     `scorers` holds the behaviours of further teachers and of the reference by role; one worker each otherwise.
+    `evaluators` are the workers of the evaluation alone, if the configuration has any.
     Workers that are added later behave as `added` says for their role, or as the last one of the start.
     """
     behaviours: dict[str, Sequence[EngineBehaviour]] = dict.fromkeys(config.scorers, (EngineBehaviour(),))
     behaviours |= {"rollout": engines, "teacher": teachers, **(scorers or {})}
+    if config.evaluation.num_workers:
+        behaviours["evaluation"] = evaluators
     folder = RunFolder.of(config, resume=resume)
     folder.open(config)
     events = Events(folder.events, folder.owner)
@@ -154,7 +158,7 @@ async def simulated_run(
         known = behaviours[role]
         behaviour = known[i] if i < len(known) else (added or {}).get(role, known[-1])
         engine = (SETTINGS, partial(SimulatedEngine, behaviour))
-        if role == "rollout":
+        if role in ("rollout", "evaluation"):
             return WorkerSpec(WorkerCutOff if behaviour.dies_after_note else RolloutWorker, engine)
         if role == "reference":
             return WorkerSpec(ReferenceWorker, engine, labels | {"signal": signal})

@@ -8,21 +8,13 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group_table
 
-from cluster.batches import PROMPT_SCHEMA
 from cluster.config import ClusterConfig
-from cluster.evaluation import Evaluation
-from cluster.evaluation_config import EvaluationConfig
 from cluster.events import Events
 from cluster.placement import Demand
 from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
-from tests.integration.simulated import (
-    SAMPLING,
-    EngineBehaviour,
-    LearnerBehaviour,
-    SimulatedLearner,
-    SimulatedPrompts,
-)
+from tests.integration.simulated import EngineBehaviour, LearnerBehaviour, SimulatedLearner
+from tests.integration.simulated_evaluation import simulated_evaluation
 from tests.integration.simulated_run import SimulatedRun, eventually, other_tasks, run_config, simulated_run
 
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("local_ray")]
@@ -188,7 +180,7 @@ def test_a_worker_whose_weight_load_fails_twice_is_given_up_and_the_run_goes_on(
 def test_an_evaluation_repeats_on_other_workers_what_a_dead_one_left(tmp_path: Path) -> None:
     async def scenario() -> None:
         config = run_config(tmp_path, **SPEED)
-        async with simulated_run(config, engines=(SLOW, SLOW), evaluation=_evaluation(num_problems=40)) as run:
+        async with simulated_run(config, engines=(SLOW, SLOW), evaluation=simulated_evaluation(40)) as run:
             running = asyncio.create_task(run.pipeline.run())
             await eventually(lambda: run.pipeline.slots.version == 6)
             ray.kill(run.rollout.workers[0].handle)
@@ -224,23 +216,6 @@ def _check_given_up(run: SimulatedRun, *, slot: int) -> None:
     assert run.folder.valid_metrics()[-1]["prompts_given_up"] == 1
     assert sorted(run.trained_slots()) == ALL_SLOTS
     assert run.events("worker_died") == []
-
-
-def _evaluation(num_problems: int) -> Evaluation:
-    requests = SimulatedPrompts(run_config(Path("none"))).requests_for(range(num_problems), [0] * num_problems)
-    assert requests.schema.equals(PROMPT_SCHEMA)
-
-    def first(correct: Any, k: int) -> float:
-        return sum(all(samples) for samples in correct) / num_problems
-
-    return Evaluation(
-        EvaluationConfig(num_samples=1, k=1),
-        requests=requests,
-        sampling=SAMPLING,
-        grade=lambda responses, answers: [answer == "1" for answer in answers],
-        avg_at_k=first,
-        pass_at_k=first,
-    )
 
 
 def _live_placement_groups() -> int:

@@ -1,0 +1,51 @@
+"""The per-problem results of evaluations in a run's folder: `evaluations/step_N/BENCHMARK.parquet`."""
+
+from collections.abc import Callable
+
+import pyarrow as pa
+
+from cluster.disk import is_disk_error
+from cluster.evaluation_results import ResultFolder
+from cluster.events import Events, reason_of
+from cluster.run_folder import RunFolder
+
+
+class KeptResults:
+    """Those of one evaluation. A full disk costs them, with an event, and not the run."""
+
+    def __init__(self, folder: RunFolder, name: str, events: Events) -> None:
+        """`name` is `step_N` for the student, a teacher's role for a teacher."""
+        self._folder = folder
+        self._name = name
+        self._results = ResultFolder(folder.evaluation_results / name)
+        self._events = events
+        self._is_lost = False
+
+    def begin(self) -> None:
+        """Begin anew: what an abandoned evaluation has left is removed."""
+        self._attempt(self._results.begin)
+
+    def keep(self, table: pa.Table) -> None:
+        """Write graded problems."""
+        self._attempt(lambda: self._results.keep(table))
+
+    def finish(self) -> None:
+        """Put everything together."""
+        self._attempt(self._results.finish)
+
+    def discard(self) -> None:
+        """Remove what was kept of an evaluation that came to no end."""
+        self._attempt(self._results.discard)
+
+    def _attempt(self, write: Callable[[], object]) -> None:
+        """Write, unless something is missing already. NotOwnerError if the run's folder is another's by now."""
+        if self._is_lost:
+            return
+        self._folder.owner.check()
+        try:
+            write()
+        except OSError as error:
+            if not is_disk_error(error):
+                raise
+            self._is_lost = True
+            self._events.add("evaluation_not_kept", name=self._name, reason=reason_of(error))
