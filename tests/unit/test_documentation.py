@@ -124,7 +124,9 @@ def _messages_of_the_code() -> list[str]:
         for path in sorted((ROOT / folder).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.JoinedStr):
-                    found.append("".join(p.value if isinstance(p, ast.Constant) else "..." for p in node.values))
+                    found.append(
+                        "".join(str(p.value) if isinstance(p, ast.Constant) else "..." for p in node.values)
+                    )
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     found.append(node.value)
     return found

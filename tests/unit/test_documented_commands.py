@@ -103,6 +103,7 @@ def test_evaluating_an_export_passes_its_dry_run(data: Path, tmp_path: Path) -> 
     found = [command for command in LAUNCHED if command.arguments[0] == "eval" and not command.needs]
     assert found
     for command in found:
+        assert "--config" in command.arguments, f"{command}: say that it needs the network, or a configuration"
         arguments = [str(MODELS / "student") if "export" in word else word for word in command.arguments]
         arguments += ["--runs-path", str(tmp_path / "runs"), "--evaluation.data_path", str(data)]
         assert launch.main([*arguments, "--dry-run"]) == launch.FINISHED
