@@ -50,8 +50,18 @@ def _sections(model: type[BaseModel], *, level: int) -> Iterator[str]:
     for place, section in _places(model, ""):
         places.setdefault(section, []).append(place)
     for section, where in places.items():
-        title = " and ".join(f"`{place}`" for place in where if place) or "Top level"
-        yield f"\n{'#' * level} {title}\n\n{_one_line(section.__doc__)}\n\n{_table(section)}"
+        yield f"\n{'#' * level} {_title(where)}\n\n{_one_line(section.__doc__)}{_where(where)}\n\n{_table(section)}"
+
+
+def _title(places: list[str]) -> str:
+    """The key of a section, or all of them; of sections that have the same key in several places, that one."""
+    keys = {place.rpartition(".")[2] for place in places}
+    names = sorted(keys) if len(keys) == 1 and len(places) > 1 else places
+    return ", ".join(f"`{name}`" for name in names if name) or "Top level"
+
+
+def _where(places: list[str]) -> str:
+    return f" In {', '.join(f'`{place}`' for place in places)}." if len(places) > 1 else ""
 
 
 def _places(model: type[BaseModel], prefix: str) -> Iterator[tuple[str, type[BaseModel]]]:

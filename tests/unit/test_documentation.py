@@ -51,7 +51,7 @@ def test_ranges_and_defaults_are_shown() -> None:
     assert "| `stop_mode` | `raw` or `mask` or `cross_eos` | `mask` |" in page
     assert "| `max_model_len` | integer, >= 1 or `null` | `null` |" in page
     assert "| `betas` | list of 2 (number, > 0, <= 1) |" in page
-    assert "## `rollout.engine` and `teacher.engine` and `teachers.NAME.engine` and `reference.engine`" in page
+    assert "In `rollout.engine`, `teacher.engine`, `teachers.NAME.engine`, `reference.engine`." in page
 
 
 def test_every_command_is_in_the_reference() -> None:
@@ -80,7 +80,7 @@ def _leaves(entries: Any) -> list[str]:
 def test_the_site_loads_nothing_from_elsewhere() -> None:
     assert SITE["theme"]["font"] is False
     assert "offline" in SITE["plugins"]
-    assert not {"extra_css", "extra_javascript", "repo_url", "google_analytics"} & SITE.keys()
+    assert not {"extra_javascript", "repo_url", "google_analytics"} & SITE.keys()
 
 
 @pytest.mark.parametrize(
