@@ -50,7 +50,8 @@ def _sections(model: type[BaseModel], *, level: int) -> Iterator[str]:
     for place, section in _places(model, ""):
         places.setdefault(section, []).append(place)
     for section, where in places.items():
-        yield f"\n{'#' * level} {_title(where)}\n\n{_one_line(section.__doc__)}{_where(where)}\n\n{_table(section)}"
+        text = _one_line(section.__doc__) + _where(where)
+        yield f"\n{'#' * level} {_title(where)}\n\n{text}\n\n{_table(section)}"
 
 
 def _title(places: list[str]) -> str:
