@@ -1,4 +1,4 @@
-"""The commands in the `bash` blocks of the documents, each with what it needs to be run."""
+"""The commands in the blocks of the documents, each with what it needs to be run."""
 
 import re
 import shlex
@@ -11,8 +11,12 @@ ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
 
 BLOCK = re.compile(
-    r"(?:^<!-- needs: (?P<needs>[a-z, ]+) -->\n+)?^```bash\n(?P<lines>.*?)^```", re.MULTILINE | re.DOTALL
+    r"(?:^<!-- needs: (?P<needs>[a-z, ]+) -->\n+)?^```(?P<language>\w*)\n(?P<lines>.*?)^```$",
+    re.MULTILINE | re.DOTALL,
 )
+SHELLS = {"bash", "sh", "shell", "console"}
+COMMAND = re.compile(r"(\S*/)?(python|make|ray|launch\.py) ")
+"""The first words of a block without a language that holds commands."""
 
 NEEDS = {"gpu", "cluster", "run", "network"}
 """What a block may say that it needs: GPUs, a Ray cluster, a run that goes on or has finished, the network."""
@@ -46,6 +50,8 @@ def commands_of(document: Path) -> Iterator[Command]:
     """The commands of one document; ValueError for a need that there is not."""
     text = document.read_text(encoding="utf-8")
     for block in BLOCK.finditer(text):
+        if block["language"] not in SHELLS and not (not block["language"] and COMMAND.match(block["lines"])):
+            continue
         needs = frozenset(word.strip() for word in (block["needs"] or "").split(",") if word.strip())
         if unknown := needs - NEEDS:
             raise ValueError(f"{document.name}: needs {unknown}; known are {sorted(NEEDS)}")
