@@ -168,6 +168,15 @@ def test_parts_are_used_and_say_that_they_are_parts() -> None:
         assert part.read_text().startswith("# A part of recipes, no recipe: ")
 
 
+def test_every_recipe_is_in_the_documents() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    for path in FILES:
+        pair = next((each for each in PAIRS if path.stem.startswith(each)), None)
+        if path.name not in page:
+            assert pair is not None, path
+            assert f"| `{path.stem.removeprefix(pair)}` |" in page, path
+
+
 def test_every_recipe_has_a_name_of_its_own_and_says_what_it_is() -> None:
     assert all(path.read_text().startswith("# ") for path in FILES)
     names = [load_config(str(path)).run_name for path in RECIPES]
