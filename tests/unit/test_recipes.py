@@ -42,35 +42,41 @@ def hardware_of(path: Path) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Options that put small local folders in the place of models and data of the hub."""
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `base` and `chat`, small models like Qwen3-Base and Qwen3, and `problems.jsonl`."""
     path = tmp_path_factory.mktemp("stand-ins")
-    rows = [{"id": str(i), "problem": f"What is {i} + 1?", "answer": str(i + 1)} for i in range(40)]
-    data = path / "problems.jsonl"
-    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return [
-        *("--student.model_path", str(qwen3_folder(path / "student", is_base=True))),
-        *("--teacher.model_path", str(qwen3_folder(path / "teacher", is_base=False))),
-        *("--data.train_path", str(data), "--evaluation.data_path", str(data)),
-        *("--cluster.address", "null", "--cluster.num_cpus", "64"),
-    ]
+    rows = [{"id": str(i), "problem": f"{i}+1", "answer": str(i + 1)} for i in range(40)]
+    (path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    qwen3_folder(path / "base", is_base=True)
+    qwen3_folder(path / "chat", is_base=False)
+    return path
+
+
+def replaced(path: Path, stand_ins: Path) -> list[str]:
+    """Options that put local folders in the place of what is not here: models and data of the hub, a cluster."""
+    config = load_config(str(path))
+    options = ["--cluster.address", "null", "--cluster.num_cpus", "64"]
+    student, teacher = config.student.model_path, config.teacher.model_path
+    if not ((ROOT / student).is_dir() and (ROOT / teacher).is_dir()):
+        options += ["--student.model_path", str(stand_ins / ("base" if student.endswith("-Base") else "chat"))]
+        options += ["--teacher.model_path", str(stand_ins / "chat")]
+    if not (ROOT / (config.data.train_path or "")).exists():
+        options += ["--data.train_path", str(stand_ins / "problems.jsonl")]
+    if config.evaluation.data_path is None or not (ROOT / config.evaluation.data_path).exists():
+        options += ["--evaluation.data_path", str(stand_ins / "problems.jsonl")]
+    return options + (["--evaluation.benchmarks", "[]"] if config.evaluation.benchmarks else [])
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=label)
 def test_every_recipe_prints_its_plan_with_dry_run(
-    path: Path, stand_ins: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    path: Path, stand_ins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--runs-path", str(tmp_path / "runs"), *stand_ins, *without_downloads(path)]
+    options = ["--runs-path", str(tmp_path / "runs"), *replaced(path, stand_ins)]
     assert launch.main(["train", "--config", str(path), "--dry-run", *options]) == launch.FINISHED
     printed = capsys.readouterr().out
     assert "# placement plan: one placement group per worker" in printed
     assert yaml.safe_load(printed)["run_name"] == load_config(str(path)).run_name
     assert not (tmp_path / "runs").exists()
-
-
-def without_downloads(path: Path) -> list[str]:
-    """Options that leave out the benchmarks, whose data are not in the repository."""
-    return ["--evaluation.benchmarks", "[]"] if load_config(str(path)).evaluation.benchmarks else []
 
 
 @pytest.mark.parametrize("path", QWEN3, ids=label)
