@@ -19,7 +19,7 @@ SHELL := bash
 .ONESHELL:
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help install install-gpu lock audit demo smollm2 test test-unit test-slow chaos-test lint format types clean
+.PHONY: help install install-gpu lock audit demo smollm2 docs reference test test-unit test-slow chaos-test lint format types clean
 
 help:  ## list the targets
 	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -87,6 +87,12 @@ test-slow: install  ## the long proofs
 
 chaos-test: install  ## those of the long proofs that kill workers again and again
 	$(BIN)/python -m pytest -m chaos $(ARGS)
+
+docs: install  ## build the documentation into site/: open site/index.html, no server needed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+reference: install  ## write the pages of docs/reference anew, from the code
+	$(BIN)/python -m documentation.write_reference
 
 lint: install  ## ruff: mistakes, style and layout of the code
 	$(BIN)/ruff check --quiet

@@ -2,15 +2,14 @@
 
     load_config("configs/demo.yaml", ["--rollout.num_workers", "2", "--max-steps=10"])
 
-OmegaConf merges (and resolves `${...}`), pydantic validates. Every mistake is one ValueError naming the field and
-the nearest valid value or key.
+`cluster/settings_file.py` reads a file with those that it extends, OmegaConf merges (and resolves `${...}`),
+pydantic validates. Every mistake is one ValueError naming the field and the nearest valid value or key.
 """
 
 import difflib
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from io import StringIO
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -22,7 +21,8 @@ from yaml import YAMLError
 
 from cluster.config import RunConfig
 from cluster.secrets_check import leaves, refuse_secrets
-from cluster.yaml_text import check_yaml, read_yaml_text
+from cluster.settings_file import read_settings_file
+from cluster.yaml_text import check_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -44,7 +44,7 @@ def load_settings(model: type[Model], path: str | None, overrides: Sequence[str]
     own_names = frozenset(key.rpartition(".")[2] for key in _dotted_keys(model))
     try:
         given = _read_overrides(overrides, frozenset(_text_keys(model)), own_names)
-        merged = _merged(_read_yaml(path), given)
+        merged = _merged(read_settings_file(path), given)
         refuse_secrets(_container(merged, resolve=False), own_names)
         values = _container(merged, resolve=True)
     except OmegaConfBaseException as error:
@@ -81,21 +81,6 @@ def describe_fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> Ite
             "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
         )
         yield f"  --{prefix}{name}  ({default})\n      {' '.join((field.description or '').split())}"
-
-
-def _read_yaml(path: str | None) -> Any:
-    if path is None:
-        return OmegaConf.create({})
-    text = read_yaml_text(path, "--config")
-    try:
-        loaded = OmegaConf.load(StringIO(text))
-    except OSError as error:  # what OmegaConf raises for a lone number
-        raise ValueError(f"--config: {path} must hold a mapping of settings: {error}") from error
-    except (YAMLError, ValueError) as error:  # ValueError: a date that is none, an integer of too many digits
-        raise ValueError(f"--config: {path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not OmegaConf.is_dict(loaded):
-        raise ValueError(f"--config: {path} must hold a mapping of settings")
-    return loaded
 
 
 def _read_overrides(

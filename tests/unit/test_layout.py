@@ -28,7 +28,7 @@ def files(*folders: str) -> list[Path]:
     return sorted(path.relative_to(ROOT) for path in found if "__pycache__" not in path.parts)
 
 
-PRODUCT = [*files(*MAY_IMPORT), Path("launch.py"), Path("wiring.py"), *files("examples")]
+PRODUCT = [*files(*MAY_IMPORT), Path("launch.py"), Path("wiring.py"), *files("examples", "documentation")]
 EVERY_FILE = [*PRODUCT, *files("tests")]
 
 

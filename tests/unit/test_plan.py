@@ -245,12 +245,12 @@ def test_the_command_prints_numbers_and_a_table(capsys: pytest.CaptureFixture[st
         "--config",
         str(ROOT / "configs/plan.yaml"),
         "--base",
-        str(ROOT / "configs/qwen3_0.6b.yaml"),
+        str(ROOT / "configs/qwen3/0.6b_from_4b.yaml"),
     ]
     arguments += ["--simulation.responses", "64", "--simulation.steps", "4", "--target.tokens_per_s", "100"]
     assert launch.main([*arguments, "--json"]) == launch.FINISHED
     numbers = json.loads(capsys.readouterr().out)
-    assert numbers["prediction"]["workers"] == {"rollout": 2, "teacher": 1, "learner": 1}
+    assert numbers["prediction"]["workers"] == {"rollout": 4, "teacher": 2, "learner": 2}
     assert numbers["options"] == "--rollout.num_workers 1 --teacher.num_workers 1 --learner.num_workers 1"
     assert launch.main(arguments) == launch.FINISHED
     text = capsys.readouterr().out
@@ -277,7 +277,7 @@ def test_mistakes_are_one_line_and_nothing_is_simulated(
         "--config",
         str(ROOT / "configs/plan.yaml"),
         "--base",
-        str(ROOT / "configs/qwen3_0.6b.yaml"),
+        str(ROOT / "configs/qwen3/0.6b_from_4b.yaml"),
     ]
     assert launch.main([*arguments, *options]) == launch.BAD_INPUT
     error = capsys.readouterr().err.strip().splitlines()

@@ -8,7 +8,9 @@ import yaml
 
 import launch
 import rewards
-from cluster.settings import load_config
+from cluster.comparison import CompareConfig
+from cluster.config import RunConfig
+from cluster.settings import load_config, load_settings
 from cluster.teachers import check_sources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,6 +21,13 @@ DOCUMENTS = [
     ROOT / "SECURITY.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "benchmarks" / "README.md",
+]
+
+SHOWN = [
+    (str(path.relative_to(ROOT)), example)
+    for path in DOCUMENTS
+    if path.name not in ("objectives.md", "compare.md")
+    for example in re.findall(r"^```yaml\n(.*?)^```", path.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 ]
 
 
@@ -44,6 +53,35 @@ def test_the_examples_of_teachers_reference_and_graded_answers_are_valid_togethe
     check_sources(config, ["gsm8k", "aime", "mbpp"])
     assert list(config.scorers) == ["teacher", "teacher-code", "reference"]
     assert config.outcome.rl_coef > 0
+
+
+@pytest.mark.parametrize(("place", "example"), SHOWN)
+def test_every_configuration_in_the_other_documents_is_valid(tmp_path: Path, place: str, example: str) -> None:
+    file = re.match(r"# (configs/\S+\.yaml)\n", example)
+    if file:  # a file that is shown as it is
+        assert yaml.safe_load((ROOT / file[1]).read_text()) == yaml.safe_load(example), place
+        return
+    if not yaml.safe_load(example).keys() & RunConfig.model_fields.keys():
+        return  # of another program
+    values = yaml.safe_load((ROOT / "configs" / "demo.yaml").read_text()) | yaml.safe_load(example)
+    whole = tmp_path / "whole.yaml"
+    whole.write_text(yaml.safe_dump(values))
+    errors = []
+    for path in (written_over_the_demo(tmp_path, example), str(whole)):  # a part of a section, or all of it
+        try:
+            launch.check_objective(load_config(path))
+        except ValueError as error:
+            errors.append(str(error))
+    assert len(errors) < 2, (place, errors)
+
+
+def test_the_comparison_that_is_shown_is_valid(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "compare.md").read_text(encoding="utf-8")
+    example = re.search(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    assert example is not None
+    path = tmp_path / "compare.yaml"
+    path.write_text(example[1])
+    assert len(load_settings(CompareConfig, str(path)).objectives) == 2
 
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

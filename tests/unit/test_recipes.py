@@ -1,0 +1,189 @@
+"""Every recipe under configs/ is valid as it is written, fits the machines that it names, and passes --dry-run."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+import launch
+from cluster.config import RunConfig
+from cluster.placement import check_all_fit, plan
+from cluster.settings import load_config
+from learner.served import signal_kind
+from tests.unit.qwen3_stand_in import qwen3_folder
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+NO_RUNS = ("parts", "benchmarks")
+FILES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name not in NO_RUNS]
+COMPARISONS = [path for path in FILES if "objectives" in yaml.safe_load(path.read_text())]
+RECIPES = [path for path in FILES if path not in COMPARISONS and path.name != "plan.yaml"]
+QWEN3 = [path for path in RECIPES if path.parent.name == "qwen3"]
+PAIRS = ["0.6b_from_4b", "0.6b_from_8b", "1.7b_from_4b", "1.7b_from_8b"]
+NODE = {"CPU": 32.0, "GPU": 8.0, "memory": 512 * 2.0**30}
+HARDWARE = {"one_gpu": [{"CPU": 8.0, "GPU": 1.0}], "two_nodes": [NODE, NODE], "one_node": [NODE]}
+
+
+def label(path: Path) -> str:
+    """A file as it is named in the output of tests."""
+    return str(path.relative_to(CONFIGS))
+
+
+def loaded(path: Path, *options: str) -> RunConfig:
+    """The checked configuration of a recipe."""
+    return launch.check_objective(load_config(str(path), options))
+
+
+def hardware_of(path: Path) -> list[dict[str, float]]:
+    """The nodes that a recipe for GPUs is made for, by its name."""
+    return next((nodes for name, nodes in HARDWARE.items() if path.stem.endswith(name)), HARDWARE["one_node"])
+
+
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `base` and `chat`, small models like Qwen3-Base and Qwen3, and `problems.jsonl`."""
+    path = tmp_path_factory.mktemp("stand-ins")
+    rows = [{"id": str(i), "problem": f"{i}+1", "answer": str(i + 1)} for i in range(40)]
+    (path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    qwen3_folder(path / "base", is_base=True)
+    qwen3_folder(path / "chat", is_base=False)
+    return path
+
+
+def replaced(path: Path, stand_ins: Path) -> list[str]:
+    """Options that put local folders in the place of what is not here: models and data of the hub, a cluster."""
+    config = load_config(str(path))
+    options = ["--cluster.address", "null", "--cluster.num_cpus", "64"]
+    student, teacher = config.student.model_path, config.teacher.model_path
+    if not ((ROOT / student).is_dir() and (ROOT / teacher).is_dir()):
+        options += ["--student.model_path", str(stand_ins / ("base" if student.endswith("-Base") else "chat"))]
+        options += ["--teacher.model_path", str(stand_ins / "chat")]
+    if not (ROOT / (config.data.train_path or "")).exists():
+        options += ["--data.train_path", str(stand_ins / "problems.jsonl")]
+    if config.evaluation.data_path is None or not (ROOT / config.evaluation.data_path).exists():
+        options += ["--evaluation.data_path", str(stand_ins / "problems.jsonl")]
+    return options + (["--evaluation.benchmarks", "[]"] if config.evaluation.benchmarks else [])
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=label)
+def test_every_recipe_prints_its_plan_with_dry_run(
+    path: Path, stand_ins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--runs-path", str(tmp_path / "runs"), *replaced(path, stand_ins)]
+    assert launch.main(["train", "--config", str(path), "--dry-run", *options]) == launch.FINISHED
+    printed = capsys.readouterr().out
+    assert "# placement plan: one placement group per worker" in printed
+    assert yaml.safe_load(printed)["run_name"] == load_config(str(path)).run_name
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("path", QWEN3, ids=label)
+def test_every_recipe_for_gpus_fits_the_machines_that_it_is_made_for(path: Path) -> None:
+    demands = plan(loaded(path))
+    nodes = hardware_of(path)
+    check_all_fit(demands, nodes)
+    wanted = sum(bundle.get("GPU", 0.0) for demand in demands for group in demand.groups for bundle in group)
+    assert wanted == pytest.approx(sum(node["GPU"] for node in nodes))  # and leaves none idle
+
+
+def test_engines_that_share_a_device_take_less_than_all_of_its_memory() -> None:
+    shared = [path for path in QWEN3 if path.stem.endswith("one_gpu")]
+    assert len(shared) == len(PAIRS)
+    for path in shared:
+        config = loaded(path)
+        engines = [config.rollout.engine, config.teacher.engine]
+        assert (
+            sum(engine.gpu_memory_fraction for engine in engines) <= 1 - config.learner.resources.num_gpus + 1e-9
+        )
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_the_four_pairs_have_the_protocol_of_the_paper(pair: str) -> None:
+    config = loaded(CONFIGS / "qwen3" / f"{pair}.yaml")
+    student, teacher = pair.split("_from_")
+    assert config.student.model_path == f"Qwen/Qwen3-{student.upper()}-Base"
+    assert config.teacher.model_path == f"Qwen/Qwen3-{teacher.upper()}"
+    assert (config.max_steps, config.batch_size, config.num_samples_per_prompt) == (1500, 32, 1)
+    assert (config.max_staleness, config.importance.name, config.seed) == (0, "none", 42)
+    assert (config.objective.name, config.objective.parameters["alpha"]) == ("power", 5)
+    assert (config.objective.stop_mode, config.objective.aggregate) == ("mask", "window_token_mean")
+    assert config.data.template_arguments == {"enable_thinking": False}
+    rollout, learner, evaluation = config.rollout, config.learner, config.evaluation
+    assert (rollout.max_response_tokens, rollout.temperature, rollout.top_p, rollout.top_k) == (
+        1024,
+        1.0,
+        0.95,
+        20,
+    )
+    assert (learner.learning_rate, learner.lr_schedule, learner.betas, learner.eps) == (
+        *(5e-7, "constant", (0.9, 0.999), 1e-8),
+    )
+    assert (learner.weight_decay, learner.max_grad_norm, learner.dtype) == (0.0, 1.0, "bfloat16")
+    assert (evaluation.num_samples, evaluation.k, evaluation.max_response_tokens) == (8, 8, 4096)
+    assert len(evaluation.benchmarks) == 7
+
+
+@pytest.mark.parametrize("pair", PAIRS)
+def test_a_counterpart_differs_from_its_pair_in_nothing_but_the_objective(pair: str) -> None:
+    own = loaded(CONFIGS / "qwen3" / f"{pair}.yaml").model_dump()
+    for suffix, kind in (("vanilla", "token"), ("full_vocabulary", "full")):
+        other = loaded(CONFIGS / "qwen3" / f"{pair}_{suffix}.yaml")
+        assert signal_kind(other) == kind
+        differing = {key for key, value in other.model_dump().items() if value != own[key]}
+        assert differing <= {"run_name", "objective", "evaluation"}
+        assert other.evaluation.model_copy(update={"teacher": True}).model_dump() == own["evaluation"]
+
+
+@pytest.mark.parametrize("path", [path for path in QWEN3 if "_gpu" not in path.stem], ids=label)
+def test_the_asynchronous_form_that_is_shown_is_valid(path: Path) -> None:
+    part = (CONFIGS / "parts" / "qwen3_protocol.yaml").read_text()
+    options = next(line for line in part.splitlines() if "--max_staleness" in line).strip("# ").split()
+    config = loaded(path, *options)
+    assert (config.max_staleness, config.importance.name) == (8, "truncated")
+
+
+def test_revisiting_opd_and_veto_have_their_own_settings() -> None:
+    lsm = loaded(CONFIGS / "qwen3" / "1.7b_from_4b_revisiting_opd.yaml")
+    expected = {"k": 32, "direction": "reverse", "normalise": True, "support": "teacher"}
+    assert lsm.objective.parameters | expected == lsm.objective.parameters
+    assert (lsm.batch_size, lsm.num_samples_per_prompt, lsm.learner.learning_rate) == (16, 8, 2e-6)
+    assert lsm.rollout.engine.max_model_len == lsm.data.max_prompt_tokens + lsm.rollout.max_response_tokens
+    veto = loaded(CONFIGS / "qwen3" / "0.6b_from_4b_veto.yaml")
+    expected = {"beta_start": 0.8, "beta_end": 0.0, "direction": "forward", "schedule": "linear"}
+    assert veto.objective.parameters | expected == veto.objective.parameters
+    assert (veto.learner.learning_rate, veto.rollout.temperature, veto.rollout.top_p) == (1e-5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=label)
+def test_every_comparison_lists_its_runs_with_dry_run(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert launch.main(["compare", "--config", str(path), "--dry-run"]) == launch.FINISHED
+    given = yaml.safe_load(path.read_text())
+    assert capsys.readouterr().out.count("--resume=auto") == len(given["objectives"]) * len(given["seeds"])
+
+
+def test_parts_are_used_and_say_that_they_are_parts() -> None:
+    extended = {
+        (path.parent / name).resolve()
+        for path in FILES
+        for name in re.findall(r"[\w./]+\.yaml", str(yaml.safe_load(path.read_text()).get("extends", "")))
+    }
+    for part in sorted((CONFIGS / "parts").glob("*.yaml")):
+        assert part in extended, part
+        assert part.read_text().startswith("# A part of recipes, no recipe: ")
+
+
+def test_every_recipe_is_in_the_documents() -> None:
+    page = (ROOT / "docs" / "recipes.md").read_text()
+    for path in FILES:
+        pair = next((each for each in PAIRS if path.stem.startswith(each)), None)
+        if path.name not in page:
+            assert pair is not None, path
+            assert f"| `{path.stem.removeprefix(pair)}` |" in page, path
+
+
+def test_every_recipe_has_a_name_of_its_own_and_says_what_it_is() -> None:
+    assert all(path.read_text().startswith("# ") for path in FILES)
+    names = [load_config(str(path)).run_name for path in RECIPES]
+    assert len({*names}) == len(names)
