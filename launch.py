@@ -113,6 +113,7 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
 
         check_push(config.export.push_to, "export.push_to")
     inputs = read_inputs(config)
+    assert inputs.data_report is not None, "training data were read"
     print("\n".join(inputs.data_report.lines()))
     signal_of(config, inputs)
     special_token_ids(config, inputs)
