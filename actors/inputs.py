@@ -127,7 +127,7 @@ def _read_training(
 ) -> TrainingPrompts:
     held_out = _held_out(config, benchmarks) if config.data.decontaminate else None
     training = prepare_prompts(config.data, tokenizer, held_out)
-    limits = {"max_response_tokens": config.rollout.max_response_tokens, "context": context}
+    limits: dict[str, Any] = {"max_response_tokens": config.rollout.max_response_tokens, "context": context}
     for source in training.report.sources:
         check_longest(source.longest_id, source.longest_tokens, field=source.setting, **limits)
     check_sources(config, [label for source in training.report.sources for label in source.kept_by_source])
