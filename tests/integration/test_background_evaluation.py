@@ -148,7 +148,8 @@ def test_the_evaluation_pool_can_grow_and_a_lent_worker_that_is_given_up_costs_i
 ) -> None:
     async def grown() -> None:
         config = settings(tmp_path / "grown", {"num_workers": 1})
-        given: dict[str, Any] = {"evaluation": simulated_evaluation(20), "learner": LEARNER}
+        learner = LearnerBehaviour(train_s=0.4)  # time for another process to start
+        given: dict[str, Any] = {"evaluation": simulated_evaluation(20), "learner": learner}
         async with simulated_run(config, engines=(FAST, FAST), **given) as run:
             running = asyncio.create_task(run.pipeline.run())
             await eventually(lambda: run.pipeline.slots.version == 1)
@@ -156,7 +157,7 @@ def test_the_evaluation_pool_can_grow_and_a_lent_worker_that_is_given_up_costs_i
             await running
             check_trained(run)
             check_rows(run, [0, 10, 20, 30], num_problems=20)
-            assert [worker.version for worker in run.pools["evaluation"].workers] == [STEPS, STEPS]
+            assert "evaluation-1" in {event["worker"] for event in run.events("weights_loaded")}
 
     async def given_up() -> None:
         health = {"max_restarts": 0}
