@@ -83,6 +83,8 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
         limit, limit_field = evaluation_sampling(config).max_tokens, "evaluation.max_response_tokens"
         given: dict[str, Any] = {"field": each.field, "limit_field": limit_field, "context": context}
         check_prompt_lengths(each.prompts, max_response_tokens=limit, **given)
+        unanswered = next((problem.prompt_id for problem in each.problems if problem.answer is None), None)
+        _check_none_unanswered(unanswered, each.field)
     return Inputs(
         tokenizer=tokenizer,
         stops=_stop_tokens(
