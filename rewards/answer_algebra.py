@@ -29,6 +29,9 @@ CONFIG = [
 MAX_RELATIVE_ERROR = 2e-6
 """Of constants that math-verify calls equal: it rounds to 6 decimals, also 1e-7 and 2e-7."""
 
+IMAGINARY = re.compile(r"(?<![A-Za-z\\_])i(?![A-Za-z])")
+"""math-verify takes an i that stands alone for the imaginary unit, and the one of 2i for a variable."""
+
 COMMAND_OR_LETTER = re.compile(r"\\(?:begin|end)\{[a-zA-Z]*\}|\\[A-Za-z]+|[A-Za-z]")
 
 
@@ -46,6 +49,7 @@ def are_equal_expressions(gold: str, prediction: str) -> bool:
 
 def _parsed(text: str) -> Any:
     """The expression that a text stands for, or None."""
+    text = IMAGINARY.sub(" i ", text)
     parsed = parse(
         f"\\boxed{{{text}}}", CONFIG, fallback_mode="no_fallback", parsing_timeout=0, raise_on_error=True
     )

@@ -30,7 +30,10 @@ MAX_DEPTH = 6
 BASE = re.compile(r"([0-9][0-9A-F]*)_\{?([0-9]+)\}?")
 WORDS = re.compile(r"[A-Za-z][A-Za-z ]*")
 PROSE = re.compile(r"[A-Za-z]{4,}|[A-Za-z]{2,}\s+[A-Za-z]|(?<![A-Za-z])[A-Za-z]\s+[A-Za-z]{2,}")
-NOT_MATHEMATICS = re.compile(r"[^-+*/^_=<>|!%:;,.()\[\]{}&\\A-Za-z0-9\s]|\d\s+[\d.]|[\d}]_|[!^_]{3}|\.\d*\.")
+NOT_MATHEMATICS = re.compile(
+    r"[^-+*/^_=<>|!%:;,.()\[\]{}&\\A-Za-z0-9\s]|\d\s+[\d.]|[\d}]_|[!^_]{3}|\.\d*\.|\d:[0-5]\d(?!\d)"
+)
+"""Other characters, digits side by side, a subscript of a number, and times of day."""
 COMMAND = re.compile(r"\\(?:[A-Za-z]+|.)", re.DOTALL)
 MATRIX = re.compile(r"\\(?:begin|end)\{[pbBvV]?matrix\}")
 KNOWN_COMMANDS = frozenset(
