@@ -67,7 +67,7 @@ def open_data(
         if kind == "hub":
             _check_hub(path, revision, field)
         found = _built(path, subset, split, revision, streaming, field)
-    stored = [] if kind == "hub" and streaming else found.cache_files
+    stored = [] if streaming and kind != "saved" else found.cache_files
     return OpenedRows(_numbered(found, path, field), [str(file["filename"]) for file in stored])
 
 
