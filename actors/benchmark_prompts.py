@@ -72,9 +72,6 @@ def read_benchmarks(config: RunConfig, render: Render) -> list[BenchmarkPrompts]
     found = [_read(name, evaluation.paths.get(name)) for name in evaluation.benchmarks]
     if evaluation.data_path is not None:
         problems = read_problems(evaluation.data_path, DATA_PATH)
-        unanswered = next((each.prompt_id for each in problems if each.answer is None), None)
-        if unanswered is not None:
-            raise ValueError(f"{DATA_PATH}: problem {unanswered!r} has no answer to grade against")
         found.append(_Read(evaluation.benchmark, evaluation.data_path, DATA_PATH, problems, None))
     return [each.rendered(render, evaluation.max_problems) for each in found]
 

@@ -83,6 +83,8 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
         limit, limit_field = evaluation_sampling(config).max_tokens, "evaluation.max_response_tokens"
         given: dict[str, Any] = {"field": each.field, "limit_field": limit_field, "context": context}
         check_prompt_lengths(each.prompts, max_response_tokens=limit, **given)
+        unanswered = next((problem.prompt_id for problem in each.problems if problem.answer is None), None)
+        _check_none_unanswered(unanswered, each.field)
     return Inputs(
         tokenizer=tokenizer,
         stops=_stop_tokens(
@@ -127,7 +129,7 @@ def _read_training(
 ) -> TrainingPrompts:
     held_out = _held_out(config, benchmarks) if config.data.decontaminate else None
     training = prepare_prompts(config.data, tokenizer, held_out)
-    limits = {"max_response_tokens": config.rollout.max_response_tokens, "context": context}
+    limits: dict[str, Any] = {"max_response_tokens": config.rollout.max_response_tokens, "context": context}
     for source in training.report.sources:
         check_longest(source.longest_id, source.longest_tokens, field=source.setting, **limits)
     check_sources(config, [label for source in training.report.sources for label in source.kept_by_source])

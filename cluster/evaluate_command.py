@@ -10,27 +10,26 @@ where it was interrupted, since results are kept as problems are finished (`clus
 import argparse
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from cluster.benchmarks import known_benchmarks
 from cluster.config import RunConfig
 from cluster.dry_run import check_local_machine, dry_run
-from cluster.evaluation import Evaluation, EvaluationRun
 from cluster.evaluation_config import EvaluationConfig
 from cluster.evaluation_metrics import mean_of_rows
 from cluster.evaluation_results import ResultFolder
 from cluster.evaluation_view import EvaluationView, print_results
 from cluster.placement import Demand, plan
-from cluster.pool import Pool
 from cluster.run_folder import describe_environment
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:  # they import Ray, which reads its environment then
+    from cluster.evaluation import Evaluation
+    from cluster.pool import Pool
 
 Load = Callable[[str | None, Sequence[str]], RunConfig]
 
@@ -81,8 +80,10 @@ def prepare(
     return PlannedEvaluation(config, inputs, demands, k, folder, settings)
 
 
-async def run_evaluation(planned: PlannedEvaluation, evaluation: Evaluation, pool: Pool) -> None:
+async def run_evaluation(planned: PlannedEvaluation, evaluation: "Evaluation", pool: "Pool") -> None:
     """Evaluate on started workers that serve the model; writes and prints the results."""
+    from cluster.evaluation import EvaluationRun
+
     folder = planned.folder
     graded = folder.resume(planned.settings)
     with EvaluationView(len(evaluation.problems), num_before=len(graded)) as view:

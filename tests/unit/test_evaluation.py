@@ -270,7 +270,6 @@ def test_data_that_the_definition_does_not_expect_is_used_with_a_warning(
 
 def test_what_a_thread_grades_after_its_evaluation_was_abandoned_is_not_kept(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.owner.take(())
     kept = KeptResults(folder, "step_5", Events())
     kept.begin()
     kept.keep(graded_part(range(2)))
