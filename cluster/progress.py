@@ -52,15 +52,28 @@ class ProgressView:
         try:
             yield
         finally:
+            has_failed = polling.done()
             polling.cancel()
             await asyncio.wait({polling})
             if self._is_live:
+                if not has_failed:
+                    await self._show_last(status)
                 self._live.stop()
 
     async def _poll(self, status: Callable[[], Mapping[str, Any]]) -> None:
         while True:
             self.show(status())
             await asyncio.sleep(REFRESH_S)
+
+    async def _show_last(self, status: Callable[[], Mapping[str, Any]]) -> None:
+        """Leave the view as the run has ended."""
+
+        async def show() -> None:
+            self.show(status())
+
+        showing = asyncio.create_task(show())
+        showing.add_done_callback(_log_failure)
+        await asyncio.wait({showing})
 
     def show(self, status: Mapping[str, Any]) -> None:
         """Show a status: the live view, or a line where the start has come to its next phase."""

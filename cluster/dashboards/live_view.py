@@ -85,9 +85,10 @@ def _pools(status: Status, *, is_wide: bool) -> Table:
     if is_wide:
         table.add_column("a slot waits", justify="right", no_wrap=True)
         table.add_column("holds others up", justify="right", no_wrap=True)
-    for role, pool in status["pools"].items():
-        flow = status.get("flow") or {}
-        rate, busy = status.get("throughput", {}).get(role), flow.get("busy", {}).get(role)
+    rates, flow = status.get("rates") or {}, status.get("flow") or {}
+    for role in sorted(status["pools"], key=_place):
+        pool = status["pools"][role]
+        rate, busy = rates.get(role), flow.get("busy", {}).get(role)
         cells = [
             role,
             _states(pool),
@@ -100,6 +101,11 @@ def _pools(status: Status, *, is_wide: bool) -> Table:
             cells += ["-" if wait is None else seconds(wait), "-" if held_up is None else percent(held_up)]
         table.add_row(*cells)
     return table
+
+
+def _place(role: str) -> tuple[bool, bool, bool]:
+    """Roles in the order of the data: rollout, teachers, reference, learner."""
+    return role == "learner", role == "reference", role != "rollout"
 
 
 def _states(pool: Mapping[str, Any]) -> Text:

@@ -87,6 +87,7 @@ class Monitor:
             "waiting": self._waiting(pools, until, is_running=is_running),
             "left_s": self._left_s(),
             "since_step_s": round(until - self._rows[-1]["time_s"], 1) if self._rows else None,
+            "rates": self._rates(),
             "metrics": {key: self._rows[-1][key] for key in SHOWN if key in self._rows[-1]} if self._rows else {},
             "health": self._health(until),
             "evaluating": [
@@ -97,6 +98,16 @@ class Monitor:
                 {"model": model, **{key: row.get(key) for key in ("benchmark", "step", "k", "avg_at_k")}}
                 for (model, _), row in self._evaluations.items()
             ],
+        }
+
+    def _rates(self) -> dict[str, float]:
+        """Tokens per second by role over the recent steps: of the last one alone, queues decide."""
+        timed = [row for row in self._rows if row.get("time/step_s", 0) > 0]
+        seconds = sum(row["time/step_s"] for row in timed)
+        keys = [key for key in timed[-1] if key.startswith("throughput/")] if timed else []
+        return {
+            key.removeprefix("throughput/"): sum(row.get(key, 0.0) * row["time/step_s"] for row in timed) / seconds
+            for key in keys
         }
 
     def _left_s(self) -> float | None:

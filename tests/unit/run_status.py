@@ -35,6 +35,7 @@ def running_status() -> dict[str, Any]:
         },
         "slots": {"version": 37, "max_steps": 160, "batch_size": 32, "window": 96, "open": 80, "startable": 3},
         "queues": {"in_flight": 41, "to_score": {"teacher": 17}, "scored": 9, "capacity": 64},
+        "rates": {"rollout": 12345.6, "teacher": 45678.9, "learner": 2345.0},
         "throughput": {"rollout": 12345.6, "teacher": 45678.9, "learner": 2345.0},
         "staleness": {"mean": 1.25, "max": 3.0, "bound": 4},
         "waits": {"steps": 20, "rollout_wait_s": 1.5, "score_wait_s": 31.0},

@@ -106,6 +106,13 @@ def evaluated(model: str, step: int, accuracy: float) -> dict[str, Any]:
     return {"step": step, "model": model, "benchmark": "b", "n": 8, "k": 8, "avg_at_k": accuracy}
 
 
+def test_tokens_per_second_are_means_over_the_time_of_the_recent_steps() -> None:
+    monitor = Monitor(CONFIG, clock=Clock())
+    monitor.step(row(1, step_s=1.0) | {"throughput/rollout": 0.0, "throughput/learner": 10.0})
+    monitor.step(row(2, step_s=3.0) | {"throughput/rollout": 40.0, "throughput/learner": 10.0})
+    assert monitor.status({}, is_running=True)["rates"] == {"rollout": 30.0, "learner": 10.0}
+
+
 def test_rows_from_before_a_fall_back_do_not_count() -> None:
     monitor = Monitor(CONFIG, clock=Clock())
     for step in range(1, 11):
