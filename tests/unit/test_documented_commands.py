@@ -11,7 +11,7 @@ import launch
 from cluster.command_line import SETTINGS, build_parser
 from cluster.comparison import CompareConfig, plan_runs
 from cluster.settings import load_config, load_settings
-from tests.unit.documented_commands import ROOT, Command, commands
+from tests.unit.documented_commands import DOCUMENTS, ROOT, Command, commands
 
 COMMANDS = commands()
 WITH_SETTINGS = {"train", "eval", "compare", "plan", "preflight"}
@@ -108,6 +108,12 @@ def test_evaluating_an_export_passes_its_dry_run(data: Path, tmp_path: Path) -> 
         arguments = [str(MODELS / "student") if "export" in word else word for word in command.arguments]
         arguments += ["--runs-path", str(tmp_path / "runs"), "--evaluation.data_path", str(data)]
         assert launch.main([*arguments, "--dry-run"]) == launch.FINISHED
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_commands_stand_in_blocks_where_they_are_checked(document: Path) -> None:
+    outside = re.sub(r"^```.*?^```$", "", document.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    assert re.findall(r"^ {4,}(?:\S*/)?(?:python|make|ray) .*", outside, re.MULTILINE) == []
 
 
 def test_there_are_commands_of_every_kind() -> None:
