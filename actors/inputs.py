@@ -1,25 +1,23 @@
 """Everything a run reads, read and checked before anything starts: models, tokenizers, prompts, stop tokens."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from actors.engine import EngineSettings, Sampling
-from actors.prompts import Prompt, check_prompt_lengths, read_problems, render_prompts
-from actors.tokenizers import (
-    check_model_folder,
-    check_same_vocabulary,
-    head_width,
-    load_tokenizer,
-    model_limits,
-    num_known_ids,
-    stop_ids,
-)
+from actors.model_facts import ModelFacts, model_paths, read_models
+from actors.preflight import check_models, check_prompts
+from actors.preflight_tokenizers import num_common_ids
+from actors.prompts import Problem, Prompt, check_prompt_lengths, read_problems, render_prompts
+from actors.tokenizers import head_width
 from cluster.config import EngineConfig, ResourcesConfig, RunConfig
+from cluster.preflight.checks import Checks
+from cluster.preflight.shapes import Shape
 from cluster.stop_tokens import StopTokens
 from cluster.teacher_signal import SAMPLED, TeacherSignal
-from cluster.teachers import check_sources, field_of, role_of_source
+from cluster.teachers import check_sources, role_of_source
 
 GOLDEN_TOKENS = 64
 """Length limit of the golden sequence that every weight load must reproduce."""
@@ -33,6 +31,8 @@ class Inputs:
     stops: StopTokens
     num_head_rows: int  # of the student; may be padded beyond the tokenizer
     num_shared_rows: int  # the smallest head's of student and teachers
+    num_common_ids: int  # ids that every tokenizer knows; larger ones are never sampled
+    shapes: Mapping[str, Shape]  # sizes of the models by role, of those that are known
     prompts: list[Prompt]
     evaluation_prompts: list[Prompt]  # empty without evaluation
 
@@ -43,78 +43,61 @@ class Inputs:
         return ids if len(ids) > 1 else ids * 2
 
 
-@dataclass(frozen=True)
-class FrozenModel:
-    """What was read of a teacher or of the reference model."""
+def read_inputs(config: RunConfig, *, with_training: bool = True, checks: Checks | None = None) -> Inputs:
+    """Read and check all inputs, and enter what the checks found into `checks`.
 
-    stop_ids: tuple[int, ...]
-    context: int
-    num_head_rows: int
-
-
-def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
-    """Read and check all inputs; ValueError with one line naming the field of the first mistake."""
-    check_model_folder(config.student.model_path, "student.model_path")
-    for role, path in _frozen_paths(config).items():
-        check_model_folder(path, f"{field_of(role)}.model_path")
-    trusts = {"trust_remote_code": config.student.trust_remote_code}
-    tokenizer = load_tokenizer(config.student.model_path, "student.model_path", **trusts)
-    frozen = {role: _read_frozen(config, role, path, tokenizer) for role, path in _frozen_paths(config).items()}
-    context, num_head_rows = model_limits(config.student.model_path, "student.model_path", **trusts)
-    context = min(config.rollout.engine.max_model_len or context, context)
-    # A scored sequence needs one position more: the engine generates a token after it.
-    context = min(context, *(model.context - 1 for model in frozen.values()))
-    prompts = _read_prompts(config, config.data.train_path, "data.train_path", tokenizer) if with_training else []
+    RefusedError with one line naming the field of the first mistake, unless they are collected; and then too if
+    something could not be read.
+    """
+    checks = checks or Checks()
+    models = read_models(config, checks)
+    student, tokenizer = models["student"], models["student"].tokenizer
+    stops = _stop_tokens(config, models)
+    room = min(model.room for model in models.values())
+    problems, prompts = list[Problem](), list[Prompt]()
+    if with_training:
+        with checks.guard("data", is_hard=True):
+            problems = read_problems(config.data.train_path, "data.train_path")
+            prompts = _render(config, problems, tokenizer)
+            check_sources(config, [prompt.source for prompt in prompts])
+            if config.outcome.rl_coef > 0:
+                _check_answered(prompts, "data.train_path")
+    sample = problems[: config.preflight.num_samples]
+    check_models(
+        *(config, models, stops, checks),
+        prompts=prompts,
+        render=lambda other: _render(config, sample, other),
+        with_training=with_training,
+    )
     if prompts:
-        limit = config.rollout.max_response_tokens
-        check_prompt_lengths(prompts, max_response_tokens=limit, context=context, field="data.train_path")
-        check_sources(config, [prompt.source for prompt in prompts])
-        if config.outcome.rl_coef > 0:
-            _check_answered(prompts, "data.train_path")
+        check_prompts(config, models, prompts, checks)
     evaluation_prompts: list[Prompt] = []
     if config.evaluation.data_path is not None:
         field = "evaluation.data_path"
-        evaluation_prompts = _read_prompts(config, config.evaluation.data_path, field, tokenizer)
-        evaluation_prompts = evaluation_prompts[: config.evaluation.max_problems]
+        with checks.guard("data", is_hard=True):
+            problems = read_problems(config.evaluation.data_path, field)
+            evaluation_prompts = _render(config, problems, tokenizer)[: config.evaluation.max_problems]
+            _check_answered(evaluation_prompts, field)
         limit = evaluation_sampling(config).max_tokens
-        check_prompt_lengths(evaluation_prompts, max_response_tokens=limit, context=context, field=field)
-        _check_answered(evaluation_prompts, field)
+        if evaluation_prompts:
+            with checks.guard("context"):
+                check_prompt_lengths(evaluation_prompts, max_response_tokens=limit, context=room, field=field)
     return Inputs(
         tokenizer=tokenizer,
-        stops=_stop_tokens(
-            config, stop_ids(config.student.model_path, tokenizer, field="student.model_path", **trusts), frozen
-        ),
-        num_head_rows=num_head_rows,
-        num_shared_rows=min(num_head_rows, *(frozen[role].num_head_rows for role in config.teacher_of_role)),
+        stops=stops,
+        num_head_rows=student.num_head_rows,
+        num_shared_rows=min(models[role].num_head_rows for role in ("student", *config.teacher_of_role)),
+        num_common_ids=num_common_ids(models),
+        shapes={role: model.shape for role, model in models.items() if model.shape is not None},
         prompts=prompts,
         evaluation_prompts=evaluation_prompts,
     )
 
 
-def _frozen_paths(config: RunConfig) -> dict[str, str]:
-    """Model folders of the teachers, and of the reference if there is one, by role."""
-    paths = {role: each.model_path for role, each in config.teacher_of_role.items()}
-    reference = config.reference.model_path
-    return paths if reference is None else paths | {"reference": reference}
-
-
-def _read_frozen(
-    config: RunConfig, role: str, path: str, student_tokenizer: PreTrainedTokenizerBase
-) -> FrozenModel:
-    field, trusts = f"{field_of(role)}.model_path", {"trust_remote_code": config.trusts_code_of(role)}
-    tokenizer = load_tokenizer(path, field, **trusts)
-    check_same_vocabulary(student_tokenizer, tokenizer, field=field, who=role.replace("-", " ", 1))
-    context, num_head_rows = model_limits(path, field, **trusts)
-    max_model_len = config.scorers[role].engine.max_model_len
-    return FrozenModel(
-        stop_ids(path, tokenizer, field=field, **trusts), min(max_model_len or context, context), num_head_rows
-    )
-
-
-def _stop_tokens(config: RunConfig, student_ids: tuple[int, ...], frozen: dict[str, FrozenModel]) -> StopTokens:
-    of_source = {source: frozen[role].stop_ids for source, role in role_of_source(config).items()}
-    reference_ids = frozen["reference"].stop_ids if "reference" in frozen else ()
-    return StopTokens(student_ids, frozen["teacher"].stop_ids, of_source, reference_ids)
+def _stop_tokens(config: RunConfig, models: Mapping[str, ModelFacts]) -> StopTokens:
+    of_source = {source: models[role].stop_ids for source, role in role_of_source(config).items()}
+    reference_ids = models["reference"].stop_ids if "reference" in models else ()
+    return StopTokens(models["student"].stop_ids, models["teacher"].stop_ids, of_source, reference_ids)
 
 
 def _check_answered(prompts: list[Prompt], field: str) -> None:
@@ -156,7 +139,7 @@ def scorer_settings(
     config: RunConfig, inputs: Inputs, role: str = "teacher", signal: TeacherSignal = SAMPLED
 ) -> EngineSettings:
     """The engine of a worker that scores: of a teacher or of the reference."""
-    path, scorer = _frozen_paths(config)[role], config.scorers[role]
+    path, scorer = model_paths(config)[role], config.scorers[role]
     dtype = config.dtype_of(scorer.engine)
     settings = _settings(path, dtype, config, scorer.engine, scorer.resources, inputs)
     return replace(settings, signal=signal, trust_remote_code=config.trusts_code_of(role))
@@ -186,16 +169,13 @@ def _settings(
         dtype=dtype,
         device="cuda" if resources.num_gpus > 0 else "cpu",
         seed=config.seed,
-        vocab_size=num_known_ids(inputs.tokenizer),
+        vocab_size=inputs.num_common_ids,
         stop_token_ids=inputs.stops.ids,
         config=engine,
     )
 
 
-def _read_prompts(config: RunConfig, path: str, field: str, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    return render_prompts(
-        read_problems(path, field),
-        tokenizer,
-        system_prompt=config.data.system_prompt,
-        template_arguments=config.data.template_arguments,
-    )
+def _render(config: RunConfig, problems: list[Problem], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    data = config.data
+    arguments = data.template_arguments
+    return render_prompts(problems, tokenizer, system_prompt=data.system_prompt, template_arguments=arguments)

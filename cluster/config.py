@@ -31,6 +31,7 @@ from cluster.evaluation_config import EvaluationConfig
 from cluster.health_config import HealthConfig
 from cluster.learner_config import LearnerConfig
 from cluster.logging_config import LoggingConfig
+from cluster.preflight_config import PreflightConfig
 from cluster.run_name import checked_run_name
 from cluster.token_config import MasksConfig, NamedSection, SurrogateConfig, TokenWeightsConfig
 from cluster.weights_config import WeightsConfig
@@ -208,6 +209,8 @@ class RunConfig(Section):
     """Faults."""
     balance: BalanceConfig = BalanceConfig()
     """Automatic balance of the pools."""
+    preflight: PreflightConfig = PreflightConfig()
+    """Checks before a run."""
 
     @model_validator(mode="after")
     def _staleness_is_consistent(self) -> Self:
