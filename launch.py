@@ -4,6 +4,7 @@
     python launch.py train --config configs/demo.yaml --run-name first --resume
     python launch.py train --config configs/demo.yaml --run-name first --resume=auto --retries 5
     python launch.py train --config configs/demo.yaml --dry-run
+    python launch.py preflight --config configs/demo.yaml --json
     python launch.py eval --config configs/demo.yaml --model runs/first/export
     python launch.py compare --config configs/compare.yaml
     python launch.py plan --config configs/plan.yaml
@@ -38,10 +39,12 @@ from cluster.draining import drain_on_signals
 from cluster.dry_run import check_local_machine, dry_run, ray_cluster
 from cluster.orphans import check_has_ended, end_left_over
 from cluster.placement import plan
+from cluster.preflight.checks import Checks, RefusedError
+from cluster.preflight.resources import check_disk
 from cluster.run_folder import RunFolder
 from cluster.settings import load_config, load_settings
 from learner.served import check_objective
-from wiring import build_evaluation, build_pools, signal_of, special_token_ids, start_pipeline
+from wiring import build_evaluation, build_pools, check_engines, check_machines, check_run, start_pipeline
 
 logger = logging.getLogger("launch")
 
@@ -78,6 +81,8 @@ def run_command(argv: Sequence[str] | None) -> int:
     config = check_objective(load_config(arguments.config, overrides))
     if arguments.command == "eval":
         return evaluate_command(config, arguments)
+    if arguments.command == "preflight":
+        return preflight_command(config, arguments)
     if arguments.retries and not arguments.dry_run:
         from cluster.supervised import supervise
 
@@ -90,35 +95,36 @@ def run_command(argv: Sequence[str] | None) -> int:
 
 def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     """Check everything, start everything, train. ValueError means bad input and that nothing runs."""
-    from actors.inputs import read_inputs
-
+    checks = Checks(force=arguments.force)
     exists = RunFolder.named(config).path.is_dir()
     resume = arguments.resume == "yes" or (arguments.resume == "auto" and exists)
     folder = RunFolder.of(config, resume=resume)
     check_has_ended(folder)
-    inputs = read_inputs(config)
-    signal_of(config, inputs)
-    special_token_ids(config, inputs)
-    demands = plan(config)
-    check_local_machine(config, demands)
+    inputs, demands = check_run(config, checks)
     if arguments.dry_run:
         dry_run(config, demands)
         return FINISHED
     check_checkpoints(config, folder, resume=resume)
+    check_disk(config, folder, inputs.shapes.get("student"), checks)
+    if local := is_local(config.cluster):
+        check_machines(config, inputs, demands, checks)
     with ray_cluster(config, demands):
         from cluster.controller import check_name_is_free
         from cluster.events import Events
 
+        if not local:
+            check_machines(config, inputs, demands, checks)
         check_name_is_free(config.run_name)
         folder.open(config)
         end_left_over(folder, Events(folder.events, folder.owner))
-        return run_to_exit_code(train(config, inputs, folder, resume=resume))
+        return run_to_exit_code(train(config, inputs, folder, checks, resume=resume))
 
 
-async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bool) -> int:
+async def train(config: RunConfig, inputs: Any, folder: RunFolder, checks: Checks, *, resume: bool) -> int:
     """Start the workers, run the pipeline, close everything; returns the exit code."""
     from cluster.controller import controlled
     from cluster.events import Events
+    from cluster.preflight.record import PreflightRecord
     from cluster.progress import ProgressView
     from cluster.scalars import ScalarWriter
     from cluster.summary import accuracy_table, summarise
@@ -126,7 +132,8 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
     started = time.monotonic()
     events = Events(folder.events, folder.owner)
     folder.on_late(events.add_late)
-    pools = build_pools(config, inputs, events)
+    pools = build_pools(config, inputs, events, tolerated=checks.force)
+    preflight = PreflightRecord(config, pools, checks, folder=folder, events=events)
     view = ProgressView(config)
     scalars = ScalarWriter(config.logging, folder=folder.tensorboard, run_name=config.run_name)
     stop = drain_on_signals()
@@ -138,8 +145,11 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
         ) as controller:
             with view:
                 view.say(f"run folder {folder.path}; starting {'; '.join(map(str, plan(config)))}")
+                view.say(preflight.begin())
                 pipeline = await start_pipeline(config, inputs, folder, pools, events, resume=resume)
                 has_started = True
+                preflight.note_started()
+                pipeline.on_step(preflight.note_step)
                 pipeline.on_step(view.step)
                 pipeline.on_step(scalars.write)
                 stop.append(pipeline.stop)
@@ -154,8 +164,28 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
         view.say(f"finished {summary['steps']} steps in {summary['wall_s']} s; student in {folder.export}")
         return FINISHED
     finally:
+        preflight.close()
         scalars.close()
         await asyncio.gather(*(pool.close(gracefully=has_started) for pool in pools.values()))
+
+
+# -- preflight --------------------------------------------------------------------------------------------
+
+
+def preflight_command(config: RunConfig, arguments: argparse.Namespace) -> int:
+    """Make every check of a run, also with its engines, and show what was found."""
+    from cluster.preflight.command import preflight
+
+    checks = Checks(force=arguments.force, collects=True)
+    return preflight(
+        config,
+        checks,
+        read=lambda: check_run(config, checks),
+        check_machines=lambda inputs, demands: check_machines(config, inputs, demands, checks),
+        check_engines=lambda inputs: check_engines(config, inputs, checks),
+        starts_engines=not arguments.dry_run,
+        is_json=arguments.json,
+    )
 
 
 # -- eval -------------------------------------------------------------------------------------------------
@@ -241,6 +271,9 @@ def run_to_exit_code(coroutine: Any) -> int:
         cause: BaseException = error
         while isinstance(cause, BaseExceptionGroup):
             cause = cause.exceptions[0]
+        if isinstance(cause, RefusedError):
+            print(f"error: {one_line(cause)}", file=sys.stderr)
+            return BAD_INPUT
         logger.error("the run failed", exc_info=error)
         print(f"failed: {type(cause).__name__}: {cause}", file=sys.stderr)
         return FAILED

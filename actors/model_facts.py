@@ -1,7 +1,7 @@
 """What is read of each model before a run: tokenizer, stop tokens, context, and rows of its embeddings."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -129,6 +129,10 @@ def _shape(path: str, field: str, *, trust_remote_code: bool) -> Shape | None:
     stored = sum(file.stat().st_size for file in Path(path).glob("*.safetensors"))
     item_bytes = 4 if "32" in str(config.get("dtype")) else 2
     try:
-        return Shape.of(config, num_parameters=count_parameters(config) or stored / item_bytes or None)
+        counted = count_parameters(config)
+        shape = Shape.of(config, num_parameters=counted or stored / item_bytes or None)
+        if shape is None or counted is None or not stored or not config.get("quantization_config"):
+            return shape
+        return replace(shape, quantised_bytes=stored / counted)
     except (TypeError, ZeroDivisionError) as error:
         raise ValueError(f"{field}: {path}/config.json describes no decoder: {error}") from error

@@ -74,10 +74,10 @@ def _unknown(models: Mapping[str, ModelFacts]) -> Iterator[Finding]:
         unknown = [index for index in each.stop_ids if not 0 <= index < each.num_known_ids]
         if unknown:
             text = f"{each.field}: the {each.who}'s tokenizer does not know its stop ids {unknown}"
-            is_all = len(unknown) == len(each.stop_ids)
+            is_label = each.stop_ids[0] in unknown
             num = each.num_known_ids
             remedy = f"correct eos_token_id in config.json and generation_config.json (it knows {num:,} ids)"
-            yield Finding("error" if is_all else "warning", text, remedy)
+            yield Finding("error" if is_label else "warning", text, remedy)
 
 
 def _never_stops(

@@ -1,4 +1,4 @@
-"""Check of chat templates: every model sees the same prompt, token by token."""
+"""Check of chat templates: every model would be given the same text."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -33,13 +33,12 @@ def template_findings(
             findings.append(Finding("warning", text))
             continue
         theirs = _rendered(each, render)
-        pairs = zip(prompts, theirs, strict=True)
-        differing = [(ours, other) for ours, other in pairs if ours.token_ids != other.token_ids]
+        pairs = [(_text(student, ours), _text(each, other)) for ours, other in zip(prompts, theirs, strict=True)]
+        differing = [index for index, (ours, other) in enumerate(pairs) if ours != other]
         if differing:
-            ours, other = differing[0]
-            findings.append(_finding(each, ours, len(differing), len(prompts)))
-            texts = _text(student, ours), _text(each, other)
-            details[role] = first_difference(*texts, names=("student", each.who))
+            first = differing[0]
+            findings.append(_finding(each, prompts[first], len(differing), len(prompts)))
+            details[role] = first_difference(*pairs[first], names=("student", each.who))
     if not findings:
         who = ", ".join(each.who for each in models.values())
         findings = [Finding("ok", f"{len(prompts)} sample prompts are rendered alike by {who}")]
@@ -80,5 +79,7 @@ def _rendered(model: ModelFacts, render: Render) -> list[Prompt]:
 
 
 def _text(model: ModelFacts, prompt: Prompt) -> str:
-    text: Any = model.tokenizer.decode(prompt.token_ids, skip_special_tokens=False)
+    """The prompt as text: whether the ids are the same is another check's question."""
+    exact = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+    text: Any = model.tokenizer.decode(prompt.token_ids, **exact)
     return str(text)

@@ -14,6 +14,7 @@ FINISHED, FAILED, BAD_INPUT, DRAINED = 0, 1, 2, 3
 
 COMMANDS = {
     "train": "distil the teacher into the student",
+    "preflight": "check a run before it takes devices; exit code 2 where training would be wrong",
     "eval": "evaluate a model folder",
     "compare": "train with several objectives, one after the other, and put them side by side",
     "plan": "predict throughput, staleness and bottleneck of a run, and the cheapest worker counts for a target",
@@ -84,6 +85,16 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         metavar="N",
         help="after a crash continue from the newest checkpoint; give up after N times without a new step",
     )
+    for name in ("train", "preflight"):
+        commands.choices[name].add_argument(
+            "--force",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="KEY",
+            help="go on although this check fails; may be given several times",
+        )
+    commands.choices["preflight"].add_argument("--json", action="store_true", help="print JSON, one line")
     commands.choices["compare"].add_argument(
         "--results-only", action="store_true", help="train nothing; write table and figures of what is finished"
     )

@@ -34,6 +34,7 @@ class RunFolder:
         self.events = path / "events.jsonl"
         self.evaluations = path / "eval.jsonl"
         self.summary = path / "summary.json"
+        self.preflight = path / "preflight.json"
         self.checkpoints = path / "checkpoints"
         self.export = path / "export"
         self.tensorboard = path / "tensorboard"
@@ -108,6 +109,11 @@ class RunFolder:
         """Write `summary.json`."""
         self.owner.check()
         _write_json(self.summary, summary)
+
+    def write_preflight(self, report: dict[str, Any]) -> None:
+        """Write what the checks before and at the start of the run found, unless the folder is another's."""
+        if self.owner.is_held:
+            _write_json(self.preflight, report)
 
     def write_cluster(self, cluster: dict[str, Any]) -> None:
         """Write where the run can be reached while it goes on: `address` of its Ray, `host` and `pid`."""

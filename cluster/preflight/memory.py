@@ -21,6 +21,8 @@ HOST_PROCESS_GIB = {"engine": 1.1, "learner": 0.7}
 """Resident memory of a worker process before its model: Python, torch, vLLM (measured with CPU builds)."""
 DEVICE_PROCESS_GIB = 1.0
 """CUDA context, kernels and workspaces of one process on a GPU."""
+QUANTISED_BYTES = {"fp8": 1.0}
+"""Bytes per parameter of what vLLM quantises as it loads (`engine.extra.quantization`)."""
 CPU_KV_CACHE_GIB = 1.0
 """Default cache of a CPU engine, as in `actors/vllm`."""
 
@@ -98,7 +100,11 @@ def needs_of(config: RunConfig, shapes: Mapping[str, Shape], *, holds_teacher_he
 
 
 def engine_need(role: str, shape: Shape, engine: EngineConfig, dtype: str, *, is_on_gpu: bool) -> Need:
-    """What one engine needs per device; a prompt's log-probs take the logits of a whole engine step."""
+    """What one engine needs per device.
+
+    To score, it takes the logits of a whole engine step and their log-softmax; to generate, of one token of every
+    sequence.
+    """
     item, num = ITEM_BYTES[dtype], engine.tensor_parallel_size * engine.pipeline_parallel_size
     split = f" / {num} devices" if num > 1 else ""
     parameters = f"{shape.num_parameters / 1e9:.4g} B parameters"

@@ -23,6 +23,8 @@ class Shape:
     feed_forward: int
     num_rows: int
     """Of the output head."""
+    quantised_bytes: float | None = None
+    """Bytes per parameter of a model whose files are quantised, else None."""
 
     @classmethod
     def of(cls, config: Mapping[str, Any], *, num_parameters: float | None) -> "Shape | None":
