@@ -44,7 +44,15 @@ from cluster.preflight.resources import check_disk
 from cluster.run_folder import RunFolder
 from cluster.settings import load_config, load_settings
 from learner.served import check_objective
-from wiring import build_evaluation, build_pools, check_engines, check_machines, check_run, start_pipeline
+from wiring import (
+    build_evaluation,
+    build_pools,
+    check_engines,
+    check_inputs,
+    check_machines,
+    check_placement,
+    start_pipeline,
+)
 
 logger = logging.getLogger("launch")
 
@@ -100,7 +108,7 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     resume = arguments.resume == "yes" or (arguments.resume == "auto" and exists)
     folder = RunFolder.of(config, resume=resume)
     check_has_ended(folder)
-    inputs, demands = check_run(config, checks)
+    inputs, demands = check_inputs(config, checks), check_placement(config, checks)
     if arguments.dry_run:
         dry_run(config, demands)
         return FINISHED
@@ -180,7 +188,8 @@ def preflight_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     return preflight(
         config,
         checks,
-        read=lambda: check_run(config, checks),
+        read=lambda: check_inputs(config, checks),
+        place=lambda: check_placement(config, checks),
         check_machines=lambda inputs, demands: check_machines(config, inputs, demands, checks),
         check_engines=lambda inputs: check_engines(config, inputs, checks),
         starts_engines=not arguments.dry_run,
@@ -200,7 +209,7 @@ def evaluate_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     if arguments.model is not None:
         student = config.student.model_copy(update={"model_path": arguments.model})
         config = config.model_copy(update={"student": student})
-    inputs = read_inputs(config, with_training=False)
+    inputs = read_inputs(config, with_training=False, checks=Checks(force=arguments.force))
     demands = [demand for demand in plan(config) if demand.role == "rollout"]
     check_local_machine(config, demands)
     if arguments.dry_run:

@@ -167,24 +167,28 @@ async def start_pipeline(
     )
 
 
-def check_run(config: RunConfig, checks: Checks) -> tuple[Any, list[Demand]]:
-    """Read the inputs and make every check that needs no Ray; the inputs, and the workers to place.
+def check_inputs(config: RunConfig, checks: Checks) -> Any:
+    """Read the inputs and make every check that needs no node; returns the inputs.
 
     RefusedError at the first error; also where errors are collected, if something could not be read.
     """
     from actors.inputs import read_inputs
 
-    demands = list[Demand]()
-    with checks.guard("placement", is_hard=True):
-        demands = plan(config)
-        check_local_machine(config, demands)
-        checks.add("placement", [Finding("ok", "; ".join(map(str, demands)))])
     inputs = read_inputs(config, checks=checks)
     with checks.guard("padded_rows", is_hard=True):
         signal_of(config, inputs)
     with checks.guard("tokenizer", is_hard=True):
         special_token_ids(config, inputs)
-    return inputs, demands
+    return inputs
+
+
+def check_placement(config: RunConfig, checks: Checks) -> list[Demand]:
+    """The workers to place, all of which this machine must be able to hold if it is the only one."""
+    demands = list[Demand]()
+    with checks.guard("placement", is_hard=True):
+        demands = plan(config)
+        check_local_machine(config, demands)
+    return demands
 
 
 def check_machines(config: RunConfig, inputs: Any, demands: Sequence[Demand], checks: Checks) -> None:

@@ -85,7 +85,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         metavar="N",
         help="after a crash continue from the newest checkpoint; give up after N times without a new step",
     )
-    for name in ("train", "preflight"):
+    for name in ("train", "preflight", "eval"):
         commands.choices[name].add_argument(
             "--force",
             nargs="+",

@@ -24,7 +24,8 @@ def preflight(
     config: RunConfig,
     checks: Checks,
     *,
-    read: Callable[[], tuple[Any, list[Demand]]],
+    read: Callable[[], Any],
+    place: Callable[[], list[Demand]],
     check_machines: Callable[[Any, Sequence[Demand]], None],
     check_engines: Callable[[Any], Coroutine[Any, Any, None]],
     starts_engines: bool,
@@ -32,21 +33,23 @@ def preflight(
 ) -> int:
     """Make all checks and print them; exit code 2 if one failed that was not forced.
 
-    `read` reads the inputs and the workers to place (RefusedError if it cannot), `check_machines` looks at the
-    nodes of a connected Ray or at this machine, `check_engines` starts the workers and scores. Engines are
-    started only if nothing failed before.
+    `read` reads the inputs (RefusedError if it cannot), `place` says which workers there are, `check_machines`
+    looks at the nodes of a connected Ray or at this machine, `check_engines` starts the workers and scores.
+    Engines are started only if nothing failed before.
     """
     phases: dict[str, float] = {}
-    found = None
+    inputs = None
     with _timed(phases, "models and data"):
         try:
-            found = read()
+            inputs = read()
         except RefusedError as error:
-            _skip_missing(checks, str(error), but=("disk",))
+            _skip_missing(checks, str(error), but=("disk", "placement"))
+    demands = place()
     with _timed(phases, "disk"):
-        check_disk(config, _run_folder(config, checks), found and found[0].shapes.get("student"), checks)
-    if found is not None:
-        _with_ray(config, checks, found, phases, check_machines, check_engines if starts_engines else None)
+        check_disk(config, _run_folder(config, checks), inputs and inputs.shapes.get("student"), checks)
+    if inputs is not None:
+        score = (lambda: check_engines(inputs)) if starts_engines else None
+        _with_ray(config, checks, demands, phases, lambda: check_machines(inputs, demands), score)
     _skip_missing(checks, "not made after these errors" if checks.errors else "not made: --dry-run")
     if is_json:
         seconds = {name: round(value, 3) for name, value in phases.items()}
@@ -59,17 +62,16 @@ def preflight(
 def _with_ray(
     config: RunConfig,
     checks: Checks,
-    found: tuple[Any, list[Demand]],
+    demands: Sequence[Demand],
     phases: dict[str, float],
-    check_machines: Callable[[Any, Sequence[Demand]], None],
-    check_engines: Callable[[Any], Coroutine[Any, Any, None]] | None,
+    check_machines: Callable[[], None],
+    check_engines: Callable[[], Coroutine[Any, Any, None]] | None,
 ) -> None:
     """Look at the nodes, and start the engines if all is well; a Ray of our own is started for engines alone."""
-    inputs, demands = found
     local = is_local(config.cluster)
     if local:
         with _timed(phases, "nodes"):
-            check_machines(inputs, demands)
+            check_machines()
         if checks.errors or check_engines is None:
             return
     start = time.monotonic()
@@ -77,10 +79,10 @@ def _with_ray(
         phases["Ray"] = time.monotonic() - start
         if not local:
             with _timed(phases, "nodes"):
-                check_machines(inputs, demands)
+                check_machines()
         if not checks.errors and check_engines is not None:
             with _timed(phases, "engines"):
-                asyncio.run(check_engines(inputs))
+                asyncio.run(check_engines())
 
 
 def _run_folder(config: RunConfig, checks: Checks) -> RunFolder:

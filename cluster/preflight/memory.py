@@ -108,13 +108,13 @@ def engine_need(role: str, shape: Shape, engine: EngineConfig, dtype: str, *, is
     item, num = ITEM_BYTES[dtype], engine.tensor_parallel_size * engine.pipeline_parallel_size
     split = f" / {num} devices" if num > 1 else ""
     parameters = f"{shape.num_parameters / 1e9:.4g} B parameters"
-    weights = Part("weights", shape.num_parameters * item / num, f"{parameters} x {item} bytes{split}")
-    steps = engine.max_num_batched_tokens
-    logits = Part(
-        "logits", 4.0 * steps * shape.num_rows / num, f"{steps} tokens x {shape.num_rows} rows x 4{split}"
-    )
+    stored = QUANTISED_BYTES.get(str(engine.extra.get("quantization")), shape.quantised_bytes or item)
+    weights = Part("weights", shape.num_parameters * stored / num, f"{parameters} x {stored:g} bytes{split}")
+    positions = engine.max_num_seqs if role == "rollout" else engine.max_num_batched_tokens
+    how = f"2 x {positions} positions x {shape.num_rows} rows x 4 bytes{split}"
+    logits = Part("logits", 8.0 * positions * shape.num_rows / num, how)
     per_token = shape.kv_bytes_per_token(item)
-    length = engine.max_model_len or 1
+    length = engine.max_model_len or shape.context
     least = Part("cache", per_token * length / num, f"{length} tokens x {per_token:.0f} bytes{split}")
     given = engine.kv_cache_gib or (None if is_on_gpu else CPU_KV_CACHE_GIB)
     cache = least if given is None else Part("cache", given * GIB, f"kv_cache_gib {given:g}")

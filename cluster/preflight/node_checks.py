@@ -18,12 +18,30 @@ ENGINE_FIELDS = "engine.max_num_batched_tokens, engine.kv_cache_gib, engine.tens
 
 
 def roles_by_node(demands: Sequence[Demand], nodes: Sequence[Node]) -> dict[str, Counter[str]]:
-    """How many workers of each role a plan puts on each node; of what fits now. The nodes are filled."""
+    """How many workers of each role a plan puts on each node; of what fits now. The nodes are filled.
+
+    Nodes of one name are taken for one: they are on the same machine.
+    """
     for demand in demands:
         place_all(demand, nodes)
-    return {
-        node.name: Counter(worker.split(" ")[0].rpartition("-")[0] for worker in node.workers) for node in nodes
+    roles: dict[str, Counter[str]] = {node.name: Counter() for node in nodes}
+    for node in nodes:
+        roles[node.name].update(worker.split(" ")[0].rpartition("-")[0] for worker in node.workers)
+    return roles
+
+
+def placement_findings(demands: Sequence[Demand], roles: Mapping[str, Counter[str]]) -> list[Finding]:
+    """Which workers have no room now; they wait for it, or for nodes that come."""
+    placed = sum(roles.values(), Counter[str]())
+    waiting = {
+        each.role: len(each.groups) * len(each.groups[0]) - placed[each.role]
+        for each in demands
+        if placed[each.role] < len(each.groups) * len(each.groups[0])
     }
+    if not waiting:
+        return [Finding("ok", "; ".join(map(str, demands)))]
+    listed = ", ".join(f"{num} of {role}" for role, num in waiting.items())
+    return [Finding("warning", f"there is no room now for {listed}", "wait for room, or start fewer workers")]
 
 
 def path_findings(

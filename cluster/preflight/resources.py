@@ -15,7 +15,7 @@ from cluster.placement import Demand
 from cluster.preflight.checks import Checks
 from cluster.preflight.disk_space import disk_findings
 from cluster.preflight.memory import GIB, needs_of
-from cluster.preflight.node_checks import memory_findings, path_findings, roles_by_node
+from cluster.preflight.node_checks import memory_findings, path_findings, placement_findings, roles_by_node
 from cluster.preflight.node_facts import NodeFacts, describe_node, existing_parent, needed_paths
 from cluster.preflight.shapes import Shape
 from cluster.run_folder import RunFolder
@@ -46,6 +46,7 @@ def check_nodes(
     nodes = [this_machine(config)] if local else _nodes_of_ray()
     facts = _facts_here(config, nodes) if local else _facts_of_ray(config)
     roles = roles_by_node(demands, nodes)
+    checks.add("placement", placement_findings(demands, roles))
     findings, details = path_findings(facts, roles, runs_path=str(existing_parent(Path(config.runs_path))))
     checks.add("paths", findings, details, seconds=time.monotonic() - start)
     needs = needs_of(config, shapes, holds_teacher_head=holds_teacher_head)

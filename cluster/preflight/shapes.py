@@ -23,6 +23,8 @@ class Shape:
     feed_forward: int
     num_rows: int
     """Of the output head."""
+    context: int = 1
+    """Positions that the model was made for."""
     quantised_bytes: float | None = None
     """Bytes per parameter of a model whose files are quantised, else None."""
 
@@ -41,6 +43,7 @@ class Shape:
             kv_width=(config.get("num_key_value_heads") or heads) * width,
             feed_forward=config.get("intermediate_size") or 4 * config["hidden_size"],
             num_rows=config["vocab_size"],
+            context=config.get("max_position_embeddings") or 1,
         )
 
     def kv_bytes_per_token(self, item_bytes: int) -> float:
