@@ -1,16 +1,22 @@
 """Everything a run reads, read and checked before anything starts: models, tokenizers, prompts, stop tokens."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from actors.data_report import DataReport
 from actors.engine import EngineSettings, Sampling
 from actors.model_facts import ModelFacts, model_paths, read_models
+from actors.overlap import HeldOut
 from actors.preflight import check_models, check_prompts
 from actors.preflight_tokenizers import num_common_ids
-from actors.prompts import Problem, Prompt, check_prompt_lengths, read_problems, render_prompts
+from actors.problems import OpenedProblems, Problem, read_problems
+from actors.prompt_data import TrainingPrompts, prepare_prompts
+from actors.rendering import Prompt, check_prompt_lengths, render_prompts
 from actors.tokenizers import head_width
 from cluster.config import EngineConfig, ResourcesConfig, RunConfig
 from cluster.preflight.checks import Checks
@@ -33,7 +39,8 @@ class Inputs:
     num_shared_rows: int  # the smallest head's of student and teachers
     num_common_ids: int  # ids that every tokenizer knows; larger ones are never sampled
     shapes: Mapping[str, Shape]  # sizes of the models by role, of those that are known
-    prompts: list[Prompt]
+    prompts: Sequence[Prompt]  # empty without training; looked up in a file with data.streaming
+    data_report: DataReport | None  # what became of the training data; None without training
     evaluation_prompts: list[Prompt]  # empty without evaluation
 
     @property
@@ -54,23 +61,19 @@ def read_inputs(config: RunConfig, *, with_training: bool = True, checks: Checks
     student, tokenizer = models["student"], models["student"].tokenizer
     stops = _stop_tokens(config, models)
     room = min(model.room for model in models.values())
-    problems, prompts = list[Problem](), list[Prompt]()
+    sample, training = list[Problem](), None
     if with_training:
         with checks.guard("data", is_hard=True):
-            problems = read_problems(config.data.train_path, "data.train_path")
-            prompts = _render(config, problems, tokenizer)
-            check_sources(config, [prompt.source for prompt in prompts])
-            if config.outcome.rl_coef > 0:
-                _check_answered(prompts, "data.train_path")
-    sample = problems[: config.preflight.num_samples]
+            sample = _sample(config)
+            training = _read_training(config, tokenizer)
     check_models(
         *(config, models, stops, checks),
-        prompts=prompts,
         render=lambda other: _render(config, sample, other),
         with_training=with_training,
+        has_prompts=bool(sample),
     )
-    if prompts:
-        check_prompts(config, models, prompts, checks)
+    if training is not None:
+        check_prompts(config, models, training.prompts, training.report, checks)
     evaluation_prompts: list[Prompt] = []
     if config.evaluation.data_path is not None:
         field = "evaluation.data_path"
@@ -89,7 +92,8 @@ def read_inputs(config: RunConfig, *, with_training: bool = True, checks: Checks
         num_shared_rows=min(models[role].num_head_rows for role in ("student", *config.teacher_of_role)),
         num_common_ids=num_common_ids(models),
         shapes={role: model.shape for role, model in models.items() if model.shape is not None},
-        prompts=prompts,
+        prompts=training.prompts if training is not None else [],
+        data_report=training.report if training is not None else None,
         evaluation_prompts=evaluation_prompts,
     )
 
@@ -100,8 +104,45 @@ def _stop_tokens(config: RunConfig, models: Mapping[str, ModelFacts]) -> StopTok
     return StopTokens(models["student"].stop_ids, models["teacher"].stop_ids, of_source, reference_ids)
 
 
+def _sample(config: RunConfig) -> list[Problem]:
+    """The first problems of every data set, on which chat templates are compared."""
+    num = config.preflight.num_samples
+    opened = (OpenedProblems(source, field) for field, source in config.data.source_of_field.items())
+    return [problem for problems in opened for problem in islice(problems, num)]
+
+
+def _read_training(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> TrainingPrompts:
+    held_out = _held_out(config) if config.data.decontaminate else None
+    training = prepare_prompts(config.data, tokenizer, held_out)
+    check_sources(config, [label for source in training.report.sources for label in source.kept_by_source])
+    if config.outcome.rl_coef > 0:
+        for source in training.report.sources:
+            _check_none_unanswered(source.unanswered_id, source.setting)
+    return training
+
+
+def _held_out(config: RunConfig) -> HeldOut:
+    """The problems that must not be trained on; ValueError if there are none."""
+    path_of_field = {f"data.decontaminate_paths.{i}": p for i, p in enumerate(config.data.decontaminate_paths)}
+    if config.evaluation.data_path is not None:
+        path_of_field["evaluation.data_path"] = config.evaluation.data_path
+    if not path_of_field:
+        raise ValueError(
+            "data.decontaminate needs problems to compare with, but there is no evaluation (nearest valid: set "
+            "evaluation.data_path or data.decontaminate_paths)"
+        )
+    return HeldOut(
+        (f"{Path(path).name}: {problem.prompt_id}", problem.text)
+        for field, path in path_of_field.items()
+        for problem in read_problems(path, field)
+    )
+
+
 def _check_answered(prompts: list[Prompt], field: str) -> None:
-    unanswered = next((prompt.prompt_id for prompt in prompts if prompt.answer is None), None)
+    _check_none_unanswered(next((prompt.prompt_id for prompt in prompts if prompt.answer is None), None), field)
+
+
+def _check_none_unanswered(unanswered: str | None, field: str) -> None:
     if unanswered is not None:
         raise ValueError(f"{field}: problem {unanswered!r} has no answer to grade against")
 

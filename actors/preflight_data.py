@@ -2,11 +2,12 @@
 
 import statistics
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from actors.data_report import DataReport, SourceReport
 from actors.model_facts import ModelFacts
-from actors.prompts import Prompt
+from actors.rendering import Prompt
 from cluster.preflight.checks import Finding
 
 NUM_LONGEST = 3
@@ -14,82 +15,82 @@ NUM_LONGEST = 3
 
 
 def context_findings(
-    models: Mapping[str, ModelFacts], prompts: Sequence[Prompt], *, max_response_tokens: int, field: str
+    models: Mapping[str, ModelFacts],
+    counted: Sequence[Prompt],
+    report: DataReport,
+    *,
+    max_response_tokens: int,
 ) -> tuple[list[Finding], dict[str, Any]]:
-    """Whether every prompt leaves room for a full response in every model's context."""
-    findings = list[Finding]()
-    for each in models.values():
-        if each.max_model_len is not None and each.max_model_len > each.context:
-            where = each.field.removesuffix("model_path")
-            where = "rollout." if each.role == "student" else where
-            text = (
-                f"{where}engine.max_model_len is {each.max_model_len}, but {each.path} was made for {each.context}"
-            )
-            findings.append(Finding("warning", text, f"set it to at most {each.context}"))
+    """Whether the longest prompt of every data set leaves room for a full response in every model's context.
+
+    How many are too long is said of the `counted` ones.
+    """
+    findings = list(_longer_than_made_for(models))
     narrowest = min(models.values(), key=lambda each: each.room)
-    room = narrowest.room
-    limit = room - max_response_tokens
-    long = [prompt for prompt in prompts if len(prompt.token_ids) > limit]
-    if long:
-        findings.insert(0, _too_long(long, len(prompts), narrowest, max_response_tokens, field))
+    limit = narrowest.room - max_response_tokens
+    share = sum(len(prompt.token_ids) > limit for prompt in counted) / max(1, len(counted))
+    for source in report.sources:
+        if source.longest_tokens > limit:
+            counts = f"; {share:.1%} of {len(counted)} prompts are too long for the {narrowest.who}"
+            findings.insert(0, _too_long(source, narrowest.room, max_response_tokens, counts))
     details: dict[str, Any] = {"max_response_tokens": max_response_tokens, "max_prompt_tokens": limit}
     for role, each in models.items():
         details[role] = {"context": each.context, "max_model_len": each.max_model_len, "room": each.room}
     if not findings:
-        longest = max(len(prompt.token_ids) for prompt in prompts)
-        text = f"{longest} + {max_response_tokens} tokens at most, room for {room} (the {narrowest.who} has least)"
-        findings.append(Finding("ok", text))
+        longest = max(source.longest_tokens for source in report.sources)
+        text = f"{longest} + {max_response_tokens} tokens at most, room for {narrowest.room}"
+        findings.append(Finding("ok", f"{text} (the {narrowest.who} has least)"))
     return findings, details
 
 
-def _too_long(
-    long: Sequence[Prompt], total: int, model: ModelFacts, max_response_tokens: int, field: str
-) -> Finding:
-    longest = max(long, key=lambda prompt: len(prompt.token_ids))
-    num_tokens = len(longest.token_ids)
-    nearest = max(0, model.room - num_tokens)
+def _longer_than_made_for(models: Mapping[str, ModelFacts]) -> Iterator[Finding]:
+    for each in models.values():
+        if each.max_model_len is not None and each.max_model_len > each.context:
+            section = "rollout" if each.role == "student" else each.field.removesuffix(".model_path")
+            field = f"{section}.engine.max_model_len"
+            text = f"{field} is {each.max_model_len}, but {each.path} was made for {each.context}"
+            yield Finding("warning", text, f"set it to at most {each.context}")
+
+
+def _too_long(source: SourceReport, room: int, max_response_tokens: int, counts: str) -> Finding:
+    needed = source.longest_tokens + max_response_tokens
     text = (
-        f"{field}: prompt {longest.prompt_id!r} has {num_tokens} tokens, and with a response of up to "
-        f"{max_response_tokens} needs {num_tokens + max_response_tokens}, but the context holds {model.room} "
-        f"(nearest valid rollout.max_response_tokens: {nearest}); {len(long)} of {total} prompts "
-        f"({len(long) / total:.1%}) are too long for the {model.who}"
+        f"{source.setting}: prompt {source.longest_id!r} has {source.longest_tokens} tokens, and with a response "
+        f"of up to {max_response_tokens} needs {needed}, but the context holds {room} (nearest valid "
+        f"rollout.max_response_tokens: {max(0, room - source.longest_tokens)}){counts}"
     )
-    return Finding("error", text, "leave them out (data.max_prompt_tokens), or raise engine.max_model_len")
+    return Finding("error", text, "data.max_prompt_tokens drops long ones; or raise engine.max_model_len")
 
 
 def data_findings(
-    prompts: Sequence[Prompt], *, max_prompt_tokens: int, num_rows: int, needs_answers: bool
+    counted: Sequence[Prompt], report: DataReport, *, max_prompt_tokens: int
 ) -> tuple[list[Finding], dict[str, Any]]:
-    """Lengths, answers and sources of the first `num_rows` prompts."""
-    counted = prompts[:num_rows]
+    """Lengths of the `counted` prompts, and sources and dropped problems of all data."""
     lengths = sorted(len(prompt.token_ids) for prompt in counted)
     over = sum(length > max_prompt_tokens for length in lengths) / len(lengths)
     longest = sorted(counted, key=lambda prompt: -len(prompt.token_ids))[:NUM_LONGEST]
-    unanswered = [prompt.prompt_id for prompt in counted if prompt.answer is None]
+    tokens = {
+        "min": lengths[0],
+        "median": statistics.median(lengths),
+        "p95": lengths[round(0.95 * (len(lengths) - 1))],
+        "max": lengths[-1],
+    }
     details = {
-        "num_prompts": len(prompts),
+        "num_prompts": report.kept,
         "num_counted": len(counted),
-        "tokens": {
-            "min": lengths[0],
-            "median": statistics.median(lengths),
-            "p95": lengths[round(0.95 * (len(lengths) - 1))],
-            "max": lengths[-1],
-        },
+        "tokens": tokens,
         "max_prompt_tokens": max_prompt_tokens,
         "share_over_limit": round(over, 6),
         "longest": {prompt.prompt_id: len(prompt.token_ids) for prompt in longest},
-        "num_unanswered": len(unanswered),
+        "num_unanswered": sum(prompt.answer is None for prompt in counted),
         "sources": dict(Counter(prompt.source for prompt in counted)),
+        "data": list(report.lines()),
     }
-    tokens = ", ".join(f"{name} {value:g}" for name, value in details["tokens"].items())
-    text = f"{len(prompts):,} prompts, tokens: {tokens}; {over:.1%} over the limit of {max_prompt_tokens}"
+    listed = ", ".join(f"{name} {value:g}" for name, value in tokens.items())
+    text = f"{report.kept:,} prompts, tokens: {listed}; {over:.1%} over the limit of {max_prompt_tokens}"
     findings = [Finding("ok", text)]
-    if needs_answers and unanswered:
-        text = f"data.train_path: problem {unanswered[0]!r} has no answer to grade against"
-        findings.append(
-            Finding("error", text, "give every problem an answer, or set outcome.rl_coef 0", is_hard=True)
-        )
     repeated = len(counted) - len({tuple(prompt.token_ids) for prompt in counted})
     if repeated:
-        findings.append(Finding("warning", f"{repeated} of {len(counted)} prompts are repetitions of others"))
+        text = f"{repeated} of {len(counted)} prompts are repetitions of others"
+        findings.append(Finding("warning", text, "data.drop_duplicates keeps the first of each"))
     return findings, details

@@ -56,11 +56,11 @@ def answer_end(model: ModelFacts, template_arguments: Mapping[str, Any]) -> int 
     messages = [{"role": "user", "content": "1"}, {"role": "assistant", "content": MARK}]
     try:
         text: Any = tokenizer.apply_chat_template(messages, tokenize=False, **template_arguments)
+        _, found, tail = str(text).rpartition(MARK)
+        return _first_special(tokenizer, tail) if found else None
     except Exception as error:  # a template is a program: it can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{model.field}: the {model.who}'s chat template cannot be rendered: {reason}") from error
-    _, found, tail = str(text).rpartition(MARK)
-    return _first_special(tokenizer, tail) if found else None
 
 
 def _first_special(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:

@@ -1,12 +1,12 @@
 """Check of chat templates: every model would be given the same text."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
 from actors.model_facts import ModelFacts
-from actors.prompts import Prompt
+from actors.rendering import Prompt
 from cluster.preflight.checks import Finding
 
 CONTEXT = 40
@@ -16,14 +16,13 @@ Render = Callable[[PreTrainedTokenizerBase], list[Prompt]]
 """Renders the sample prompts with the template of a tokenizer."""
 
 
-def template_findings(
-    models: Mapping[str, ModelFacts], prompts: Sequence[Prompt], render: Render
-) -> tuple[list[Finding], dict[str, Any]]:
-    """Render the sample prompts as each model's template does, and compare them with the student's `prompts`.
+def template_findings(models: Mapping[str, ModelFacts], render: Render) -> tuple[list[Finding], dict[str, Any]]:
+    """Render the sample prompts as each model's template does, and compare them with the student's.
 
-    Both are lists of the same prompts, in order. A reference model that differs is a warning.
+    A reference model that differs is a warning.
     """
     student, findings = models["student"], list[Finding]()
+    prompts = _rendered(student, render)
     details: dict[str, Any] = {"num_prompts": len(prompts)}
     for role, each in models.items():
         if role == "student":
@@ -74,7 +73,7 @@ def _rendered(model: ModelFacts, render: Render) -> list[Prompt]:
     try:
         return render(model.tokenizer)
     except Exception as error:  # a template is a program: it can raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).removeprefix("student.model_path: ") or type(error).__name__
         raise ValueError(f"{model.field}: the {model.who}'s chat template cannot be rendered: {reason}") from error
 
 

@@ -160,10 +160,9 @@ def test_a_broken_template_is_an_error_of_its_model(preflight: Preflight, teache
     (teacher / "chat_template.jinja").write_text("{{ raise_exception('no such role') }}")
     code, rows = preflight()
     assert code == launch.BAD_INPUT
-    assert (
-        "teacher.model_path: the teacher's chat template cannot be rendered: no such role"
-        in (rows["chat_template"]["message"])
-    )
+    message = rows["chat_template"]["message"]
+    assert message.startswith("teacher.model_path: the teacher's chat template cannot be rendered: ")
+    assert message.endswith("no such role")
 
 
 def name_end(folder: Path, index: int, token: str) -> None:
@@ -216,7 +215,7 @@ def test_prompts_that_are_too_long_are_counted(preflight: Preflight, data: Path)
     code, rows = preflight()
     assert (code, failed(rows)) == (launch.BAD_INPUT, ["context"])
     assert "prompt 'long' has 122 tokens" in rows["context"]["message"]
-    assert "1 of 11 prompts (9.1%) are too long for the teacher" in rows["context"]["message"]
+    assert "9.1% of 11 prompts are too long for the teacher" in rows["context"]["message"]
     assert rows["data"]["details"]["share_over_limit"] == pytest.approx(1 / 11, abs=1e-6)
     assert rows["data"]["details"]["longest"]["long"] == 122
 
