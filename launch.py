@@ -4,6 +4,7 @@
     python launch.py train --config configs/demo.yaml --run-name first --resume
     python launch.py train --config configs/demo.yaml --run-name first --resume=auto --retries 5
     python launch.py train --config configs/demo.yaml --dry-run
+    python launch.py preflight --config configs/demo.yaml --json
     python launch.py eval --config configs/demo.yaml --model runs/first/export
     python launch.py eval --model runs/first/export --benchmarks gsm8k,math500 --n 8 --k 1,8
     python launch.py compare --config configs/compare.yaml
@@ -33,20 +34,40 @@ from rich.console import Console
 
 from cluster.checkpoint_store import check_checkpoints
 from cluster.checkpoints import DamagedCheckpointError
-from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED, REMOTE_COMMANDS, build_parser, one_line
+from cluster.command_line import (
+    BAD_INPUT,
+    COMMANDS_ON_FOLDERS,
+    DRAINED,
+    FAILED,
+    FINISHED,
+    REMOTE_COMMANDS,
+    build_parser,
+    one_line,
+)
 from cluster.comparison import CompareConfig, PlannedRun, describe, plan_runs
 from cluster.config import RunConfig
 from cluster.connection import is_local
 from cluster.dashboards.wandb_writer import check_wandb
 from cluster.draining import drain_on_signals
-from cluster.dry_run import check_local_machine, dry_run, ray_cluster
+from cluster.dry_run import dry_run, ray_cluster
 from cluster.model_card import write_model_card
 from cluster.orphans import check_has_ended, end_left_over
 from cluster.placement import plan
+from cluster.preflight.checks import Checks, RefusedError
+from cluster.preflight.resources import check_disk
 from cluster.run_folder import RunFolder
 from cluster.settings import load_config, load_settings
 from learner.served import check_objective
-from wiring import build_evaluation, build_pools, read_stops, signal_of, special_token_ids, start_pipeline
+from wiring import (
+    build_evaluation,
+    build_pools,
+    check_engines,
+    check_inputs,
+    check_machines,
+    check_placement,
+    read_stops,
+    start_pipeline,
+)
 
 logger = logging.getLogger("launch")
 
@@ -66,20 +87,8 @@ def run_command(argv: Sequence[str] | None) -> int:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
     for name in ("launch", "cluster", "actors"):
         logging.getLogger(name).setLevel(arguments.log_level.upper())
-    if arguments.command == "chaos":
-        from cluster.chaos.command import chaos_command
-
-        return chaos_command(arguments, overrides)
-    if arguments.command == "export":
-        return export_command(arguments, overrides)
-    if arguments.command == "report":
-        from cluster.report.command import report_command
-
-        return report_command(arguments, overrides)
-    if arguments.command in REMOTE_COMMANDS:
-        from cluster.commands_remote import run_remote_command
-
-        return run_remote_command(arguments, overrides)
+    if arguments.command in REMOTE_COMMANDS | COMMANDS_ON_FOLDERS:
+        return run_without_settings(arguments, overrides)
     if arguments.command == "compare":
         return compare_command(load_settings(CompareConfig, arguments.config, overrides), arguments)
     if arguments.command == "plan":
@@ -89,6 +98,8 @@ def run_command(argv: Sequence[str] | None) -> int:
     if arguments.command == "eval":
         return evaluate_command(arguments, overrides)
     config = check_objective(load_config(arguments.config, overrides))
+    if arguments.command == "preflight":
+        return preflight_command(config, arguments)
     if arguments.retries and not arguments.dry_run:
         from cluster.supervised import supervise
 
@@ -96,13 +107,29 @@ def run_command(argv: Sequence[str] | None) -> int:
     return train_command(config, arguments)
 
 
+def run_without_settings(arguments: argparse.Namespace, options: Sequence[str]) -> int:
+    """Run a command that takes no settings: on a run that goes on, or on the folder of one."""
+    if arguments.command == "chaos":
+        from cluster.chaos.command import chaos_command
+
+        return chaos_command(arguments, options)
+    if arguments.command == "export":
+        return export_command(arguments, options)
+    if arguments.command == "report":
+        from cluster.report.command import report_command
+
+        return report_command(arguments, options)
+    from cluster.commands_remote import run_remote_command
+
+    return run_remote_command(arguments, options)
+
+
 # -- train ------------------------------------------------------------------------------------------------
 
 
 def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     """Check everything, start everything, train. ValueError means bad input and that nothing runs."""
-    from actors.inputs import read_inputs
-
+    checks = Checks(force=arguments.force)
     exists = RunFolder.named(config).path.is_dir()
     resume = arguments.resume == "yes" or (arguments.resume == "auto" and exists)
     folder = RunFolder.of(config, resume=resume)
@@ -112,44 +139,47 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
         from cluster.hub import check_push
 
         check_push(config.export.push_to, "export.push_to")
-    inputs = read_inputs(config)
+    inputs, demands = check_inputs(config, checks), check_placement(config, checks)
     assert inputs.data_report is not None, "training data were read"
     print("\n".join(inputs.data_report.lines()))
-    signal_of(config, inputs)
-    special_token_ids(config, inputs)
-    demands = plan(config)
-    check_local_machine(config, demands)
     if arguments.dry_run:
         dry_run(config, demands)
         return FINISHED
     check_checkpoints(config, folder, resume=resume)
+    check_disk(config, folder, inputs.shapes.get("student"), checks)
+    if local := is_local(config.cluster):
+        check_machines(config, inputs, demands, checks)
     with ray_cluster(config, demands):
         from cluster.controller import check_name_is_free
         from cluster.data_record import record_data
         from cluster.events import Events
 
+        if not local:
+            check_machines(config, inputs, demands, checks)
         check_name_is_free(config.run_name)
         folder.open(config)
         events = Events(folder.events, folder.owner)
         record_data(folder, events, inputs.data_report.as_json())
         end_left_over(folder, events)
-        code = run_to_exit_code(train(config, inputs, folder, resume=resume))
+        code = run_to_exit_code(train(config, inputs, folder, checks, resume=resume))
         draw_report(folder)
         return code
 
 
-async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bool) -> int:
+async def train(config: RunConfig, inputs: Any, folder: RunFolder, checks: Checks, *, resume: bool) -> int:
     """Start the workers, run the pipeline, close everything; returns the exit code."""
     from cluster.controller import controlled
     from cluster.dashboards.boards import Dashboards
     from cluster.events import Events
+    from cluster.preflight.record import PreflightRecord
     from cluster.summary import accuracy_table, summarise
     from cluster.timeline import Timeline
 
     started = time.monotonic()
     events = Events(folder.events, folder.owner)
     folder.on_late(events.add_late)
-    pools = build_pools(config, inputs, events)
+    pools = build_pools(config, inputs, events, tolerated=checks.force)
+    preflight = PreflightRecord(config, pools, checks, folder=folder, events=events)
     timeline = Timeline(folder.timeline, folder.owner)
     for pool in pools.values():
         pool.timeline = timeline
@@ -167,8 +197,11 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
             boards.following(controller.status),
         ):
             view.say(f"run folder {folder.path}; starting {'; '.join(map(str, plan(config)))}")
+            view.say(preflight.begin())
             pipeline = await start_pipeline(config, inputs, folder, pools, events, resume=resume)
             has_started = True
+            preflight.note_started()
+            pipeline.on_step(preflight.note_step)
             pipeline.on_step(boards.step)
             stop.append(pipeline.stop)
             controller.attach(pipeline)
@@ -189,6 +222,7 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, *, resume: bo
         view.say(f"finished {summary['steps']} steps in {summary['wall_s']} s; student in {folder.export}")
         return FINISHED
     finally:
+        preflight.close()
         closing = [pool.close(gracefully=has_started) for pool in pools.values()]
         await asyncio.gather(boards.close(has_failed=not has_ended), *closing)
         timeline.close()
@@ -203,6 +237,26 @@ def draw_report(folder: RunFolder) -> None:
             write_report([folder], folder.report)
     except Exception as error:
         logger.error("the report could not be drawn", exc_info=error)
+
+
+# -- preflight --------------------------------------------------------------------------------------------
+
+
+def preflight_command(config: RunConfig, arguments: argparse.Namespace) -> int:
+    """Make every check of a run, also with its engines, and show what was found."""
+    from cluster.preflight.command import preflight
+
+    checks = Checks(force=arguments.force, collects=True)
+    return preflight(
+        config,
+        checks,
+        read=lambda: check_inputs(config, checks),
+        place=lambda: check_placement(config, checks),
+        check_machines=lambda inputs, demands: check_machines(config, inputs, demands, checks),
+        check_engines=lambda inputs: check_engines(config, inputs, checks),
+        starts_engines=not arguments.dry_run,
+        is_json=arguments.json,
+    )
 
 
 # -- eval -------------------------------------------------------------------------------------------------
@@ -310,6 +364,9 @@ def run_to_exit_code(coroutine: Any, *, to_continue: str = "continue with --resu
         cause: BaseException = error
         while isinstance(cause, BaseExceptionGroup):
             cause = cause.exceptions[0]
+        if isinstance(cause, RefusedError):
+            print(f"error: {one_line(cause)}", file=sys.stderr)
+            return BAD_INPUT
         logger.error("the run failed", exc_info=error)
         print(f"failed: {type(cause).__name__}: {cause}", file=sys.stderr)
         return FAILED

@@ -5,23 +5,36 @@
 `launch.py` decides what is started and when; everything else is told what it needs here.
 """
 
-from collections.abc import Callable, Sequence
+import asyncio
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
 import rewards
 from cluster.config import RunConfig
 from cluster.connection import is_local
-from cluster.placement import plan
+from cluster.dry_run import check_local_machine
+from cluster.placement import Demand, plan
+from cluster.preflight.checks import Checks, Finding
+from cluster.preflight.resources import check_nodes
 from cluster.run_folder import RunFolder
 from cluster.teachers import field_of
 from learner.served import signal_kind
 
 
 def build_pools(
-    config: RunConfig, inputs: Any, events: Any, *, roles: Sequence[str] | None = None
+    config: RunConfig,
+    inputs: Any,
+    events: Any,
+    *,
+    roles: Sequence[str] | None = None,
+    tolerated: Collection[str] = (),
 ) -> dict[str, Any]:
-    """The pools of a run by role, by default all; nothing is placed yet."""
+    """The pools of a run by role, by default all; nothing is placed yet.
+
+    `tolerated`: of the checks `golden` and `replicas`, those whose limits engines may exceed.
+    """
     from actors.inputs import scorer_settings, student_settings
     from actors.reference_worker import ReferenceWorker
     from actors.rollout_worker import RolloutWorker
@@ -36,7 +49,9 @@ def build_pools(
     labels = {"stop_mode": config.objective.stop_mode, "stops": inputs.stops}
 
     def rollout(index: int) -> WorkerSpec:
-        return WorkerSpec(RolloutWorker, (student_settings(config, inputs), open_engine))
+        limit = math.inf if "golden" in tolerated else config.preflight.golden_limit
+        settings = replace(student_settings(config, inputs), golden_limit=limit)
+        return WorkerSpec(RolloutWorker, (settings, open_engine))
 
     def teacher(role: str) -> WorkerSpec:
         grade = build_grade(inputs) if scored.has_outcome else None
@@ -59,20 +74,36 @@ def build_pools(
     build |= {role: lambda index, role=role: teacher(role) for role in config.teacher_of_role}
     given: dict[str, Any] = {"config": config.cluster, "health": config.health, "events": events}
     return {
-        d.role: Pool(d, build[d.role], known_answer=known_answer(config, inputs, d.role), **given)
+        d.role: Pool(d, build[d.role], known_answer=known_answer(config, inputs, d.role, tolerated), **given)
         for d in plan(config)
         if d.role in (roles or build)
     }
 
 
-def known_answer(config: RunConfig, inputs: Any, role: str) -> Any:
+def known_answer(config: RunConfig, inputs: Any, role: str, tolerated: Collection[str] = ()) -> Any:
     """What every worker of a pool that scores must answer; None for other pools."""
     from cluster.known_answers import KnownAnswer
 
     if role not in config.scorers:
         return None
     dtype, timeout_s = config.dtype_of(config.scorers[role].engine), config.cluster.score_timeout_s
-    return KnownAnswer(inputs.golden_token_ids, dtype=dtype, timeout_s=timeout_s)
+    return KnownAnswer(
+        inputs.golden_token_ids,
+        dtype=dtype,
+        timeout_s=timeout_s,
+        limit=config.preflight.golden_limit,
+        is_enforced="replicas" not in tolerated,
+    )
+
+
+def build_learner(config: RunConfig, pools: dict[str, Any], events: Any) -> Any:
+    """The learner as a group of ranks; nothing is set up yet."""
+    from cluster.learner_group import LearnerGroup
+
+    broadcasts = build_broadcasts(config, pools, events) if config.weights.is_broadcast else None
+    return LearnerGroup(
+        pools["learner"], config.cluster, transport=config.weights.transport, broadcasts=broadcasts
+    )
 
 
 def build_broadcasts(config: RunConfig, pools: dict[str, Any], events: Any) -> Any:
@@ -97,17 +128,13 @@ async def start_pipeline(
     from cluster.autoscaling import RayCluster
     from cluster.checkpoint_store import CheckpointStore
     from cluster.checkpointing import Checkpointer
-    from cluster.learner_group import LearnerGroup
     from cluster.pipeline import Pipeline
     from cluster.resume import Progress, restore
     from cluster.waiting import together
 
     for pool in pools.values():
         await pool.place()
-    broadcasts = build_broadcasts(config, pools, events) if config.weights.is_broadcast else None
-    learner = LearnerGroup(
-        pools["learner"], config.cluster, transport=config.weights.transport, broadcasts=broadcasts
-    )
+    learner = build_learner(config, pools, events)
     await together([learner.setup(), *(pool.start() for role, pool in pools.items() if role != "learner")])
     prompts = PromptSource(
         inputs.prompts,
@@ -140,6 +167,57 @@ async def start_pipeline(
         checkpointer=checkpointer,
         samples=build_samples(config, inputs, pools, folder, events),
     )
+
+
+def check_inputs(config: RunConfig, checks: Checks) -> Any:
+    """Read the inputs and make every check that needs no node; returns the inputs.
+
+    RefusedError at the first error; also where errors are collected, if something could not be read.
+    """
+    from actors.inputs import read_inputs
+
+    inputs = read_inputs(config, checks=checks)
+    with checks.guard("padded_rows", is_hard=True):
+        signal_of(config, inputs)
+    with checks.guard("tokenizer", is_hard=True):
+        special_token_ids(config, inputs)
+    return inputs
+
+
+def check_placement(config: RunConfig, checks: Checks) -> list[Demand]:
+    """The workers to place, all of which this machine must be able to hold if it is the only one."""
+    demands = list[Demand]()
+    with checks.guard("placement", is_hard=True):
+        demands = plan(config)
+        check_local_machine(config, demands)
+    return demands
+
+
+def check_machines(config: RunConfig, inputs: Any, demands: Sequence[Demand], checks: Checks) -> None:
+    """Check files and memory of the nodes of the connected Ray, or of this machine; RefusedError as above."""
+    holds_head = signal_of(config, inputs).kind == "full"
+    check_nodes(config, demands, inputs.shapes, checks, holds_teacher_head=holds_head)
+
+
+async def check_engines(config: RunConfig, inputs: Any, checks: Checks) -> None:
+    """Start every worker, score the golden sequence along every path, enter what was found, and end them."""
+    from ray.exceptions import RayError
+
+    from cluster.events import Events, reason_of
+    from cluster.preflight.golden import record_golden, record_replicas, start_and_load
+
+    events = Events()
+    pools = build_pools(config, inputs, events, tolerated=("golden", "replicas"))
+    limit = config.preflight.golden_limit
+    try:
+        details = await start_and_load(config, pools, build_learner(config, pools, events))
+        record_golden(checks, pools["rollout"], dtype=config.engine_dtype, limit=limit, details=details)
+    except (OSError, RayError, RuntimeError, ValueError) as error:
+        text = f"the workers could not be started: {reason_of(error)}"
+        checks.record("golden", [Finding("error", text, is_hard=True)])
+    finally:
+        record_replicas(checks, pools, config.scorers)
+        await asyncio.gather(*(pool.close() for pool in pools.values()))
 
 
 def build_evaluation(config: RunConfig, inputs: Any, *, k: Sequence[int] = ()) -> Any:

@@ -30,6 +30,8 @@ class EngineSettings:
     """What `score` returns. An engine with the signal `full` has no output head: it cannot generate."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run."""
+    golden_limit: float | None = None
+    """Largest difference to the learner's golden log-probs that a weight load may show; None: the precision's."""
 
 
 @dataclass(frozen=True)

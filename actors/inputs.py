@@ -1,7 +1,8 @@
 """Everything a run reads, read and checked before anything starts: models, tokenizers, prompts, stop tokens."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,23 +11,20 @@ from transformers import PreTrainedTokenizerBase
 from actors.benchmark_prompts import BenchmarkPrompts, read_benchmarks
 from actors.data_report import DataReport
 from actors.engine import EngineSettings, Sampling
+from actors.model_facts import ModelFacts, model_paths, read_models
 from actors.overlap import HeldOut
-from actors.problems import Problem, read_problems
+from actors.preflight import check_models, check_prompts
+from actors.preflight_tokenizers import num_common_ids
+from actors.problems import OpenedProblems, Problem, read_problems
 from actors.prompt_data import TrainingPrompts, prepare_prompts
-from actors.rendering import Prompt, check_longest, check_prompt_lengths, render_prompts
-from actors.tokenizers import (
-    check_model_folder,
-    check_same_vocabulary,
-    head_width,
-    load_tokenizer,
-    model_limits,
-    num_known_ids,
-    stop_ids,
-)
+from actors.rendering import Prompt, check_prompt_lengths, render_prompts
+from actors.tokenizers import head_width
 from cluster.config import EngineConfig, ResourcesConfig, RunConfig
+from cluster.preflight.checks import Checks
+from cluster.preflight.shapes import Shape
 from cluster.stop_tokens import StopTokens
 from cluster.teacher_signal import SAMPLED, TeacherSignal
-from cluster.teachers import check_sources, field_of, role_of_source
+from cluster.teachers import check_sources, role_of_source
 
 GOLDEN_TOKENS = 64
 """Length limit of the golden sequence that every weight load must reproduce."""
@@ -40,6 +38,8 @@ class Inputs:
     stops: StopTokens
     num_head_rows: int  # of the student; may be padded beyond the tokenizer
     num_shared_rows: int  # the smallest head's of student and teachers
+    num_common_ids: int  # ids that every tokenizer knows; larger ones are never sampled
+    shapes: Mapping[str, Shape]  # sizes of the models by role, of those that are known
     prompts: Sequence[Prompt]  # empty without training; looked up in a file with data.streaming
     data_report: DataReport | None  # what became of the training data; None without training
     benchmarks: list[BenchmarkPrompts]  # empty without evaluation
@@ -56,82 +56,71 @@ class Inputs:
         return ids if len(ids) > 1 else ids * 2
 
 
-@dataclass(frozen=True)
-class FrozenModel:
-    """What was read of a teacher or of the reference model."""
+def read_inputs(config: RunConfig, *, with_training: bool = True, checks: Checks | None = None) -> Inputs:
+    """Read and check all inputs, and enter what the checks found into `checks`.
 
-    stop_ids: tuple[int, ...]
-    context: int
-    num_head_rows: int
-
-
-def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
-    """Read and check all inputs; ValueError with one line naming the field of the first mistake."""
-    check_model_folder(config.student.model_path, "student.model_path")
-    for role, path in _frozen_paths(config).items():
-        check_model_folder(path, f"{field_of(role)}.model_path")
-    trusts = {"trust_remote_code": config.student.trust_remote_code}
-    tokenizer = load_tokenizer(config.student.model_path, "student.model_path", **trusts)
-    frozen = {role: _read_frozen(config, role, path, tokenizer) for role, path in _frozen_paths(config).items()}
-    context, num_head_rows = model_limits(config.student.model_path, "student.model_path", **trusts)
-    context = min(config.rollout.engine.max_model_len or context, context)
-    # A scored sequence needs one position more: the engine generates a token after it.
-    context = min(context, *(model.context - 1 for model in frozen.values()))
-    benchmarks = read_benchmarks(config, lambda problems: _render(config, problems, tokenizer))
-    training = _read_training(config, tokenizer, context, benchmarks) if with_training else None
+    RefusedError with one line naming the field of the first mistake, unless they are collected; and then too if
+    something could not be read.
+    """
+    checks = checks or Checks()
+    models = read_models(config, checks)
+    student, tokenizer = models["student"], models["student"].tokenizer
+    stops = _stop_tokens(config, models)
+    room = min(model.room for model in models.values())
+    sample, training, benchmarks = list[Problem](), None, list[BenchmarkPrompts]()
+    with checks.guard("data", is_hard=True):
+        benchmarks = read_benchmarks(config, lambda problems: _render(config, problems, tokenizer))
+        for each in benchmarks:
+            unanswered = next((problem.prompt_id for problem in each.problems if problem.answer is None), None)
+            _check_none_unanswered(unanswered, each.field)
+    if with_training:
+        with checks.guard("data", is_hard=True):
+            sample = _sample(config)
+            training = _read_training(config, tokenizer, benchmarks)
+    check_models(
+        *(config, models, stops, checks),
+        render=lambda other: _render(config, sample, other),
+        with_training=with_training,
+        has_prompts=bool(sample),
+    )
+    if training is not None:
+        check_prompts(config, models, training.prompts, training.report, checks)
     for each in benchmarks:
         limit, limit_field = evaluation_sampling(config).max_tokens, "evaluation.max_response_tokens"
-        given: dict[str, Any] = {"field": each.field, "limit_field": limit_field, "context": context}
-        check_prompt_lengths(each.prompts, max_response_tokens=limit, **given)
-        unanswered = next((problem.prompt_id for problem in each.problems if problem.answer is None), None)
-        _check_none_unanswered(unanswered, each.field)
+        given: dict[str, Any] = {"field": each.field, "limit_field": limit_field, "context": room}
+        with checks.guard("context"):
+            check_prompt_lengths(each.prompts, max_response_tokens=limit, **given)
     return Inputs(
         tokenizer=tokenizer,
-        stops=_stop_tokens(
-            config, stop_ids(config.student.model_path, tokenizer, field="student.model_path", **trusts), frozen
-        ),
-        num_head_rows=num_head_rows,
-        num_shared_rows=min(num_head_rows, *(frozen[role].num_head_rows for role in config.teacher_of_role)),
+        stops=stops,
+        num_head_rows=student.num_head_rows,
+        num_shared_rows=min(models[role].num_head_rows for role in ("student", *config.teacher_of_role)),
+        num_common_ids=num_common_ids(models),
+        shapes={role: model.shape for role, model in models.items() if model.shape is not None},
         prompts=training.prompts if training is not None else [],
         data_report=training.report if training is not None else None,
         benchmarks=benchmarks,
     )
 
 
-def _frozen_paths(config: RunConfig) -> dict[str, str]:
-    """Model folders of the teachers, and of the reference if there is one, by role."""
-    paths = {role: each.model_path for role, each in config.teacher_of_role.items()}
-    reference = config.reference.model_path
-    return paths if reference is None else paths | {"reference": reference}
+def _stop_tokens(config: RunConfig, models: Mapping[str, ModelFacts]) -> StopTokens:
+    of_source = {source: models[role].stop_ids for source, role in role_of_source(config).items()}
+    reference_ids = models["reference"].stop_ids if "reference" in models else ()
+    return StopTokens(models["student"].stop_ids, models["teacher"].stop_ids, of_source, reference_ids)
 
 
-def _read_frozen(
-    config: RunConfig, role: str, path: str, student_tokenizer: PreTrainedTokenizerBase
-) -> FrozenModel:
-    field, trusts = f"{field_of(role)}.model_path", {"trust_remote_code": config.trusts_code_of(role)}
-    tokenizer = load_tokenizer(path, field, **trusts)
-    check_same_vocabulary(student_tokenizer, tokenizer, field=field, who=role.replace("-", " ", 1))
-    context, num_head_rows = model_limits(path, field, **trusts)
-    max_model_len = config.scorers[role].engine.max_model_len
-    return FrozenModel(
-        stop_ids(path, tokenizer, field=field, **trusts), min(max_model_len or context, context), num_head_rows
-    )
-
-
-def _stop_tokens(config: RunConfig, student_ids: tuple[int, ...], frozen: dict[str, FrozenModel]) -> StopTokens:
-    of_source = {source: frozen[role].stop_ids for source, role in role_of_source(config).items()}
-    reference_ids = frozen["reference"].stop_ids if "reference" in frozen else ()
-    return StopTokens(student_ids, frozen["teacher"].stop_ids, of_source, reference_ids)
+def _sample(config: RunConfig) -> list[Problem]:
+    """The first problems of every data set, on which chat templates are compared."""
+    num = config.preflight.num_samples
+    opened = (OpenedProblems(source, field) for field, source in config.data.source_of_field.items())
+    return [problem for problems in opened for problem in islice(problems, num)]
 
 
 def _read_training(
-    config: RunConfig, tokenizer: PreTrainedTokenizerBase, context: int, benchmarks: Sequence[BenchmarkPrompts]
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, benchmarks: Sequence[BenchmarkPrompts]
 ) -> TrainingPrompts:
     held_out = _held_out(config, benchmarks) if config.data.decontaminate else None
     training = prepare_prompts(config.data, tokenizer, held_out)
-    limits: dict[str, Any] = {"max_response_tokens": config.rollout.max_response_tokens, "context": context}
-    for source in training.report.sources:
-        check_longest(source.longest_id, source.longest_tokens, field=source.setting, **limits)
     check_sources(config, [label for source in training.report.sources for label in source.kept_by_source])
     if config.outcome.rl_coef > 0:
         for source in training.report.sources:
@@ -194,7 +183,7 @@ def scorer_settings(
     config: RunConfig, inputs: Inputs, role: str = "teacher", signal: TeacherSignal = SAMPLED
 ) -> EngineSettings:
     """The engine of a worker that scores: of a teacher or of the reference."""
-    path, scorer = _frozen_paths(config)[role], config.scorers[role]
+    path, scorer = model_paths(config)[role], config.scorers[role]
     dtype = config.dtype_of(scorer.engine)
     settings = _settings(path, dtype, config, scorer.engine, scorer.resources, inputs)
     return replace(settings, signal=signal, trust_remote_code=config.trusts_code_of(role))
@@ -224,16 +213,13 @@ def _settings(
         dtype=dtype,
         device="cuda" if resources.num_gpus > 0 else "cpu",
         seed=config.seed,
-        vocab_size=num_known_ids(inputs.tokenizer),
+        vocab_size=inputs.num_common_ids,
         stop_token_ids=inputs.stops.ids,
         config=engine,
     )
 
 
 def _render(config: RunConfig, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    return render_prompts(
-        problems,
-        tokenizer,
-        system_prompt=config.data.system_prompt,
-        template_arguments=config.data.template_arguments,
-    )
+    data = config.data
+    arguments = data.template_arguments
+    return render_prompts(problems, tokenizer, system_prompt=data.system_prompt, template_arguments=arguments)

@@ -80,6 +80,13 @@ def model_limits(path: str, field: str, *, trust_remote_code: bool = False) -> t
         return int(text.max_position_embeddings), int(text.vocab_size)
 
 
+def text_config(path: str, field: str, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """The configuration of a model's text decoder as JSON values; ValueError naming `field` without one."""
+    with _explained(path, field, "no model configuration in"):
+        text: Any = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
+        return text.to_dict()
+
+
 def head_width(path: str, field: str, *, trust_remote_code: bool = False) -> int:
     """Return the width of the hidden states before the output head; ValueError if it is no plain product.
 

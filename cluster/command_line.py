@@ -14,6 +14,7 @@ FINISHED, FAILED, BAD_INPUT, DRAINED = 0, 1, 2, 3
 
 COMMANDS = {
     "train": "distil the teacher into the student",
+    "preflight": "check a run before it takes devices; exit code 2 where training would be wrong",
     "eval": "evaluate a model folder",
     "compare": "train with several objectives, one after the other, and put them side by side",
     "plan": "predict throughput, staleness and bottleneck of a run, and the cheapest worker counts for a target",
@@ -29,6 +30,12 @@ REMOTE_COMMANDS = {
     "chaos": "kill workers and nodes of a run that goes on, and report what was lost: nothing",
 }
 """Commands that talk to a run in another process; they take no settings."""
+
+COMMANDS_ON_FOLDERS = {
+    "export": "write the student of a checkpoint as a Hugging Face folder, and push it to the hub if asked to",
+    "report": "write report.html of a run, or of several side by side: one file that needs no network",
+}
+"""Commands that read the folder of a run; they take no settings."""
 
 
 MAX_ERROR = 2000
@@ -101,6 +108,16 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         metavar="N",
         help="after a crash continue from the newest checkpoint; give up after N times without a new step",
     )
+    for name in ("train", "preflight", "eval"):
+        commands.choices[name].add_argument(
+            "--force",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="KEY",
+            help="go on although this check fails; may be given several times",
+        )
+    commands.choices["preflight"].add_argument("--json", action="store_true", help="print JSON, one line")
     commands.choices["compare"].add_argument(
         "--results-only", action="store_true", help="train nothing; write table and figures of what is finished"
     )
@@ -129,7 +146,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
-    text = "write the student of a checkpoint as a Hugging Face folder, and push it to the hub if asked to"
+    text = COMMANDS_ON_FOLDERS["export"]
     export = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
     export.add_argument("--run", required=True, help="name of the run")
     export.add_argument("--runs-path", default="runs", help="folder that holds its run folder")
@@ -142,7 +159,7 @@ def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
 
 
 def _add_report(commands: Any) -> None:
-    text = "write report.html of a run, or of several side by side: one file that needs no network"
+    text = COMMANDS_ON_FOLDERS["report"]
     report = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
     report.add_argument("--run", action="append", required=True, metavar="NAME", help="give it again to compare")
     report.add_argument("--runs-path", default="runs", help="folder that holds the run folders")

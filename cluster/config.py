@@ -32,6 +32,7 @@ from cluster.export_config import ExportConfig
 from cluster.health_config import HealthConfig
 from cluster.learner_config import LearnerConfig
 from cluster.logging_config import LoggingConfig
+from cluster.preflight_config import PreflightConfig
 from cluster.run_name import checked_run_name
 from cluster.token_config import MasksConfig, NamedSection, SurrogateConfig, TokenWeightsConfig
 from cluster.weights_config import WeightsConfig
@@ -211,6 +212,8 @@ class RunConfig(Section):
     """Faults."""
     balance: BalanceConfig = BalanceConfig()
     """Automatic balance of the pools."""
+    preflight: PreflightConfig = PreflightConfig()
+    """Checks before a run."""
 
     @model_validator(mode="after")
     def _staleness_is_consistent(self) -> Self:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from cluster.preflight.checks import RefusedError
 from cluster.waiting import wait_for
 from cluster.weights import GOLDEN_LIMITS
 from cluster.workers import Worker
@@ -16,17 +17,37 @@ from cluster.workers import Worker
 class KnownAnswer:
     """What every worker of one pool must answer."""
 
-    def __init__(self, token_ids: Sequence[int], *, dtype: str, timeout_s: float) -> None:
-        """The question is the sequence `token_ids`; `dtype` is the precision of the engines."""
+    def __init__(
+        self,
+        token_ids: Sequence[int],
+        *,
+        dtype: str,
+        timeout_s: float,
+        limit: float | None = None,
+        is_enforced: bool = True,
+    ) -> None:
+        """The question is the sequence `token_ids`; `dtype` is the precision of the engines.
+
+        `limit` is the largest mean absolute difference, by default that of the precision. A larger one is an
+        error only if `is_enforced`.
+        """
         self._token_ids = list(token_ids)
-        self._limit = GOLDEN_LIMITS[dtype]
+        self.limit = GOLDEN_LIMITS[dtype] if limit is None else limit
+        self._is_enforced = is_enforced
         self._timeout_s = timeout_s
         self._answer: tuple[str, np.ndarray] | None = None  # who set it, and its values
+        self.differences: dict[str, float] = {}
+        """Mean absolute difference to the first worker's answer, by worker, of those that were asked."""
+
+    @property
+    def mean(self) -> float | None:
+        """Mean of the answer that the first worker gave; None before."""
+        return None if self._answer is None else float(self._answer[1].mean())
 
     async def ask(self, worker: Worker) -> float:
         """Ask a started worker; returns the mean absolute difference to the known answer.
 
-        Raises ValueError if it is above the limit of the precision, RayError or TimeoutError without an answer.
+        Raises RefusedError if it is above the limit, RayError or TimeoutError without an answer.
         """
         values: list[float] = await wait_for(
             worker.handle.known_answer.remote(self._token_ids),
@@ -38,9 +59,15 @@ class KnownAnswer:
             self._answer = (worker.name, given)
         first, expected = self._answer
         difference = float(np.abs(given - expected).mean()) if given.shape == expected.shape else float("inf")
-        if not difference <= self._limit:
-            raise ValueError(
-                f"{worker.name} does not give the known answer: its log-probs of a fixed sequence differ from "
-                f"those of {first} by {difference:.3g} on average, limit {self._limit:g}"
-            )
+        self.differences[worker.name] = difference
+        if self._is_enforced and not difference <= self.limit:
+            raise RefusedError(disagreement(worker.name, first, difference, self.limit))
         return difference
+
+
+def disagreement(worker: str, first: str, difference: float, limit: float) -> str:
+    """What is said of a worker whose answer is not the first one's."""
+    return (
+        f"{worker} does not give the known answer: its log-probs of a fixed sequence differ from those of {first} "
+        f"by {difference:.3g} on average, limit {limit:g} (check replicas; --force replicas goes on nevertheless)"
+    )

@@ -52,7 +52,7 @@ class Pool:
         self.health = health or HealthConfig()
         self.is_supervised = False
         """Whether dead workers are restarted (`cluster/supervisor.py`); otherwise they are given up."""
-        self._known_answer = known_answer
+        self.known_answer = known_answer
         self._is_async = True
         self.demand = demand
         self._build = build
@@ -169,8 +169,8 @@ class Pool:
         await self._verify(worker)
 
     async def _verify(self, worker: Worker) -> None:
-        if self._known_answer is not None:
-            await self._known_answer.ask(worker)
+        if self.known_answer is not None:
+            await self.known_answer.ask(worker)
 
     def drain(self, worker: Worker) -> None:
         """Give a healthy worker nothing more; ValueError if it is the last one of its pool that is wanted."""

@@ -38,6 +38,7 @@ class RunFolder:
         self.samples = path / "samples.jsonl"
         self.summary = path / "summary.json"
         self.report = path / "report.html"
+        self.preflight = path / "preflight.json"
         self.checkpoints = path / "checkpoints"
         self.export = path / "export"
         self.tensorboard = path / "tensorboard"
@@ -125,6 +126,11 @@ class RunFolder:
     def write_data_report(self, report: dict[str, Any]) -> None:
         """Write what became of the training data: rows, what filters dropped, and the fingerprint of the order."""
         _write_json(self.data_report, report)
+
+    def write_preflight(self, report: dict[str, Any]) -> None:
+        """Write what the checks before and at the start of the run found, unless the folder is another's."""
+        if self.owner.is_held:
+            _write_json(self.preflight, report)
 
     def write_cluster(self, cluster: dict[str, Any]) -> None:
         """Write where the run can be reached while it goes on: `address` of its Ray, `host` and `pid`."""

@@ -40,6 +40,8 @@ def supervise(folder: RunFolder, arguments: argparse.Namespace, options: Sequenc
     line = [sys.executable, str(script), "train", "--log-level", arguments.log_level, *options]
     if arguments.config is not None:
         line += ["--config", arguments.config]
+    for key in arguments.force:
+        line += ["--force", key]
     supervisor = Supervisor(folder, retries=arguments.retries)
     return supervisor.run([*line, f"--resume={arguments.resume}"], [*line, "--resume=auto"])
 

@@ -201,6 +201,7 @@ class WeightStore:
 
     def _note_loaded(self, worker: Worker, report: LoadReport, publish_s: float, update_s: float) -> None:
         worker.version = report.version
+        worker.golden_difference = report.golden_difference
         parts = {name: getattr(report, name) for name in LOAD_PARTS}
         parts |= {"stopped_s": sum(parts[name] for name in STOPPED_PARTS), "update_s": update_s}
         self._last_load = {**parts, "bytes_fetched": report.bytes_fetched}

@@ -34,6 +34,7 @@ class Worker:
     num_uses_at_death: int = 0
     pid: int = 0  # of the actor's process; 0 until it has started
     num_lives: int = 0  # actors so far
+    golden_difference: float | None = None  # to the learner's log-probs, of its newest verified weights
     is_awaited: bool = False  # dead, and to be restarted
     pinned: Any = field(default=None, repr=False)  # weights kept to evaluate them: no slots meanwhile
     state: WorkerState = field(default=WorkerState.STARTING, init=False)

@@ -255,6 +255,7 @@ class VllmEngine:
             outputs = self._engine.step()
             golden = next((o for o in outputs if o.request_id == golden_id), None)
             held += [o for o in outputs if o.request_id != golden_id]
-        difference = check_golden(manifest, list(prompt_log_probs(golden)), dtype=self._settings.dtype)
+        given, settings = list(prompt_log_probs(golden)), self._settings
+        difference = check_golden(manifest, given, dtype=settings.dtype, limit=settings.golden_limit)
         self._finish(held)
         return difference

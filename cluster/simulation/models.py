@@ -1,6 +1,7 @@
 """Sizes of student and teacher, given or read from the config.json of their folders."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,7 +49,7 @@ class ModelSize:
 def size_of(model: ModelConfig, path: str, *, field: str) -> ModelSize:
     """The size of a model; ValueError naming `field` if it is neither given nor in the folder `path`."""
     found = _read(Path(path) / "config.json")
-    num = model.parameters_b * 1e9 if model.parameters_b else _count(found)
+    num = model.parameters_b * 1e9 if model.parameters_b else count_parameters(found)
     if num is None:
         raise ValueError(
             f"{field}.parameters_b: required, since {path} is no folder here with the config.json of a dense model"
@@ -62,26 +63,27 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _head_dim(config: dict[str, Any]) -> int:
+def head_dim(config: Mapping[str, Any]) -> int:
+    """Width of one attention head."""
     return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
 
 
-def _kv_bytes(config: dict[str, Any]) -> float | None:
+def _kv_bytes(config: Mapping[str, Any]) -> float | None:
     """Keys and values of one token in bfloat16; None without a known architecture."""
     if not {"num_hidden_layers", "hidden_size", "num_attention_heads"} <= config.keys():
         return None
     num_heads = config.get("num_key_value_heads") or config["num_attention_heads"]
-    return 2.0 * 2 * config["num_hidden_layers"] * num_heads * _head_dim(config)
+    return 2.0 * 2 * config["num_hidden_layers"] * num_heads * head_dim(config)
 
 
-def _count(config: dict[str, Any]) -> float | None:
+def count_parameters(config: Mapping[str, Any]) -> float | None:
     """Parameters of a dense decoder with gated feed-forward layers; None for anything else."""
     needed = {"num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"}
     if not needed <= config.keys() or any("expert" in key for key in config):
         return None
-    hidden, head_dim, num_heads = config["hidden_size"], _head_dim(config), config["num_attention_heads"]
+    hidden, width, num_heads = config["hidden_size"], head_dim(config), config["num_attention_heads"]
     num_kv_heads = config.get("num_key_value_heads") or num_heads
-    attention = hidden * head_dim * (2 * num_heads + 2 * num_kv_heads)
+    attention = hidden * width * (2 * num_heads + 2 * num_kv_heads)
     layer = attention + 3 * hidden * config["intermediate_size"]
     embeddings = 1 if config.get("tie_word_embeddings") else 2
     return float(config["num_hidden_layers"] * layer + embeddings * config["vocab_size"] * hidden)
