@@ -97,7 +97,7 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     folder = RunFolder.of(config, resume=resume)
     check_has_ended(folder)
     inputs = read_inputs(config)
-    print("\n".join(inputs.data_report.lines()))
+    print("\n".join(f"# {line}" for line in inputs.data_report.lines()))
     signal_of(config, inputs)
     special_token_ids(config, inputs)
     demands = plan(config)
