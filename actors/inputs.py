@@ -40,7 +40,7 @@ class Inputs:
     num_head_rows: int  # of the student; may be padded beyond the tokenizer
     num_shared_rows: int  # the smallest head's of student and teachers
     prompts: Sequence[Prompt]  # empty without training; looked up in a file with data.streaming
-    data_report: DataReport | None  # what became of the training data; None without training
+    data_report: DataReport  # what became of the training data; without sources if there is no training
     evaluation_prompts: list[Prompt]  # empty without evaluation
 
     @property
@@ -88,7 +88,7 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
         num_head_rows=num_head_rows,
         num_shared_rows=min(num_head_rows, *(frozen[role].num_head_rows for role in config.teacher_of_role)),
         prompts=training.prompts if training is not None else [],
-        data_report=training.report if training is not None else None,
+        data_report=training.report if training is not None else DataReport([]),
         evaluation_prompts=evaluation_prompts,
     )
 

@@ -185,7 +185,7 @@ def prepare(path, streaming):
 def measured(streaming):
     before, peaks, done = anonymous(), [0], threading.Event()
     def watch():
-        while not done.wait(0.01):
+        while not done.wait(0.02):
             peaks.append(anonymous())
     thread = threading.Thread(target=watch)
     thread.start()
@@ -202,11 +202,11 @@ print(json.dumps({"streaming": measured(True), "memory": measured(False)}))
 
 
 def test_memory_stays_flat_with_streaming(tmp_path: Path) -> None:
-    small = written(tmp_path / "small.jsonl", *("one two plus " * 150 for _ in range(100)))
+    small = written(tmp_path / "small.jsonl", "one", "two")
     with (tmp_path / "large.jsonl").open("w") as file:
-        for number in range(12_000):
-            file.write(json.dumps({"problem": f"{number} " + "one two plus " * 150}) + "\n")
-    assert (tmp_path / "large.jsonl").stat().st_size > 20e6
+        for number in range(15_000):  # answers are as large as problems may be, and need no time to tokenize
+            file.write(json.dumps({"problem": f"one {number}", "answer": f"{number:04}" * 1000}) + "\n")
+    assert (tmp_path / "large.jsonl").stat().st_size > 60e6
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, small, str(tmp_path / "large.jsonl"), str(tmp_path / "cache")],
         cwd=ROOT,
@@ -217,11 +217,10 @@ def test_memory_stays_flat_with_streaming(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     used = json.loads(done.stdout.splitlines()[-1])
-    assert used["streaming"]["prompts"] == used["memory"]["prompts"] == 12_000
+    assert used["streaming"]["prompts"] == used["memory"]["prompts"] == 15_000
     assert used["streaming"]["tokens"] == used["memory"]["tokens"]
-    print(used)
-    assert used["streaming"]["mib"] < 0.6 * used["memory"]["mib"], used
-    assert used["memory"]["mib"] > 35, used  # else the test proves nothing
+    assert used["streaming"]["mib"] < 20, used
+    assert used["memory"]["mib"] > 50, used  # else the test proves nothing
 
 
 def test_texts_seen_before_are_found_however_many_came_between() -> None:

@@ -224,7 +224,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            def log_message(self, *_: Any) -> None:
+            def log_message(self, *_: Any, **__: Any) -> None:
                 """Print nothing."""
 
         server = HTTPServer(("127.0.0.1", 0), Answer)
