@@ -140,8 +140,7 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
 
         check_push(config.export.push_to, "export.push_to")
     inputs, demands = check_inputs(config, checks), check_placement(config, checks)
-    assert inputs.data_report is not None, "training data were read"
-    print("\n".join(inputs.data_report.lines()))
+    print("\n".join(f"# {line}" for line in inputs.data_report.lines()))
     if arguments.dry_run:
         dry_run(config, demands)
         return FINISHED
@@ -267,8 +266,12 @@ def evaluate_command(arguments: argparse.Namespace, overrides: Sequence[str]) ->
     from actors.inputs import read_inputs
     from cluster.evaluate_command import prepare
 
+    checks = Checks(force=arguments.force)
     planned = prepare(
-        arguments, overrides, load=lambda *given: check_objective(load_config(*given)), read_inputs=read_inputs
+        arguments,
+        overrides,
+        load=lambda *given: check_objective(load_config(*given)),
+        read_inputs=lambda config: read_inputs(config, with_training=False, checks=checks),
     )
     if planned is None:
         return FINISHED

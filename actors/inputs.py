@@ -41,7 +41,7 @@ class Inputs:
     num_common_ids: int  # ids that every tokenizer knows; larger ones are never sampled
     shapes: Mapping[str, Shape]  # sizes of the models by role, of those that are known
     prompts: Sequence[Prompt]  # empty without training; looked up in a file with data.streaming
-    data_report: DataReport | None  # what became of the training data; None without training
+    data_report: DataReport  # what became of the training data; without sources if there is no training
     benchmarks: list[BenchmarkPrompts]  # empty without evaluation
 
     @property
@@ -98,7 +98,7 @@ def read_inputs(config: RunConfig, *, with_training: bool = True, checks: Checks
         num_common_ids=num_common_ids(models),
         shapes={role: model.shape for role, model in models.items() if model.shape is not None},
         prompts=training.prompts if training is not None else [],
-        data_report=training.report if training is not None else None,
+        data_report=training.report if training is not None else DataReport([]),
         benchmarks=benchmarks,
     )
 

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from actors.row_files import MAX_LINE_BYTES, Row
@@ -61,10 +62,10 @@ class OpenedProblems:
         reader = RowReader(self._source)
         number = 0
         for place, row in self._opened.rows:
-            if number == self._source.max_rows:
-                break
             number += 1
             yield reader.problem(row, place)
+            if number == self._source.max_rows:
+                break
         if not number:
             raise ValueError(f"{self._field}: {self._source.path} holds no problems")
         reader.check_columns(self._field)
@@ -137,7 +138,7 @@ def value_of(row: Row, column: str) -> Any:
 
 def _default_id(place: str, path: str) -> str:
     """The line or number of a row in a file; in a folder the file's name too."""
-    return place.removeprefix(path).lstrip("/:")[-MAX_LABEL:]
+    return place.removeprefix(path).removeprefix(str(Path(path))).lstrip("/:")[-MAX_LABEL:]
 
 
 def _text(row: Row, column: str, place: str) -> str:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import mkdtemp
+from typing import Any
 
 import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
@@ -93,14 +94,16 @@ def cache_key(
         "format": FORMAT,
         "settings": settings,
         "held_out": held_out.fingerprint if held_out is not None else None,
-        "tokenizer": [
-            str(tokenizer.chat_template),
-            sorted(tokenizer.get_vocab().items()),
-            str(tokenizer.init_kwargs),
-        ],
+        "tokenizer": [str(tokenizer.chat_template), _tokenizer_text(tokenizer)],
         "files": [[_identity(path) for path in each] for each in files],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _tokenizer_text(tokenizer: Any) -> str:
+    if tokenizer.is_fast:
+        return tokenizer.backend_tokenizer.to_str()
+    return json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
 
 
 def _identity(path: str) -> list[str | int]:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from actors.problems import Problem
 
-BATCH = 256
+BATCH = 64
 """Problems rendered together; tokenizers work faster on many."""
 
 

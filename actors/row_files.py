@@ -47,10 +47,8 @@ def file_rows(path: str) -> Iterator[tuple[str, Row]]:
                 yield from _json_list(file, path)
             else:
                 yield from _json_lines(file, path)
-    except pa.ArrowException as error:
+    except (pa.ArrowException, EOFError, zlib.error, UnicodeDecodeError, OverflowError, MemoryError) as error:
         raise ValueError(f"{path} is broken: {_first_line(error)}") from error
-    except (EOFError, zlib.error) as error:
-        raise ValueError(f"{path} is broken: {error}") from error
 
 
 def _opened(path: str) -> BufferedReader:

@@ -65,7 +65,7 @@ def prepare(
 ) -> PlannedEvaluation | None:
     """Check everything; None if there is nothing to run: a dry run, or results that are there already."""
     config, k = configure(arguments, overrides, load)
-    inputs = read_inputs(config, with_training=False)
+    inputs = read_inputs(config)
     demands = [demand for demand in plan(config) if demand.role == "rollout"]
     check_local_machine(config, demands)
     if arguments.dry_run:

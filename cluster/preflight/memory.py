@@ -18,7 +18,7 @@ ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 OPTIMIZER_BYTES = 12
 """Per parameter: fp32 master weight and two moments."""
 HOST_PROCESS_GIB = {"engine": 1.1, "learner": 0.7}
-"""Resident memory of a worker process before its model: Python, torch, vLLM (measured with CPU builds)."""
+"""Resident memory of a worker process before its model: Python, torch, vLLM (an estimate for CPU builds)."""
 DEVICE_PROCESS_GIB = 1.0
 """CUDA context, kernels and workspaces of one process on a GPU."""
 QUANTISED_BYTES = {"fp8": 1.0}

@@ -1,9 +1,12 @@
 """Any data file either works or is refused with one clear line that names it."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -57,9 +60,23 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def reading(folder: Path, content: bytes) -> list[str]:
+def _parquet() -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist([{"id": "g", "problem": "1+1", "answer": "2"}]), sink)
+    return sink.getvalue().to_pybytes()
+
+
+OTHERS = {
+    "given.json": b'[{"id": "g", "problem": "1+1", "answer": "2"}, {"problem": "2+2"}]',
+    "given.parquet": _parquet(),
+    "given.jsonl.gz": gzip.compress(GOOD, mtime=0),
+    "given.jsonl.zst": pa.compress(GOOD, "zstd", asbytes=True),
+}
+
+
+def reading(folder: Path, content: bytes, name: str = "given.jsonl") -> list[str]:
     """A dry run that reads a file with this content."""
-    path = folder / "given.jsonl"
+    path = folder / name
     path.write_bytes(content)
     return arguments_of(folder, f"--data.train_path={path}")
 
@@ -113,3 +130,35 @@ def test_any_rows_work_or_are_refused(folder: Path, given_rows: list[dict[str, A
 @examples(40)
 def test_a_changed_byte_works_or_is_refused(folder: Path, place: int, byte: int) -> None:
     check(reading(folder, GOOD[:place] + bytes([byte]) + GOOD[place + 1 :]), folder)
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_a_file_of_another_format_is_served_and_a_torn_one_refused_by_name(folder: Path, name: str) -> None:
+    assert check(reading(folder, OTHERS[name], name), folder) == launch.FINISHED
+    for content in (b"", OTHERS[name][:-5], b"\0" * 100):
+        assert name in refusal(reading(folder, content, name), folder)
+
+
+@given(name=st.sampled_from(sorted(OTHERS)), place=st.integers(0, 2000), byte=st.integers(0, 255))
+@examples(80)
+def test_a_changed_byte_of_another_format_works_or_is_refused(
+    folder: Path, name: str, place: int, byte: int
+) -> None:
+    content = OTHERS[name]
+    place %= len(content)
+    check(reading(folder, content[:place] + bytes([byte]) + content[place + 1 :], name), folder)
+
+
+chats = st.lists(st.fixed_dictionaries({}, optional={"role": values, "content": values}), max_size=3)
+
+
+@given(
+    messages=st.one_of(values, chats),
+    column=st.sampled_from(["messages", "messages.0", "messages.0.content", "."]),
+)
+@examples(40)
+def test_any_chat_works_or_is_refused(folder: Path, messages: Any, column: str) -> None:
+    path = folder / "chats.jsonl"
+    path.write_text(json.dumps({"problem": "1", "messages": messages}) + "\n")
+    source = {"path": str(path), "columns": {"messages": column}}
+    check(arguments_of(folder, "--data.train_path=null", f"--data.sources={json.dumps([source])}"), folder)

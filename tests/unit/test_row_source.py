@@ -18,7 +18,7 @@ from actors.row_source import open_data, open_rows
 
 pytestmark = pytest.mark.timeout(60)
 
-ROWS = [{"id": i, "problem": f"{i} + é", "extra": {"answer": str(i)}} for i in range(7)]
+ROWS = [{"id": i, "problem": f"{i} + \u00e9", "extra": {"answer": str(i)}} for i in range(7)]
 LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
 LIST = json.dumps(ROWS, indent=1).encode()
 
@@ -176,7 +176,7 @@ def test_a_data_set_of_the_hub_is_read_from_the_cache_in_offline_mode(
     clone: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows_of(clone, subset="main")
-    [prepared] = cache.glob("*/main-*/*/*/")
+    [prepared] = (path.parent for path in cache.glob("clone/main/*/*/dataset_info.json"))
     kept = cache / "owner___sums" / "main" / prepared.parent.name / prepared.name
     shutil.copytree(prepared, kept)
     for path in kept.glob("*.arrow"):
@@ -224,7 +224,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            def log_message(self, format: str, *args: Any) -> None:  # noqa: A002
+            def log_message(self, *_: Any, **__: Any) -> None:
                 """Print nothing."""
 
         server = HTTPServer(("127.0.0.1", 0), Answer)
