@@ -97,6 +97,7 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     folder = RunFolder.of(config, resume=resume)
     check_has_ended(folder)
     inputs = read_inputs(config)
+    print("\n".join(inputs.data_report.lines()))
     signal_of(config, inputs)
     special_token_ids(config, inputs)
     demands = plan(config)
@@ -107,11 +108,14 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     check_checkpoints(config, folder, resume=resume)
     with ray_cluster(config, demands):
         from cluster.controller import check_name_is_free
+        from cluster.data_record import record_data
         from cluster.events import Events
 
         check_name_is_free(config.run_name)
         folder.open(config)
-        end_left_over(folder, Events(folder.events, folder.owner))
+        events = Events(folder.events, folder.owner)
+        record_data(folder, events, inputs.data_report.as_json())
+        end_left_over(folder, events)
         return run_to_exit_code(train(config, inputs, folder, resume=resume))
 
 

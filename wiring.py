@@ -147,9 +147,8 @@ def build_evaluation(config: RunConfig, inputs: Any, *, k: Sequence[int] = ()) -
     from actors.inputs import evaluation_sampling
     from actors.prompts import evaluation_requests
     from cluster.evaluation import Evaluation, Grading
-    from cluster.evaluation_metrics import Measures, maj_at_k, unbiased_pass_at_k
+    from cluster.evaluation_metrics import Measures
     from cluster.evaluation_results import EvaluatedProblem
-    from rewards.outcome import extract_answer
 
     if not inputs.benchmarks:
         return None
@@ -162,8 +161,13 @@ def build_evaluation(config: RunConfig, inputs: Any, *, k: Sequence[int] = ()) -
         problems=problems,
         requests=pa.concat_tables(requests),
         sampling=evaluation_sampling(config),
-        grading=Grading(build_decode(inputs), rewards.grade_batch, extract_answer),
-        measures=Measures(rewards.avg_at_k, rewards.pass_at_k, unbiased_pass_at_k, maj_at_k),
+        grading=Grading(
+            build_decode(inputs),
+            lambda texts, answers: [verdict.value for verdict in rewards.grade_verdicts(texts, answers)],
+            rewards.extract_answer,
+            rewards.equality_classes,
+        ),
+        measures=Measures(rewards.avg_at_k, rewards.pass_at_k, rewards.pass_at_k_unbiased, rewards.maj_at_k),
         k=tuple(k) or (config.evaluation.k,),
     )
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from actors.prompts import Problem, Prompt, read_problems
+from actors.problems import Problem, read_problems
+from actors.rendering import Prompt
 from actors.row_source import open_rows
 from cluster.benchmarks import (
     BenchmarkDefinition,
@@ -35,21 +36,26 @@ class BenchmarkPrompts:
     path: str
     field: str
     """The setting that named it, for errors."""
-    problems: list[Problem]
+    every_problem: list[Problem]
+    """Also those beyond `evaluation.max_problems`."""
     prompts: list[Prompt]
-    size: int
-    """Problems in the data, also those beyond `evaluation.max_problems`."""
+    """Of the first problems, those that are evaluated."""
     sha256: str
-    """Of all of them (`cluster/benchmarks.py`, fingerprint)."""
+    """Of every problem (`cluster/benchmarks.py`, fingerprint)."""
     definition: BenchmarkDefinition | None
+
+    @property
+    def problems(self) -> list[Problem]:
+        """The problem of each prompt."""
+        return self.every_problem[: len(self.prompts)]
 
     def facts(self) -> dict[str, Any]:
         """As recorded with results."""
         definition = self.definition
         return {
             "path": self.path,
-            "num_problems": len(self.problems),
-            "size": self.size,
+            "num_problems": len(self.prompts),
+            "size": len(self.every_problem),
             "sha256": self.sha256,
             "expected_size": None if definition is None else definition.expected_size,
             "expected_sha256": None if definition is None else definition.sha256,
@@ -66,9 +72,6 @@ def read_benchmarks(config: RunConfig, render: Render) -> list[BenchmarkPrompts]
     found = [_read(name, evaluation.paths.get(name)) for name in evaluation.benchmarks]
     if evaluation.data_path is not None:
         problems = read_problems(evaluation.data_path, DATA_PATH)
-        unanswered = next((each.prompt_id for each in problems if each.answer is None), None)
-        if unanswered is not None:
-            raise ValueError(f"{DATA_PATH}: problem {unanswered!r} has no answer to grade against")
         found.append(_Read(evaluation.benchmark, evaluation.data_path, DATA_PATH, problems, None))
     return [each.rendered(render, evaluation.max_problems) for each in found]
 
@@ -86,14 +89,12 @@ class _Read:
         if self.definition is not None:
             for warning in self.definition.mismatches(every):
                 logger.warning("%s (%s)", warning, self.path)
-        kept = self.problems[:max_problems]
         return BenchmarkPrompts(
             self.name,
             self.path,
             self.field,
-            kept,
-            render(kept),
-            size=len(every),
+            self.problems,
+            render(self.problems[:max_problems]),
             sha256=fingerprint(every),
             definition=self.definition,
         )

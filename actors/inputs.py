@@ -2,13 +2,18 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from actors.benchmark_prompts import BenchmarkPrompts, read_benchmarks
+from actors.data_report import DataReport
 from actors.engine import EngineSettings, Sampling
-from actors.prompts import Problem, Prompt, check_prompt_lengths, read_problems, render_prompts
+from actors.overlap import HeldOut
+from actors.problems import Problem, read_problems
+from actors.prompt_data import TrainingPrompts, prepare_prompts
+from actors.rendering import Prompt, check_longest, check_prompt_lengths, render_prompts
 from actors.tokenizers import (
     check_model_folder,
     check_same_vocabulary,
@@ -35,7 +40,8 @@ class Inputs:
     stops: StopTokens
     num_head_rows: int  # of the student; may be padded beyond the tokenizer
     num_shared_rows: int  # the smallest head's of student and teachers
-    prompts: list[Prompt]
+    prompts: Sequence[Prompt]  # empty without training; looked up in a file with data.streaming
+    data_report: DataReport | None  # what became of the training data; None without training
     benchmarks: list[BenchmarkPrompts]  # empty without evaluation
 
     @property
@@ -71,18 +77,14 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
     context = min(config.rollout.engine.max_model_len or context, context)
     # A scored sequence needs one position more: the engine generates a token after it.
     context = min(context, *(model.context - 1 for model in frozen.values()))
-    prompts = _read_prompts(config, config.data.train_path, "data.train_path", tokenizer) if with_training else []
-    if prompts:
-        limit = config.rollout.max_response_tokens
-        check_prompt_lengths(prompts, max_response_tokens=limit, context=context, field="data.train_path")
-        check_sources(config, [prompt.source for prompt in prompts])
-        if config.outcome.rl_coef > 0:
-            _check_answered(prompts, "data.train_path")
     benchmarks = read_benchmarks(config, lambda problems: _render(config, problems, tokenizer))
+    training = _read_training(config, tokenizer, context, benchmarks) if with_training else None
     for each in benchmarks:
         limit, limit_field = evaluation_sampling(config).max_tokens, "evaluation.max_response_tokens"
         given: dict[str, Any] = {"field": each.field, "limit_field": limit_field, "context": context}
         check_prompt_lengths(each.prompts, max_response_tokens=limit, **given)
+        unanswered = next((problem.prompt_id for problem in each.problems if problem.answer is None), None)
+        _check_none_unanswered(unanswered, each.field)
     return Inputs(
         tokenizer=tokenizer,
         stops=_stop_tokens(
@@ -90,7 +92,8 @@ def read_inputs(config: RunConfig, *, with_training: bool = True) -> Inputs:
         ),
         num_head_rows=num_head_rows,
         num_shared_rows=min(num_head_rows, *(frozen[role].num_head_rows for role in config.teacher_of_role)),
-        prompts=prompts,
+        prompts=training.prompts if training is not None else [],
+        data_report=training.report if training is not None else None,
         benchmarks=benchmarks,
     )
 
@@ -121,8 +124,39 @@ def _stop_tokens(config: RunConfig, student_ids: tuple[int, ...], frozen: dict[s
     return StopTokens(student_ids, frozen["teacher"].stop_ids, of_source, reference_ids)
 
 
-def _check_answered(prompts: list[Prompt], field: str) -> None:
-    unanswered = next((prompt.prompt_id for prompt in prompts if prompt.answer is None), None)
+def _read_training(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, context: int, benchmarks: Sequence[BenchmarkPrompts]
+) -> TrainingPrompts:
+    held_out = _held_out(config, benchmarks) if config.data.decontaminate else None
+    training = prepare_prompts(config.data, tokenizer, held_out)
+    limits: dict[str, Any] = {"max_response_tokens": config.rollout.max_response_tokens, "context": context}
+    for source in training.report.sources:
+        check_longest(source.longest_id, source.longest_tokens, field=source.setting, **limits)
+    check_sources(config, [label for source in training.report.sources for label in source.kept_by_source])
+    if config.outcome.rl_coef > 0:
+        for source in training.report.sources:
+            _check_none_unanswered(source.unanswered_id, source.setting)
+    return training
+
+
+def _held_out(config: RunConfig, benchmarks: Sequence[BenchmarkPrompts]) -> HeldOut:
+    """The problems that must not be trained on; ValueError if there are none."""
+    path_of_field = {f"data.decontaminate_paths.{i}": p for i, p in enumerate(config.data.decontaminate_paths)}
+    if not path_of_field and not benchmarks:
+        raise ValueError(
+            "data.decontaminate needs problems to compare with, but there is no evaluation (nearest valid: set "
+            "evaluation.data_path, evaluation.benchmarks or data.decontaminate_paths)"
+        )
+    problems_of_path = [(benchmark.path, benchmark.every_problem) for benchmark in benchmarks]
+    problems_of_path += [(path, read_problems(path, field)) for field, path in path_of_field.items()]
+    return HeldOut(
+        (f"{Path(path).name}: {problem.prompt_id}", problem.text)
+        for path, problems in problems_of_path
+        for problem in problems
+    )
+
+
+def _check_none_unanswered(unanswered: str | None, field: str) -> None:
     if unanswered is not None:
         raise ValueError(f"{field}: problem {unanswered!r} has no answer to grade against")
 
@@ -194,10 +228,6 @@ def _settings(
         stop_token_ids=inputs.stops.ids,
         config=engine,
     )
-
-
-def _read_prompts(config: RunConfig, path: str, field: str, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    return _render(config, read_problems(path, field), tokenizer)
 
 
 def _render(config: RunConfig, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:

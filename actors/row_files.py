@@ -96,7 +96,7 @@ def _parquet(file: BufferedReader, path: str) -> Iterator[tuple[str, Row]]:
             rows = batch.to_pylist()
         except (ValueError, OverflowError) as error:  # texts that are not UTF-8, dates beyond Python's
             raise ValueError(
-                f"{path}: a row of {number + 1} to {number + len(batch)} is broken: {error}"
+                f"{path}: one of the rows {number + 1} to {number + len(batch)} is broken: {error}"
             ) from error
         for row in rows:
             number += 1

@@ -27,13 +27,14 @@ def files_of_split(folder: Path, subset: str | None, split: str, field: str) -> 
         files[_split_of(path.name)].append(str(path))
     if not files:
         raise ValueError(f"{field}: the folder {place} holds no file that ends in {', '.join(SUFFIXES)}")
+    split = SPLIT_OF_WORD.get(split, split)
     check_split(split, sorted(files), str(place), field)
-    return files[SPLIT_OF_WORD.get(split, split)]
+    return files[split]
 
 
 def check_split(split: str, names: list[str], path: str, field: str) -> None:
-    """ValueError naming the nearest unless `split` is one of these, or stands for one (`val`)."""
-    if names and SPLIT_OF_WORD.get(split, split) not in names and split not in names:
+    """ValueError naming the nearest unless `split` is one of these."""
+    if names and split not in names:
         nearest = get_close_matches(split, names, n=1, cutoff=0.0)[0]
         raise ValueError(
             f"{field}: {path} has no split {split!r}, only {', '.join(names)} (nearest valid: {nearest})"

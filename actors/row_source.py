@@ -7,13 +7,23 @@ downloads is read by it. Its offline mode (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE
 """
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from actors.row_files import Row, file_rows, format_of
 from actors.row_folders import check_split, files_of_split
 
 HUB_TIMEOUT_S = 20.0
 """Longest wait for the hub's first answer."""
+
+
+@dataclass(frozen=True)
+class OpenedRows:
+    """A data set that could be opened: its rows, each with its place (`path:3`), and the files they are in."""
+
+    rows: Iterator[tuple[str, Row]]
+    files: list[str]  # empty if nothing of them is stored here
 
 
 def open_rows(
@@ -31,11 +41,11 @@ def open_rows(
     ignored. `revision` is the hub's. `streaming` reads a data set of the hub without storing it. ValueError with
     one line if it cannot be opened, and, while rows are taken, for the first broken one.
     """
-    rows = located_rows(path, subset=subset, split=split, revision=revision, streaming=streaming, field=field)
-    return (row for _, row in rows)
+    opened = open_data(path, subset=subset, split=split, revision=revision, streaming=streaming, field=field)
+    return (row for _, row in opened.rows)
 
 
-def located_rows(
+def open_data(
     path: str,
     *,
     subset: str | None = None,
@@ -43,19 +53,22 @@ def located_rows(
     revision: str | None = None,
     streaming: bool = False,
     field: str,
-) -> Iterator[tuple[str, Row]]:
-    """As `open_rows`, each row with its place: `path:3`."""
+) -> OpenedRows:
+    """As `open_rows`, with the places of rows, and with the files."""
     kind = _kind(path, field)
     if kind == "file":
-        return _readable(file_rows(path), path, field)
+        return OpenedRows(_readable(file_rows(path), path, field), [path])
     if kind == "folder":
         files = files_of_split(Path(path), subset, split, field)
-        return _readable(_rows_of(files, field), path, field)
+        return OpenedRows(_readable(_rows_of(files, field), path, field), files)
     if kind == "saved":
-        return _numbered(_saved(path, split, field), path, field)
-    if kind == "hub":
-        _check_hub(path, revision, field)
-    return _numbered(_built(path, subset, split, revision, streaming, field), path, field)
+        found = _saved(path, split, field)
+    else:
+        if kind == "hub":
+            _check_hub(path, revision, field)
+        found = _built(path, subset, split, revision, streaming, field)
+    stored = [] if streaming and kind != "saved" else found.cache_files
+    return OpenedRows(_numbered(found, path, field), [str(file["filename"]) for file in stored])
 
 
 def _kind(path: str, field: str) -> str:
@@ -95,11 +108,11 @@ def _is_hub_name(path: str) -> bool:
 
 def _check_hub(path: str, revision: str | None, field: str) -> None:
     """Ask the hub once, with a time-out; the library itself tries again and again."""
-    import datasets
+    from datasets import config
     from huggingface_hub import HfApi
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
-    if datasets.config.HF_HUB_OFFLINE:
+    if config.HF_HUB_OFFLINE:
         return
     try:
         HfApi().dataset_info(path, revision=revision, timeout=HUB_TIMEOUT_S)
@@ -118,14 +131,13 @@ def _check_hub(path: str, revision: str | None, field: str) -> None:
         ) from error
 
 
-def _built(
-    path: str, subset: str | None, split: str, revision: str | None, streaming: bool, field: str
-) -> Iterable[Row]:
-    import datasets
+def _built(path: str, subset: str | None, split: str, revision: str | None, streaming: bool, field: str) -> Any:
+    """A split of a data set that `datasets` knows how to read; its own copy is in its cache, unless streaming."""
+    from datasets import config, disable_progress_bars, load_dataset_builder
 
-    datasets.disable_progress_bars()
+    disable_progress_bars()
     try:
-        builder = datasets.load_dataset_builder(path, name=subset, revision=revision)
+        builder = load_dataset_builder(path, name=subset, revision=revision)
         names = [str(name) for name in builder.info.splits or builder.config.data_files or {}]
         check_split(split, names, path, field)
         if streaming:
@@ -133,7 +145,7 @@ def _built(
         builder.download_and_prepare()
         return builder.as_dataset(split=split)
     except Exception as error:
-        if datasets.config.HF_HUB_OFFLINE and isinstance(error, ConnectionError):
+        if config.HF_HUB_OFFLINE and isinstance(error, ConnectionError):
             raise ValueError(
                 f"{field}: no such file or folder: {path}; as a data set of the hub it is not in the cache, and "
                 f"offline mode is on: {_line(error)}"
@@ -141,15 +153,15 @@ def _built(
         raise ValueError(f"{field}: {path} cannot be read: {_line(error.__cause__ or error)}") from error
 
 
-def _saved(path: str, split: str, field: str) -> Iterable[Row]:
-    import datasets
+def _saved(path: str, split: str, field: str) -> Any:
+    from datasets import DatasetDict, load_from_disk
 
     try:
-        found = datasets.load_from_disk(path)
+        found = load_from_disk(path)
     except Exception as error:
         raise ValueError(f"{field}: {path} cannot be read: {_line(error)}") from error
-    if isinstance(found, datasets.DatasetDict):
-        check_split(split, list(found), path, field)
+    if isinstance(found, DatasetDict):
+        check_split(split, [str(name) for name in found], path, field)
         return found[split]
     return found
 

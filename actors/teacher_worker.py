@@ -3,9 +3,11 @@
 note, *scored = await worker.score(*rollout_tables)     # one scored table per rollout table
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -52,7 +54,12 @@ class TeacherWorker(Scorer):
         """
         for table in rollouts:
             check_rollouts(table)
-        return await self._score(rollouts, lambda labels: labels.teacher_token_ids, self._finished, parcels)
+        scored = await self._score(rollouts, lambda labels: labels.teacher_token_ids, self._finished, parcels)
+        if self._grade is None:
+            return scored
+        note, *tables = scored
+        # Grading waits for other processes; pings and further calls must not wait for it.
+        return note, *await asyncio.to_thread(lambda: [self._graded(table) for table in tables])
 
     async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[StreamItem]:
         """Generate with the teacher itself, as a rollout worker does; not with the signal `full`."""
@@ -61,9 +68,9 @@ class TeacherWorker(Scorer):
                 yield item
 
     def _finished(self, table: pa.Table, targets: list[list[int]], scores: list[TokenScores]) -> pa.Table:
-        return self._graded(scored_table(table, targets, scores, self._settings.signal))
+        return scored_table(table, targets, scores, self._settings.signal)
 
-    def _graded(self, table: pa.Table) -> pa.Table:
+    def _graded(self, table: Any) -> pa.Table:
         """The table with the outcome of every response, if outcomes are asked for."""
         if self._grade is None:
             return table

@@ -119,9 +119,10 @@ class Evaluations:
         elif self._own is not None:
             self._start(DURING)
         else:
-            worker = min(self._rollout_pool.serving, key=lambda worker: worker.num_slots, default=None)
+            able = [worker for worker in self._rollout_pool.workers if worker.loads_weights]
+            worker = min(able, key=lambda worker: (not worker.is_healthy, worker.num_slots), default=None)
             if worker is None:
-                self._skip(version, "no rollout worker is healthy")
+                self._skip(version, "no rollout worker is alive")
             else:
                 self._start(DURING, lent=worker)
 

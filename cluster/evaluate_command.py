@@ -10,27 +10,26 @@ where it was interrupted, since results are kept as problems are finished (`clus
 import argparse
 import hashlib
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
 from cluster.benchmarks import known_benchmarks
 from cluster.config import RunConfig
 from cluster.dry_run import check_local_machine, dry_run
-from cluster.evaluation import Evaluation, EvaluationRun
 from cluster.evaluation_config import EvaluationConfig
-from cluster.evaluation_metrics import GradedSample, mean_of_rows
+from cluster.evaluation_metrics import mean_of_rows
 from cluster.evaluation_results import ResultFolder
 from cluster.evaluation_view import EvaluationView, print_results
 from cluster.placement import Demand, plan
-from cluster.pool import Pool
 from cluster.run_folder import describe_environment
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:  # they import Ray, which reads its environment then
+    from cluster.evaluation import Evaluation
+    from cluster.pool import Pool
 
 Load = Callable[[str | None, Sequence[str]], RunConfig]
 
@@ -59,8 +58,6 @@ class PlannedEvaluation:
     k: tuple[int, ...]
     folder: ResultFolder
     settings: dict[str, Any]
-    graded: dict[int, list[GradedSample]]
-    """What was graded before, by slot."""
 
 
 def prepare(
@@ -77,18 +74,20 @@ def prepare(
     settings = settings_of(config, inputs, k)
     folder = ResultFolder(Path(arguments.out) if arguments.out else default_folder(config, settings))
     if folder.is_finished:
-        print_results(folder.check_finished(settings), folder.path)
+        print_results(folder.finished_summary(settings), folder.path)
         return None
-    return PlannedEvaluation(config, inputs, demands, k, folder, settings, folder.resume(settings))
+    folder.check(settings)
+    return PlannedEvaluation(config, inputs, demands, k, folder, settings)
 
 
-async def run_evaluation(planned: PlannedEvaluation, evaluation: Evaluation, pool: Pool) -> None:
+async def run_evaluation(planned: PlannedEvaluation, evaluation: "Evaluation", pool: "Pool") -> None:
     """Evaluate on started workers that serve the model; writes and prints the results."""
-    folder, total = planned.folder, len(evaluation.problems)
-    with EvaluationView(total, num_before=len(planned.graded)) as view:
-        run = EvaluationRun(
-            evaluation, planned.config.cluster, keep=folder.keep, show=view.show, graded=planned.graded
-        )
+    from cluster.evaluation import EvaluationRun
+
+    folder = planned.folder
+    graded = folder.resume(planned.settings)
+    with EvaluationView(len(evaluation.problems), num_before=len(graded)) as view:
+        run = EvaluationRun(evaluation, planned.config.cluster, keep=folder.keep, show=view.show, graded=graded)
         results = await run.run(pool, pool.some_healthy)
     rows = [result.row() for result in results]
     means = [mean_of_rows([row for row in rows if row["k"] == k]) for k in planned.k]

@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import pyarrow as pa
@@ -41,10 +42,12 @@ class Grading:
 
     decode: Callable[[Sequence[Sequence[int]]], list[str]]
     """Token ids of responses as text, without special tokens."""
-    grade: Callable[[Sequence[str], Sequence[str]], list[bool]]
-    """Whether each response answers as the answer beside it."""
+    verdicts: Callable[[Sequence[str], Sequence[str]], list[str]]
+    """What each response is beside the answer to its problem: `right`, `wrong`, `timed out` or `failed`."""
     extract: Callable[[str], str]
     """The final answer of a response."""
+    classes: Callable[[Sequence[str]], list[int]]
+    """Of each final answer to one problem, the place of the first that equals it."""
 
 
 @dataclass(frozen=True)
@@ -180,8 +183,20 @@ class EvaluationRun:
         evaluation, grading = self._evaluation, self._evaluation.grading
         problems = [evaluation.problems[slot] for slot in rollouts.column("slot").to_pylist()]
         texts = grading.decode(rollouts.column("response_token_ids").to_pylist())
-        correct = grading.grade(texts, [problem.answer for problem in problems])
         extracted = [grading.extract(text) for text in texts]
-        table = result_table(rollouts, problems, texts, extracted, correct)
+        judged = {
+            "extracted": extracted,
+            "verdict": grading.verdicts(texts, [problem.answer for problem in problems]),
+            "answer_class": _classes(grading, rollouts.column("slot").to_pylist(), extracted),
+        }
+        table = result_table(rollouts, problems, texts, judged)
         self._keep(table)
         return samples_of(table)
+
+
+def _classes(grading: Grading, slots: Sequence[int], extracted: Sequence[str]) -> list[int]:
+    """Which answers to each problem are equal; the rows of a slot are beside each other, by sample."""
+    classes: list[int] = []
+    for _, group in groupby(zip(slots, extracted, strict=True), key=lambda row: row[0]):
+        classes += grading.classes([text for _, text in group])
+    return classes

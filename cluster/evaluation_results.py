@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cluster.evaluation_metrics import GradedSample
+from cluster.evaluation_metrics import RIGHT, GradedSample
 
 RESULT_SCHEMA = pa.schema(
     [
@@ -28,6 +28,8 @@ RESULT_SCHEMA = pa.schema(
         ("response", pa.string()),  # without special tokens
         ("extracted", pa.string()),  # the final answer of the response
         ("correct", pa.bool_()),
+        ("verdict", pa.string()),  # right, wrong, timed out (in grading) or failed (to be compared)
+        ("answer_class", pa.int32()),  # the first sample of the problem with an equal final answer
         ("num_tokens", pa.int32()),  # of the response, with its stop token
         ("finish_reason", pa.string()),  # `length`: truncated
         ("seed", pa.int64()),  # of this response's sampling
@@ -40,6 +42,10 @@ RESULT_SCHEMA = pa.schema(
 
 PART_SCHEMA = pa.schema([("benchmark", pa.string()), ("slot", pa.int64()), *RESULT_SCHEMA])
 """Of part files: `slot` is the place of the problem among those of all benchmarks."""
+
+
+TEXTS = ("benchmark", "problem_id", "problem", "answer")
+"""Columns that tell the problem."""
 
 
 @dataclass(frozen=True)
@@ -56,20 +62,20 @@ def result_table(
     rollouts: pa.Table,
     problems: Sequence[EvaluatedProblem],
     texts: Sequence[str],
-    extracted: Sequence[str],
-    correct: Sequence[bool],
+    judged: Mapping[str, Sequence[Any]],
 ) -> pa.Table:
-    """Graded rows of rollouts, with the problem, text, final answer and verdict of each."""
+    """Graded rows of rollouts: with the problem and text of each, and what is `judged` of it.
+
+    That is `extracted`, `verdict` and `answer_class`.
+    """
     versions = [runs[-1]["version"] for runs in rollouts.column("weight_versions").to_pylist()]
     columns: dict[str, Any] = {
         name: rollouts.column(name)
         for name in ("slot", "sample", "finish_reason", "seed", "response_token_ids", "behaviour_log_probs")
     }
-    columns |= {
-        name: [getattr(problem, name) for problem in problems]
-        for name in ("benchmark", "problem_id", "problem", "answer")
-    }
-    columns |= {"response": texts, "extracted": extracted, "correct": correct, "weight_version": versions}
+    columns |= {name: [getattr(problem, name) for problem in problems] for name in TEXTS}
+    columns |= {"response": texts, "weight_version": versions, **judged}
+    columns["correct"] = [verdict == RIGHT for verdict in judged["verdict"]]
     columns["num_tokens"] = pc.list_value_length(rollouts.column("response_token_ids"))  # pyright: ignore[reportAttributeAccessIssue]
     arrays = [_column(columns[field.name], field.type) for field in PART_SCHEMA]
     return pa.Table.from_arrays(arrays, schema=PART_SCHEMA)
@@ -81,11 +87,11 @@ def _column(values: Any, kind: pa.DataType) -> Any:
 
 def samples_of(table: pa.Table) -> dict[int, list[GradedSample]]:
     """The graded responses of a table by slot, in the order of sampling."""
-    names = ["slot", "sample", "correct", "extracted", "num_tokens", "finish_reason"]
+    names = ["slot", "sample", "verdict", "answer_class", "num_tokens", "finish_reason"]
     found: dict[int, list[GradedSample]] = {}
     for row in table.select(names).to_pylist():
         sample = GradedSample(
-            row["sample"], row["correct"], row["extracted"], row["num_tokens"], row["finish_reason"] == "length"
+            row["sample"], row["verdict"], row["answer_class"], row["num_tokens"], row["finish_reason"] == "length"
         )
         found.setdefault(row["slot"], []).append(sample)
     return {slot: sorted(samples, key=lambda each: each.sample) for slot, samples in found.items()}
@@ -111,15 +117,19 @@ class ResultFolder:
         if self.path.is_dir():
             shutil.rmtree(self.path)
 
-    def resume(self, settings: Mapping[str, Any]) -> dict[int, list[GradedSample]]:
-        """Begin, or go on; returns what is graded already, by slot.
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """ValueError unless an evaluation with these settings may begin or go on here; nothing is written.
 
-        ValueError naming the first setting that differs if the folder holds an evaluation with others.
+        It names the first setting that differs if the folder holds an evaluation with others.
         """
         if self._settings.is_file():
             self._check_settings(settings)
-        elif self.path.is_dir() and any(self.path.iterdir()):
-            raise ValueError(f"--out: {self.path} is not empty, and holds no evaluation")
+        elif self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+            raise ValueError(f"--out: {self.path} is not an empty folder, and holds no evaluation")
+
+    def resume(self, settings: Mapping[str, Any]) -> dict[int, list[GradedSample]]:
+        """Begin, or go on; returns what is graded already, by slot. ValueError as `check` says."""
+        self.check(settings)
         self._parts.mkdir(parents=True, exist_ok=True)
         _write_json(self._settings, settings)
         for torn in self._parts.glob("*.tmp"):
@@ -136,7 +146,7 @@ class ResultFolder:
         """Whether the evaluation has ended and its results are complete."""
         return self.summary.is_file()
 
-    def check_finished(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+    def finished_summary(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The summary of a finished evaluation; ValueError naming the setting if it was made with others."""
         self._check_settings(settings)
         return json.loads(self.summary.read_text(encoding="utf-8"))

@@ -26,7 +26,7 @@ PLAIN_WIDTH = 120
 COLUMNS = {
     "avg_at_k": "avg@k",
     "pass_at_k": "pass@k",
-    "unbiased_pass_at_k": "unbiased pass@k",
+    "pass_at_k_unbiased": "unbiased pass@k",
     "maj_at_k": "maj@k",
     "mean_length": "mean length",
     "truncated_frac": "truncated",
@@ -103,6 +103,9 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     drawn = f"n {settings['n']}, temperature {settings['temperature']:g}, top-p {settings['top_p']:g}"
     drawn += f", top-k {settings['top_k']}, seed {settings['seed']}, at most {settings['max_tokens']} tokens"
     table = Table(title=summary["model"], caption=drawn)
+    num_timed_out = sum(row["num_timed_out"] for row in summary["results"] if row["k"] == settings["k"][0])
+    if num_timed_out:
+        table.caption = f"{drawn}; {num_timed_out} responses took too long to grade, and count as wrong"
     table.add_column("benchmark")
     for name in ("problems", "k", *COLUMNS.values()):
         table.add_column(name, justify="right")

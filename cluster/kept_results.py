@@ -1,5 +1,6 @@
 """The per-problem results of evaluations in a run's folder: `evaluations/step_N/BENCHMARK.parquet`."""
 
+import threading
 from collections.abc import Callable
 
 import pyarrow as pa
@@ -20,6 +21,7 @@ class KeptResults:
         self._results = ResultFolder(folder.evaluation_results / name)
         self._events = events
         self._is_lost = False
+        self._lock = threading.Lock()  # `keep` comes from a thread, which may outlive its evaluation
 
     def begin(self) -> None:
         """Begin anew: what an abandoned evaluation has left is removed."""
@@ -34,18 +36,24 @@ class KeptResults:
         self._attempt(self._results.finish)
 
     def discard(self) -> None:
-        """Remove what was kept of an evaluation that came to no end."""
-        self._attempt(self._results.discard)
+        """Remove what was kept of an evaluation that came to no end, and take nothing more."""
+
+        def remove() -> None:
+            self._is_lost = True
+            self._results.discard()
+
+        self._attempt(remove)
 
     def _attempt(self, write: Callable[[], object]) -> None:
         """Write, unless something is missing already. NotOwnerError if the run's folder is another's by now."""
-        if self._is_lost:
-            return
-        self._folder.owner.check()
-        try:
-            write()
-        except OSError as error:
-            if not is_disk_error(error):
-                raise
-            self._is_lost = True
-            self._events.add("evaluation_not_kept", name=self._name, reason=reason_of(error))
+        with self._lock:
+            if self._is_lost:
+                return
+            self._folder.owner.check()
+            try:
+                write()
+            except OSError as error:
+                if not is_disk_error(error):
+                    raise
+                self._is_lost = True
+                self._events.add("evaluation_not_kept", name=self._name, reason=reason_of(error))

@@ -39,6 +39,7 @@ class RunFolder:
         self.export = path / "export"
         self.tensorboard = path / "tensorboard"
         self.cluster = path / "cluster.json"
+        self.data_report = path / "data_report.json"
         self.owner = Ownership(path)
         self.ledger_rows = Ledger(self.ledger, check=self.owner.check)
         self._metric_rows = RowFile(self.metrics, max_kept=MAX_KEPT_ROWS, check=self.owner.check)
@@ -110,6 +111,10 @@ class RunFolder:
         """Write `summary.json`."""
         self.owner.check()
         _write_json(self.summary, summary)
+
+    def write_data_report(self, report: dict[str, Any]) -> None:
+        """Write what became of the training data: rows, what filters dropped, and the fingerprint of the order."""
+        _write_json(self.data_report, report)
 
     def write_cluster(self, cluster: dict[str, Any]) -> None:
         """Write where the run can be reached while it goes on: `address` of its Ray, `host` and `pid`."""

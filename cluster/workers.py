@@ -35,7 +35,7 @@ class Worker:
     pid: int = 0  # of the actor's process; 0 until it has started
     num_lives: int = 0  # actors so far
     is_awaited: bool = False  # dead, and to be restarted
-    pinned: Any = None  # weights that it keeps to evaluate them: it takes no slots meanwhile
+    pinned: Any = field(default=None, repr=False)  # weights kept to evaluate them: no slots meanwhile
     state: WorkerState = field(default=WorkerState.STARTING, init=False)
     health: Health = field(default_factory=lambda: Health(HealthConfig(), now=0.0), repr=False)
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from rewards.accuracy import avg_at_k, pass_at_k
+from rewards.accuracy import avg_at_k, maj_at_k, pass_at_k, pass_at_k_unbiased
 from rewards.catalogue import (
     AGGREGATIONS,
     BASELINES,
@@ -38,7 +38,7 @@ from rewards.catalogue import (
     lookup,
     validate,
 )
-from rewards.outcome import grade_batch
+from rewards.outcome import Verdict, compare_answers, equality_classes, extract_answer, grade_batch, grade_verdicts
 from rewards.parameters import Parameter, Params, Rule, check_name, nearest
 from rewards.registry import Entry, Needs, NormaliserEntry
 from rewards.schedules import scheduled_beta
@@ -86,17 +86,24 @@ __all__ = [
     "Teacher",
     "TeacherLogits",
     "TeacherTopK",
+    "Verdict",
     "aggregate",
     "avg_at_k",
     "check_name",
+    "compare_answers",
     "drop_non_finite",
+    "equality_classes",
+    "extract_answer",
     "grade_batch",
+    "grade_verdicts",
     "group_advantage",
     "lookup",
+    "maj_at_k",
     "mix_outcome",
     "multi_sample_loss",
     "nearest",
     "pass_at_k",
+    "pass_at_k_unbiased",
     "return_to_go",
     "scheduled_beta",
     "top_fraction_threshold",

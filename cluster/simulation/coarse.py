@@ -38,7 +38,7 @@ def coarse_run(config: RunConfig, rates: RatesConfig, effort: SimulationConfig) 
             update={"max_in_flight": max(1, config.rollout.max_in_flight // factor)}
         ),
         "checkpoint": config.checkpoint.model_copy(update={"every_steps": 0}),
-        "evaluation": config.evaluation.model_copy(update={"every_steps": 0}),
+        "evaluation": config.evaluation.model_copy(update={"every_steps": 0, "num_workers": 0}),
         **_thin_scorers(config, factor),
     }
     return CoarseRun(config.model_copy(update=updates), _coarse_rates(rates, factor), factor, num_warm_up)

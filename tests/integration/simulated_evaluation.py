@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from cluster.evaluation import Evaluation, Grading
-from cluster.evaluation_metrics import Measures, maj_at_k, unbiased_pass_at_k
+from cluster.evaluation_metrics import Measures
 from cluster.evaluation_results import EvaluatedProblem
-from rewards import avg_at_k, pass_at_k
+from rewards import avg_at_k, maj_at_k, pass_at_k, pass_at_k_unbiased
 from tests.integration.simulated import SAMPLING, SimulatedPrompts
 from tests.integration.simulated_run import run_config
 
@@ -21,8 +21,9 @@ def simulated_evaluation(num_problems: int, *, num_benchmarks: int = 1) -> Evalu
     ]
     grading = Grading(
         decode=lambda responses: [" ".join(map(str, ids)) for ids in responses],
-        grade=lambda texts, answers: [answer == "1" for answer in answers],
+        verdicts=lambda texts, answers: ["right" if answer == "1" else "wrong" for answer in answers],
         extract=lambda text: text.split()[0],
+        classes=lambda extracted: [0] * len(extracted),
     )
-    measures = Measures(avg_at_k, pass_at_k, unbiased_pass_at_k, maj_at_k)
+    measures = Measures(avg_at_k, pass_at_k, pass_at_k_unbiased, maj_at_k)
     return Evaluation(problems, requests, SAMPLING, grading, measures, k=(1,))

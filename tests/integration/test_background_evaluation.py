@@ -130,7 +130,7 @@ def test_a_fall_back_of_the_learner_gives_the_lent_worker_back_and_the_step_is_e
 ) -> None:
     async def scenario() -> None:
         config = settings(tmp_path, {}, checkpoint={"every_steps": 5})
-        learner = LearnerBehaviour(train_s=0.1, dies_at=12, num_faults=1)
+        learner = LearnerBehaviour(train_s=0.1, dies_at=10, num_faults=1)
         slow = EngineBehaviour(fastest_s=0.3, slowest_s=0.5)
         given: dict[str, Any] = {"evaluation": simulated_evaluation(200), "learner": learner}
         async with simulated_run(config, engines=(slow, slow), **given) as run:
@@ -141,3 +141,38 @@ def test_a_fall_back_of_the_learner_gives_the_lent_worker_back_and_the_step_is_e
             assert {worker.version for worker in run.rollout.workers} == {STEPS}
 
     asyncio.run(scenario())
+
+
+def test_the_evaluation_pool_can_grow_and_a_lent_worker_that_is_given_up_costs_its_evaluation_alone(
+    tmp_path: Path,
+) -> None:
+    async def grown() -> None:
+        config = settings(tmp_path / "grown", {"num_workers": 1})
+        learner = LearnerBehaviour(train_s=0.4)  # time for another process to start
+        given: dict[str, Any] = {"evaluation": simulated_evaluation(20), "learner": learner}
+        async with simulated_run(config, engines=(FAST, FAST), **given) as run:
+            running = asyncio.create_task(run.pipeline.run())
+            await eventually(lambda: run.pipeline.slots.version == 1)
+            assert run.pipeline.scaling.resize("evaluation", 2, "test").after == 2
+            await running
+            check_trained(run)
+            check_rows(run, [0, 10, 20, 30], num_problems=20)
+            assert "evaluation-1" in {event["worker"] for event in run.events("weights_loaded")}
+
+    async def given_up() -> None:
+        health = {"max_restarts": 0}
+        config = settings(tmp_path / "given_up", {}, health=health)
+        slow = EngineBehaviour(fastest_s=0.15, slowest_s=0.3)
+        given: dict[str, Any] = {"evaluation": simulated_evaluation(200), "learner": LEARNER}
+        async with simulated_run(config, engines=(slow, slow), **given) as run:
+            running = asyncio.create_task(run.pipeline.run())
+            await eventually(lambda: any(worker.pinned for worker in run.rollout.workers))
+            ray.kill(next(worker.handle for worker in run.rollout.workers if worker.pinned))
+            await running
+            check_trained(run)
+            check_rows(run, [0, 20, 30], num_problems=200)
+            assert [event["step"] for event in run.events("evaluation_skipped")] == [10]
+            assert not (run.folder.evaluation_results / "step_10").exists()
+
+    asyncio.run(grown())
+    asyncio.run(given_up())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -180,6 +181,7 @@ def test_an_asynchronous_run_with_two_workers_of_each_kind_keeps_its_bound_and_e
         "learner.micro_batch_tokens": 256,
         "objective.normaliser": "zscore",
         "evaluation.every_steps": 4,
+        "evaluation.num_workers": 1,
         "checkpoint.every_steps": 2,
         "weights.delta": "true",
     }
@@ -191,8 +193,7 @@ def test_an_asynchronous_run_with_two_workers_of_each_kind_keeps_its_bound_and_e
     uids = [uid for uids in valid_ledger(path / "ledger.jsonl").values() for uid in uids]
     assert len(uids) == len(set(uids)) == 8 * 8 * 2
     assert {row["workers/rollout"] for row in rows} == {row["workers/teacher"] for row in rows} == {2}
-    steps = [(row["model"], row["step"]) for row in read_rows(path / "eval.jsonl")]
-    assert steps == [("teacher", 0), ("student_before", 0), ("student", 4), ("student_after", 8)]
+    check_evaluations(path)
     assert sorted(folder.name for folder in (path / "checkpoints").iterdir()) == ["step_6", "step_8"]
     assert list((path / "tensorboard").iterdir())
     summary = json.loads((path / "summary.json").read_text())
@@ -201,13 +202,27 @@ def test_an_asynchronous_run_with_two_workers_of_each_kind_keeps_its_bound_and_e
     assert AutoTokenizer.from_pretrained(path / "export").chat_template
     events = read_rows(path / "events.jsonl")
     loaded = [row for row in events if row["event"] == "weights_loaded"]
-    assert {row["worker"] for row in loaded} == {"rollout-0", "rollout-1"}
+    assert {row["worker"] for row in loaded} == {"rollout-0", "rollout-1", "evaluation-0"}
     published = [row for row in events if row["event"] == "weights_published"]
     assert [row["base_version"] for row in published] == [None, *range(8)]
     differences = {row["version"]: row["difference_bytes"] for row in published if row["version"] > 0}
     assert all(0 < size < published[0]["bytes"] for size in differences.values())
     assert any(row["bytes_fetched"] == differences.get(row["version"]) for row in loaded)
     assert any(row["bytes_fetched"] == 0 for row in loaded)
+
+
+def check_evaluations(path: Path) -> None:
+    """Each row is of one weight version; step 4 has one unless that of step 0 still ran by then."""
+    rows = read_rows(path / "eval.jsonl")
+    skipped = [row["step"] for row in read_rows(path / "events.jsonl") if row["event"] == "evaluation_skipped"]
+    during = [] if skipped == [4] else [("student", 4)]
+    steps = [(row["model"], row["step"]) for row in rows]
+    assert steps == [("teacher", 0), ("student_before", 0), *during, ("student_after", 8)]
+    for step in (row["step"] for row in rows[1:]):
+        kept = pq.read_table(path / "evaluations" / f"step_{step}" / "arithmetic.parquet")
+        assert set(kept.column("weight_version").to_pylist()) == {step}
+        assert kept.num_rows == 8 * 2
+    assert (path / "evaluations" / "teacher" / "arithmetic.parquet").is_file()
 
 
 def test_student_engine_teacher_engine_and_learner_agree_and_a_teacher_equal_to_the_student_gives_no_reward(

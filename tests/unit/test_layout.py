@@ -130,6 +130,13 @@ def test_configuration_imports_without_the_heavy_libraries() -> None:
     assert (done.stdout.strip(), done.stderr) == ("[]", "")
 
 
+def test_what_eval_checks_before_ray_starts_does_not_import_ray() -> None:
+    """Ray reads its environment when it is imported: authentication must be chosen before."""
+    program = "import sys, cluster.evaluate_command, actors.inputs; print('ray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "False", done.stderr
+
+
 @pytest.mark.parametrize("extra", ["cpu", "gpu"])
 def test_the_pinned_packages_hold_every_pin_of_pyproject(extra: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -86,7 +86,7 @@ def test_a_byte_order_mark_is_not_part_of_the_data(write: Callable[..., str]) ->
         (b'{"problem": "1+1"', "not valid JSON: .*delimiter"),
         (b'{"problem": "caf\xe9"}', "not valid JSON: .*utf-8"),
         (b'{"problem": "1+1", "answer": ' + b"9" * 5000 + b"}", "not valid JSON: .*4300"),
-        (["1+1"], "needs a non-empty string under 'problem'"),
+        (["1+1"], "needs an object, not a list"),
         ({"answer": "2"}, "needs a non-empty string under 'problem'"),
         ({"problem": ""}, "needs a non-empty string under 'problem'"),
         ({"problem": 3}, "needs a non-empty string under 'problem'"),
@@ -109,8 +109,9 @@ def test_a_file_without_problems_is_an_error_of_its_field(write: Callable[..., s
         read_problems(write(b"", b"  "), "evaluation.data_path")
     with pytest.raises(ValueError, match=r"evaluation\.data_path: no such file: "):
         read_problems(str(tmp_path / "missing.jsonl"), "evaluation.data_path")
-    with pytest.raises(ValueError, match=r"evaluation\.data_path: no such file: "):
-        read_problems(str(tmp_path), "evaluation.data_path")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match=r"evaluation\.data_path: the folder .* holds no file that ends in"):
+        read_problems(str(tmp_path / "folder"), "evaluation.data_path")
 
 
 def test_prompts_are_rendered_by_the_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:

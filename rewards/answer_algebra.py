@@ -1,0 +1,114 @@
+"""Are two mathematical expressions equal? math-verify (on sympy) says so, within bounds that keep wrong ones out.
+
+Only worker processes import this: an expression may take any time and memory, and nothing here limits it.
+math-verify's own time-outs are switched off: they are signals of wall-clock time, after which an answer is lost
+without a word on a busy machine, and which no thread may set.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import sympy
+from latex2sympy2_extended import NormalizationConfig
+from math_verify import LatexExtractionConfig, parse, verify
+from math_verify.grader import is_assignment_relation, is_equation, is_relation, take_last_relation
+from sympy.core.function import AppliedUndef
+
+CONFIG = [
+    LatexExtractionConfig(
+        boxed_match_priority=0,
+        normalization_config=NormalizationConfig(
+            basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last"
+        ),
+    )
+]
+"""Without math-verify's units, among which are `t`, `h` and `c`: it would take 3t for 3."""
+
+MAX_RELATIVE_ERROR = 2e-6
+"""Of constants that math-verify calls equal: it rounds to 6 decimals, also 1e-7 and 2e-7."""
+
+IMAGINARY = re.compile(r"(?<![A-Za-z\\_])i(?![A-Za-z])")
+"""math-verify takes an i that stands alone for the imaginary unit, and the one of 2i for a variable."""
+
+COMMAND_OR_LETTER = re.compile(r"\\(?:begin|end)\{[a-zA-Z]*\}|\\[A-Za-z]+|[A-Za-z]")
+
+
+def are_equal_expressions(gold: str, prediction: str) -> bool:
+    """Whether two pieces of plain LaTeX are equal; anything sympy raises may be raised."""
+    gold, prediction = _with_distinct_case(gold, prediction)
+    one, other = _parsed(gold), _parsed(prediction)
+    if one is None or other is None or not _is_comparable(one, other):
+        return False
+    is_equal = verify(
+        one, other, timeout_seconds=None, allow_set_relation_comp=True, raise_on_error=True, float_rounding=6
+    )
+    return is_equal and _is_plausible(one, other)
+
+
+def _parsed(text: str) -> Any:
+    """The expression that a text stands for, or None."""
+    text = IMAGINARY.sub(" i ", text)
+    parsed = parse(
+        f"\\boxed{{{text}}}", CONFIG, fallback_mode="no_fallback", parsing_timeout=0, raise_on_error=True
+    )
+    return parsed[0] if parsed else None
+
+
+def _with_distinct_case(*texts: str) -> list[str]:
+    """Rename capital letters whose small ones occur too: the parser takes both for one symbol."""
+    letters = {each for text in texts for each in COMMAND_OR_LETTER.findall(text) if len(each) == 1}
+    free = (letter for letter in "zyxwvutsrqponmlkjhgcba" if not letters & {letter, letter.upper()})
+    names = {
+        letter: next(free, None) for letter in sorted(letters) if letter.isupper() and letter.lower() in letters
+    }
+    if None in names.values():
+        raise ValueError("too many letters to tell capital ones from small ones")
+    return [COMMAND_OR_LETTER.sub(lambda match: names.get(match.group()) or match.group(), text) for text in texts]
+
+
+def _is_comparable(gold: Any, prediction: Any) -> bool:
+    """Not if an equation that is no `x = 5` or `f(x) = 5` answers what asks for a value: 2x + 3 = 5 is not 5."""
+    if not is_equation(prediction) or is_relation(gold):
+        return True
+    if is_assignment_relation(prediction):
+        return True
+    left = prediction.lhs if isinstance(prediction, sympy.Eq) else prediction._unsorted_args[0].lhs
+    last = take_last_relation(prediction).rhs
+    return isinstance(left, AppliedUndef) or bool(verify(left, last, timeout_seconds=None))
+
+
+def _is_plausible(gold: Any, prediction: Any) -> bool:
+    """Whether what math-verify calls equal is: constants relatively, equations by more than having no solution."""
+    if isinstance(gold, sympy.Eq) and isinstance(prediction, sympy.Eq):
+        return _have_same_solutions(gold, prediction)
+    numbers = [_constants(each) for each in (gold, prediction)]
+    if not numbers[0] or len(numbers[0]) != len(numbers[1]):
+        return True
+    return all(_is_close(one, other) for one, other in zip(*numbers, strict=True))
+
+
+def _have_same_solutions(gold: Any, prediction: Any) -> bool:
+    left, right = (each.lhs - each.rhs for each in (gold, prediction))
+    if sympy.simplify(left - right) == 0 or sympy.simplify(left + right) == 0:
+        return True
+    return bool(sympy.solve(gold, *gold.free_symbols))
+
+
+def _constants(expression: Any) -> list[complex]:
+    """The value of a constant, or those of the elements of a matrix of constants, else nothing."""
+    if isinstance(expression, sympy.Eq):
+        expression = expression.rhs
+    elements = expression.flat() if isinstance(expression, sympy.MatrixBase) else [expression]
+    if not all(isinstance(each, sympy.Expr) and each.is_number for each in elements):
+        return []
+    return [complex(each.evalf(20)) for each in elements]
+
+
+def _is_close(gold: complex, prediction: complex) -> bool:
+    """Relatively, or one as a percentage of the other; nothing is relative to an exact 0."""
+    factors = (1, 100, 0.01)
+    return 0 in (gold, prediction) or any(
+        abs(gold - prediction * factor) <= MAX_RELATIVE_ERROR * abs(gold) for factor in factors
+    )
