@@ -196,19 +196,24 @@ def measured(streaming):
     thread.join()
     return {"mib": (max(peaks) - before) / 1024, "prompts": len(prompts), "tokens": tokens}
 
-prepare(sys.argv[1], True)  # imports, and what a library keeps for good
+prepare(sys.argv[1], True)  # imports, and the buffers of one batch and one epoch
 print(json.dumps({"streaming": measured(True), "memory": measured(False)}))
 """
 
 
 def test_memory_stays_flat_with_streaming(tmp_path: Path) -> None:
-    small = written(tmp_path / "small.jsonl", "one", "two")
-    with (tmp_path / "large.jsonl").open("w") as file:
-        for number in range(15_000):  # answers are as large as problems may be, and need no time to tokenize
-            file.write(json.dumps({"problem": f"one {number}", "answer": f"{number:04}" * 1000}) + "\n")
+    for name, rows in (("small", 3000), ("large", 15_000)):
+        with (tmp_path / f"{name}.jsonl").open("w") as file:
+            for number in range(rows):  # answers are as large as problems may be, and need no time to tokenize
+                file.write(json.dumps({"problem": f"one {number}", "answer": f"{number:04}" * 1000}) + "\n")
     assert (tmp_path / "large.jsonl").stat().st_size > 60e6
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY, small, str(tmp_path / "large.jsonl"), str(tmp_path / "cache")],
+        [
+            sys.executable,
+            "-c",
+            MEMORY,
+            *(str(tmp_path / name) for name in ("small.jsonl", "large.jsonl", "cache")),
+        ],
         cwd=ROOT,
         env={**os.environ, "PYTHONPATH": str(ROOT), "RAYON_NUM_THREADS": "1"},
         capture_output=True,
