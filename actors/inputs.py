@@ -70,9 +70,6 @@ def read_inputs(config: RunConfig, *, with_training: bool = True, checks: Checks
     sample, training, benchmarks = list[Problem](), None, list[BenchmarkPrompts]()
     with checks.guard("data", is_hard=True):
         benchmarks = read_benchmarks(config, lambda problems: _render(config, problems, tokenizer))
-        for each in benchmarks:
-            unanswered = next((problem.prompt_id for problem in each.problems if problem.answer is None), None)
-            _check_none_unanswered(unanswered, each.field)
     if with_training:
         with checks.guard("data", is_hard=True):
             sample = _sample(config)
@@ -86,6 +83,9 @@ def read_inputs(config: RunConfig, *, with_training: bool = True, checks: Checks
     if training is not None:
         check_prompts(config, models, training.prompts, training.report, checks)
     for each in benchmarks:
+        with checks.guard("data", is_hard=True):
+            unanswered = next((problem.prompt_id for problem in each.problems if problem.answer is None), None)
+            _check_none_unanswered(unanswered, each.field)
         limit, limit_field = evaluation_sampling(config).max_tokens, "evaluation.max_response_tokens"
         given: dict[str, Any] = {"field": each.field, "limit_field": limit_field, "context": room}
         with checks.guard("context"):

@@ -149,8 +149,8 @@ def test_revisiting_opd_and_veto_have_their_own_settings() -> None:
     expected = {"k": 32, "direction": "reverse", "normalise": True, "support": "teacher"}
     assert lsm.objective.parameters | expected == lsm.objective.parameters
     assert (lsm.batch_size, lsm.num_samples_per_prompt, lsm.learner.learning_rate) == (16, 8, 2e-6)
-    assert lsm.data.max_prompt_tokens is not None
-    assert lsm.rollout.engine.max_model_len == lsm.data.max_prompt_tokens + lsm.rollout.max_response_tokens
+    assert (lsm.data.max_prompt_tokens, lsm.rollout.max_response_tokens) == (2048, 16384)
+    assert lsm.rollout.engine.max_model_len == 2048 + 16384
     veto = loaded(CONFIGS / "qwen3" / "0.6b_from_4b_veto.yaml")
     expected = {"beta_start": 0.8, "beta_end": 0.0, "direction": "forward", "schedule": "linear"}
     assert veto.objective.parameters | expected == veto.objective.parameters
