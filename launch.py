@@ -107,7 +107,7 @@ def run_command(argv: Sequence[str] | None) -> int:
     return train_command(config, arguments)
 
 
-def run_without_settings(arguments: argparse.Namespace, options: Sequence[str]) -> int:
+def run_without_settings(arguments: argparse.Namespace, options: list[str]) -> int:
     """Run a command that takes no settings: on a run that goes on, or on the folder of one."""
     if arguments.command == "chaos":
         from cluster.chaos.command import chaos_command
