@@ -140,8 +140,9 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
 
         check_push(config.export.push_to, "export.push_to")
     inputs, demands = check_inputs(config, checks), check_placement(config, checks)
-    print("\n".join(f"# {line}" for line in inputs.data_report.lines()))
+    described = "\n".join(f"# {line}" for line in inputs.data_report.lines())
     if arguments.dry_run:
+        print(described)
         dry_run(config, demands)
         return FINISHED
     check_checkpoints(config, folder, resume=resume)
@@ -158,6 +159,7 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
         check_name_is_free(config.run_name)
         folder.open(config)
         events = Events(folder.events, folder.owner)
+        print(described)
         record_data(folder, events, inputs.data_report.as_json())
         end_left_over(folder, events)
         code = run_to_exit_code(train(config, inputs, folder, checks, resume=resume))

@@ -45,7 +45,9 @@ def test_a_worker_that_dies_between_a_note_and_its_table_costs_no_teacher_and_no
         async with simulated_run(run_config(tmp_path, **SPEED), engines=(cut_off, FAST)) as run:
             await run.pipeline.run()
             assert sorted(run.trained_slots()) == ALL_SLOTS
-            assert {event["worker"] for event in run.events("worker_died")} == {"rollout-0"}  # each time it is back
+            assert {event["worker"] for event in run.events("worker_died")} == {
+                "rollout-0"
+            }  # each time it is back
 
     asyncio.run(scenario())
 
