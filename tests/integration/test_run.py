@@ -38,7 +38,7 @@ SYNCHRONOUS = {
     "logging.save_batches": "true",
 }
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(700)
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +68,7 @@ def command(workspace: Path, name: str, *flags: str, **settings: Any) -> list[st
 
 def run(line: list[str]) -> subprocess.CompletedProcess[str]:
     """Run to the end; its output is shown if the test fails."""
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=600)
     print(done.stdout[-6000:], done.stderr[-6000:])
     return done
 
