@@ -22,7 +22,7 @@ SHELL := bash
 .PHONY: help install install-gpu lock audit demo smollm2 docs reference test test-unit test-slow chaos-test lint format types clean
 
 help:  ## list the targets
-	awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
+	awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
 
 # The stamp names the pins that .venv holds, so a second run stops at once. While pip runs it says "unfinished": a
 # venv that was left so, or that holds the other engines, is made anew; any other is brought to the pins in place.

@@ -16,7 +16,7 @@ from tests.unit.documented_commands import DOCUMENTS, ROOT, Command, commands
 COMMANDS = commands()
 WITH_SETTINGS = {"train", "eval", "compare", "plan", "preflight"}
 MODELS = ROOT / "examples" / "arithmetic" / "models"
-TARGETS = set(re.findall(r"^([a-z-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
+TARGETS = set(re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
 FOREIGN = {"ray", "export", "tensorboard", "docker", "kubectl", "helm", "curl", "hf"}
 """Programs that are not ours: they stand in blocks that say what they need."""
 
