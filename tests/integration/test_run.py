@@ -221,7 +221,8 @@ def test_an_asynchronous_run_with_two_workers_of_each_kind_keeps_its_bound_and_e
         assert torch.allclose(torch.tensor(row["values"]), expected, atol=1e-3)
     stages = {(span.worker, span.stage) for span in read_spans(path / "timeline.jsonl")}
     for worker in ("rollout-0", "rollout-1"):
-        assert {(worker, "generate"), (worker, "load weights"), (worker, "evaluate")} <= stages
+        assert {(worker, "generate"), (worker, "load weights")} <= stages
+    assert {("evaluation-0", "load weights"), ("evaluation-0", "evaluate")} <= stages
     assert {("learner-1", "train"), ("learner-1", "publish"), ("teacher-0", "score")} <= stages
     assert all(row["wasted/fall_back"] == row["wasted/lost"] == 0 for row in rows)
     assert (
