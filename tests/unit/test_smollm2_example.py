@@ -37,8 +37,15 @@ def load(name: str) -> ModuleType:
 
 def tiny_model(seed: int, num_layers: int = 6) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=40, num_hidden_layers=num_layers, **sizes)).eval()
+    config = LlamaConfig(
+        vocab_size=40,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=num_layers,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+    )
+    return LlamaForCausalLM(config).eval()
 
 
 def test_the_prompts_are_a_few_dozen_short_ones_and_none_is_held_out_too(
