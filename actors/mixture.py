@@ -8,17 +8,17 @@ Everything is a function of position and seed, so a resumed run meets the same p
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import overload
 
 import numpy as np
 
+from actors.prompt_sequence import PromptSequence
 from actors.rendering import Prompt
 
 BLOCK = 4096
 """Positions, about, whose sources are worked out together."""
 
 
-class PromptMixture(Sequence[Prompt]):
+class PromptMixture(PromptSequence):
     """Prompts of several sources, one source after the other; with the weights that they are drawn by."""
 
     def __init__(self, parts: Sequence[Sequence[Prompt]], weights: Sequence[float]) -> None:
@@ -29,14 +29,8 @@ class PromptMixture(Sequence[Prompt]):
     def __len__(self) -> int:
         return self._ends[-1]
 
-    @overload
-    def __getitem__(self, index: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Prompt]: ...
-    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        index = range(len(self))[index]
+    def look_up(self, index: int) -> Prompt:
+        """The prompt at an index."""
         part = int(np.searchsorted(self._ends, index, side="right"))
         return self.parts[part][index - self._ends[part]]
 

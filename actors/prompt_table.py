@@ -8,10 +8,10 @@ Memory holds one batch while writing, and while reading what the operating syste
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import overload
 
 import pyarrow as pa
 
+from actors.prompt_sequence import PromptSequence
 from actors.rendering import Prompt
 
 ROWS = 1024
@@ -56,7 +56,7 @@ class PromptWriter:
         self._sink.close()
 
 
-class StoredPrompts(Sequence[Prompt]):
+class StoredPrompts(PromptSequence):
     """The prompts of a file, read when they are asked for."""
 
     def __init__(self, path: Path) -> None:
@@ -68,13 +68,8 @@ class StoredPrompts(Sequence[Prompt]):
     def __len__(self) -> int:
         return self._length
 
-    @overload
-    def __getitem__(self, index: int) -> Prompt: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Prompt]: ...
-    def __getitem__(self, index: int | slice) -> Prompt | list[Prompt]:
-        if isinstance(index, slice):
-            return [self[each] for each in range(*index.indices(len(self)))]
-        batch, row = divmod(range(len(self))[index], ROWS)
+    def look_up(self, index: int) -> Prompt:
+        """The prompt at an index."""
+        batch, row = divmod(index, ROWS)
         [values] = self._reader.get_batch(batch).slice(row, 1).to_pylist()
         return Prompt(**values)

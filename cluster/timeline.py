@@ -10,7 +10,6 @@ continued goes on in the same file. Times are seconds since 1970.
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -21,6 +20,7 @@ from typing import Any
 from cluster.disk import is_disk_error
 from cluster.jsonl import RowFile, read_rows
 from cluster.ownership import Ownership
+from cluster.replaced_file import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -199,10 +199,9 @@ class Timeline:
                 break
             self._resolution_s *= 2
             spans = merged(spans, self._resolution_s)
-        temporary = path.with_suffix(".tmp")
         try:
-            temporary.write_text("".join(json.dumps(span.row()) + "\n" for span in spans), encoding="utf-8")
-            os.replace(temporary, path)
+            with replacing(path) as temporary:
+                temporary.write_text("".join(json.dumps(span.row()) + "\n" for span in spans), encoding="utf-8")
         except OSError as error:
             if not is_disk_error(error):
                 raise

@@ -2,11 +2,11 @@
 
 import argparse
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from cluster.command_line import FINISHED
+from cluster.replaced_file import replacing
 from cluster.run_folder import RunFolder
 from cluster.run_name import checked_run_name
 
@@ -42,9 +42,8 @@ def write_report(folders: Sequence[RunFolder], path: Path) -> int:
     from cluster.report.run_data import read_run
 
     content = render([read_run(folder) for folder in folders]).encode("utf-8", errors="replace")
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_bytes(content)
-    os.replace(temporary, path)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
     return len(content)
 
 

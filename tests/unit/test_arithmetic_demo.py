@@ -1,32 +1,20 @@
 """The demo task: disjoint problems, a tokenizer that gives its text back, two small models on disk."""
 
-import importlib.util
 import json
 import random
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from transformers import PreTrainedTokenizerFast
+
+from tests.unit.example_scripts import load_script
 
 ARITHMETIC_PATH = Path(__file__).parents[2] / "examples" / "arithmetic"
 MODELS_PATH = ARITHMETIC_PATH / "models"
 
 
-def load_example(name: str) -> ModuleType:
-    """Import a script of the examples folder, which is no package, from its file."""
-    spec = importlib.util.spec_from_file_location(f"arithmetic_{name}", ARITHMETIC_PATH / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-problems = load_example("problems")
-tokenizer = load_example("tokenizer").build_tokenizer()
+problems = load_script("examples/arithmetic/problems.py")
+tokenizer = load_script("examples/arithmetic/tokenizer.py").build_tokenizer()
 
 
 def test_train_and_heldout_share_no_problem_in_any_order():

@@ -10,11 +10,12 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rewards import TOKEN_REWARDS
-from tests.unit.test_arithmetic_demo import MODELS_PATH, load_example, problems
+from tests.unit.example_scripts import load_script
+from tests.unit.test_arithmetic_demo import MODELS_PATH, problems
 
 pytestmark = pytest.mark.timeout(120)
 
-sharpen = load_example("sharpen_teacher").sharpen
+sharpen = load_script("examples/arithmetic/sharpen_teacher.py").sharpen
 
 Sequences = list[tuple[list[int], list[int]]]
 

@@ -1,6 +1,5 @@
 """The SmolLM2 example: disjoint prompts, a student without some layers, and an exact reverse KL."""
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -11,6 +10,8 @@ import torch
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from tests.unit.example_scripts import load_script
+
 EXAMPLE_PATH = Path(__file__).parents[2] / "examples" / "smollm2"
 
 
@@ -19,20 +20,12 @@ def scripts() -> dict[str, ModuleType]:
     """The scripts of the folder by name; it is no package, and they import each other by name."""
     sys.path.insert(0, str(EXAMPLE_PATH))
     try:
-        return {name: load(name) for name in ("prompts", "build_models", "measure")}
+        return {
+            name: load_script(f"examples/smollm2/{name}.py") for name in ("prompts", "build_models", "measure")
+        }
     finally:
         sys.path.remove(str(EXAMPLE_PATH))
         sys.modules.pop("prompts", None)
-
-
-def load(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"smollm2_{name}", EXAMPLE_PATH / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def tiny_model(seed: int, num_layers: int = 6) -> LlamaForCausalLM:
