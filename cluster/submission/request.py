@@ -1,0 +1,65 @@
+"""What `launch.py submit` sends, and what a place that runs jobs can do."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+
+@dataclass(frozen=True)
+class Request:
+    """A run to be submitted. Its name identifies it: a run that goes on is not submitted twice."""
+
+    run_name: str
+    train: Sequence[str]
+    """Options of `launch.py train` that say the whole run but its settings file, such as --force KEY."""
+    config: str | None
+    """The settings file, as it was given."""
+    settings: str
+    """All settings of the run as one YAML text, overrides included."""
+    overrides: Sequence[str]
+    """The settings that were given as options."""
+    runs_path: str
+    """Folder of all runs, as the job sees it."""
+    retries: int
+    """So often the entry point goes on after a crash; each time from the newest checkpoint."""
+    environment: Mapping[str, str]
+    """Variables of the job."""
+    grace_s: float
+    """So long the run may take to finish its step and save when it is stopped."""
+
+
+@dataclass(frozen=True)
+class JobState:
+    """How a submitted run is doing."""
+
+    job: str
+    """Name of the job, unlike that of any other."""
+    status: str
+    """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED; of Kubernetes also SUSPENDED."""
+    message: str
+    exit_code: int | None
+    """Of `launch.py train`, where the place tells."""
+
+
+class Place(Protocol):
+    """Somewhere jobs run. Every mistake is one ValueError in one line; nothing is changed then."""
+
+    def submit(self, request: Request) -> JobState:
+        """Start the run, or find the job of this run that goes on."""
+        ...
+
+    def state(self, run_name: str) -> JobState | None:
+        """The newest job of a run; None if there is none."""
+        ...
+
+    def follow(self, run_name: str) -> JobState:
+        """Print what the job prints until it ends, across its restarts."""
+        ...
+
+    def stop(self, run_name: str, *, grace_s: float) -> JobState:
+        """Let the run finish its step and save; returns when the job has ended."""
+        ...
+
+    def describe(self, request: Request) -> Any:
+        """What `submit` would send, as data or text, without sending it."""
+        ...
