@@ -1,4 +1,4 @@
-"""Tokenizers of student and teacher: loading, the check that they are the same, and their stop tokens."""
+"""Tokenizers of student and teacher: loading them, and their stop tokens."""
 
 import operator
 import re
@@ -47,25 +47,6 @@ def load_tokenizer(path: str, field: str, *, trust_remote_code: bool = False) ->
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
         raise ValueError(f"{field}: no tokenizer can be loaded from {path}: its vocabulary is empty")
     return tokenizer
-
-
-def check_same_vocabulary(
-    student: PreTrainedTokenizerBase,
-    other: PreTrainedTokenizerBase,
-    *,
-    field: str = "teacher.model_path",
-    who: str = "teacher",
-) -> None:
-    """ValueError naming `field`, and the first id that differs, unless every id means the same on both sides."""
-    ours = {index: token for token, index in student.get_vocab().items()}
-    theirs = {index: token for token, index in other.get_vocab().items()}
-    differing = sorted(i for i in ours.keys() | theirs.keys() if ours.get(i) != theirs.get(i))
-    if differing:
-        first = differing[0]
-        raise ValueError(
-            f"{field}: the {who} has another tokenizer than the student: {len(differing)} ids "
-            f"differ, the first is {first} (student {ours.get(first)!r}, {who} {theirs.get(first)!r})"
-        )
 
 
 def num_known_ids(tokenizer: PreTrainedTokenizerBase) -> int:

@@ -11,7 +11,6 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config
 
 from actors.tokenizers import (
     check_model_folder,
-    check_same_vocabulary,
     load_tokenizer,
     model_limits,
     num_known_ids,
@@ -74,26 +73,6 @@ def test_a_folder_without_a_tokenizer_is_an_error_of_its_field(tmp_path: Path) -
 def test_a_saved_tokenizer_is_loaded(tmp_path: Path) -> None:
     tokenizer().save_pretrained(save(tmp_path))
     assert load_tokenizer(str(tmp_path), "student.model_path").get_vocab() == WORDS
-
-
-def test_equal_vocabularies_pass() -> None:
-    check_same_vocabulary(tokenizer(), tokenizer(dict(reversed(WORDS.items()))))
-
-
-@pytest.mark.parametrize(
-    ("teacher", "message"),
-    [
-        (WORDS | {"w4": 5, "w5": 4}, r"2 ids differ, the first is 4 \(student 'w4', teacher 'w5'\)"),
-        (WORDS | {"more": 10}, r"1 ids differ, the first is 10 \(student None, teacher 'more'\)"),
-        (
-            {w: i for w, i in WORDS.items() if i < 7},
-            r"3 ids differ, the first is 7 \(student 'w7', teacher None\)",
-        ),
-    ],
-)
-def test_the_first_id_that_differs_is_named(teacher: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=f"teacher.model_path: .*{message}"):
-        check_same_vocabulary(tokenizer(), tokenizer(teacher))
 
 
 def test_known_ids_reach_to_the_largest_of_a_vocabulary_with_gaps() -> None:
