@@ -15,7 +15,7 @@ from cluster.command_line import BAD_INPUT, DRAINED, FINISHED
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "examples" / "arithmetic" / "models"
-NUM_PROBLEMS, N = 150, 2
+NUM_PROBLEMS, N = 600, 2
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -27,7 +27,7 @@ def benchmark(tmp_path: Path) -> Path:
     script = ROOT / "examples" / "arithmetic" / "problems.py"
     subprocess.run([sys.executable, script, "--out", problems], check=True, timeout=60)
     path = tmp_path / "sums.jsonl"
-    lines = (problems / "heldout.jsonl").read_text().splitlines()
+    lines = (problems / "train.jsonl").read_text().splitlines()
     path.write_text("".join(line + "\n" for line in lines[:NUM_PROBLEMS]))
     return path
 
