@@ -13,7 +13,7 @@ from cluster.jsonl import read_rows
 from cluster.run_folder import valid_ledger
 from tests.integration.test_run import EXAMPLE, ROOT
 
-pytestmark = pytest.mark.timeout(800)
+pytestmark = [pytest.mark.timeout(800), pytest.mark.slow]
 
 STEPS = 6
 

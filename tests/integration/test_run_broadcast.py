@@ -10,7 +10,7 @@ from tests.integration.test_run import assert_trained_once, command, run, worksp
 
 __all__ = ["workspace"]
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 STEPS, BATCH = 4, 8
 

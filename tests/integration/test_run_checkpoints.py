@@ -11,7 +11,7 @@ from cluster.jsonl import read_rows
 from tests.integration.test_run import assert_trained_once, command, run, workspace
 
 __all__ = ["workspace"]
-pytestmark = pytest.mark.timeout(400)
+pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
 
 
 def test_a_run_goes_on_from_an_uploaded_checkpoint_with_two_ranks_after_the_newest_was_damaged(

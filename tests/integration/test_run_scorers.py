@@ -21,7 +21,7 @@ EXAMPLE = ROOT / "examples" / "arithmetic"
 STEPS, BATCH, SAMPLES = 4, 8, 2
 TINY = {"resources.num_cpus": 0.5, "engine.max_model_len": 128, "engine.kv_cache_gib": 0.25}
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
 
 
 def command(folder: Path) -> list[str]:
