@@ -7,6 +7,7 @@ import asyncio
 import hashlib
 import logging
 import math
+import re
 import shlex
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,6 +43,9 @@ NAME_TIMEOUT_S = 10.0
 STOP_MARGIN_S = 60.0
 """So long after its grace time the end of a job is waited for: Ray kills it then."""
 POLL_S = 1.0
+REASON_LENGTH = 200
+SERVER_FAILS = re.compile(r"Request failed with status code 5\d\d")
+"""How Ray's client begins when the server is there but not well: while a head starts, too."""
 GRACE_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 
 logger = logging.getLogger(__name__)
@@ -174,8 +178,8 @@ class RayJobs:
         job_id = job.submission_id
         follower = LogFollower(
             lambda: self._client.tail_job_logs(job_id),
-            lambda: self._newest(run_name),
-            has_ended=lambda found: found is None or found.submission_id != job_id or is_ended(found),
+            lambda: self._find(job_id),
+            has_ended=lambda found: found is None or is_ended(found),
         )
         found = asyncio.run(follower.run())
         if found is None:
@@ -212,6 +216,10 @@ class RayJobs:
             )
         return job
 
+    def _find(self, job_id: str) -> Any:
+        with self._reported():
+            return next((job for job in self._client.list_jobs() if job.submission_id == job_id), None)
+
     def _newest(self, run_name: str) -> Any:
         with self._reported():
             jobs = jobs_of(run_name, self._client.list_jobs())
@@ -246,7 +254,10 @@ class RayJobs:
             ) from error
         except (RayError, RuntimeError) as error:
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise ValueError(f"the cluster at {self._address} refuses: {lines[0][:200]}") from error
+            reason = lines[-1][:REASON_LENGTH]  # of a traceback, what went wrong
+            if SERVER_FAILS.match(lines[0]):
+                raise UnreachableError(f"the jobs API at {self._address} cannot answer: {reason}") from error
+            raise ValueError(f"the jobs API at {self._address} refuses: {reason}") from error
 
 
 def _entry_point(request: Request, config: str | None) -> list[str]:

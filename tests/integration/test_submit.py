@@ -58,10 +58,10 @@ def test_a_submitted_run_survives_kills_of_its_process_and_its_job_and_trains_ev
             run.until_steps(run.num_steps() + 3, process)
             assert {name: job["status"] for name, job in run.jobs().items()}["job"] == "RUNNING"
 
-            [actor] = [each for each in psutil.process_iter() if "JobSupervisor" in each.name()]
+            [actor] = [each for each in psutil.process_iter() if "JobSupervisor" in " ".join(each.cmdline())]
             actor.kill()
             until(lambda: "submitted again, 1 of 1" in log.read_text(), "the second job", process)
-            assert not supervisor.is_running()
+            until(lambda: not supervisor.is_running(), "the end of the first job's process")
             run.until_steps(run.num_steps() + 3, process)
 
             stop = ran([*LAUNCH, "stop", "--run=job", f"--runs-path={tmp_path}"])
