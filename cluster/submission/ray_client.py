@@ -1,4 +1,7 @@
-"""Ray's own client of the jobs API, with limits to its patience and errors of one line. Import it after `jobs_api`."""
+"""Ray's own client of the jobs API, with limits to its patience and errors of one line.
+
+Import it after `jobs_api`: Ray reads its environment when it is imported.
+"""
 
 import logging
 import re
