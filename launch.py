@@ -4,6 +4,8 @@
     python launch.py train --config configs/demo.yaml --run-name first --resume
     python launch.py train --config configs/demo.yaml --run-name first --resume=auto --retries 5
     python launch.py train --config configs/demo.yaml --dry-run
+    python launch.py submit --config configs/demo.yaml --run-name first --runs-path /shared/runs --follow
+    python launch.py submit --stop --run first
     python launch.py preflight --config configs/demo.yaml --json
     python launch.py eval --config configs/demo.yaml --model runs/first/export
     python launch.py eval --model runs/first/export --benchmarks gsm8k,math500 --n 8 --k 1,8
@@ -23,6 +25,7 @@ Exit codes: 0 finished, 1 failed, 2 bad input (nothing was started), 3 drained a
 import argparse
 import asyncio
 import logging
+import os
 import shlex
 import sys
 import time
@@ -94,10 +97,15 @@ def run_command(argv: Sequence[str] | None) -> int:
     if arguments.command == "plan":
         from cluster.simulation.command import plan_command
 
-        return plan_command(arguments, overrides, lambda *given: check_objective(load_config(*given)))
+        return plan_command(arguments, overrides, load_checked)
     if arguments.command == "eval":
         return evaluate_command(arguments, overrides)
-    config = check_objective(load_config(arguments.config, overrides))
+    if arguments.command == "submit":
+        from cluster.submission.command import submit_command
+
+        root = Path(__file__).resolve().parent
+        return submit_command(arguments, overrides, load_checked, root=root, here=os.environ)
+    config = load_checked(arguments.config, overrides)
     if arguments.command == "preflight":
         return preflight_command(config, arguments)
     if arguments.retries and not arguments.dry_run:
@@ -105,6 +113,11 @@ def run_command(argv: Sequence[str] | None) -> int:
 
         return supervise(RunFolder.named(config), arguments, overrides, Path(__file__).resolve())
     return train_command(config, arguments)
+
+
+def load_checked(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a run with its objective checked; ValueError with one line per mistake."""
+    return check_objective(load_config(path, overrides))
 
 
 def run_without_settings(arguments: argparse.Namespace, options: list[str]) -> int:
@@ -272,7 +285,7 @@ def evaluate_command(arguments: argparse.Namespace, overrides: Sequence[str]) ->
     planned = prepare(
         arguments,
         overrides,
-        load=lambda *given: check_objective(load_config(*given)),
+        load=load_checked,
         read_inputs=lambda config: read_inputs(config, with_training=False, checks=checks),
     )
     if planned is None:
@@ -331,7 +344,7 @@ def export_command(arguments: argparse.Namespace, options: Sequence[str]) -> int
 
 def compare_command(config: CompareConfig, arguments: argparse.Namespace) -> int:
     """Check every run, train what is not finished yet, and write table and figures of what is."""
-    runs = plan_runs(config, lambda path, options: check_objective(load_config(path, options)))
+    runs = plan_runs(config, load_checked)
     train = [sys.executable, str(Path(__file__).resolve()), "train", "--log-level", arguments.log_level]
 
     def command_of(run: PlannedRun) -> list[str]:
