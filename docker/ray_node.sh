@@ -29,14 +29,14 @@ check_number() { is_number "${!1}" || refuse "$1 must be a whole number above 0,
 
 read_settings() {
 	: "${POWEROPD_WORKERS:=8}" "${POWEROPD_METRICS_PORT:=8080}" "${POWEROPD_HEAD_TIMEOUT:=300}"
-	: "${POWEROPD_DASHBOARD_HOST:=127.0.0.1}" "${POWEROPD_NODE_NAME:=$HOSTNAME}" "${RAY_AUTH_MODE:=token}"
+	: "${POWEROPD_DASHBOARD_HOST:=127.0.0.1}" "${POWEROPD_NODE_NAME:=$(uname -n)}" "${RAY_AUTH_MODE:=token}"
 	check_number POWEROPD_WORKERS
 	check_number POWEROPD_METRICS_PORT
 	check_number POWEROPD_HEAD_TIMEOUT
 	if [[ $role != head && -z ${POWEROPD_HEAD:-} ]]; then
 		refuse "POWEROPD_HEAD must be HOST:PORT of the head for a $role node, got nothing"
 	fi
-	POWEROPD_HEAD=${POWEROPD_HEAD:-$HOSTNAME:6379}
+	POWEROPD_HEAD=${POWEROPD_HEAD:-$POWEROPD_NODE_NAME:6379}
 	head_host=${POWEROPD_HEAD%:*} head_port=${POWEROPD_HEAD##*:}
 	if [[ -z $head_host || $POWEROPD_HEAD != *:* ]] || ! is_number "$head_port"; then
 		refuse "POWEROPD_HEAD must be HOST:PORT, got '$POWEROPD_HEAD' (nearest valid: '${head_host:-HOST}:6379')"
