@@ -4,6 +4,8 @@
     python launch.py train --config configs/demo.yaml --run-name first --resume
     python launch.py train --config configs/demo.yaml --run-name first --resume=auto --retries 5
     python launch.py train --config configs/demo.yaml --dry-run
+    python launch.py submit --config configs/demo.yaml --run-name first --runs-path /shared/runs --follow
+    python launch.py submit --stop --run first
     python launch.py preflight --config configs/demo.yaml --json
     python launch.py eval --config configs/demo.yaml --model runs/first/export
     python launch.py eval --model runs/first/export --benchmarks gsm8k,math500 --n 8 --k 1,8
@@ -23,6 +25,7 @@ Exit codes: 0 finished, 1 failed, 2 bad input (nothing was started), 3 drained a
 import argparse
 import asyncio
 import logging
+import os
 import shlex
 import sys
 import time
@@ -97,6 +100,8 @@ def run_command(argv: Sequence[str] | None) -> int:
         return plan_command(arguments, overrides, lambda *given: check_objective(load_config(*given)))
     if arguments.command == "eval":
         return evaluate_command(arguments, overrides)
+    if arguments.command == "submit":
+        return submit_to_cluster(arguments, overrides)
     config = check_objective(load_config(arguments.config, overrides))
     if arguments.command == "preflight":
         return preflight_command(config, arguments)
@@ -324,6 +329,22 @@ def export_command(arguments: argparse.Namespace, options: Sequence[str]) -> int
         print(f"failed: {error}", file=sys.stderr)
         return FAILED
     return FINISHED
+
+
+# -- submit -----------------------------------------------------------------------------------------------
+
+
+def submit_to_cluster(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Send a run to a cluster as a job, or follow, stop or show one."""
+    from cluster.submission.command import submit_command
+
+    return submit_command(
+        arguments,
+        overrides,
+        load=lambda *given: check_objective(load_config(*given)),
+        root=Path(__file__).resolve().parent,
+        here=os.environ,
+    )
 
 
 # -- compare ----------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from cluster.comparison import CompareConfig
 from cluster.config import RunConfig
 from cluster.settings import describe_fields
 from cluster.simulation.plan_config import PlanConfig
+from cluster.submission.options import add_submit_options
 
 FINISHED, FAILED, BAD_INPUT, DRAINED = 0, 1, 2, 3
 
@@ -16,6 +17,7 @@ COMMANDS = {
     "train": "distil the teacher into the student",
     "preflight": "check a run before it takes devices; exit code 2 where training would be wrong",
     "eval": "evaluate a model folder",
+    "submit": "train as a job of a Ray cluster or of Kubernetes; follow, stop or look at such a run",
     "compare": "train with several objectives, one after the other, and put them side by side",
     "plan": "predict throughput, staleness and bottleneck of a run, and the cheapest worker counts for a target",
 }
@@ -108,7 +110,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         metavar="N",
         help="after a crash continue from the newest checkpoint; give up after N times without a new step",
     )
-    for name in ("train", "preflight", "eval"):
+    for name in ("train", "submit", "preflight", "eval"):
         commands.choices[name].add_argument(
             "--force",
             nargs="+",
@@ -123,6 +125,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     )
     commands.choices["plan"].add_argument("--json", action="store_true", help="print JSON, one line")
     add_eval_options(commands.choices["eval"])
+    add_submit_options(commands.choices["submit"])
     _add_export(commands)
     for name, text in REMOTE_COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)

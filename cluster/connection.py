@@ -5,6 +5,7 @@ A Ray of our own asks for a token and listens on the loopback interface alone.
 
 import logging
 import os
+import re
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,10 @@ ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOS
 CONNECT_TIMEOUT_S = 5.0
 ANY_CALL = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 REASON_LENGTH = 200
+
+JOBS_API, JOBS_API_VARIABLE = "http://127.0.0.1:8265", "RAY_API_SERVER_ADDRESS"
+JOBS_API_FORM = re.compile(r"https?://[\w.-]+(:\d{1,5})?(/[\w./-]*)?|https?://\[[0-9A-Fa-f:]+\](:\d{1,5})?")
+TOKEN_ADVICE = "the token is read from RAY_AUTH_TOKEN, else the file RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token"
 
 CheckNodes = Callable[[list[dict[str, float]], bool], None]
 
@@ -75,6 +80,38 @@ def cluster_address() -> str:
     return f"{here}:{port}" if host == LOOPBACK else address
 
 
+def jobs_api(given: str | None, *, needs_token: bool = True) -> str:
+    """The address of a Ray cluster's jobs API: `given`, else of the environment, else of this machine.
+
+    Ray's client takes it from now on, whatever RAY_ADDRESS says. ValueError if it has another form, or if this
+    process has no token.
+    """
+    prepare_environment()
+    source = "--address" if given is not None else JOBS_API_VARIABLE
+    address = (given or os.environ.get(JOBS_API_VARIABLE) or JOBS_API).rstrip("/")
+    if not JOBS_API_FORM.fullmatch(address):
+        host = re.sub(r"^[a-z]*://|:\d*$", "", address)
+        nearest = f"http://{host}:8265" if re.fullmatch(r"[\w.-]+", host) and host != "auto" else JOBS_API
+        raise ValueError(
+            f"{source} must be that of Ray's jobs API, http://HOST:8265, got {address!r} (nearest valid: "
+            f"{nearest})"
+        )
+    os.environ[JOBS_API_VARIABLE] = address  # Ray's client would prefer RAY_ADDRESS to its argument
+    if needs_token and os.environ["RAY_AUTH_MODE"].lower() == "token":
+        _check_there_is_a_token()
+    return address
+
+
+def _check_there_is_a_token() -> None:
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+    from ray.exceptions import AuthenticationError
+
+    try:
+        ensure_token_if_auth_enabled(create_token_if_missing=False)
+    except AuthenticationError as error:
+        raise ValueError(f"no token for the cluster: {TOKEN_ADVICE}") from error
+
+
 def is_local(config: ClusterConfig) -> bool:
     """True if the run starts a Ray of this machine alone, which does not grow."""
     return config.address is None and "RAY_ADDRESS" not in os.environ
@@ -118,8 +155,7 @@ def _connect(address: str) -> None:
             ray.init(address=address, **_common())
     except AuthenticationError as error:
         raise ConnectionError(
-            f"the Ray at {address} was not joined: {_one_line(error.message)} (the token is read from "
-            "RAY_AUTH_TOKEN, else the file RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token)"
+            f"the Ray at {address} was not joined: {_one_line(error.message)} ({TOKEN_ADVICE})"
         ) from error
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
         raise ConnectionError(f"no Ray answers at {address}: {_one_line(str(error))}") from error

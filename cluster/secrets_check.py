@@ -46,8 +46,13 @@ def is_secret_name(key: str) -> bool:
     return is_token or any(SECRET_WORD.search(part) for part in parts)
 
 
+def is_secret_text(text: str) -> bool:
+    """Whether a text holds a login, or a key or token of a known shape."""
+    return any(each.search(text) for each in (LOGIN_IN_URL, SECRET_IN_URL, KNOWN_SHAPE))
+
+
 def _refuse_text(key: str, text: str) -> None:
-    if LOGIN_IN_URL.search(text) or SECRET_IN_URL.search(text) or KNOWN_SHAPE.search(text):
+    if is_secret_text(text):
         raise ValueError(f"{key} holds a login, a key or a token, which would be written down; {ADVICE}")
     for name in FROM_ENVIRONMENT.findall(text):
         if is_secret_name(name):

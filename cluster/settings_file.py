@@ -26,11 +26,19 @@ def read_settings_file(path: str | None) -> Any:
     return OmegaConf.create({}) if path is None else _Reader().read(path, "--config", ())
 
 
+def files_of_settings(path: str | None) -> list[Path]:
+    """The settings file and all that it extends, resolved, each as often as it is read."""
+    reader = _Reader()
+    if path is not None:
+        reader.read(path, "--config", ())
+    return reader.files
+
+
 class _Reader:
     """Counts the files of one configuration, so that files that extend files twice come to an end."""
 
     def __init__(self) -> None:
-        self._num_read = 0
+        self.files: list[Path] = []
 
     def read(self, path: str, field: str, above: tuple[Path, ...]) -> Any:
         """The configuration of a file that those `above` it, from the first to the last, extend."""
@@ -38,8 +46,8 @@ class _Reader:
         if real in above:
             circle = " -> ".join(each.name for each in (*above[above.index(real) :], real))
             raise ValueError(f"{field}: the files extend each other in a circle: {circle}")
-        self._num_read += 1
-        if self._num_read > MAX_FILES:
+        self.files.append(real)
+        if len(self.files) > MAX_FILES:
             raise ValueError(f"{field}: a configuration extends at most {MAX_FILES} files")
         own = _read_one(path, field)
         merged = OmegaConf.create({})

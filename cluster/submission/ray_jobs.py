@@ -1,0 +1,262 @@
+"""Runs as jobs of a Ray cluster, through Ray's own client of its jobs API. Import it after `jobs_api`.
+
+The job's process is `launch.py train` on the head, unless the entry point asks for resources of its own.
+"""
+
+import asyncio
+import hashlib
+import logging
+import math
+import shlex
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import requests
+from ray.exceptions import AuthenticationError, RayError
+from ray.job_submission import JobSubmissionClient
+from ray.util.state import list_actors
+
+from cluster.command_line import DRAINED
+from cluster.connection import NAMESPACE, TOKEN_ADVICE
+from cluster.mailbox import actor_name
+from cluster.submission.package import EXCLUDES, find_package, path_in_package
+from cluster.submission.ray_job_log import LogFollower
+from cluster.submission.ray_job_states import (
+    RUN,
+    SETTINGS,
+    is_ended,
+    jobs_of,
+    next_job_id,
+    state_of,
+    status_of,
+)
+from cluster.submission.request import JobState, Request, UnreachableError
+
+CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S, UPLOAD_TIMEOUT_S = 5.0, 30.0, 600.0
+NAME_TIMEOUT_S = 10.0
+"""So long the named actor of a run that has just ended may take to disappear."""
+STOP_MARGIN_S = 60.0
+"""So long after its grace time the end of a job is waited for: Ray kills it then."""
+POLL_S = 1.0
+GRACE_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
+
+logger = logging.getLogger(__name__)
+for noisy in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+    logging.getLogger(noisy).setLevel(logging.WARNING)
+logging.getLogger("ray._private.runtime_env").setLevel(logging.ERROR)
+
+
+class Client(JobSubmissionClient):
+    """Ray's client, which waits for no answer for ever."""
+
+    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
+        answer_s = UPLOAD_TIMEOUT_S if method == "PUT" else ANSWER_TIMEOUT_S
+        return super()._do_request(method, endpoint, timeout=(CONNECT_TIMEOUT_S, answer_s), **options)
+
+
+class RayJobs:
+    """The jobs of one Ray cluster; a `Place`."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        root: Path,
+        num_cpus: float | None = None,
+        resources: Mapping[str, float] | None = None,
+    ) -> None:
+        """`address` as `jobs_api` gives it; `root` is the working directory that is sent.
+
+        `num_cpus` and `resources` are reserved for the run's own process, which then need not be on the head.
+        """
+        self._address, self._root = address, root
+        self._num_cpus, self._resources = num_cpus, dict(resources or {})
+
+    # -- submitting --
+
+    def submit(self, request: Request) -> JobState:
+        """Start the run, or find the job of this run that goes on with these settings."""
+        package = find_package(self._root)
+        entry_point = shlex.join(_entry_point(request, path_in_package(request.config, package)))
+        with self._reported():
+            all_jobs = self._client.list_jobs()
+        own = jobs_of(request.run_name, all_jobs)
+        if own and not is_ended(own[-1]):
+            return self._found(own[-1], request)
+        taken = {job.submission_id: job for job in all_jobs}
+        if (other := taken.get(request.run_name)) is not None and other not in own and not is_ended(other):
+            raise ValueError(
+                f"run_name: a job named {request.run_name} that is not of this run goes on at {self._address}; "
+                "choose another name"
+            )
+        self._check_nobody_trains(request.run_name)
+        job_id = next_job_id(request.run_name, len(own), taken)
+        try:
+            with self._reported():
+                self._client.submit_job(
+                    entrypoint=entry_point,
+                    submission_id=job_id,
+                    runtime_env={
+                        "working_dir": str(self._root),
+                        "excludes": EXCLUDES,
+                        "env_vars": _variables(request),
+                    },
+                    metadata={RUN: request.run_name, SETTINGS: _digest(request)},
+                    entrypoint_num_cpus=self._num_cpus,
+                    entrypoint_resources=self._resources or None,
+                )
+        except ValueError:
+            now = self._newest(request.run_name)
+            if now is None or now.submission_id != job_id:
+                raise
+            return self._found(now, request)  # another process submitted the run meanwhile
+        return JobState(job_id, "PENDING", f"submitted to {self._address}", None)
+
+    def _found(self, job: Any, request: Request) -> JobState:
+        if (job.metadata or {}).get(SETTINGS) != _digest(request):
+            raise ValueError(
+                f"run_name: {request.run_name} goes on as job {job.submission_id} with other settings; choose "
+                f"another name, or stop it first (launch.py submit --stop --run {request.run_name})"
+            )
+        return JobState(job.submission_id, status_of(job), "goes on already; nothing was changed", None)
+
+    def _check_nobody_trains(self, run_name: str) -> None:
+        """ValueError if the run goes on in this cluster, but not as a job of its name."""
+        name = actor_name(run_name)
+        filters: list[Any] = [("name", "=", name), ("ray_namespace", "=", NAMESPACE), ("state", "=", "ALIVE")]
+        deadline = time.monotonic() + NAME_TIMEOUT_S
+        while True:
+            with self._reported():
+                found = list_actors(address=self._address, filters=filters)
+            if not found:
+                return
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"run_name: a run named {run_name} goes on at {self._address} already, and not as a job of "
+                    "that name; choose another name"
+                )
+            time.sleep(POLL_S)
+
+    def describe(self, request: Request) -> str:
+        """What would be sent, in lines."""
+        package = find_package(self._root)
+        entry_point = _entry_point(request, path_in_package(request.config, package))
+        pinned = {**({} if self._num_cpus is None else {"CPU": self._num_cpus}), **self._resources}
+        where = ", ".join(f"{name} {amount:g}" for name, amount in pinned.items()) or "none: it runs on the head"
+        lines = {
+            "jobs API": self._address,
+            "job": f"{request.run_name}, or the next free one of {request.run_name}.2, {request.run_name}.3, ...",
+            "entry point": shlex.join(entry_point),
+            "its resources": where,
+            "variables": ", ".join(sorted(_variables(request))),
+            "working directory": str(package),
+        }
+        return "\n".join(f"{name}: {text}" for name, text in lines.items())
+
+    # -- a run that is there --
+
+    def state(self, run_name: str) -> JobState | None:
+        """The newest job of a run, with those before it; None if there is none."""
+        with self._reported():
+            jobs = jobs_of(run_name, self._client.list_jobs())
+        if not jobs:
+            return None
+        states = [self._state_of(job) for job in jobs]
+        return self._state_of(jobs[-1], earlier=states[:-1])
+
+    def follow(self, run_name: str) -> JobState:
+        """Print the log of the newest job until it ends."""
+        job = self._wanted(run_name)
+        job_id = job.submission_id
+        follower = LogFollower(
+            lambda: self._client.tail_job_logs(job_id),
+            lambda: self._newest(run_name),
+            has_ended=lambda found: found is None or found.submission_id != job_id or is_ended(found),
+        )
+        found = asyncio.run(follower.run())
+        if found is None:
+            reason = "the cluster does not know it any more; its head was probably started anew"
+            return JobState(job_id, "FAILED", reason, None, is_lost=True)
+        return self._state_of(found)
+
+    def stop(self, run_name: str, *, grace_s: float) -> JobState:
+        """Let the run finish its step and save; its grace time is what it was submitted with."""
+        job = self._wanted(run_name)
+        if is_ended(job):
+            raise ValueError(f"--run: {run_name} does not go on: its newest job {job.submission_id} has ended")
+        variables = (job.runtime_env or {}).get("env_vars") or {}
+        grace_s = float(variables.get(GRACE_VARIABLE, grace_s))
+        with self._reported():
+            self._client.stop_job(job.submission_id)
+        print(f"{job.submission_id}: told to stop; it has {grace_s:g} s to finish its step and save", flush=True)
+        deadline = time.monotonic() + grace_s + STOP_MARGIN_S
+        while not is_ended(job) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+            try:
+                job = self._newest(run_name) or job
+            except UnreachableError as error:
+                logger.warning("%s", error)
+        return self._state_of(job)
+
+    def _wanted(self, run_name: str) -> Any:
+        job = self._newest(run_name)
+        if job is None:
+            with self._reported():
+                known = sorted({(job.metadata or {}).get(RUN, "") for job in self._client.list_jobs()} - {""})
+            raise ValueError(
+                f"--run: no job of a run named {run_name} at {self._address} (runs: {', '.join(known) or 'none'})"
+            )
+        return job
+
+    def _newest(self, run_name: str) -> Any:
+        with self._reported():
+            jobs = jobs_of(run_name, self._client.list_jobs())
+        return jobs[-1] if jobs else None
+
+    def _state_of(self, job: Any, earlier: Sequence[JobState] = ()) -> JobState:
+        log = ""
+        if status_of(job) == "STOPPED" or job.driver_exit_code == DRAINED:  # what the run said last
+            try:
+                with self._reported():
+                    log = self._client.get_job_logs(job.submission_id)
+            except ValueError as error:
+                logger.warning("the log of %s cannot be read: %s", job.submission_id, error)
+        return state_of(job, log, earlier)
+
+    # -- the connection --
+
+    @cached_property
+    def _client(self) -> Client:
+        return Client(self._address)
+
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        """Every failure of a call as one line: UnreachableError without an answer, else ValueError."""
+        try:
+            yield
+        except AuthenticationError as error:
+            raise ValueError(f"--address: {self._address} does not take this token: {TOKEN_ADVICE}") from error
+        except (ConnectionError, KeyError, requests.RequestException) as error:
+            raise UnreachableError(
+                f"--address: no jobs API of a Ray cluster answers at {self._address}"
+            ) from error
+        except (RayError, RuntimeError) as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            raise ValueError(f"the cluster at {self._address} refuses: {lines[0][:200]}") from error
+
+
+def _entry_point(request: Request, config: str | None) -> list[str]:
+    named = [] if config is None else ["--config", config]
+    return ["python", "launch.py", "train", *named, *request.train]
+
+
+def _variables(request: Request) -> dict[str, str]:
+    return {**request.environment, GRACE_VARIABLE: str(math.ceil(request.grace_s))}
+
+
+def _digest(request: Request) -> str:
+    return hashlib.sha256(request.settings.encode()).hexdigest()
