@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tests.integration.namespaces import ROOT, NodeOptions, until
 from tests.integration.network import Node, RayNetwork, network
@@ -51,6 +52,18 @@ class NodeGroups(RayNetwork):
         done = self.done(name, [*LAUNCH, *arguments])
         assert done.returncode == 0, done.stderr
         return done.stdout
+
+    def outside(self, *arguments: str, **options: Any) -> subprocess.Popen[Any]:
+        """Start `launch.py ...` on a machine that is no node, but has the token."""
+        environment = os.environ | self.environment | {"RAY_API_SERVER_ADDRESS": self.jobs}
+        return subprocess.Popen([*LAUNCH, *arguments], env=environment, **options)
+
+    def submitted(self, *arguments: str) -> str:
+        """The output of `launch.py submit ...` about a run, from outside, which must succeed."""
+        process = self.outside("submit", *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        out, err = process.communicate(timeout=300)
+        assert process.returncode == 0, err
+        return out + err
 
 
 @contextmanager
