@@ -5,6 +5,7 @@ import json
 import secrets
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,8 +30,10 @@ pytestmark = [pytest.mark.timeout(600), pytest.mark.isolated, pytest.mark.slow]
 
 GROUPS = ("rollout", "teacher", "learner")
 BATCH, IDLE_S, PATIENCE_S = 8, 6.0, 120.0
-HEAD_ID = "f" * 51 + "00000"
-"""What Ray's fake provider, whose nodes are processes of this machine, calls the head."""
+PROVIDER = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
+"""Ray's own provider for tests: its nodes are processes of this machine."""
+HEAD_ID, HEAD_TYPE = "f" * 51 + "00000", "ray.head.default"
+"""What it calls the head."""
 AUTOSCALER = {
     "RAY_FAKE_CLUSTER": "1",
     "RAY_enable_autoscaler_v2": "1",
@@ -47,15 +50,21 @@ def autoscaling_config() -> dict[str, Any]:
         group: {"resources": {**sizes, group: 1}, "node_config": {}, "min_workers": 0, "max_workers": 3}
         for group in GROUPS
     }
-    types["head"] = {"resources": {"head": 1}, "node_config": {}, "max_workers": 0}
+    types[HEAD_TYPE] = {"resources": {"head": 1}, "node_config": {}, "max_workers": 0}
     commands = ("initialization", "setup", "head_setup", "worker_setup", "head_start_ray", "worker_start_ray")
     return {
         **{"cluster_name": "fake", "max_workers": 9, "upscaling_speed": 1.0, "idle_timeout_minutes": IDLE_S / 60},
         "provider": {
-            **{"type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True},
+            **{"type": "external", "module": PROVIDER, "use_node_id_as_ip": True, "disable_node_updaters": True},
             **{"disable_launch_config_check": True, "launch_multiple": True, "head_node_id": HEAD_ID},
         },
-        **{"available_node_types": types, "head_node_type": "head", "auth": {}, "docker": {}, "file_mounts": {}},
+        **{
+            "available_node_types": types,
+            "head_node_type": HEAD_TYPE,
+            "auth": {},
+            "docker": {},
+            "file_mounts": {},
+        },
         **{"cluster_synced_files": [], "file_mounts_sync_continuously": False},
         **{"rsync_exclude": [], "rsync_filter": []},
         **{f"{each}_commands": [] for each in commands},
@@ -125,8 +134,9 @@ async def follow(run: SimulatedRun, role: str) -> None:
             seen.append(nodes())
             return seen[-1] == wanted and len(run.pools[role].healthy) == wanted[role]
 
-        step = run.pipeline.slots.version
+        step, asked = run.pipeline.slots.version, time.monotonic()
         await eventually(followed, timeout_s=PATIENCE_S)
+        print(f"{role} -> {count}: nodes and workers followed after {time.monotonic() - asked:.1f} s")
         assert {each: number for counts in seen for each, number in counts.items() if each != role} == {
             group: 1 for group in GROUPS if group != role
         }
@@ -139,8 +149,10 @@ def test_nodes_of_each_group_come_and_go_with_the_workers_of_a_run_that_loses_no
     async def scenario() -> SimulatedRun:
         engines = [EngineBehaviour(fastest_s=0.02, slowest_s=0.2)]
         assert not nodes()
+        asked = time.monotonic()
         async with simulated_run(config, engines=engines) as run:
             assert nodes() == Counter(GROUPS)
+            print(f"all workers, on new nodes, have started after {time.monotonic() - asked:.1f} s")
             check_named_actors_are_here()
             events, stop = Events(run.folder.events), run.pipeline.stop
             async with controlled(config, run.pools, run.folder, events, is_local=False, stop=stop) as controller:
@@ -155,15 +167,15 @@ def test_nodes_of_each_group_come_and_go_with_the_workers_of_a_run_that_loses_no
     with growing_cluster(tmp_path) as address:
         given = {"address": address, "placement_timeout_s": PATIENCE_S}
         config = run_config(tmp_path, max_steps=100_000, batch_size=BATCH, cluster=given, **groups)
-        with ray_cluster(config, plan(config)):
-            assert grows(config.cluster)
-            run = asyncio.run(scenario())
         fixed = config.model_copy(update={"cluster": config.cluster.model_copy(update={"grows": False})})
         with (
             pytest.raises(ValueError, match="no node can ever hold one learner worker"),
             ray_cluster(fixed, plan(fixed)),
         ):
             pass
+        with ray_cluster(config, plan(config)):
+            assert grows(config.cluster)
+            run = asyncio.run(scenario())
     slots = sorted(run.trained_slots())
     assert len(slots) == len(set(slots)) == BATCH * run.pipeline.slots.version
     assert not run.events("worker_died") + run.events("worker_not_started")
