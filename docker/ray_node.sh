@@ -94,6 +94,7 @@ wait_for_head() {
 	exit 1
 }
 
+(($$ != 1)) || trap 'exit 143' TERM INT # the first process of a container ignores them otherwise
 role=${1:-}
 [[ " $ROLES " == *" $role "* && -n $role ]] || refuse "the first argument must be one of: $ROLES; got '$role'"
 shift
@@ -106,7 +107,7 @@ export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=${RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO:-
 # Ray would wait so long for its workers to end by themselves, which those of a run do not: their pool replaces them.
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=${RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S:-5}
 
-options=(--block --disable-usage-stats --node-name="$POWEROPD_NODE_NAME")
+options=(--block --disable-usage-stats --log-color=false --node-name="$POWEROPD_NODE_NAME")
 options+=(--metrics-export-port="$POWEROPD_METRICS_PORT")
 if [[ $role == head ]]; then
 	if [[ -n ${POWEROPD_GCS_STORAGE:-} ]]; then

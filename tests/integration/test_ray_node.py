@@ -32,7 +32,7 @@ def test_a_node_waits_for_its_head_joins_with_the_token_alone_and_leaves_when_to
     with network(tmp_path, ["head", "rollout"]) as machines:
         ray, log = NodeGroups(tmp_path, machines, POWEROPD_WORKERS="3"), tmp_path / "joining.log"
         process = ray.run("rollout", ray.line("rollout", NodeOptions(num_cpus=1)), log)
-        until(lambda: f"waiting for the head at {ray.address}, 300 s left" in log.read_text(), "its word", process)
+        until(lambda: f"waiting for the head at {ray.address}, " in log.read_text(), "its word", process)
         ray.start("head", NodeOptions(num_cpus=0))
         until(lambda: "will now block" in log.read_text(), "the node", process)
         there = nodes(ray)
