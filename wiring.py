@@ -132,8 +132,8 @@ async def start_pipeline(
     from cluster.resume import Progress, restore
     from cluster.waiting import together
 
-    for pool in pools.values():
-        await pool.place()
+    turn = asyncio.Lock()
+    await together(pool.place(turn) for pool in pools.values())
     learner = build_learner(config, pools, events)
     await together([learner.setup(), *(pool.start() for role, pool in pools.items() if role != "learner")])
     prompts = PromptSource(

@@ -136,7 +136,11 @@ class ClusterConfig(Section):
     rollout_strategy: Literal["pack", "spread"] = "spread"
     """Nodes of the rollout workers: few, or as many as there are."""
     placement_timeout_s: Seconds = 300.0
-    """Wait so long for the cluster to provide resources that it could have."""
+    """Wait so long for the cluster to provide resources that it could have; where nodes are started for a run,
+    longer than that takes."""
+    grows: bool | None = None
+    """Whether nodes come when they are wanted: a worker that no node could hold now is waited for then, not
+    refused. By default whether the head was started for Ray's autoscaler v2."""
     start_timeout_s: Seconds = 900.0
     """Wait so long for engines and ranks to start."""
     rollout_timeout_s: Seconds = 1800.0

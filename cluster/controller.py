@@ -20,6 +20,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from cluster.autoscaling import grows
 from cluster.command_line import DRAINED
 from cluster.config import RunConfig
 from cluster.connection import NAMESPACE, cluster_address
@@ -27,7 +28,7 @@ from cluster.dashboards.monitor import Monitor
 from cluster.events import Events, reason_of
 from cluster.mailbox import Mailbox, actor_name
 from cluster.pipeline import Pipeline
-from cluster.placement import check_all_fit, check_some_node_fits
+from cluster.placement import check_could_fit
 from cluster.pool import Pool
 from cluster.process_identity import this_process
 from cluster.ray_actors import named_actor
@@ -136,7 +137,8 @@ class Controller:
         demands = [replace(pool.demand, count=wanted[role]) for role, pool in changed_last]
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if any(wanted[role] > now[role] for role in wanted):
-            (check_all_fit if self._is_local else check_some_node_fits)(demands, nodes)
+            may_grow = not self._is_local and grows(self._config.cluster)
+            check_could_fit(demands, nodes, is_local=self._is_local, grows=may_grow)
 
 
 def check_count(role: str, count: int, roles: list[str]) -> None:

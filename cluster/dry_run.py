@@ -11,7 +11,7 @@ import psutil
 from cluster.config import RunConfig
 from cluster.connection import connected, is_local
 from cluster.nodes import Node
-from cluster.placement import Demand, check_all_fit, check_some_node_fits, place_all, text_of
+from cluster.placement import Demand, check_all_fit, check_could_fit, place_all, text_of
 from cluster.settings import to_yaml
 
 
@@ -84,6 +84,8 @@ def ray_cluster(config: RunConfig, demands: Sequence[Demand]) -> AbstractContext
     """Connect to the cluster, or start a local one, and check that the workers fit; a context manager."""
 
     def check(nodes: list[dict[str, float]], is_local: bool) -> None:
-        (check_all_fit if is_local else check_some_node_fits)(demands, nodes)
+        from cluster.autoscaling import grows
+
+        check_could_fit(demands, nodes, is_local=is_local, grows=not is_local and grows(config.cluster))
 
     return connected(config.cluster, check)

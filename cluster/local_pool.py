@@ -1,5 +1,7 @@
 """A pool whose workers live in this process: no Ray, no placement. For simulations and load tests."""
 
+import asyncio
+
 from cluster.local_actors import LocalActor
 from cluster.pool import Pool
 from cluster.workers import Worker
@@ -11,7 +13,7 @@ IN_PROCESS = "in process"
 class LocalPool(Pool):
     """A `Pool` that makes its workers here."""
 
-    async def _create(self, workers: list[Worker]) -> None:
+    async def _create(self, workers: list[Worker], turn: asyncio.Lock | None = None) -> None:
         for worker in workers:
             spec = self._build(int(worker.name.rpartition("-")[2]))
             worker.handle = LocalActor(spec.cls(*spec.args, **spec.kwargs))

@@ -125,6 +125,23 @@ def bundle(role: str, resources: ResourcesConfig, tensor_parallel_size: int = 1)
     return given
 
 
+def check_could_fit(
+    demands: Sequence[Demand], nodes: Sequence[Mapping[str, float]], *, is_local: bool, grows: bool
+) -> None:
+    """ValueError saying what is missing if the workers could never be placed.
+
+    The one node of a local Ray has to hold all of them together, some node of a cluster each by itself. Which
+    nodes may yet come to a cluster that grows is not known: everything is waited for there.
+    """
+    if is_local:
+        check_all_fit(demands, nodes)
+    elif not grows:
+        try:
+            check_some_node_fits(demands, nodes)
+        except ValueError as error:
+            raise ValueError(f"{error} (if nodes come when they are wanted, set cluster.grows true)") from error
+
+
 def check_some_node_fits(demands: Sequence[Demand], nodes: Sequence[Mapping[str, float]]) -> None:
     """ValueError naming the role if one of its workers is larger than every node: waiting cannot help."""
     for demand in demands:

@@ -80,13 +80,17 @@ class Pool:
         """Workers that are given work, or will be: neither draining nor retired."""
         return [worker for worker in self.workers if worker.is_wanted]
 
-    async def place(self) -> None:
-        """Reserve resources and create the actors; TimeoutError saying what is waited for."""
+    async def place(self, turn: asyncio.Lock | None = None) -> None:
+        """Reserve resources and create the actors; TimeoutError saying what is waited for.
+
+        Pools that are placed at the same time share a `turn`.
+        """
+        turn = turn or asyncio.Lock()
+        workers = [self.add() for _ in range(self.demand.count)]
         if self.demand.is_one_group:
-            await self._create([self.add() for _ in range(self.demand.count)])
+            await self._create(workers, turn)
             return
-        for _ in range(self.demand.count):
-            await self._create([self.add()])  # one by one: close() frees what is placed
+        await together(self._create([worker], turn) for worker in workers)  # close() frees what is placed
 
     async def start(self) -> None:
         """Let every worker load its engine, all at the same time."""
@@ -272,11 +276,14 @@ class Pool:
         await self._end(worker, gracefully)
         self._events.add("worker_retired", worker=worker.name, reason="run end")
 
-    async def _create(self, workers: list[Worker]) -> None:
+    async def _create(self, workers: list[Worker], turn: asyncio.Lock | None = None) -> None:
         """Place workers in one group (one worker, or all of a pool that is one group) and create their actors."""
-        held = Counter(worker.node_id for worker in self.workers if worker.placement is not None)
-        timeout_s = self._config.placement_timeout_s
-        reservation = await reserve(self.demand, [worker.name for worker in workers], held, timeout_s)
+
+        def held() -> Counter[str]:
+            return Counter(worker.node_id for worker in self.workers if worker.placement is not None)
+
+        names, timeout_s = [worker.name for worker in workers], self._config.placement_timeout_s
+        reservation = await reserve(self.demand, names, held, timeout_s=timeout_s, turn=turn or asyncio.Lock())
         for index, worker in enumerate(workers):
             self._open(worker, reservation, index)
 

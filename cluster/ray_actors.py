@@ -67,7 +67,8 @@ def named_actor(cls: type, *, name: str, args: tuple[Any, ...]) -> Any:
 
     It reserves nothing. ValueError if the name is taken in this Ray namespace.
     """
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+    # With a soft wish Ray takes other nodes too, whose loss would be that of the actor.
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     options: dict[str, Any] = {"name": name, "num_cpus": 0, "max_restarts": 0, "scheduling_strategy": here}
     options["max_concurrency"] = CONCURRENT_CALLS
     return ray.remote(cls).options(**options).remote(*args)

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,15 +38,30 @@ class Reservation:
     nodes: list[tuple[str, str]]
 
 
-async def reserve(demand: Demand, names: Sequence[str], held: Mapping[str, int], timeout_s: float) -> Reservation:
+async def reserve(
+    demand: Demand,
+    names: Sequence[str],
+    held: Callable[[], Mapping[str, int]],
+    timeout_s: float,
+    turn: asyncio.Lock,
+) -> Reservation:
     """Reserve the placement group of one worker, or of all if the demand is one group.
 
     `held` counts the role's workers by node id. Ray chooses where our choice is not free any more. TimeoutError
-    saying what is missing after `timeout_s`, with nothing reserved.
+    saying what is missing after `timeout_s`, with nothing reserved. Calls that share `turn` take free nodes one by
+    one; those for which there is no room wait for it all at once, so that a cluster that grows sees them all.
     """
     what = f"placement of {', '.join(names)} ({demand})"
     bundles = [demand.bundle] * len(names) if demand.is_one_group else [demand.bundle, *demand.further_stages]
-    chosen = _best_nodes(demand, bundles, held)
+    async with turn:
+        if chosen := _best_nodes(demand, bundles, held()):
+            return await _reserve(demand, bundles, chosen, timeout_s, what)
+    return await _reserve(demand, bundles, [], timeout_s, what)
+
+
+async def _reserve(
+    demand: Demand, bundles: list[Bundle], chosen: Sequence[str], timeout_s: float, what: str
+) -> Reservation:
     if len(bundles) > 1:
         group = await _reserve_together(demand, bundles, chosen, timeout_s, what)
     else:  # Ray takes a wish for a node with this strategy only

@@ -28,6 +28,7 @@ from cluster.resume import Progress, restore
 from cluster.run_folder import RunFolder, valid_ledger
 from cluster.stop_tokens import StopTokens
 from cluster.teacher_signal import TeacherSignal
+from cluster.waiting import together
 from tests.integration.simulated import (
     QUESTION,
     SAMPLING,
@@ -172,8 +173,8 @@ async def simulated_run(
         for d in demands
     }
     try:
-        for pool in pools.values():
-            await pool.place()
+        turn = asyncio.Lock()
+        await together(pool.place(turn) for pool in pools.values())
         group = LearnerGroup(pools["learner"], config.cluster)
         engine_pools = [pool for role, pool in pools.items() if role != "learner"]
         await asyncio.gather(group.setup(), *(pool.start() for pool in engine_pools))

@@ -150,10 +150,23 @@ def test_a_request_of_another_kind_is_refused(controller: Controller) -> None:
     assert "known kinds: scale, status, stop" in controller.reply({"kind": "end"})["error"]
 
 
-def test_a_cluster_may_grow_so_only_what_no_node_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cluster.controller.ray.nodes", lambda: NODES)
-    controller = Controller(CONFIG, pools(), is_local=False)
-    assert "lines" in controller.reply({"kind": "scale", "counts": {"rollout": 40}})
+def scaled_to_40(monkeypatch: pytest.MonkeyPatch, *, grows: bool, nodes: list[dict[str, Any]]) -> dict[str, Any]:
+    """The answer of a run on a cluster of these nodes to the request for 40 rollout workers."""
+    monkeypatch.setattr("cluster.controller.ray.nodes", lambda: nodes)
+    config = CONFIG.model_copy(update={"cluster": CONFIG.cluster.model_copy(update={"grows": grows})})
+    return Controller(config, pools(), is_local=False).reply({"kind": "scale", "counts": {"rollout": 40}})
+
+
+def test_on_a_cluster_only_what_no_node_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "lines" in scaled_to_40(monkeypatch, grows=False, nodes=NODES)
+    small = [{"Alive": True, "Resources": {"CPU": 0.25}}]
+    refused = scaled_to_40(monkeypatch, grows=False, nodes=small)["error"]
+    assert "no node can ever hold one" in refused
+    assert refused.endswith("(if nodes come when they are wanted, set cluster.grows true)")
+
+
+def test_on_a_cluster_that_grows_no_worker_is_refused_for_want_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "lines" in scaled_to_40(monkeypatch, grows=True, nodes=[{"Alive": True, "Resources": {"head": 1.0}}])
 
 
 def test_what_is_wanted_during_the_start_is_carried_out_once_the_run_has_started(controller: Controller) -> None:
