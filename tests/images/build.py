@@ -77,6 +77,8 @@ class Builder:
             stage = self.stages[target]
             image = self._base(stage)
             for instruction in stage.instructions:
+                if source := instruction.flag("from"):
+                    self.build(source)
                 started = time.monotonic()
                 image = self._follow(image, instruction)
                 if (took := time.monotonic() - started) > 1:
@@ -161,7 +163,7 @@ class Builder:
         source, target = instruction.text.split()
         into = Path(image.root, target.removeprefix("/"))
         if stage := instruction.flag("from"):
-            _copy(Path(self.build(stage).root, source.removeprefix("/")), into, hard_links=True)
+            _copy(Path(self.built[stage].root, source.removeprefix("/")), into, hard_links=True)
             return
         files = context_files(self.context)
         if source != ".":
