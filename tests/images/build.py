@@ -34,10 +34,9 @@ class Image:
     healthcheck: list[str] = field(default_factory=list)
     labels: dict[str, str] = field(default_factory=dict)
 
-    def place(self, **changes: Any) -> Place:
-        """Where a program of a container of this image runs: no network, and not root."""
-        environment = self.env | changes.pop("environment", {})
-        return Place(Path(self.root), self.user, self.cwd, environment, **changes)
+    def place(self, environment: Mapping[str, str] | None = None, **changes: Any) -> Place:
+        """Where a program of a container of this image runs: without network, and as the image's user."""
+        return replace(Place(Path(self.root), self.user, self.cwd, self.env | (environment or {})), **changes)
 
     def write(self, path: Path) -> None:
         """Write all but the files."""

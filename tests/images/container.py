@@ -14,10 +14,14 @@ from pathlib import Path
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 PRIVATE = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
 # $1 root, $2 user, $3 working directory, then SOURCE TARGET of each bind up to --, then the program.
+# The way to the root itself becomes a mount, so that it can be read-only; the rest is mounted on it.
 ENTER = """
 set -e
 root=$1 user=$2 cwd=$3
 shift 3
+mount --bind "$root" "$root"
+[ -z "$SCRATCH" ] || mount -o remount,bind,ro "$root"
+for folder in $SCRATCH; do mount -t tmpfs -o mode=1777 tmpfs "$root$folder"; done
 mount -t proc proc "$root/proc"
 mount --bind /sys "$root/sys"
 mount -o remount,bind,ro "$root/sys"
@@ -42,6 +46,8 @@ class Place:
     environment: Mapping[str, str] = field(default_factory=dict)
     binds: Mapping[Path, str] = field(default_factory=dict)
     """Files and folders of this machine, and where they appear while the program runs."""
+    scratch: Sequence[str] = ()
+    """Folders that are empty at first and gone in the end. If there are any, all others are read-only."""
     network: bool = False
     """This machine's network; otherwise a loopback device alone."""
 
@@ -72,7 +78,7 @@ def start(place: Place, line: Sequence[str], log: Path) -> "subprocess.Popen[byt
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"WITH_NETWORK": "yes" if place.network else ""},
+            env=os.environ | {"WITH_NETWORK": "yes" if place.network else "", "SCRATCH": " ".join(place.scratch)},
         )
 
 
