@@ -36,7 +36,7 @@ class Image:
 
     def place(self, environment: Mapping[str, str] | None = None, **changes: Any) -> Place:
         """Where a program of a container of this image runs: without network, and as the image's user."""
-        return replace(Place(Path(self.root), self.user, self.cwd, self.env | (environment or {})), **changes)
+        return replace(Place(Path(self.root), self.user, self.cwd, self.env | dict(environment or {})), **changes)
 
     def write(self, path: Path) -> None:
         """Write all but the files."""
@@ -136,7 +136,7 @@ class Builder:
             path for target in binds.values() if not (path := Path(image.root, target.removeprefix("/"))).exists()
         ]
         place = Place(
-            Path(image.root), image.user, image.cwd, image.env | image.args | proxies, binds, network=True
+            Path(image.root), image.user, image.cwd, image.env | image.args | proxies, binds, network="host"
         )
         run(place, ["/bin/sh", "-c", instruction.text], self.folder / "run.log", timeout_s=RUN_TIMEOUT_S)
         for path in made:  # empty again: what was mounted on them went with the program

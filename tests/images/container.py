@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-PRIVATE = ["unshare", "--mount", "--pid", "--fork", "--kill-child"]
+PRIVATE = ["unshare", "--mount", "--pid", "--uts", "--fork", "--kill-child"]
 # $1 root, $2 user, $3 working directory, then SOURCE TARGET of each bind up to --, then the program.
 # The way to the root itself becomes a mount, so that it can be read-only; the rest is mounted on it.
 ENTER = """
@@ -25,13 +25,15 @@ for folder in $SCRATCH; do mount -t tmpfs -o mode=1777 tmpfs "$root$folder"; don
 mount -t proc proc "$root/proc"
 mount --bind /sys "$root/sys"
 mount -o remount,bind,ro "$root/sys"
-mount -t tmpfs -o mode=1777,size=4g tmpfs "$root/dev/shm"
+mount -t tmpfs -o mode=1777,size="$SHM" tmpfs "$root/dev/shm"
 while [ "$1" != -- ]; do
 	mount --bind "$1" "$root$2"
 	shift 2
 done
 shift
-[ -n "$WITH_NETWORK" ] || ip link set lo up
+[ "$NETWORK" = host ] || hostname "$NAME"
+[ "$NETWORK" = host ] || ip link set lo up
+until [ "$NETWORK" != bridge ] || ip route | grep -q default; do sleep 0.1; done
 exec chroot --userspec="$user" "$root" /usr/bin/env -i --chdir="$cwd" "$@"
 """
 
@@ -48,8 +50,17 @@ class Place:
     """Files and folders of this machine, and where they appear while the program runs."""
     scratch: Sequence[str] = ()
     """Folders that are empty at first and gone in the end. If there are any, all others are read-only."""
-    network: bool = False
-    """This machine's network; otherwise a loopback device alone."""
+    network: str = "none"
+    """`none` but a loopback device, `host`: this machine's, `bridge`: waits for a card that somebody plugs in."""
+    name: str = "container"
+    """What the program takes for the name of its machine."""
+    shm_bytes: int = 4 * 2**30
+    """Size of /dev/shm."""
+
+    def within(self) -> dict[str, str]:
+        """What ENTER reads from its environment."""
+        scratch = " ".join(self.scratch)
+        return {"NETWORK": self.network, "NAME": self.name, "SHM": str(self.shm_bytes), "SCRATCH": scratch}
 
     def variables(self) -> list[str]:
         """NAME=VALUE of the program's whole environment."""
@@ -65,12 +76,12 @@ class Place:
 def start(place: Place, line: Sequence[str], log: Path) -> "subprocess.Popen[bytes]":
     """Start a program as the first process of its namespaces; output goes to a file."""
     binds = dict(place.binds)
-    if place.network:
+    if place.network == "host":
         binds[Path("/etc/resolv.conf").resolve()] = "/etc/resolv.conf"
     for source, target in binds.items():
         _mount_point(source, place.root / target.removeprefix("/"))
     given = [word for source, target in binds.items() for word in (str(source), target)]
-    unshare = [*PRIVATE, *([] if place.network else ["--net"])]
+    unshare = [*PRIVATE, *([] if place.network == "host" else ["--net"])]
     enter = ["bash", "-c", ENTER, "_", str(place.root), place.user, place.cwd, *given, "--"]
     with log.open("wb") as output:
         return subprocess.Popen(
@@ -78,7 +89,7 @@ def start(place: Place, line: Sequence[str], log: Path) -> "subprocess.Popen[byt
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env=os.environ | {"WITH_NETWORK": "yes" if place.network else "", "SCRATCH": " ".join(place.scratch)},
+            env=os.environ | place.within(),
         )
 
 

@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 from tests.images.build import Image
 from tests.images.context import context_files, lets_through, read_rules
 from tests.images.dockerfile import Instruction, pairs, read_stages, words
+from tests.images.package_index import local_folders, write_configuration
 from tests.unit.validators import ROOT, run, validator
 
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
@@ -95,6 +96,8 @@ def test_nothing_runs_as_root_and_every_container_is_watched() -> None:
     assert words(node["ENTRYPOINT"].text)[-1] == "/app/docker/ray_node.sh"
     assert words(node["HEALTHCHECK"].text.removeprefix("CMD ")) == ["/app/docker/healthcheck.sh"]
     assert pairs(node["ENV"].text, {"PATH": "/bin"})["PYTHONPATH"] == "/app"
+    scripts = re.findall(r"/app/(docker/\w+\.sh)", DOCKERFILE.read_text())
+    assert {Path(name) for name in scripts} <= {*context_files(ROOT)}
     labels = pairs(node["LABEL"].text, {"REVISION": "x"})
     assert labels["org.opencontainers.image.version"] == PROJECT["version"]
 
@@ -240,6 +243,21 @@ def test_the_settings_of_the_example_are_those_that_the_compose_file_reads() -> 
     assert {name for name, _ in read} == {name for name, _ in given}
     differing = {"POWEROPD_SHARED", "POWEROPD_REGISTRY", "POWEROPD_PULL_POLICY"}
     assert {pair for pair in given if pair[0] not in differing} <= set(read)
+
+
+def test_the_image_test_hands_pips_configuration_on_with_its_certificates_as_a_secret(tmp_path: Path) -> None:
+    (tmp_path / "more" / "simple").mkdir(parents=True)
+    settings = {
+        **{"index-url": "https://example.org/simple", "extra-index-url": f"file://{tmp_path}/more/simple"},
+        **{"find-links": f"{tmp_path} https://example.org/wheels", "cert": "/ca.pem", "user": "true"},
+    }
+    secrets = write_configuration(tmp_path / "pip.conf", settings)
+    assert secrets == {"pip": tmp_path / "pip.conf", "ca": Path("/ca.pem")}
+    text = (tmp_path / "pip.conf").read_text()
+    assert "index-url = https://example.org/simple" in text
+    assert "cert = /run/secrets/ca" in text
+    assert "user" not in text
+    assert {*local_folders(settings)} == {tmp_path, tmp_path / "more"}
 
 
 def test_the_description_of_an_image_is_read_as_it_was_written(tmp_path: Path) -> None:
