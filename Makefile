@@ -1,5 +1,5 @@
 # `make help` lists the targets. Variables, given as in `make test ARGS="-x -k slots"`:
-#   ARGS             more arguments for pytest (test targets), `launch.py train` (demo) or the audit
+#   ARGS             more arguments for pytest (test targets), `launch.py train` (demo), the audit, ...
 #   PYTHON           the interpreter that makes .venv: Python 3.11 to 3.13             [python3]
 #   EXTRA            the engines in .venv: cpu or gpu                 [what .venv holds, else cpu]
 #   TORCH_INDEX_URL  a second package index, for where pip's own has no CPU build of torch;
@@ -19,7 +19,7 @@ SHELL := bash
 .ONESHELL:
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help install install-gpu lock audit demo smollm2 docs reference test test-unit test-slow chaos-test lint format types clean
+.PHONY: help install install-gpu lock audit demo smollm2 docs reference test test-unit test-slow chaos-test image-test lint format types clean
 
 help:  ## list the targets
 	awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -60,8 +60,8 @@ install:  ## make .venv, or bring it to the pinned packages (CPU engines)
 install-gpu:  ## the same with the engines for NVIDIA GPUs
 	$(MAKE) --no-print-directory install EXTRA=gpu
 
-lock: install  ## resolve pyproject.toml anew into requirements/*.txt
-	$(BIN)/python requirements/lock.py
+lock: install  ## resolve pyproject.toml anew into requirements/*.txt; ARGS=--keep moves no pin that still fits
+	$(BIN)/python requirements/lock.py $(ARGS)
 
 audit:  ## look the pinned packages up in a database of known vulnerabilities; ARGS=--offline checks the pins alone
 	$(PYTHON) requirements/audit.py $(ARGS)
@@ -87,6 +87,9 @@ test-slow: install  ## the long proofs
 
 chaos-test: install  ## those of the long proofs that kill workers again and again
 	$(BIN)/python -m pytest -m chaos $(ARGS)
+
+image-test: install  ## build the CPU image's steps in a clean Debian root and train in it: root, 8 GB, about 8 minutes
+	$(BIN)/python -m tests.images.run $(ARGS)
 
 docs: install  ## build the documentation into site/: open site/index.html, no server needed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
