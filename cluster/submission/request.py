@@ -11,7 +11,8 @@ class Request:
 
     run_name: str
     train: Sequence[str]
-    """Options of `launch.py train` that say the whole run but its settings file, such as --force KEY."""
+    """Options of `launch.py train` that say the whole run but its settings file: `overrides`, --run-name, --force,
+    --resume=auto and --retries."""
     config: str | None
     """The settings file, as it was given."""
     settings: str
@@ -19,7 +20,7 @@ class Request:
     overrides: Sequence[str]
     """The settings that were given as options."""
     runs_path: str
-    """Folder of all runs, as the job sees it."""
+    """Folder of all runs, as the job sees it; absolute."""
     retries: int
     """So often the entry point goes on after a crash; each time from the newest checkpoint."""
     environment: Mapping[str, str]
@@ -38,14 +39,23 @@ class JobState:
     """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED; of Kubernetes also SUSPENDED."""
     message: str
     exit_code: int | None
-    """Of `launch.py train`, where the place tells."""
+    """Of `launch.py train`, where the place tells; None while the job goes on."""
+    is_lost: bool = False
+    """True if the job ended although its run did not: its node or the head was lost, or its process killed. The
+    same run may be submitted again."""
+    earlier: Sequence["JobState"] = ()
+    """The run's jobs before this one, oldest first, as far as the place remembers them."""
+
+
+class UnreachableError(ValueError):
+    """The place does not answer; it may do so later."""
 
 
 class Place(Protocol):
     """Somewhere jobs run. Every mistake is one ValueError in one line; nothing is changed then."""
 
     def submit(self, request: Request) -> JobState:
-        """Start the run, or find the job of this run that goes on."""
+        """Start the run, or find the job of this run that goes on; the state's message says which."""
         ...
 
     def state(self, run_name: str) -> JobState | None:
