@@ -31,7 +31,6 @@ class Kubectl:
 
     def __init__(self, namespace: str | None) -> None:
         self._options = [] if namespace is None else [f"--namespace={namespace}"]
-        self.namespace = namespace
 
     def run(self, *arguments: str, text: str | None = None, timeout_s: float = CALL_TIMEOUT_S) -> str:
         """The output of one call; ValueError with kubectl's own words, UnreachableError if no cluster answers."""
@@ -65,10 +64,16 @@ class Kubectl:
         return sorted(json.loads(found)["items"], key=lambda pod: pod["metadata"].get("creationTimestamp", ""))
 
     def apply(self, objects: Iterable[Object], *, is_trial: bool = False) -> None:
-        """Make the objects, or change them to what is given; a trial only asks whether they would be taken."""
-        listed = {"apiVersion": "v1", "kind": "List", "items": list(objects)}
-        trial = ["--dry-run=server"] if is_trial else []
-        self.run("apply", "--filename=-", *trial, REQUEST_TIMEOUT, text=json.dumps(listed))
+        """Make the objects, or change them to what is given; a trial only asks whether they would be taken.
+
+        The server merges: kubectl's own way leaves a copy of each object, secrets too, in an annotation.
+        """
+        text = "\n---\n".join(
+            json.dumps(each) for each in objects
+        )  # of a List, fields are not checked by the server
+        options = ["--server-side", "--force-conflicts", "--field-manager=poweropd"]
+        options += ["--dry-run=server"] if is_trial else []
+        self.run("apply", "--filename=-", *options, REQUEST_TIMEOUT, text=text)
 
     def patch(self, kind: str, name: str, changes: Object) -> None:
         """Change fields of an object."""

@@ -3,7 +3,7 @@
 import logging
 import re
 import time
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,20 +59,18 @@ class KubernetesPlace:
         priority_class: str | None,
         *,
         poll_s: float = POLL_S,
-        sleep: Callable[[float], object] = time.sleep,
     ) -> None:
         self._overlay = overlay
         self._kubectl = Kubectl(namespace)
         self._priority_class = priority_class
         self._poll_s = poll_s
-        self._sleep = sleep
 
     def submit(self, request: Request) -> JobState:
         """Start the run as a RayJob, or find the one that goes on; the message says which."""
         name = job_name(request.run_name)
         before = self._job(name, request.run_name)
         if before is not None and (state := state_of(before)).status not in ENDED:
-            return _with(state, f"{name} goes on, nothing was submitted: {state.message}")
+            return replace(state, message=f"{name} goes on, nothing was submitted: {state.message}")
         objects = self._objects(request)
         self._check_token(objects[-1])
         self._kubectl.apply(objects, is_trial=True)
@@ -84,7 +82,8 @@ class KubernetesPlace:
         if job is None:
             raise ValueError(f"{name} was deleted while it was submitted")
         self._kubectl.apply(owned(objects, job))
-        return _with(state_of(job), f"{name} was submitted {'again, and goes on' if before else 'as a RayJob'}")
+        how = "again, and goes on from its newest checkpoint" if before else "as a RayJob"
+        return replace(state_of(job), message=f"{name} was submitted {how}")
 
     def state(self, run_name: str) -> JobState | None:
         """The job of a run; None if there is none."""
@@ -103,7 +102,7 @@ class KubernetesPlace:
             log.print_news(lambda: self._has_ended(run_name))
             if state.status in ENDED:
                 return state
-            self._sleep(self._poll_s)
+            time.sleep(self._poll_s)
 
     def stop(self, run_name: str, *, grace_s: float) -> JobState:
         """Let the run finish its step and save, and wait for its end, which no retry follows.
@@ -119,11 +118,11 @@ class KubernetesPlace:
         while self._known_in_time(run_name).status == "RUNNING" and not self._asked_to_stop(run_name):
             if time.monotonic() > until:
                 break
-            self._sleep(self._poll_s)
+            time.sleep(self._poll_s)
         until = max(until, time.monotonic()) + END_MARGIN_S
         while (state := self._known_in_time(run_name)).status == "RUNNING" and time.monotonic() < until:
             logger.info("%s: waiting for its end, at most %.0f s more", name, until - time.monotonic())
-            self._sleep(self._poll_s)
+            time.sleep(self._poll_s)
         if state.status in ENDED:
             return state
         logger.warning("%s is %s: it is deleted; its run goes on from its newest checkpoint", name, state.status)
@@ -166,7 +165,7 @@ class KubernetesPlace:
                 if time.monotonic() > until:
                     raise
                 logger.warning("%s; tried again", error)
-                self._sleep(self._poll_s)
+                time.sleep(self._poll_s)
 
     def _has_ended(self, run_name: str) -> bool:
         try:
@@ -181,8 +180,8 @@ class KubernetesPlace:
         name = job["spec"]["rayClusterSpec"].get("authOptions", {}).get("secretName")
         if name is not None and self._kubectl.get("secret", name) is None:
             raise ValueError(
-                f"there is no secret {name} with Ray's token here: openssl rand -hex 32 | tr -d '\\n' | "
-                f"kubectl create secret generic {name} --from-file=auth_token=/dev/stdin"
+                f"there is no secret {name} with Ray's token (make it: kubectl create secret generic {name} "
+                f"--from-file=auth_token=<(openssl rand -hex 32 | tr -d '\\n'))"
             )
 
     def _asked_to_stop(self, run_name: str) -> bool:
@@ -212,14 +211,12 @@ def state_of(job: Object) -> JobState:
     phase = status.get("jobDeploymentStatus", "")
     words = STATUSES.get(phase, "PENDING")
     message = status.get("message") or status.get("reason") or phase or "not seen by KubeRay's operator yet"
-    found = EXIT_CODE.search(message)
-    code = int(found[1]) if found and words == "FAILED" else 0 if words == "SUCCEEDED" else None
-    if status.get("jobStatus") == "STOPPED" or code == DRAINED:
-        words, code = ("STOPPED", code) if words in ENDED else (words, code)
+    found = EXIT_CODE.search(message) if words == "FAILED" else None
+    code = int(found[1]) if found else None
+    if words in ENDED and (status.get("jobStatus") == "STOPPED" or code == DRAINED):
+        words = "STOPPED"
+    elif words == "SUCCEEDED":
+        code = 0
     if phase == "Retrying":
         message = f"tried again on a new cluster ({status.get('failed', 0)} failed): {message}"
     return JobState(job["metadata"]["name"], words, " ".join(message.split())[:500], code)
-
-
-def _with(state: JobState, message: str) -> JobState:
-    return JobState(state.job, state.status, message, state.exit_code)

@@ -72,6 +72,6 @@ def job_name(run_name: str) -> str:
     near = re.sub(r"[^a-z0-9]+", "-", run_name.lower()).strip("-")
     near = (near if near[:1].isalpha() else f"run-{near}")[:MAX_NAME].rstrip("-")
     raise ValueError(
-        f"run_name: on Kubernetes it must be lower-case letters, digits and '-', a letter first, at most {MAX_NAME} of "
-        f"them, got {run_name!r} (nearest valid: {near})"
+        f"run_name: on Kubernetes it must be lower-case letters, digits and '-', a letter first, {MAX_NAME} at "
+        f"most, got {run_name!r} (nearest valid: {near})"
     )

@@ -23,7 +23,7 @@ GRACE_MARGIN_S = 60
 """Between the end of a drained run and the end of its pod."""
 
 PLAIN = re.compile(r"[A-Za-z0-9_./=:,@%+-]+")
-"""Words that pass two shells unchanged: KubeRay puts the entry point into a script, and Ray joins its words again."""
+"""Words that pass two shells unchanged: KubeRay puts the entry point into a script, and Ray joins it again."""
 
 MAX_SETTINGS_BYTES = 900_000
 """A ConfigMap holds 1 MiB, with all that describes it."""
@@ -63,7 +63,7 @@ def owned(objects: Sequence[Object], job: Object) -> list[Object]:
 
 
 def entry_point(request: Request) -> str:
-    """The command of the job: all settings are in the mounted file, so it holds nothing that a shell could read."""
+    """The command of the job: all settings are in the mounted file, so it holds nothing for a shell to read."""
     words = ["python", "/app/launch.py", "train", "--config", SETTINGS_PATH]
     words += _without(request.train, request.overrides)
     for word in words:

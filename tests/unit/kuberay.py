@@ -38,7 +38,10 @@ def rendered(folder: Path | str) -> list[Object]:
 
 def with_component(tmp_path: Path, name: str) -> list[Object]:
     """The base with one component."""
-    text = {"resources": [_from(tmp_path, K8S / "base")], "components": [_from(tmp_path, K8S / "components" / name)]}
+    text = {
+        "resources": [_from(tmp_path, K8S / "base")],
+        "components": [_from(tmp_path, K8S / "components" / name)],
+    }
     (tmp_path / "kustomization.yaml").write_text(yaml.safe_dump(text))
     return rendered(tmp_path)
 
@@ -83,13 +86,17 @@ def _strict(schema: Any) -> Any:
         return schema
     strict = {key: _strict(value) for key, value in schema.items()}
     is_object = schema.get("type") == "object"
-    if is_object and "additionalProperties" not in schema and not schema.get("x-kubernetes-preserve-unknown-fields"):
+    if (
+        is_object
+        and "additionalProperties" not in schema
+        and not schema.get("x-kubernetes-preserve-unknown-fields")
+    ):
         strict["additionalProperties"] = False
     return strict
 
 
 def check(each: Object) -> None:
-    """Raise jsonschema's or kubernetes_validate's error if the object has a field that there is not, or a wrong one."""
+    """Raise jsonschema's or kubernetes_validate's error for a field that there is not, or a wrong one."""
     if each["kind"] in OF_KUBERAY:
         jsonschema.Draft202012Validator(kuberay_schema(each["kind"])).validate(each)
         for metadata, spec in pods(each):
