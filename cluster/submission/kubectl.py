@@ -68,9 +68,7 @@ class Kubectl:
 
         The server merges: kubectl's own way leaves a copy of each object, secrets too, in an annotation.
         """
-        text = "\n---\n".join(
-            json.dumps(each) for each in objects
-        )  # of a List, fields are not checked by the server
+        text = "\n".join(json.dumps(each) for each in objects)  # of a List the server checks no fields
         options = ["--server-side", "--force-conflicts", "--field-manager=poweropd"]
         options += ["--dry-run=server"] if is_trial else []
         self.run("apply", "--filename=-", *options, REQUEST_TIMEOUT, text=text)

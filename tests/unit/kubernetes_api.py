@@ -36,16 +36,19 @@ KINDS = {
 }
 NAMESPACE = "training"
 WEBSOCKET = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
-TAKES_FIELD_VALIDATION = {
-    "paths": {
-        "/api/v1/namespaces/{name}": {
-            "patch": {
-                "parameters": [{"name": "fieldValidation", "in": "query"}],
-                "x-kubernetes-group-version-kind": {"group": "", "version": "v1", "kind": "Namespace"},
-            }
+
+
+def takes_field_validation(group: str, version: str) -> Object:
+    """What kubectl wants to see before it leaves the check of fields to the server."""
+    options = {"parameters": [{"name": "fieldValidation", "in": "query"}]}
+    paths = {
+        plural: {
+            "patch": options
+            | {"x-kubernetes-group-version-kind": {"group": group, "version": version, "kind": kind}}
         }
+        for plural, kind in KINDS[group, version].items()
     }
-}
+    return {"paths": {f"/{plural}/{{name}}": path for plural, path in paths.items()}}
 
 
 @dataclass
@@ -99,7 +102,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     cluster: Cluster
 
-    def log_message(self, *arguments: object) -> None:
+    def log_message(self, format: str, *arguments: object) -> None:  # noqa: A002
         """Nothing is printed."""
 
     def handle_one(self) -> None:
@@ -129,9 +132,8 @@ class Handler(BaseHTTPRequestHandler):
         answers: dict[str, Object] = {
             "api": {"kind": "APIVersions", "versions": ["v1"]},
             "apis": {"kind": "APIGroupList", "apiVersion": "v1", "groups": groups},
-            "openapi/v3": {"paths": {"api/v1": {"serverRelativeURL": "/openapi/v3/api/v1"}}},
-            "openapi/v3/api/v1": TAKES_FIELD_VALIDATION,
         }
+        documents: dict[str, Object] = {}
         for (group, version), kinds in KINDS.items():
             listed = [
                 {"name": plural, "singularName": kind.lower(), "namespaced": True, "kind": kind}
@@ -140,7 +142,11 @@ class Handler(BaseHTTPRequestHandler):
             ]
             name = f"{group}/{version}" if group else version
             answer = {"kind": "APIResourceList", "groupVersion": name, "resources": listed}
-            answers[f"apis/{name}" if group else f"api/{version}"] = answer
+            place = f"apis/{name}" if group else f"api/{version}"
+            answers[place] = answer
+            answers[f"openapi/v3/{place}"] = takes_field_validation(group, version)
+            documents[place] = {"serverRelativeURL": f"/openapi/v3/{place}"}
+        answers["openapi/v3"] = {"paths": documents}
         if path in answers:
             return self._answer(200, answers[path])
         return self._refuse(404, "NotFound", f"no {path}")
@@ -151,7 +157,7 @@ class Handler(BaseHTTPRequestHandler):
         body = yaml.safe_load(self.rfile.read(size) or b"{}")
         if self.command == "GET" and name is None:
             return self._answer(200, self._listed(plural, query))
-        name = name or body["metadata"]["name"]
+        name = str(name or body["metadata"]["name"])
         found = cluster.objects.get((plural, name))
         if self.command != "GET":
             cluster.calls.append(f"{self.command} {plural}/{name}{'?' if is_trial else ''}")

@@ -382,7 +382,7 @@ def test_the_demos_settings_lie_on_the_shared_volume() -> None:
     assert "examples/arithmetic" not in text
     [made] = groups_of(cluster_of(rendered("cpu-kind")))["head"]["template"]["spec"]["initContainers"]
     assert "--out /shared/demo/data" in made["args"][0]
-    assert config.data.train_path.startswith("/shared/demo/data/")
+    assert str(config.data.train_path).startswith("/shared/demo/data/")
     assert config.student.model_path.startswith("/shared/demo/models/")
     assert config.runs_path == "/shared/runs"
 

@@ -1,5 +1,6 @@
 """Runs on Kubernetes, with the real kubectl and a small API server in this process: the test is KubeRay."""
 
+import copy
 import json
 import shutil
 import stat
@@ -36,6 +37,12 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster
 
 def place(**options: Any) -> KubernetesPlace:
     return KubernetesPlace(OVERLAY, None, None, poll_s=0.05, **options)
+
+
+def submitted(cluster: Cluster) -> None:
+    """The job as `submit` leaves it, without the seconds that all its calls of kubectl take."""
+    job = copy.deepcopy(job_objects(rendered("cpu-kind"), request())[-1])
+    cluster.store("rayjobs", job)
 
 
 def operator(cluster: Cluster, phase: str, **status: Any) -> None:
@@ -90,6 +97,7 @@ def test_a_submitted_run_is_there_with_all_that_it_needs_and_what_is_its_own_goe
         "secrets/poweropd-token",
         "serviceaccounts/poweropd-worker",
         "persistentvolumeclaims/poweropd-shared",
+        "configmaps/poweropd-demo",
     }
     assert left == shared
 
@@ -114,7 +122,7 @@ def test_a_run_that_goes_on_is_not_submitted_again_and_one_that_ended_is(cluster
 
 
 def test_stop_forbids_retries_first_and_then_drains_the_run(cluster: Cluster) -> None:
-    place().submit(request())
+    submitted(cluster)
     running(cluster)
 
     def finish(pod: str, command: list[str]) -> str:
@@ -132,7 +140,7 @@ def test_stop_forbids_retries_first_and_then_drains_the_run(cluster: Cluster) ->
 
 
 def test_stop_asks_again_while_the_run_cannot_be_asked_yet(cluster: Cluster) -> None:
-    place().submit(request())
+    submitted(cluster)
     running(cluster)
     answers: list[Callable[[], str]] = [lambda: "ok", lambda: refuse("no run named first is going on")]
 
@@ -152,14 +160,14 @@ def test_stop_asks_again_while_the_run_cannot_be_asked_yet(cluster: Cluster) -> 
 def test_a_run_that_has_not_started_or_does_not_end_in_time_is_deleted(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    place().submit(request())
+    submitted(cluster)
     operator(cluster, "Initializing")
     state = place().stop("first", grace_s=60)
     assert state.status == "STOPPED"
     assert ("rayjobs", "first") not in cluster.objects
 
     monkeypatch.setattr("cluster.submission.kubernetes.END_MARGIN_S", 0.5)
-    place().submit(request())
+    submitted(cluster)
     running(cluster)
     state = place().stop("first", grace_s=0.5)
     assert (state.status, ("rayjobs", "first") in cluster.objects) == ("STOPPED", False)
@@ -169,7 +177,7 @@ def test_a_run_that_has_not_started_or_does_not_end_in_time_is_deleted(
 def test_follow_prints_each_line_once_across_the_submitters_of_retries(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place().submit(request())
+    submitted(cluster)
     running(cluster)
     first = submitter(cluster, "first-one", "Running", "step 1", "step 2")
 
