@@ -1,6 +1,7 @@
 """Calls `kubectl`, which knows the user's clusters and logins; every failure is one line."""
 
 import json
+import re
 import shutil
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,11 +24,13 @@ UNREACHABLE = (
     "no such host",
     "tls handshake",
 )
+LOG_LINE = re.compile(r"[IWEF]\d{4} \d\d:")
+"""Of kubectl's libraries, which say each try of theirs."""
 MAX_ERROR = 1000
 
 
 class Kubectl:
-    """One namespace of the cluster of the current context; without a name, the context's namespace."""
+    """One namespace of the cluster of the current context; without a name, the context's own."""
 
     def __init__(self, namespace: str | None) -> None:
         self._options = [] if namespace is None else [f"--namespace={namespace}"]
@@ -41,7 +44,8 @@ class Kubectl:
             raise UnreachableError(f"kubectl {arguments[0]}: no answer within {timeout_s:g} s") from error
         if done.returncode == 0:
             return done.stdout
-        words = " ".join(done.stderr.split())[-MAX_ERROR:] or f"exit code {done.returncode}"
+        said = [line for line in done.stderr.splitlines() if not LOG_LINE.match(line)]
+        words = " ".join(" ".join(said).split())[-MAX_ERROR:] or f"exit code {done.returncode}"
         is_unreachable = any(each in words.lower() for each in UNREACHABLE)
         raise (UnreachableError if is_unreachable else ValueError)(f"kubectl {arguments[0]}: {words}")
 

@@ -7,10 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cluster.submission.kubectl import Kubectl, Object
-from cluster.submission.manifests import job_name, rendered
+from cluster.submission.manifests import as_yaml, job_name, namespace_of, rendered
 from cluster.submission.rayjob import RUN, RUNS_PATH, job_objects, owned
 from cluster.submission.request import JobState, Request, UnreachableError
 from cluster.submission.submitter_log import SubmitterLog
@@ -61,7 +59,7 @@ class KubernetesPlace:
         poll_s: float = POLL_S,
     ) -> None:
         self._overlay = overlay
-        self._kubectl = Kubectl(namespace)
+        self._kubectl = Kubectl(namespace or namespace_of(overlay))
         self._priority_class = priority_class
         self._poll_s = poll_s
 
@@ -136,7 +134,7 @@ class KubernetesPlace:
         for each in objects:
             if each["kind"] == "Secret":
                 each["stringData"] = dict.fromkeys(each["stringData"], "(not shown)")
-        return yaml.safe_dump_all(objects, sort_keys=False, width=110)
+        return as_yaml(objects)
 
     def _objects(self, request: Request) -> list[Object]:
         objects = rendered(self._overlay, self._kubectl)

@@ -26,6 +26,22 @@ def rendered(overlay: Path, kubectl: Kubectl) -> list[Object]:
     return objects
 
 
+class _Readable(yaml.SafeDumper):
+    """Texts of several lines, such as settings, as they are."""
+
+
+def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style="|" if "\n" in text else None)
+
+
+_Readable.add_representer(str, _text)
+
+
+def as_yaml(objects: Sequence[Object]) -> str:
+    """The objects for people, and for `kubectl apply`."""
+    return yaml.dump_all(objects, Dumper=_Readable, sort_keys=False, width=110)
+
+
 def check_overlay(overlay: Path) -> None:
     """ValueError with the nearest overlay if the folder holds none."""
     if (overlay / "kustomization.yaml").is_file():
@@ -35,6 +51,13 @@ def check_overlay(overlay: Path) -> None:
     near = difflib.get_close_matches(overlay.name, names, n=1, cutoff=0.0)
     nearest = f" (nearest valid: {folder / near[0]})" if near else ""
     raise ValueError(f"--overlay: {overlay} holds no kustomization.yaml{nearest}")
+
+
+def namespace_of(overlay: Path) -> str | None:
+    """The namespace that an overlay says, if it says one."""
+    file = overlay / "kustomization.yaml"
+    said = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+    return said.get("namespace") if isinstance(said, dict) else None
 
 
 def ray_cluster(objects: Sequence[Object], overlay: Path | str) -> Object:

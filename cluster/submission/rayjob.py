@@ -49,6 +49,9 @@ def job_objects(objects: Sequence[Object], request: Request, *, priority_class: 
     for pod in (head, *_pods_of(spec, "learner")):
         _drain_before_its_end(pod, request)
     job = _ray_job(name, spec, request)
+    for key, given in with_instance(cluster["metadata"], name).items():
+        if key in ("labels", "annotations"):  # such as that of a queue
+            job["metadata"][key] = given | job["metadata"][key]
     return [*shared, *own, _settings(name, request), _environment(name, request), job]
 
 
@@ -139,7 +142,6 @@ for second in $(seq {round(request.grace_s)}); do goes_on || exit 0; sleep 1; do
 
 
 def _ray_job(name: str, spec: Object, request: Request) -> Object:
-    head = spec["headGroupSpec"]["template"]["spec"]
     variables = {"RAY_JOB_STOP_WAIT_TIME_S": f"{request.grace_s:g}"}
     metadata = _metadata(name, name)
     metadata["annotations"] = {RUN: request.run_name, RUNS_PATH: request.runs_path}
@@ -155,7 +157,7 @@ def _ray_job(name: str, spec: Object, request: Request) -> Object:
             "jobId": name,
             "runtimeEnvYAML": f"env_vars: {json.dumps(variables)}\n",
             "submissionMode": "K8sJobMode",
-            "submitterPodTemplate": _submitter(name, head),
+            "submitterPodTemplate": _submitter(name, spec),
             "backoffLimit": request.retries,  # each a new cluster, on which --resume=auto goes on
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 60,
@@ -165,8 +167,10 @@ def _ray_job(name: str, spec: Object, request: Request) -> Object:
     }
 
 
-def _submitter(name: str, head: Object) -> Object:
+def _submitter(name: str, spec: Object) -> Object:
     """The pod that hands the job to the head and prints its log: KubeRay says its command."""
+    head = spec["headGroupSpec"]["template"]["spec"]
+    account = spec["workerGroupSpecs"][0]["template"]["spec"].get("serviceAccountName", "default")
     ray = _ray(head)
     container = {
         "name": "ray-job-submitter",
@@ -180,7 +184,7 @@ def _submitter(name: str, head: Object) -> Object:
     }
     pod = {
         "restartPolicy": "Never",
-        "serviceAccountName": "poweropd-worker",
+        "serviceAccountName": account,
         "automountServiceAccountToken": False,
         "securityContext": {key: value for key, value in head["securityContext"].items() if "fsGroup" not in key},
         "containers": [container],

@@ -387,6 +387,14 @@ def test_the_demos_settings_lie_on_the_shared_volume() -> None:
     assert config.runs_path == "/shared/runs"
 
 
+def test_the_settings_that_a_job_gets_are_those_that_were_submitted(tmp_path: Path) -> None:
+    config = load_config(str(ROOT / RUNS["cpu-kind"]), [*NODE_GROUPS, "--max-steps", "7"])
+    objects = job_objects(rendered("cpu-kind"), request(settings=to_yaml(config)))
+    [settings] = [each["data"] for each in objects if each["metadata"]["name"] == "first-settings"]
+    (tmp_path / "settings.yaml").write_text(settings["settings.yaml"])
+    assert load_config(str(tmp_path / "settings.yaml"), []) == config
+
+
 def test_only_kinds_of_other_operators_are_not_checked() -> None:
     kinds = {each["kind"] for each in with_component_kinds()}
     assert kinds & UNKNOWN_HERE == {"PodMonitor"}

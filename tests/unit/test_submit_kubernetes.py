@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from cluster.submission.kubernetes import KubernetesPlace, state_of
-from cluster.submission.manifests import job_name
+from cluster.submission.manifests import job_name, namespace_of
 from cluster.submission.rayjob import drain_script, entry_point, job_objects
 from cluster.submission.request import UnreachableError
 from tests.unit.kuberay import K8S, Object, rendered
@@ -208,6 +208,7 @@ def test_a_dry_run_shows_what_would_be_sent_without_secrets_or_a_cluster(monkeyp
     monkeypatch.setenv("KUBECONFIG", "/dev/null")
     text = place().describe(request())
     assert "hf_of-somebody" not in text
+    assert "\n    max_steps: 3\n" in text, "settings are shown as they are"
     objects = [*yaml.safe_load_all(text)]
     assert [each["kind"] for each in objects][-3:] == ["ConfigMap", "Secret", "RayJob"]
 
@@ -245,7 +246,9 @@ def test_without_kubectl_or_a_cluster_that_is_said(tmp_path: Path, monkeypatch: 
     (tmp_path / "kubeconfig").write_text(json.dumps(nowhere))
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
-    with pytest.raises(UnreachableError, match="connection"):
+    with pytest.raises(
+        UnreachableError, match=r"^kubectl get: The connection to the server 127.0.0.1:9 was refused"
+    ):
         place().submit(request())
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ValueError, match="no kubectl on the PATH"):
@@ -280,6 +283,21 @@ def test_names_that_kubernetes_takes_are_kept_and_others_refused_with_the_neares
         with pytest.raises(ValueError, match=rf"\(nearest valid: {near}\)$"):
             job_name(name)
         assert job_name(near) == near
+
+
+def test_labels_of_the_cluster_are_the_jobs_and_an_overlay_may_say_its_namespace(tmp_path: Path) -> None:
+    objects = copy.deepcopy(rendered("cpu-kind"))
+    [cluster] = [each for each in objects if each["kind"] == "RayCluster"]
+    cluster["metadata"]["labels"]["kueue.x-k8s.io/queue-name"] = "training"
+    cluster["metadata"]["annotations"] = {"owner": "somebody"}
+    metadata = job_objects(objects, request())[-1]["metadata"]
+    assert metadata["labels"]["kueue.x-k8s.io/queue-name"] == "training"
+    assert metadata["labels"]["app.kubernetes.io/instance"] == "first"
+    assert {"owner", "poweropd.io/run", "poweropd.io/runs-path"} == {*metadata["annotations"]}
+
+    assert namespace_of(OVERLAY) is None
+    (tmp_path / "kustomization.yaml").write_text("namespace: training\n")
+    assert namespace_of(tmp_path) == "training"
 
 
 def test_settings_that_are_in_the_file_are_not_in_the_command() -> None:
