@@ -1,5 +1,6 @@
 """The metrics of `prometheus_table.py` through Ray: they appear on the Prometheus port of the driver's node."""
 
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -47,6 +48,10 @@ class Prometheus:
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """Give the values of an evaluation."""
         self._give(samples_of_evaluation(row))
+
+    def ended(self) -> None:
+        """Note that the run has finished, or was drained. Ray sends it when this process leaves it."""
+        self._give([Sample("ended_timestamp_seconds", time.time(), {})])
 
     def _give(self, samples: Iterable[Sample]) -> None:
         for sample in samples:
