@@ -27,15 +27,19 @@ class DiskWatch:
         self.spaces: dict[str, dict[str, int]] = {}
 
     async def run(self) -> None:
-        """Read for ever; a folder that cannot be read has no reading meanwhile."""
+        """Read for ever."""
         while True:
-            for name, path in self._folders.items():
-                try:
-                    self.spaces[name] = await asyncio.to_thread(self._read, path)
-                except OSError as error:
-                    self.spaces.pop(name, None)
-                    logger.warning("the free space of %s cannot be read: %s", path, error)
+            await self.read()
             await asyncio.sleep(EVERY_S)
+
+    async def read(self) -> None:
+        """Read every folder; one that cannot be read has no reading then."""
+        for name, path in self._folders.items():
+            try:
+                self.spaces[name] = await asyncio.to_thread(self._read, path)
+            except OSError as error:
+                self.spaces.pop(name, None)
+                logger.warning("the free space of %s cannot be read: %s", path, error)
 
 
 def written_folders(config: RunConfig, folder: RunFolder) -> dict[str, Path]:
