@@ -1,8 +1,20 @@
-"""The names in a PromQL expression, without a parser of PromQL: enough for the rules and panels of this project."""
+"""The names in a PromQL expression, without a parser of PromQL: enough for our rules and panels."""
 
 import re
 
-KEYWORDS = {"and", "or", "unless", "bool", "offset", "group_left", "group_right", "on", "ignoring", "by", "without"}
+KEYWORDS = {
+    "and",
+    "or",
+    "unless",
+    "bool",
+    "offset",
+    "group_left",
+    "group_right",
+    "on",
+    "ignoring",
+    "by",
+    "without",
+}
 NUMBERS = {"inf", "nan"}
 MATCHERS = re.compile(r"\{([^}]*)\}")
 GROUPING = re.compile(r"\b(?:by|without|on|ignoring|group_left|group_right)\s*\(([^)]*)\)")
