@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Puts the programs that check the files for deployment into .tools/bin: kustomize, docker-compose, promtool and
-# prometheus, as Debian 13 packages them. They come from the mirror that this Debian's own sources name, are unpacked, not installed,
-# and need no root. What is there already is left alone. Their tests are skipped where a program is missing.
+# prometheus, as Debian 13 packages them. They come from the mirror that this Debian's own sources name, are unpacked,
+# not installed, and need no root. What is there already is left alone. Their tests are skipped where a program is
+# missing.
 #
 #     tests/fetch_validators.sh
 set -euo pipefail

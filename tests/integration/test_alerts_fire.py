@@ -1,4 +1,4 @@
-"""A real Prometheus with the project's own files watches a real run: values arrive, and a frozen driver is noticed."""
+"""A real Prometheus with the files of this project watches a real run, and notices a frozen driver."""
 
 import json
 import signal

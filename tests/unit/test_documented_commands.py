@@ -18,6 +18,7 @@ WITH_SETTINGS = {"train", "eval", "compare", "plan", "preflight"}
 MODELS = ROOT / "examples" / "arithmetic" / "models"
 TARGETS = set(re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
 FOREIGN = {"ray", "export", "tensorboard", "docker", "kubectl", "helm", "curl", "hf"}
+FOREIGN |= {"prometheus", "promtool", "fetch_validators.sh"}
 """Programs that are not ours: they stand in blocks that say what they need."""
 
 LAUNCHED = [command for command in COMMANDS if command.arguments]
