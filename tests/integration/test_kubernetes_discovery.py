@@ -61,7 +61,7 @@ class Api(BaseHTTPRequestHandler):
             answer = {"kind": "PodList", "apiVersion": "v1", "metadata": {"resourceVersion": "1"}, "items": found}
             self.wfile.write(json.dumps(answer).encode())
 
-    def log_message(self, *args: Any) -> None:
+    def log_message(self, *_: Any, **__: Any) -> None:
         """Say nothing."""
 
 
