@@ -8,6 +8,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 
 from cluster.dashboards.prometheus_table import (
     METRICS,
+    HeldGauges,
     Sample,
     samples_of_evaluation,
     samples_of_event,
@@ -17,7 +18,10 @@ from cluster.dashboards.prometheus_table import (
 
 
 class Prometheus:
-    """Gives Ray the values that a run tells. Ray must be connected; nothing here waits."""
+    """Gives Ray the values that a run tells. Ray must be connected; nothing here waits.
+
+    Gauges stay on the port as long as `status` is called again and again.
+    """
 
     def __init__(self, run_name: str) -> None:
         self._metrics: dict[str, Gauge | Counter | Histogram] = {}
@@ -33,13 +37,16 @@ class Prometheus:
             made.set_default_tags({"run": run_name})
             self._metrics[metric.name] = made
 
+        self._held = HeldGauges()
+
     def step(self, row: Mapping[str, Any]) -> None:
         """Give the values of a metrics row."""
         self._give(samples_of_row(row))
 
     def status(self, status: Mapping[str, Any]) -> None:
-        """Give the values of a status of the run."""
+        """Give the values of a status of the run, and again those that Ray would forget."""
         self._give(samples_of_status(status))
+        self._give(self._held.due(time.monotonic()))
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Count an event."""
@@ -58,6 +65,7 @@ class Prometheus:
             tags = dict(sample.tags)
             match self._metrics[sample.name]:
                 case Gauge() as gauge:
+                    self._held.note(sample)
                     gauge.set(sample.value, tags)
                 case Counter() as counter if sample.value > 0:
                     counter.inc(sample.value, tags)

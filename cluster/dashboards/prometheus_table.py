@@ -39,6 +39,29 @@ class Sample:
     tags: Mapping[str, str]
 
 
+REPEAT_S = 5.0
+"""Ray sends every 10 s the gauges that were set since, and forgets one after 20 s."""
+
+
+class HeldGauges:
+    """The newest value of every gauge, to be set again: else a value lasts no longer than Ray's memory."""
+
+    def __init__(self) -> None:
+        self._newest: dict[tuple[str, frozenset[tuple[str, str]]], Sample] = {}
+        self._given = float("-inf")
+
+    def note(self, sample: Sample) -> None:
+        """Hold a value in place of the earlier one with these tags."""
+        self._newest[sample.name, frozenset(sample.tags.items())] = sample
+
+    def due(self, now_s: float) -> list[Sample]:
+        """All values if it is time to set them again, else none; `now_s` on any clock that only rises."""
+        if now_s - self._given < REPEAT_S:
+            return []
+        self._given = now_s
+        return [*self._newest.values()]
+
+
 METRICS = (
     Metric("step", "gauge", "Optimizer steps taken", "step"),
     Metric("max_steps", "gauge", "Optimizer steps of the whole run"),

@@ -12,6 +12,7 @@ from cluster.dashboards.disk_watch import DiskWatch, written_folders
 from cluster.dashboards.grafana import DASHBOARD_PATH, WIDTH, dashboard_text
 from cluster.dashboards.prometheus_table import (
     METRICS,
+    HeldGauges,
     Sample,
     samples_of_evaluation,
     samples_of_event,
@@ -139,6 +140,22 @@ def test_skipped_steps_checkpoints_and_workers_given_up_are_counted() -> None:
     assert [*samples_of_event({"event": "worker_given_up", "worker": "teacher-0"})] == [
         Sample("given_up_total", 1.0, {"role": "teacher"})
     ]
+
+
+def test_the_newest_value_of_every_gauge_is_given_again_before_ray_forgets_it() -> None:
+    held = HeldGauges()
+    held.note(Sample("step", 3.0, {}))
+    held.note(Sample("busy_fraction", 0.5, {"role": "teacher"}))
+    held.note(Sample("busy_fraction", 0.7, {"role": "rollout"}))
+    held.note(Sample("step", 4.0, {}))
+    newest = [
+        Sample("step", 4.0, {}),
+        Sample("busy_fraction", 0.5, {"role": "teacher"}),
+        Sample("busy_fraction", 0.7, {"role": "rollout"}),
+    ]
+    assert held.due(100.0) == newest
+    assert held.due(101.0) == []
+    assert held.due(105.0) == newest
 
 
 def test_a_disk_that_cannot_be_read_has_no_reading_until_it_can(tmp_path: Path) -> None:
