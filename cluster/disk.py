@@ -15,5 +15,11 @@ def is_disk_error(error: BaseException) -> bool:
 
 def free_bytes(path: Path) -> int:
     """Free space where `path` lies, or would lie."""
+    return space(path)["free"]
+
+
+def space(path: Path) -> dict[str, int]:
+    """Free bytes and all bytes (`free`, `size`) of the disk where `path` lies, or would lie."""
     there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
-    return shutil.disk_usage(there).free
+    usage = shutil.disk_usage(there)
+    return {"free": usage.free, "size": usage.total}

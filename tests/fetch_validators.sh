@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
-# Puts the programs that check the files for deployment into .tools/bin: kustomize, docker-compose and promtool, as
-# Debian 13 packages them. They come from the mirror that this Debian's own sources name, are unpacked, not installed,
-# and need no root. What is there already is left alone. Their tests are skipped where a program is missing.
+# Puts the programs that check the files for deployment into .tools/bin: kustomize, docker-compose, promtool and
+# prometheus, as Debian 13 packages them. They come from the mirror that this Debian's own sources name, are unpacked,
+# not installed, and need no root. What is there already is left alone. Their tests are skipped where a program is
+# missing.
 #
 #     tests/fetch_validators.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 release=trixie
-packages=(kustomize docker-compose promtool)
+packages=(kustomize docker-compose promtool prometheus)
 tools=$PWD/.tools
 work=$tools/apt
 
@@ -35,7 +36,7 @@ timeout 300 apt-get "${options[@]}" update
 for package in "${missing[@]}"; do
 	(cd "$work" && timeout 300 apt-get "${options[@]}" download "$package")
 	dpkg -x "$work/${package}"_*.deb "$work/$package"
-	found=$(find "$work/$package" -type f -name "$package" -perm -u+x | head -n 1)
+	found=$(find "$work/$package" -type f -name "$package" -perm -u+x -size +1M | head -n 1)
 	install -m 755 "$found" "$tools/bin/$package"
 done
 rm -rf "$work"

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any, Protocol
 
 from cluster.config import RunConfig
+from cluster.dashboards.disk_watch import DiskWatch, written_folders
 from cluster.dashboards.monitor import Monitor
 from cluster.dashboards.wandb_writer import WandbWriter, is_wanted
 from cluster.events import Events
@@ -53,6 +54,7 @@ class Dashboards:
         self._prometheus = _prometheus(config)
         self._tensorboard = _tensorboard(config, folder)
         self._wandb = _wandb(config, folder)
+        self._disks = DiskWatch(written_folders(config, folder))
         parts = (self.monitor, self._prometheus, self._tensorboard)
         self._listeners: list[Listener] = [part for part in parts if part is not None]
         boards = (*self._listeners, self.view, self._wandb)
@@ -67,11 +69,16 @@ class Dashboards:
         def told() -> Mapping[str, Any]:
             content = status()
             if self._prometheus is not None:
-                self._prometheus.status(content)
+                self._prometheus.status({**content, "disk": self._disks.spaces})
             return content
 
-        async with self.view.following(told):
-            yield
+        watching = asyncio.create_task(self._disks.run())
+        try:
+            async with self.view.following(told):
+                yield
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
 
     def step(self, row: Mapping[str, Any]) -> None:
         """Tell all of a trained step: a metrics row."""
@@ -95,6 +102,8 @@ class Dashboards:
 
     async def close(self, *, has_failed: bool = False) -> None:
         """Flush and close; waits for Weights & Biases alone, and that has a limit."""
+        if self._prometheus is not None and not has_failed:
+            self._prometheus.ended()
         self._boards.clear()
         self._listeners.clear()
         if self._tensorboard is not None:

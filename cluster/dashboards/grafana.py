@@ -4,115 +4,17 @@ python -m cluster.dashboards.grafana      writes the file anew
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from cluster.dashboards.grafana_panels import SECTIONS, Panel
 from cluster.dashboards.prometheus_table import BY_NAME
 
 DASHBOARD_PATH = Path(__file__).resolve().parents[2] / "docker" / "grafana" / "poweropd.json"
 
 WIDTH = 24
 SOURCE = {"type": "prometheus", "uid": "${datasource}"}
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One panel: queries as (expression, legend)."""
-
-    title: str
-    queries: Sequence[tuple[str, str]]
-    unit: str = "short"
-    kind: Literal["timeseries", "stat"] = "timeseries"
-    width: int = 8
-    height: int = 8
-
-
-def of(name: str, how: str = "") -> str:
-    """The series of a metric, of the runs that are chosen; `how` is appended to the name (`_bucket`)."""
-    assert name in BY_NAME, name
-    return f'{"ray_" + BY_NAME[name].full_name}{how}{{run=~"$run"}}'
-
-
-def rate(name: str, by: str, how: str = "") -> str:
-    """Rate of a counter, summed by labels."""
-    return f"sum by ({by}) (rate({of(name, how)}[$__rate_interval]))"
-
-
-def count(name: str, by: str) -> str:
-    """Rise of a counter over the shown time, summed by labels."""
-    return f"sum by ({by}) (increase({of(name)}[$__range]))"
-
-
-SECTIONS: dict[str, Sequence[Panel]] = {
-    "Run": (
-        Panel("Step", [(of("step"), "{{run}}"), (of("max_steps"), "{{run}} of")], kind="stat", width=6, height=4),
-        Panel("Time left", [(of("seconds_left"), "{{run}}")], "s", kind="stat", width=6, height=4),
-        Panel("Weight version", [(of("weight_version"), "{{run}}")], kind="stat", width=6, height=4),
-        Panel("Prompts given up", [(of("prompts_given_up"), "{{run}}")], kind="stat", width=6, height=4),
-    ),
-    "Learning": (
-        Panel(
-            "Accuracy",
-            [
-                (of("evaluation_accuracy"), "{{run}} {{model}} {{benchmark}} avg@k"),
-                (of("evaluation_pass_at_k"), "{{run}} {{model}} {{benchmark}} pass@k"),
-            ],
-            "percentunit",
-        ),
-        Panel("Reverse KL", [(of("reverse_kl"), "{{run}}")]),
-        Panel("Reward", [(of("reward_mean"), "{{run}}")]),
-        Panel("Gradient norm", [(of("gradient_norm"), "{{run}}")]),
-        Panel("Loss", [(of("loss"), "{{run}}")]),
-        Panel("Learning rate", [(of("learning_rate"), "{{run}}")], "sci"),
-        Panel("Entropy", [(of("entropy"), "{{run}}")]),
-        Panel("Response length", [(of("response_length_mean"), "{{run}}")]),
-        Panel(
-            "Shares",
-            [
-                (of("truncated_fraction"), "{{run}} truncated"),
-                (of("importance_capped_fraction"), "{{run}} capped importance"),
-            ],
-            "percentunit",
-        ),
-    ),
-    "Throughput": (
-        Panel("Tokens per second", [(of("throughput_tokens_per_second"), "{{run}} {{role}}")]),
-        Panel("Tokens trained per second", [(rate("tokens_trained_total", "run"), "{{run}}")]),
-        Panel("Busy workers", [(of("busy_fraction"), "{{run}} {{role}}")], "percentunit"),
-        Panel("Seconds by stage", [(of("stage_seconds"), "{{run}} {{stage}}")], "s"),
-        Panel(
-            "Seconds of a step",
-            [
-                (f"histogram_quantile(0.5, {rate('step_seconds', 'run, le', '_bucket')})", "{{run}} median"),
-                (f"histogram_quantile(0.95, {rate('step_seconds', 'run, le', '_bucket')})", "{{run}} 95 %"),
-            ],
-            "s",
-        ),
-        Panel("A slot waits for", [(of("wait_seconds"), "{{run}} {{role}}")], "s"),
-        Panel("Queues", [(of("queue_length"), "{{run}} {{queue}}")]),
-        Panel(
-            "Held up by", [(rate("backpressure_seconds_total", "run, role"), "{{run}} {{role}}")], "percentunit"
-        ),
-        Panel(
-            "Staleness",
-            [(of("staleness_mean"), "{{run}} mean"), (of("staleness_max"), "{{run}} max")],
-        ),
-    ),
-    "Health": (
-        Panel("Workers", [(of("workers"), "{{run}} {{role}} {{state}}")]),
-        Panel(
-            "Deaths, restarts, suspects",
-            [
-                (count("deaths_total", "run, role"), "{{run}} {{role}} deaths"),
-                (count("restarts_total", "run, role"), "{{run}} {{role}} restarts"),
-                (count("suspects_total", "run, role"), "{{run}} {{role}} suspects"),
-            ],
-        ),
-        Panel("Learner against engine", [(of("mismatch_kl"), "{{run}}")]),
-    ),
-}
 
 
 def dashboard() -> dict[str, Any]:
@@ -162,7 +64,9 @@ def _panels() -> list[dict[str, Any]]:
 
 def _panel(panel: Panel, number: int, place: dict[str, int]) -> dict[str, Any]:
     names = [
-        name for name, metric in BY_NAME.items() if any(metric.full_name in query for query, _ in panel.queries)
+        name
+        for name, metric in BY_NAME.items()
+        if any(re.search(rf"{metric.full_name}(_bucket)?{{", query) for query, _ in panel.queries)
     ]
     return {
         "id": number,

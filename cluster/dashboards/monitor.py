@@ -6,6 +6,7 @@ It is fed by the run itself (`Dashboards`), and holds the newest of everything o
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
+from statistics import median
 from typing import Any
 
 from cluster.advisor import RECENT_STEPS
@@ -38,7 +39,8 @@ class Monitor:
         """`evaluations` are those of a resumed run so far."""
         self._config = config
         self._clock = clock
-        self._started = clock()
+        self._started = self._progressed = clock()
+        self._saved = 0
         self._rows: deque[Mapping[str, Any]] = deque(maxlen=RECENT_STEPS)
         self._events: deque[Mapping[str, Any]] = deque(maxlen=MAX_RECENT)  # those of health
         self._newest: Mapping[str, Any] | None = None
@@ -55,6 +57,7 @@ class Monitor:
         if self._rows and row["step"] <= self._rows[-1]["step"]:  # the learner fell back
             self._rows.clear()
         self._rows.append(row)
+        self._progressed = row["time_s"]
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """Note a row of `eval.jsonl`."""
@@ -75,14 +78,21 @@ class Monitor:
             self._evaluating.pop(str(event.get("model")), None)
         if name == "evaluated" and str(event["model"]).startswith("student"):
             self._evaluation_s = float(event.get("seconds", 0.0))
+        if name in ("checkpoint", "resumed"):
+            self._saved = event["step"]
         if name == "learner_restarted":
             self._rows.clear()
+            self._progressed = self._clock()
 
     def status(self, pools: Mapping[str, Any], *, is_running: bool) -> dict[str, Any]:
         """JSON values beside those of pools and slots; `pools` is `cluster.status.pools_status`'s."""
         until = self._clock()
         return {
             "max_steps": self._config.max_steps,
+            "started": round(self._started, 3),
+            "progressed": round(self._progressed, 3),
+            "usual_step_s": self._usual_step_s(),
+            "checkpoint": {"step": self._saved, "every_steps": self._config.checkpoint.every_steps},
             "elapsed_s": round(until - self._started, 1),
             "waiting": self._waiting(pools, until, is_running=is_running),
             "left_s": self._left_s(),
@@ -109,6 +119,10 @@ class Monitor:
             key.removeprefix("throughput/"): sum(row.get(key, 0.0) * row["time/step_s"] for row in timed) / seconds
             for key in keys
         }
+
+    def _usual_step_s(self) -> float | None:
+        seconds = [row["time/step_s"] for row in self._rows if "time/step_s" in row]
+        return round(median(seconds), 3) if seconds else None
 
     def _left_s(self) -> float | None:
         config = self._config

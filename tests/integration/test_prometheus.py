@@ -3,36 +3,46 @@
 import asyncio
 import time
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import ray
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
+from ray.dashboard.consts import GPU_TAG_KEYS
+from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 from cluster.dashboards.monitor import Monitor
 from cluster.dashboards.prometheus import Prometheus
 from cluster.dashboards.prometheus_table import METRICS
 from cluster.status import pools_status
 from tests.integration.simulated_run import run_config, simulated_run
+from tests.unit.ray_metrics import GPU_METRICS, RAY_LABELS, RAY_METRICS
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(120)]
 
 Series = dict[str, dict[tuple[tuple[str, str], ...], float]]
-OURS = ("run", "role", "queue", "stage", "state", "benchmark", "model")
+OURS = ("run", "role", "queue", "stage", "state", "folder", "benchmark", "model")
 
 
-def exported(run_name: str) -> Series:
-    """Values of a run by name and tags, from the port of this node."""
+def samples() -> Iterator[Sample]:
+    """Everything on the port of this node."""
     node = ray.nodes()[0]
     url = f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
     with urllib.request.urlopen(url, timeout=10) as answer:
         text = answer.read().decode()
-    found: Series = {}
     for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            if sample.labels.get("run") == run_name:
-                tags = tuple((key, sample.labels[key]) for key in OURS[1:] if key in sample.labels)
-                found.setdefault(sample.name, {})[tags] = sample.value
+        yield from family.samples
+
+
+def exported(run_name: str) -> Series:
+    """Values of a run by name and tags."""
+    found: Series = {}
+    for sample in samples():
+        if sample.labels.get("run") == run_name:
+            tags = tuple((key, sample.labels[key]) for key in OURS[1:] if key in sample.labels)
+            found.setdefault(sample.name, {})[tags] = sample.value
     return found
 
 
@@ -48,10 +58,15 @@ async def trained(path: Path, run_name: str) -> None:
         await run.pipeline.run()
         values = {"avg_at_k": 0.5, "pass_at_k": 0.75, "k": 8}
         run.folder.add_evaluation({"step": 3, "model": "student_after", "benchmark": "sums", **values})
-        for event in ("worker_died", "worker_restarted", "worker_suspect"):
+        for event in ("worker_died", "worker_restarted", "worker_suspect", "worker_given_up"):
             board.event({"event": event, "worker": "rollout-0"})
+        for event in ("checkpoint", "checkpoint_failed", "checkpoint_damaged"):
+            board.event({"event": event, "bytes": 7})
+        board.step({"skipped": 1})
         pools = pools_status(run.pools)
-        board.status({"pools": pools, **monitor.status(pools, is_running=True)})
+        status = run.pipeline.status() | monitor.status(pools, is_running=True)
+        board.status({"pools": pools, "disk": {"run": {"free": 5, "size": 50}}, **status})
+        board.ended()
 
 
 def test_every_metric_of_the_table_is_exported_with_the_tags_of_the_run(tmp_path: Path) -> None:
@@ -68,4 +83,21 @@ def test_every_metric_of_the_table_is_exported_with_the_tags_of_the_run(tmp_path
     assert found["ray_poweropd_evaluation_accuracy"] == {(("benchmark", "sums"), ("model", "student")): 0.5}
     assert found["ray_poweropd_deaths_total"] == {(("role", "rollout"),): 1.0}
     assert found["ray_poweropd_throughput_tokens_per_second"].keys() >= {(("role", "teacher"),)}
+    assert found["ray_poweropd_workers_wanted"][(("role", "rollout"),)] == 1.0
+    assert found["ray_poweropd_workers"][("role", "learner"), ("state", "healthy")] == 1.0
+    assert found["ray_poweropd_disk_free_bytes"] == {(("folder", "run"),): 5.0}
     assert found["ray_poweropd_step_seconds_count"] == {(): 3.0}
+
+
+def test_every_metric_of_ray_that_a_rule_names_is_exported_with_its_labels() -> None:
+    held = ray.put(bytes(2**20))
+    deadline = time.monotonic() + 60
+    found = [*samples()]
+    while missing := RAY_METRICS - {sample.name for sample in found}:
+        assert time.monotonic() < deadline, f"missing: {missing}"
+        time.sleep(1)
+        found = [*samples()]
+    assert {f"ray_{name}" for name in METRICS_GAUGES} >= GPU_METRICS
+    labels = {label for sample in found if sample.name in RAY_METRICS for label in sample.labels}
+    assert labels | set(GPU_TAG_KEYS) >= RAY_LABELS
+    del held

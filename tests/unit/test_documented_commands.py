@@ -18,7 +18,7 @@ WITH_SETTINGS = {"train", "submit", "eval", "compare", "plan", "preflight"}
 MODELS = ROOT / "examples" / "arithmetic" / "models"
 TARGETS = set(re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
 FOREIGN = {"ray", "export", "tensorboard", "docker", "kubectl", "helm", "curl", "hf"}
-FOREIGN |= {"ray_node.sh", "systemctl", "sbatch", "scancel"}
+FOREIGN |= {"ray_node.sh", "systemctl", "sbatch", "scancel", "prometheus", "promtool", "fetch_validators.sh"}
 """Programs that are not ours, or that start nodes: they stand in blocks that say what they need."""
 
 LAUNCHED = [command for command in COMMANDS if command.arguments]

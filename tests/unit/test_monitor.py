@@ -174,3 +174,28 @@ def test_events_are_told_in_words(event: dict[str, Any], words: str) -> None:
 def test_a_long_reason_is_cut_and_events_without_a_worker_are_the_learners() -> None:
     assert len(in_words({"event": "worker_died", "worker": "a-0", "reason": "x" * 9999})) < MAX_REASON + 30
     assert role_of_event({"event": "learner_lost"}) == "learner"
+
+
+def test_the_status_tells_of_the_usual_step_of_progress_and_of_the_newest_checkpoint() -> None:
+    clock = Clock()
+    monitor = Monitor(CONFIG, clock=clock)
+    before = monitor.status({}, is_running=False)
+    assert (before["started"], before["progressed"], before["usual_step_s"]) == (1000.0, 1000.0, None)
+    assert before["checkpoint"] == {"step": 0, "every_steps": 50}
+    for step, seconds in enumerate((2.0, 30.0, 3.0), start=1):
+        monitor.step(row(step, seconds) | {"time_s": 1000.0 + 10 * step})
+    monitor.event({"time": 1030.0, "event": "checkpoint", "step": 3})
+    after = monitor.status({}, is_running=True)
+    assert (after["started"], after["progressed"], after["usual_step_s"]) == (1000.0, 1030.0, 3.0)
+    assert after["checkpoint"] == {"step": 3, "every_steps": 50}
+
+
+def test_a_learner_that_is_back_is_progress_and_a_fall_back_is_to_the_checkpoint_it_names() -> None:
+    clock = Clock()
+    monitor = Monitor(CONFIG, clock=clock)
+    monitor.step(row(1))
+    clock.now = 1500.0
+    monitor.event({"time": 1499.0, "event": "resumed", "step": 0, "reason": "the learner was lost"})
+    monitor.event({"time": 1500.0, "event": "learner_restarted", "step": 0, "seconds": 40.0})
+    status = monitor.status({}, is_running=True)
+    assert (status["progressed"], status["usual_step_s"], status["checkpoint"]["step"]) == (1500.0, None, 0)

@@ -1,19 +1,27 @@
 """The table of Prometheus metrics, and the Grafana dashboard that shows each of them."""
 
+import asyncio
 import json
 import re
+import shutil
+from pathlib import Path
 from typing import Any
 
+from cluster.config import RunConfig
+from cluster.dashboards.disk_watch import DiskWatch, written_folders
 from cluster.dashboards.grafana import DASHBOARD_PATH, WIDTH, dashboard_text
 from cluster.dashboards.prometheus_table import (
     METRICS,
+    HeldGauges,
     Sample,
     samples_of_evaluation,
     samples_of_event,
     samples_of_row,
     samples_of_status,
 )
-from tests.unit.run_status import running_status
+from cluster.disk import space
+from cluster.run_folder import RunFolder
+from tests.unit.run_status import running_status, starting_status
 
 DASHBOARD: dict[str, Any] = json.loads(DASHBOARD_PATH.read_text(encoding="utf-8"))
 PANELS = DASHBOARD["panels"]
@@ -100,6 +108,87 @@ def test_workers_are_counted_by_role_and_state_and_deaths_by_role() -> None:
         Sample("restarts_total", 1.0, {"role": "learner"})
     ]
     assert [*samples_of_event({"event": "weights_loaded", "worker": "rollout-0"})] == []
+
+
+def test_the_status_tells_of_progress_bound_wanted_workers_checkpoint_and_disk() -> None:
+    status = running_status() | {"disk": {"run": {"free": 5, "size": 50}, "checkpoints": {"free": 7, "size": 70}}}
+    found = [*samples_of_status(status)]
+    assert Sample("started_timestamp_seconds", 1000.0, {}) in found
+    assert Sample("progress_timestamp_seconds", 1123.0, {}) in found
+    assert Sample("usual_step_seconds", 2.5, {}) in found
+    assert Sample("staleness_bound", 4.0, {}) in found
+    assert Sample("workers_wanted", 3.0, {"role": "rollout"}) in found
+    assert Sample("checkpoint_step", 20.0, {}) in found
+    assert Sample("checkpoint_every_steps", 20.0, {}) in found
+    assert Sample("disk_free_bytes", 7.0, {"folder": "checkpoints"}) in found
+    assert Sample("disk_size_bytes", 50.0, {"folder": "run"}) in found
+
+
+def test_what_is_not_known_before_the_first_step_is_not_told() -> None:
+    names = {sample.name for sample in samples_of_status(starting_status())}
+    assert {"started_timestamp_seconds", "progress_timestamp_seconds", "checkpoint_step", "workers"} <= names
+    assert not {"usual_step_seconds", "seconds_left", "disk_free_bytes", "staleness_bound"} & names
+
+
+def test_skipped_steps_checkpoints_and_workers_given_up_are_counted() -> None:
+    assert Sample("skipped_steps_total", 1.0, {}) in [*samples_of_row({"step": 3, "skipped": 1})]
+    assert [*samples_of_event({"event": "checkpoint", "step": 5, "bytes": 12})] == [
+        Sample("checkpoint_bytes", 12.0, {})
+    ]
+    assert [*samples_of_event({"event": "checkpoint_failed"})] == [Sample("checkpoint_failures_total", 1.0, {})]
+    assert [*samples_of_event({"event": "checkpoint_damaged"})] == [Sample("checkpoints_damaged_total", 1.0, {})]
+    assert [*samples_of_event({"event": "worker_given_up", "worker": "teacher-0"})] == [
+        Sample("given_up_total", 1.0, {"role": "teacher"})
+    ]
+
+
+def test_the_newest_value_of_every_gauge_is_given_again_before_ray_forgets_it() -> None:
+    held = HeldGauges()
+    held.note(Sample("step", 3.0, {}))
+    held.note(Sample("busy_fraction", 0.5, {"role": "teacher"}))
+    held.note(Sample("busy_fraction", 0.7, {"role": "rollout"}))
+    held.note(Sample("step", 4.0, {}))
+    newest = [
+        Sample("step", 4.0, {}),
+        Sample("busy_fraction", 0.5, {"role": "teacher"}),
+        Sample("busy_fraction", 0.7, {"role": "rollout"}),
+    ]
+    assert held.due(100.0) == newest
+    assert held.due(101.0) == []
+    assert held.due(105.0) == newest
+
+
+def test_a_disk_that_cannot_be_read_has_no_reading_until_it_can(tmp_path: Path) -> None:
+    answers = iter([{"free": 5, "size": 50}, None, {"free": 3, "size": 50}])
+
+    def read(path: Path) -> dict[str, int]:
+        assert path == tmp_path
+        if (answer := next(answers)) is None:
+            raise OSError("stale file handle")
+        return answer
+
+    watch = DiskWatch({"run": tmp_path}, read=read)
+    found = [asyncio.run(watch.read()) or {**watch.spaces} for _ in range(3)]
+    assert found == [{"run": {"free": 5, "size": 50}}, {}, {"run": {"free": 3, "size": 50}}]
+
+
+def test_the_free_space_of_a_folder_that_is_not_there_yet_is_that_of_its_disk(tmp_path: Path) -> None:
+    found, there = space(tmp_path / "not" / "yet"), shutil.disk_usage(tmp_path)
+    assert found["size"] == there.total
+    assert found["free"] <= there.total
+
+
+def test_checkpoints_elsewhere_are_watched_too(tmp_path: Path) -> None:
+    models = {"student": {"model_path": "s"}, "data": {"train_path": "d"}, "teacher": {"model_path": "t"}}
+    folder = RunFolder(tmp_path)
+
+    def watched(path: str | None) -> dict[str, Path]:
+        config = RunConfig.model_validate({**models, "max_steps": 2, "checkpoint": {"path": path}})
+        return written_folders(config, folder)
+
+    assert watched(None) == {"run": tmp_path}
+    assert watched("/elsewhere") == {"run": tmp_path, "checkpoints": Path("/elsewhere")}
+    assert watched("file:///elsewhere") == {"run": tmp_path}
 
 
 def test_accuracies_are_by_benchmark_and_model() -> None:

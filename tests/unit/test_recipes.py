@@ -19,7 +19,7 @@ CONFIGS = ROOT / "configs"
 NO_RUNS = ("parts", "benchmarks")
 FILES = [path for path in sorted(CONFIGS.rglob("*.yaml")) if path.parent.name not in NO_RUNS]
 COMPARISONS = [path for path in FILES if "objectives" in yaml.safe_load(path.read_text())]
-RECIPES = [path for path in FILES if path not in COMPARISONS and path.name != "plan.yaml"]
+RECIPES = [path for path in FILES if path not in COMPARISONS and not path.name.startswith("plan")]
 QWEN3 = [path for path in RECIPES if path.parent.name == "qwen3"]
 PAIRS = ["0.6b_from_4b", "0.6b_from_8b", "1.7b_from_4b", "1.7b_from_8b"]
 NODE = {"CPU": 32.0, "GPU": 8.0, "memory": 512 * 2.0**30}
