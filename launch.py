@@ -98,12 +98,15 @@ def run_command(argv: Sequence[str] | None) -> int:
     if arguments.command == "plan":
         from cluster.simulation.command import plan_command
 
-        return plan_command(arguments, overrides, lambda *given: check_objective(load_config(*given)))
+        return plan_command(arguments, overrides, load_checked)
     if arguments.command == "eval":
         return evaluate_command(arguments, overrides)
     if arguments.command == "submit":
-        return submit_to_cluster(arguments, overrides)
-    config = check_objective(load_config(arguments.config, overrides))
+        from cluster.submission.command import submit_command
+
+        root = Path(__file__).resolve().parent
+        return submit_command(arguments, overrides, load_checked, root=root, here=os.environ)
+    config = load_checked(arguments.config, overrides)
     if arguments.command == "preflight":
         return preflight_command(config, arguments)
     if arguments.retries and not arguments.dry_run:
@@ -111,6 +114,11 @@ def run_command(argv: Sequence[str] | None) -> int:
 
         return supervise(RunFolder.named(config), arguments, overrides, Path(__file__).resolve())
     return train_command(config, arguments)
+
+
+def load_checked(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a run with its objective checked; ValueError with one line per mistake."""
+    return check_objective(load_config(path, overrides))
 
 
 def run_without_settings(arguments: argparse.Namespace, options: list[str]) -> int:
@@ -279,7 +287,7 @@ def evaluate_command(arguments: argparse.Namespace, overrides: Sequence[str]) ->
     planned = prepare(
         arguments,
         overrides,
-        load=lambda *given: check_objective(load_config(*given)),
+        load=load_checked,
         read_inputs=lambda config: read_inputs(config, with_training=False, checks=checks),
     )
     if planned is None:
@@ -333,28 +341,12 @@ def export_command(arguments: argparse.Namespace, options: Sequence[str]) -> int
     return FINISHED
 
 
-# -- submit -----------------------------------------------------------------------------------------------
-
-
-def submit_to_cluster(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
-    """Send a run to a cluster as a job, or follow, stop or show one."""
-    from cluster.submission.command import submit_command
-
-    return submit_command(
-        arguments,
-        overrides,
-        load=lambda *given: check_objective(load_config(*given)),
-        root=Path(__file__).resolve().parent,
-        here=os.environ,
-    )
-
-
 # -- compare ----------------------------------------------------------------------------------------------
 
 
 def compare_command(config: CompareConfig, arguments: argparse.Namespace) -> int:
     """Check every run, train what is not finished yet, and write table and figures of what is."""
-    runs = plan_runs(config, lambda path, options: check_objective(load_config(path, options)))
+    runs = plan_runs(config, load_checked)
     train = [sys.executable, str(Path(__file__).resolve()), "train", "--log-level", arguments.log_level]
 
     def command_of(run: PlannedRun) -> list[str]:

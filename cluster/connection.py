@@ -155,7 +155,8 @@ def _connect(address: str) -> None:
             ray.init(address=address, **_common())
     except AuthenticationError as error:
         raise ConnectionError(
-            f"the Ray at {address} was not joined: {_one_line(error.message)} ({TOKEN_ADVICE})"
+            f"the Ray at {address} was not joined: {_one_line(error.message)} (the token is read from "
+            "RAY_AUTH_TOKEN, else the file RAY_AUTH_TOKEN_PATH, else ~/.ray/auth_token)"
         ) from error
     except (OSError, OverflowError, RuntimeError, ValueError) as error:
         raise ConnectionError(f"no Ray answers at {address}: {_one_line(str(error))}") from error

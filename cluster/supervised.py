@@ -80,7 +80,7 @@ class Supervisor:
                 reached = self._last_step()
                 reason = f"died by signal {-code}" if code < 0 else f"failed with exit code {code}"
                 if self._stopped_by is not None:  # perhaps before it could drain
-                    return DRAINED if code == -self._stopped_by else FAILED
+                    return self._interrupted() if code == -self._stopped_by else FAILED
                 if self._is_taken_over(owner, pid):
                     self._say(f"the run {reason}; its folder is another process's now, so it is not started again")
                     return FAILED
@@ -93,8 +93,12 @@ class Supervisor:
                     f"the run {reason}, at step {reached}; retry {failures} of {self._retries}, {pause_s:g} s"
                 )
                 if self._is_stopped_within(pause_s):
-                    return DRAINED
+                    return self._interrupted()
                 command = again
+
+    def _interrupted(self) -> int:
+        self._say("interrupted; continue with --resume")
+        return DRAINED
 
     def _run_once(self, command: Sequence[str]) -> tuple[int, int]:
         """Exit code (of a signal: negative) and pid of one run of the command."""

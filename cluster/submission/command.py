@@ -37,7 +37,7 @@ Load = Callable[[str | None, Sequence[str]], RunConfig]
 
 
 def submit_command(
-    arguments: argparse.Namespace, options: Sequence[str], *, load: Load, root: Path, here: Mapping[str, str]
+    arguments: argparse.Namespace, options: Sequence[str], load: Load, *, root: Path, here: Mapping[str, str]
 ) -> int:
     """Carry it out; returns the exit code. ValueError means a mistake, and that nothing was sent.
 

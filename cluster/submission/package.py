@@ -9,8 +9,8 @@ from pathlib import Path
 
 from cluster.settings_file import files_of_settings
 
-EXCLUDES = ["/runs", ".git", ".venv", "__pycache__"]
-"""Left out whatever .gitignore says, as its patterns."""
+EXCLUDES = ["/runs"]
+"""Left out whatever .gitignore says, as its patterns; Ray adds .git, .venv, venv and __pycache__."""
 
 MAX_BYTES = 100 * 2**20
 """Ray's jobs API takes no larger body."""
@@ -36,6 +36,7 @@ class Package:
 
 def find_package(root: Path, *, max_bytes: int = MAX_BYTES) -> Package:
     """What Ray sends of the folder; ValueError naming its largest parts if that is too much."""
+    from ray._private.ray_constants import get_runtime_env_default_excludes
     from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
 
     sizes: dict[Path, int] = {}
@@ -44,7 +45,8 @@ def find_package(root: Path, *, max_bytes: int = MAX_BYTES) -> Package:
         if path.is_file():
             sizes[path.relative_to(root)] = path.stat().st_size
 
-    _dir_travel(root, [_get_excludes(root, EXCLUDES)], add, include_gitignore=True)
+    excludes = [*get_runtime_env_default_excludes(), *EXCLUDES]
+    _dir_travel(root, [_get_excludes(root, excludes)], add, include_gitignore=True)
     package = Package(root, sizes)
     if package.num_bytes > max_bytes:
         raise ValueError(

@@ -73,26 +73,33 @@ class LogFollower:
         pause_s, away_since = self._first_pause_s, None
         while True:
             num_before = self._printer.num_printed
+            reason = await self._print_or_reason()
             try:
-                is_quiet = await self._print()
                 job = await asyncio.to_thread(self._look)
                 if self._has_ended(job):
                     return job
-                away_since, reason = None, "the log broke off"
-            except (UnreachableError, RuntimeError, aiohttp.ClientError, OSError) as error:
-                is_quiet, reason = False, " ".join(str(error).split())[:REASON_LENGTH] or type(error).__name__
-                if self._printer.num_printed > num_before:
-                    away_since = None
+                away_since = None
+            except UnreachableError as error:
+                reason = str(error)
                 away_since = away_since or time.monotonic()
                 if time.monotonic() - away_since > self._give_up_s:
                     raise UnreachableError(f"no answer for {self._give_up_s:g} s: {reason}") from error
-            if is_quiet:
+            if reason is None:
                 continue
             if self._printer.num_printed > num_before:
                 pause_s = self._first_pause_s
             self._say(f"{reason}; the log is asked for again in {pause_s:g} s")
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _print_or_reason(self) -> str | None:
+        """Print what one connection brings; why it ended, or None if it was only quiet for long."""
+        try:
+            return None if await self._print() else "the log broke off"
+        except BrokenPipeError:  # nobody reads what is printed
+            raise
+        except (UnreachableError, RuntimeError, aiohttp.ClientError, OSError) as error:
+            return " ".join(str(error).split())[:REASON_LENGTH] or type(error).__name__
 
     async def _print(self) -> bool:
         """Print what one connection brings; True if it was left because nothing came for long."""

@@ -9,21 +9,18 @@ import logging
 import math
 import shlex
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import requests
-from ray.exceptions import AuthenticationError, RayError
-from ray.job_submission import JobSubmissionClient
 from ray.util.state import list_actors
 
 from cluster.command_line import DRAINED
-from cluster.connection import NAMESPACE, TOKEN_ADVICE
+from cluster.connection import NAMESPACE
 from cluster.mailbox import actor_name
 from cluster.submission.package import EXCLUDES, find_package, path_in_package
+from cluster.submission.ray_client import JobsClient, reported
 from cluster.submission.ray_job_log import LogFollower
 from cluster.submission.ray_job_states import (
     RUN,
@@ -36,7 +33,6 @@ from cluster.submission.ray_job_states import (
 )
 from cluster.submission.request import JobState, Request, UnreachableError
 
-CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S, UPLOAD_TIMEOUT_S = 5.0, 30.0, 600.0
 NAME_TIMEOUT_S = 10.0
 """So long the named actor of a run that has just ended may take to disappear."""
 STOP_MARGIN_S = 60.0
@@ -45,17 +41,6 @@ POLL_S = 1.0
 GRACE_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 
 logger = logging.getLogger(__name__)
-for noisy in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
-    logging.getLogger(noisy).setLevel(logging.WARNING)
-logging.getLogger("ray._private.runtime_env").setLevel(logging.ERROR)
-
-
-class Client(JobSubmissionClient):
-    """Ray's client, which waits for no answer for ever."""
-
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
-        answer_s = UPLOAD_TIMEOUT_S if method == "PUT" else ANSWER_TIMEOUT_S
-        return super()._do_request(method, endpoint, timeout=(CONNECT_TIMEOUT_S, answer_s), **options)
 
 
 class RayJobs:
@@ -82,39 +67,33 @@ class RayJobs:
         """Start the run, or find the job of this run that goes on with these settings."""
         package = find_package(self._root)
         entry_point = shlex.join(_entry_point(request, path_in_package(request.config, package)))
-        with self._reported():
+        with reported(self._address):
             all_jobs = self._client.list_jobs()
         own = jobs_of(request.run_name, all_jobs)
-        if own and not is_ended(own[-1]):
-            return self._found(own[-1], request)
-        taken = {job.submission_id: job for job in all_jobs}
-        if (other := taken.get(request.run_name)) is not None and other not in own and not is_ended(other):
-            raise ValueError(
-                f"run_name: a job named {request.run_name} that is not of this run goes on at {self._address}; "
-                "choose another name"
-            )
-        self._check_nobody_trains(request.run_name)
-        job_id = next_job_id(request.run_name, len(own), taken)
+        if going := [job for job in own if not is_ended(job)]:
+            return self._found(going[-1], request)
+        self._check_name_is_free(request.run_name, [job for job in all_jobs if job not in own])
+        job_id = next_job_id(request.run_name, len(own), {job.submission_id for job in all_jobs})
         try:
-            with self._reported():
-                self._client.submit_job(
-                    entrypoint=entry_point,
-                    submission_id=job_id,
-                    runtime_env={
-                        "working_dir": str(self._root),
-                        "excludes": EXCLUDES,
-                        "env_vars": _variables(request),
-                    },
-                    metadata={RUN: request.run_name, SETTINGS: _digest(request)},
-                    entrypoint_num_cpus=self._num_cpus,
-                    entrypoint_resources=self._resources or None,
-                )
+            self._send(request, entry_point, job_id)
         except ValueError:
             now = self._newest(request.run_name)
             if now is None or now.submission_id != job_id:
                 raise
             return self._found(now, request)  # another process submitted the run meanwhile
         return JobState(job_id, "PENDING", f"submitted to {self._address}", None)
+
+    def _send(self, request: Request, entry_point: str, job_id: str) -> None:
+        runtime_env = {"working_dir": str(self._root), "excludes": EXCLUDES, "env_vars": _variables(request)}
+        with reported(self._address):
+            self._client.submit_job(
+                entrypoint=entry_point,
+                submission_id=job_id,
+                runtime_env=runtime_env,
+                metadata={RUN: request.run_name, SETTINGS: _digest(request)},
+                entrypoint_num_cpus=self._num_cpus,
+                entrypoint_resources=self._resources or None,
+            )
 
     def _found(self, job: Any, request: Request) -> JobState:
         if (job.metadata or {}).get(SETTINGS) != _digest(request):
@@ -124,20 +103,25 @@ class RayJobs:
             )
         return JobState(job.submission_id, status_of(job), "goes on already; nothing was changed", None)
 
-    def _check_nobody_trains(self, run_name: str) -> None:
-        """ValueError if the run goes on in this cluster, but not as a job of its name."""
+    def _check_name_is_free(self, run_name: str, others: Sequence[Any]) -> None:
+        """ValueError if the run goes on, but not as a job of its own, or if another job has its name."""
+        if any(job.submission_id == run_name and not is_ended(job) for job in others):
+            raise ValueError(
+                f"run_name: a job named {run_name} that is not of this run goes on at {self._address}; choose "
+                "another name"
+            )
         name = actor_name(run_name)
         filters: list[Any] = [("name", "=", name), ("ray_namespace", "=", NAMESPACE), ("state", "=", "ALIVE")]
         deadline = time.monotonic() + NAME_TIMEOUT_S
         while True:
-            with self._reported():
+            with reported(self._address):
                 found = list_actors(address=self._address, filters=filters)
             if not found:
                 return
             if time.monotonic() > deadline:
                 raise ValueError(
                     f"run_name: a run named {run_name} goes on at {self._address} already, and not as a job of "
-                    "that name; choose another name"
+                    "its own; choose another name"
                 )
             time.sleep(POLL_S)
 
@@ -161,12 +145,12 @@ class RayJobs:
 
     def state(self, run_name: str) -> JobState | None:
         """The newest job of a run, with those before it; None if there is none."""
-        with self._reported():
+        with reported(self._address):
             jobs = jobs_of(run_name, self._client.list_jobs())
         if not jobs:
             return None
-        states = [self._state_of(job) for job in jobs]
-        return self._state_of(jobs[-1], earlier=states[:-1])
+        *before, newest = jobs
+        return self._state_of(newest, earlier=[self._state_of(job) for job in before])
 
     def follow(self, run_name: str) -> JobState:
         """Print the log of the newest job until it ends."""
@@ -174,8 +158,8 @@ class RayJobs:
         job_id = job.submission_id
         follower = LogFollower(
             lambda: self._client.tail_job_logs(job_id),
-            lambda: self._newest(run_name),
-            has_ended=lambda found: found is None or found.submission_id != job_id or is_ended(found),
+            lambda: self._find(job_id),
+            has_ended=lambda found: found is None or is_ended(found),
         )
         found = asyncio.run(follower.run())
         if found is None:
@@ -190,7 +174,7 @@ class RayJobs:
             raise ValueError(f"--run: {run_name} does not go on: its newest job {job.submission_id} has ended")
         variables = (job.runtime_env or {}).get("env_vars") or {}
         grace_s = float(variables.get(GRACE_VARIABLE, grace_s))
-        with self._reported():
+        with reported(self._address):
             self._client.stop_job(job.submission_id)
         print(f"{job.submission_id}: told to stop; it has {grace_s:g} s to finish its step and save", flush=True)
         deadline = time.monotonic() + grace_s + STOP_MARGIN_S
@@ -205,15 +189,19 @@ class RayJobs:
     def _wanted(self, run_name: str) -> Any:
         job = self._newest(run_name)
         if job is None:
-            with self._reported():
+            with reported(self._address):
                 known = sorted({(job.metadata or {}).get(RUN, "") for job in self._client.list_jobs()} - {""})
             raise ValueError(
                 f"--run: no job of a run named {run_name} at {self._address} (runs: {', '.join(known) or 'none'})"
             )
         return job
 
+    def _find(self, job_id: str) -> Any:
+        with reported(self._address):
+            return next((job for job in self._client.list_jobs() if job.submission_id == job_id), None)
+
     def _newest(self, run_name: str) -> Any:
-        with self._reported():
+        with reported(self._address):
             jobs = jobs_of(run_name, self._client.list_jobs())
         return jobs[-1] if jobs else None
 
@@ -221,32 +209,15 @@ class RayJobs:
         log = ""
         if status_of(job) == "STOPPED" or job.driver_exit_code == DRAINED:  # what the run said last
             try:
-                with self._reported():
+                with reported(self._address):
                     log = self._client.get_job_logs(job.submission_id)
             except ValueError as error:
                 logger.warning("the log of %s cannot be read: %s", job.submission_id, error)
         return state_of(job, log, earlier)
 
-    # -- the connection --
-
     @cached_property
-    def _client(self) -> Client:
-        return Client(self._address)
-
-    @contextmanager
-    def _reported(self) -> Iterator[None]:
-        """Every failure of a call as one line: UnreachableError without an answer, else ValueError."""
-        try:
-            yield
-        except AuthenticationError as error:
-            raise ValueError(f"--address: {self._address} does not take this token: {TOKEN_ADVICE}") from error
-        except (ConnectionError, KeyError, requests.RequestException) as error:
-            raise UnreachableError(
-                f"--address: no jobs API of a Ray cluster answers at {self._address}"
-            ) from error
-        except (RayError, RuntimeError) as error:
-            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-            raise ValueError(f"the cluster at {self._address} refuses: {lines[0][:200]}") from error
+    def _client(self) -> JobsClient:
+        return JobsClient(self._address)
 
 
 def _entry_point(request: Request, config: str | None) -> list[str]:

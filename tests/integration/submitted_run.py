@@ -1,6 +1,7 @@
 """A run of the demo's tiny models that is submitted to a Ray cluster as a job, and what its folder then holds."""
 
 import json
+import os
 import subprocess
 import sys
 import urllib.error
@@ -20,7 +21,8 @@ from tests.integration.namespaces import HEAD, ROOT, until
 
 JOBS = f"http://{HEAD}:8265"
 BATCH = 8
-SUBMIT = [sys.executable, "launch.py", "submit"]
+LAUNCH = [sys.executable, "launch.py"]
+SUBMIT = [*LAUNCH, "submit", "--address", JOBS]
 
 
 class SubmittedRun:
@@ -41,15 +43,15 @@ class SubmittedRun:
     def command(self, *flags: str) -> list[str]:
         """The line that submits it."""
         options = [f"--{key}={value}" for key, value in self.settings.items()]
-        return [*SUBMIT, "--address", JOBS, "--config", "configs/demo.yaml", *flags, *options]
+        return [*SUBMIT, "--config", "configs/demo.yaml", *flags, *options]
 
-    def submit(self, *flags: str) -> subprocess.CompletedProcess[str]:
+    def submit(self, *flags: str, **environment: str) -> subprocess.CompletedProcess[str]:
         """Submit it without following it."""
-        return ran(self.command(*flags))
+        return ran(self.command(*flags), **environment)
 
     def ask(self, action: str) -> subprocess.CompletedProcess[str]:
         """`--stop` or `--status`."""
-        return ran([*SUBMIT, "--address", JOBS, action, "--run", self.name])
+        return ran([*SUBMIT, action, "--run", self.name])
 
     @contextmanager
     def followed(self, *flags: str) -> Iterator[tuple[subprocess.Popen[Any], Path]]:
@@ -78,13 +80,11 @@ class SubmittedRun:
         until(lambda: self.num_steps() >= at_least, f"step {at_least}", process)
 
     def drivers(self) -> list[psutil.Process]:
-        """The processes of `launch.py train`, the one that supervises first."""
+        """The processes of `launch.py train`: the one that supervises, and its child."""
         found = []
         for process in psutil.process_iter(["cmdline"]):
             line = process.info["cmdline"] or []
-            if line[1:3] == ["launch.py", "train"] or (
-                len(line) > 2 and line[2] == "train" and "launch.py" in line[1]
-            ):
+            if line[2:3] == ["train"] and line[1].endswith("launch.py"):
                 found.append(process)
         return sorted(found, key=lambda process: process.create_time())
 
@@ -94,23 +94,29 @@ class SubmittedRun:
         newest = committed_steps(self.folder.checkpoints)[-1]
         assert newest == last
         verify(self.folder.checkpoints / f"step_{newest}")
-        ledger = valid_ledger(self.folder.ledger)
-        assert sorted(ledger) == list(range(1, last + 1))
-        slots = sorted(int(uid.split("-")[0]) for uids in ledger.values() for uid in uids)
+        slots = self.trained_slots()
         assert len(set(slots)) == len(slots) == last * BATCH
         manifest = read_manifest(self.folder.checkpoints / f"step_{newest}")
         frontier = Progress.from_json(manifest.client_state).frontier
         assert slots == [*range(frontier.lowest_untrained), *frontier.trained_above]
         return last
 
+    def trained_slots(self) -> list[int]:
+        """The slots of the ledger in order, each as often as it was trained."""
+        ledger = valid_ledger(self.folder.ledger)
+        assert sorted(ledger) == list(range(1, len(ledger) + 1))
+        return sorted(int(uid.split("-")[0]) for uids in ledger.values() for uid in uids)
+
     def events(self, kind: str) -> list[dict[str, Any]]:
         """The events of one kind."""
         return [row for row in read_rows(self.folder.events) if row["event"] == kind]
 
 
-def ran(line: list[str]) -> subprocess.CompletedProcess[str]:
+def ran(line: list[str], **environment: str) -> subprocess.CompletedProcess[str]:
     """What a command said and how it ended; shown if the test fails."""
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    done = subprocess.run(
+        line, cwd=ROOT, capture_output=True, text=True, timeout=240, env=os.environ | environment
+    )
     print(done.returncode, done.stdout[-3000:], done.stderr[-3000:])
     return done
 

@@ -14,7 +14,7 @@ from cluster.settings import load_config, load_settings
 from tests.unit.documented_commands import DOCUMENTS, ROOT, Command, commands
 
 COMMANDS = commands()
-WITH_SETTINGS = {"train", "eval", "compare", "plan", "preflight"}
+WITH_SETTINGS = {"train", "submit", "eval", "compare", "plan", "preflight"}
 MODELS = ROOT / "examples" / "arithmetic" / "models"
 TARGETS = set(re.findall(r"^([a-z0-9-]+):.*## ", (ROOT / "Makefile").read_text(), re.MULTILINE))
 FOREIGN = {"ray", "export", "tensorboard", "docker", "kubectl", "helm", "curl", "hf"}

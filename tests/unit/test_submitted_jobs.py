@@ -201,12 +201,24 @@ def test_a_log_is_printed_once_over_connections_that_break() -> None:
     log, out, said = "abcdefghijklmnop\n", io.StringIO(), list[str]()
     tail = Tail(log, 7, 5, 12, 0)
     follower = LogFollower(
-        tail, lambda: "ended", has_ended=lambda job: job == "ended", out=out, say=said.append, first_pause_s=0.001
+        tail,
+        lambda: tail.num_connections,
+        has_ended=lambda connections: connections == 5,
+        out=out,
+        say=said.append,
+        first_pause_s=0.001,
     )
-    assert asyncio.run(follower.run()) == "ended"
+    assert asyncio.run(follower.run()) == 5
     assert (out.getvalue(), tail.num_connections) == (log, 5)
     assert said[0] == "connection closed; the log is asked for again in 0.001 s"
     assert len(said) == 4
+
+
+def test_a_job_that_ended_is_over_though_its_log_cannot_be_read() -> None:
+    tail, said = Tail("abcdef", 3), list[str]()
+    follower = LogFollower(tail, lambda: "ended", has_ended=bool, out=io.StringIO(), say=said.append)
+    assert asyncio.run(follower.run()) == "ended"
+    assert (tail.num_connections, said) == (1, [])
 
 
 def test_a_cluster_that_does_not_answer_is_given_up() -> None:
