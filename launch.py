@@ -234,7 +234,8 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, checks: Check
             from cluster.hub import push_export
 
             await push_export(folder.export, config.export, events)
-        Console().print(accuracy_table(summary))
+        if (accuracy := accuracy_table(summary)).rows:
+            Console().print(accuracy)
         view.say(f"finished {summary['steps']} steps in {summary['wall_s']} s; student in {folder.export}")
         return FINISHED
     finally:
