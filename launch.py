@@ -55,6 +55,7 @@ from cluster.draining import drain_on_signals
 from cluster.dry_run import dry_run, ray_cluster
 from cluster.model_card import write_model_card
 from cluster.orphans import check_has_ended, end_left_over
+from cluster.own_version import own_version
 from cluster.placement import plan
 from cluster.preflight.checks import Checks, RefusedError
 from cluster.preflight.resources import check_disk
@@ -197,7 +198,8 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, checks: Check
     timeline = Timeline(folder.timeline, folder.owner)
     for pool in pools.values():
         pool.timeline = timeline
-    events.add("run_started", command=shlex.join(["python", *sys.argv]), is_resumed=resume)
+    command = shlex.join(["python", *sys.argv])
+    events.add("run_started", command=command, is_resumed=resume, version=own_version())
     boards = Dashboards(config, folder, events)
     view = boards.view
     stop = drain_on_signals()
@@ -232,7 +234,8 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, checks: Check
             from cluster.hub import push_export
 
             await push_export(folder.export, config.export, events)
-        Console().print(accuracy_table(summary))
+        if (accuracy := accuracy_table(summary)).rows:
+            Console().print(accuracy)
         view.say(f"finished {summary['steps']} steps in {summary['wall_s']} s; student in {folder.export}")
         return FINISHED
     finally:

@@ -4,9 +4,7 @@ Its front matter is what the Hugging Face hub reads; every number in it is one o
 """
 
 import json
-import tomllib
 from collections.abc import Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +13,10 @@ import yaml
 from cluster.config import RunConfig
 from cluster.jsonl import read_rows
 from cluster.model_card_text import FRAME, USE
+from cluster.own_version import own_version
 from cluster.run_folder import RunFolder
 
 MODEL_CARD = "README.md"
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def write_model_card(
@@ -216,19 +214,11 @@ def made_by(folder: RunFolder) -> str:
     file = folder.path / "environment.json"
     environment = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     commit = environment.get("git_commit")
-    text = f"poweropd {own_version()}" + (f", commit `{commit}`" if commit else "")
+    text = f"poweropd {environment.get('poweropd') or own_version()}" + (f", commit `{commit}`" if commit else "")
     text += " with local changes" if environment.get("git_is_dirty") else ""
     packages = environment.get("packages", {})
     named = [f"{name} {packages[name]}" for name in sorted(packages)]
     return f"{text}; {', '.join(named)}" if named else text
-
-
-def own_version() -> str:
-    """Version of this software, installed or not."""
-    try:
-        return version("poweropd")
-    except PackageNotFoundError:
-        return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
 
 
 def limits_of(config: RunConfig, evaluations: Sequence[Mapping[str, Any]]) -> str:

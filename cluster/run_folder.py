@@ -13,6 +13,7 @@ from typing import Any
 from cluster.config import RunConfig
 from cluster.jsonl import RowFile, drop_torn_line, read_rows
 from cluster.ledger import Ledger, valid_ledger
+from cluster.own_version import own_version
 from cluster.ownership import Ownership
 from cluster.replaced_file import write_json
 from cluster.settings import save_config
@@ -163,7 +164,7 @@ def _check_writable(runs_path: Path) -> None:
 
 
 def describe_environment() -> dict[str, Any]:
-    """Package versions, git commit, machine."""
+    """Versions of this software and of packages, git commit, machine."""
     versions = {}
     for package in PACKAGES:
         try:
@@ -175,6 +176,7 @@ def describe_environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "cpus": os.cpu_count(),
+        "poweropd": own_version(),
         "packages": versions,
         "git_commit": _git("rev-parse", "HEAD"),
         "git_is_dirty": None if (changes := _git("status", "--porcelain")) is None else bool(changes),

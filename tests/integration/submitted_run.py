@@ -32,7 +32,7 @@ class SubmittedRun:
         """It would take hours unless `settings` say otherwise."""
         script = ROOT / "examples" / "arithmetic" / "problems.py"
         subprocess.run([sys.executable, script, "--out", path / "data"], check=True, timeout=60)
-        self.path, self.name = path, name
+        self.path, self.name, self.root = path, name, ROOT
         self.folder = RunFolder(path / name)
         self.settings: dict[str, Any] = {
             **{"runs_path": path, "run_name": name, "data.train_path": path / "data" / "train.jsonl"},
@@ -58,7 +58,7 @@ class SubmittedRun:
         """Submit it and follow it in a process; also gives the file of what that prints."""
         log = self.path / f"followed_{len([*self.path.glob('followed_*')])}.txt"
         with log.open("w") as out:
-            process = subprocess.Popen(self.command("--follow", *flags), cwd=ROOT, stdout=out, stderr=out)
+            process = subprocess.Popen(self.command("--follow", *flags), cwd=self.root, stdout=out, stderr=out)
         try:
             yield process, log
         finally:

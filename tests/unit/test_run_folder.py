@@ -74,7 +74,7 @@ def test_an_opened_folder_records_configuration_and_environment(tmp_path: Path) 
     assert load_config(str(folder.path / "config.yaml")) == config(tmp_path)
     environment = json.loads((folder.path / "environment.json").read_text())
     assert set(environment) == {
-        *("time", "python", "platform", "cpus", "packages", "git_commit", "git_is_dirty"),
+        *("time", "python", "platform", "cpus", "poweropd", "packages", "git_commit", "git_is_dirty"),
     }
     assert {"ray", "torch", "pyarrow"} <= set(environment["packages"])
     assert folder.checkpoints.is_dir()
