@@ -73,7 +73,7 @@ def test_a_submitted_run_survives_kills_of_its_process_and_its_job_and_trains_ev
         run.settings["max_steps"] = last + 2
         with run.followed() as (process, log):
             assert process.wait(300) == FINISHED
-        assert [line.split()[:2] for line in run.ask("--status").stdout.splitlines()[:-1]] == [
+        assert [line.replace(",", "").split()[:2] for line in run.ask("--status").stdout.splitlines()[:-1]] == [
             *(["job", "FAILED"], ["job.2", "FAILED"], ["job.3", "SUCCEEDED"]),
         ]
     assert len(run.events("resumed")) == 3
