@@ -18,6 +18,7 @@ from cluster.placement import plan
 from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
 from cluster.reservation import nodes_now
+from cluster.waiting import together
 from tests.integration.namespaces import NodeOptions, driver, ray_nodes
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.isolated]
@@ -56,11 +57,11 @@ def pools_of(config: RunConfig) -> dict[str, Pool]:
 
 
 async def placed(config: RunConfig, pools: dict[str, Pool]) -> dict[str, str]:
-    """The node of every worker, which must be the one that was planned."""
+    """The node of every worker, which must be the planned one; all pools are placed at once, as by a run."""
     nodes = nodes_now()
     assert not any("waits" in line for line in plan_lines(plan(config), nodes))
-    for pool in pools.values():
-        await pool.place()
+    turn = asyncio.Lock()
+    await together(pool.place(turn) for pool in pools.values())
     found = {worker.name: worker.node for pool in pools.values() for worker in pool.workers}
     planned = {worker.removesuffix(" stage 0"): node.name for node in nodes for worker in node.workers}
     assert found == {worker: node for worker, node in planned.items() if "stage 1" not in worker}
