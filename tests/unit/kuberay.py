@@ -12,6 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+from cluster.submission.rayjob import job_objects
+from cluster.submission.request import Request
 from tests.unit.validators import ROOT, run, validator
 
 K8S = ROOT / "docker" / "k8s"
@@ -137,3 +139,24 @@ def amount(quantity: str | int | float) -> float:
     text = str(quantity)
     unit = next((each for each in UNITS if text.endswith(each)), "")
     return float(text.removesuffix(unit)) * UNITS.get(unit, 1)
+
+
+def request(**changes: Any) -> Request:
+    """What is submitted, but for the changes."""
+    given = {
+        "run_name": "first",
+        "train": ("--run-name", "first", "--resume=auto", "--retries", "3"),
+        "config": "configs/demo.yaml",
+        "settings": "max_steps: 3\n",
+        "overrides": (),
+        "runs_path": "/shared/runs",
+        "retries": 3,
+        "environment": {"HF_TOKEN": "hf_of-somebody"},
+        "grace_s": 900.0,
+    }
+    return Request(**(given | changes))
+
+
+def job(overlay: str, **changes: Any) -> Object:
+    """The RayJob of a run on an overlay."""
+    return job_objects(rendered(overlay), request(**changes), priority_class="high")[-1]

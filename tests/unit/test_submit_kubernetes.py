@@ -18,9 +18,8 @@ from cluster.submission.kubernetes import KubernetesPlace, state_of
 from cluster.submission.manifests import job_name, namespace_of
 from cluster.submission.rayjob import drain_script, entry_point, job_objects
 from cluster.submission.request import UnreachableError
-from tests.unit.kuberay import K8S, Object, rendered
+from tests.unit.kuberay import K8S, Object, rendered, request
 from tests.unit.kubernetes_api import Cluster, kubernetes_api
-from tests.unit.test_kubernetes import request
 
 OVERLAY = K8S / "overlays" / "cpu-kind"
 
