@@ -88,7 +88,7 @@ test-slow: install  ## the long proofs
 chaos-test: install  ## those of the long proofs that kill workers again and again
 	$(BIN)/python -m pytest -m chaos $(ARGS)
 
-image-test: install  ## build the CPU image's steps in a clean Debian root and train in it: root, 8 GB, about 8 minutes
+image-test: install  ## build the CPU image's steps in a clean Debian root and train in it: root, 8 GB, 6 to 12 minutes
 	$(BIN)/python -m tests.images.run $(ARGS)
 
 docs: install  ## build the documentation into site/: open site/index.html, no server needed
