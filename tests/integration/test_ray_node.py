@@ -1,4 +1,4 @@
-"""docker/ray_node.sh on two machines: it waits, joins, is refused, and leaves."""
+"""docker/ray_node.sh on two machines: it waits, joins, is refused, survives its head, and leaves."""
 
 import json
 import sys
@@ -28,9 +28,12 @@ def nodes(ray: NodeGroups) -> dict[str, dict[str, Any]]:
     return {node["NodeName"]: node for node in json.loads(done.stdout)}
 
 
-def test_a_node_waits_for_its_head_joins_with_the_token_alone_and_leaves_when_told(tmp_path: Path) -> None:
+def test_a_node_joins_with_the_token_alone_and_stays_through_a_restart_of_the_head_until_told_to_leave(
+    tmp_path: Path,
+) -> None:
     with network(tmp_path, ["head", "rollout"]) as machines:
-        ray, log = NodeGroups(tmp_path, machines, POWEROPD_WORKERS="3"), tmp_path / "joining.log"
+        given = {"POWEROPD_WORKERS": "3", "POWEROPD_GCS_STORAGE": str(tmp_path / "gcs")}
+        ray, log = NodeGroups(tmp_path, machines, **given), tmp_path / "joining.log"
         process = ray.run("rollout", ray.line("rollout", NodeOptions(num_cpus=1)), log)
         until(lambda: f"waiting for the head at {ray.address}, " in log.read_text(), "its word", process)
         ray.start("head", NodeOptions(num_cpus=0))
@@ -43,6 +46,13 @@ def test_a_node_waits_for_its_head_joins_with_the_token_alone_and_leaves_when_to
         stranger = ray.done("rollout", [SCRIPT, "rollout"], RAY_AUTH_TOKEN="0" * 64)
         refused = f"ray_node: the head at {ray.address} does not take the token of this node\n"
         assert (stranger.returncode, stranger.stderr) == (BAD_INPUT, refused)
+
+        machines["head"].kill("gcs_server")
+        until(lambda: "restarted" in machines["head"].log.read_text(), "the end of the head", process)
+        until(lambda: machines["head"].log.read_text().count("will now block") == 2, "the head's return", process)
+        again = nodes(ray)
+        assert set(again) == {"head", "rollout"}
+        assert again["rollout"]["NodeID"] == there["rollout"]["NodeID"]
 
         [start] = [each for each in machines["rollout"].processes("ray start") if each.name() != "nsenter"]
         start.terminate()
