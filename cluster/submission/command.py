@@ -5,6 +5,7 @@ Everything that can be known here is checked before anything is sent. Data and m
 
 import argparse
 import importlib
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -44,6 +45,8 @@ def submit_command(
     `load` reads and checks a configuration, `root` is the folder of launch.py, `here` the environment.
     """
     check_options(arguments, options)
+    if arguments.log_level == "warning":  # what is waited for, and since when, is said here
+        logging.getLogger("cluster.submission").setLevel(logging.INFO)
     if arguments.run is None:
         request = build_request(arguments, options, load=load, here=here)
         place = choose_place(arguments, root)

@@ -176,7 +176,8 @@ class RayJobs:
         grace_s = float(variables.get(GRACE_VARIABLE, grace_s))
         with reported(self._address):
             self._client.stop_job(job.submission_id)
-        print(f"{job.submission_id}: told to stop; it has {grace_s:g} s to finish its step and save", flush=True)
+        given = f"it has {grace_s:g} s, as it was submitted, to finish its step and save"
+        print(f"{job.submission_id}: told to stop; {given}", flush=True)
         deadline = time.monotonic() + grace_s + STOP_MARGIN_S
         while not is_ended(job) and time.monotonic() < deadline:
             time.sleep(POLL_S)
