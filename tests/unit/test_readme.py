@@ -21,6 +21,7 @@ DOCUMENTS = [
     ROOT / "SECURITY.md",
     *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "benchmarks" / "README.md",
+    ROOT / "docker" / "README.md",
 ]
 
 SHOWN = [
