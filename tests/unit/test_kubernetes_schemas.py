@@ -1,4 +1,4 @@
-"""The manifests against KubeRay's own definitions and Kubernetes' schemas: no field that there is not, at any depth."""
+"""The manifests against KubeRay's definitions and Kubernetes' schemas: no unknown field, at any depth."""
 
 import copy
 from collections.abc import Callable
