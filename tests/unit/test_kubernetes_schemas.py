@@ -1,4 +1,4 @@
-"""The manifests against the definitions of KubeRay and Kubernetes: no field that is not there, at any depth."""
+"""The manifests against KubeRay's definitions and Kubernetes' schemas: no unknown field, at any depth."""
 
 import copy
 from collections.abc import Callable
