@@ -32,7 +32,7 @@ OFF_S = 3.0
 TINY_CPUS = {f"{role}.resources.num_cpus": 0.1 for role in ("rollout", "teacher", "learner")}
 
 
-class SubmittedRun:
+class RunOnGroups:
     """A run of the demo's models that would take hours, submitted from outside of the cluster."""
 
     def __init__(self, ray: NodeGroups, path: Path, name: str) -> None:
@@ -122,7 +122,7 @@ def check_wrong_token(ray: NodeGroups) -> None:
 def test_a_submitted_run_has_its_workers_on_their_groups_is_scaled_and_survives_lost_nodes(tmp_path: Path) -> None:
     with node_groups(tmp_path, NODES, **LIMITS) as ray:
         check_wrong_token(ray)
-        run = SubmittedRun(ray, tmp_path, "groups")
+        run = RunOnGroups(ray, tmp_path, "groups")
         run.submit()
         try:
             run.goes_on(3, "of the submitted run")
