@@ -110,6 +110,7 @@ def build_request(
                 "what a job writes into its own working directory is lost with it"
             )
     forced = [word for key in arguments.force for word in ("--force", key)]
+    overrides = without_name(overrides)
     train = ["--run-name", config.run_name, *overrides, *forced, "--log-level", arguments.log_level]
     return Request(
         run_name=config.run_name,
@@ -122,6 +123,19 @@ def build_request(
         environment=read_environment(arguments.env, here),
         grace_s=arguments.grace or GRACE_S,
     )
+
+
+def without_name(overrides: Sequence[str]) -> list[str]:
+    """The options but the run's name, which the entry point has at its beginning."""
+    kept: list[str] = []
+    words = iter(overrides)
+    for word in words:
+        option, equals, _ = word.partition("=")
+        if option not in ("--run-name", "--run_name"):
+            kept.append(word)
+        elif not equals:
+            next(words, None)
+    return kept
 
 
 def choose_place(arguments: argparse.Namespace, root: Path) -> Place:

@@ -27,7 +27,11 @@ def rendered(overlay: Path, kubectl: Kubectl) -> list[Object]:
 
 
 class _Readable(yaml.SafeDumper):
-    """Texts of several lines, such as settings, as they are."""
+    """Texts of several lines, such as settings, as they are, and what is there twice, twice."""
+
+    def ignore_aliases(self, data: object) -> bool:
+        """Always."""
+        return True
 
 
 def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:

@@ -145,13 +145,7 @@ def test_the_entry_point_says_the_whole_run_and_goes_on_by_itself() -> None:
     request = request_of("--run-name=first", "--retries=3", "--force", "disk", "--node-groups", "--max-steps=7")
     assert list(request.train) == [
         *("--run-name", "first", "--rollout.resources.custom.rollout=1", "--teacher.resources.custom.teacher=1"),
-        *(
-            "--learner.resources.custom.learner=1",
-            "--runs-path",
-            "/shared/runs",
-            "--run-name=first",
-            "--max-steps=7",
-        ),
+        *("--learner.resources.custom.learner=1", "--runs-path", "/shared/runs", "--max-steps=7"),
         *("--force", "disk", "--log-level", "warning", "--resume=auto", "--retries", "3"),
     ]
     arguments, options = build_parser(None).parse_known_args(["train", "--config", DEMO[2], *request.train])
