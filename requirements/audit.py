@@ -1,6 +1,6 @@
 """Looks the pinned packages up in a database of known vulnerabilities, and checks the pins themselves.
 
-    make audit                       # both; needs pypi.org (or `--service osv`: api.osv.dev)
+    make audit                       # both; asks the package index (or `--service osv`: OSV)
     make audit ARGS=--offline        # the pins alone
 
 Exit codes: 0 all was audited and nothing found, 1 something was found, 2 it could not be audited.
