@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from cluster.command_line import DRAINED
 from cluster.submission.kubectl import Kubectl, Object
 from cluster.submission.manifests import as_yaml, job_name, namespace_of, rendered
 from cluster.submission.rayjob import RUN, RUNS_PATH, job_objects, owned
@@ -41,7 +42,6 @@ STATUSES = {
 ENDED = {"SUCCEEDED", "STOPPED", "FAILED"}
 EXIT_CODE = re.compile(r"failed with exit code (-?\d+)")
 """In what Ray says of a job that failed."""
-DRAINED = 3
 
 
 class KubernetesPlace:
