@@ -106,7 +106,7 @@ def main() -> None:
     """Compare all variants, or measure one (`--variant`) for the parent process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=81_920)
-    parser.add_argument("--batch_size", type=int, default=4096, help="rollouts per step")
+    parser.add_argument("--batch-size", "--batch_size", type=int, default=4096, help="rollouts per step")
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--variant", help="local-N or ray-N alone")
     arguments = parser.parse_args()
