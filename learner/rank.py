@@ -149,7 +149,9 @@ class LearnerRank:
         self.backend = DeepSpeedBackend(self.config, ranks=self.ranks, vocab_size=self.vocab_size)
         self.checkpoints = RankCheckpoints(self.config, ranks=self.ranks, backend=self.backend)
         with torch.no_grad():
-            self.backend.student.check_head(self._golden(), limit=HEAD_LIMITS[self.config.learner.dtype])
+            limit = HEAD_LIMITS[self.config.learner.dtype]
+            self.backend.student.check_head(self._golden(), limit=limit)
+            self.backend.student.check_packing(self._golden(), limit=limit)
         if self.signal.kind == "full":
             self.teacher_head = TeacherHead.load(
                 self.config.teacher.model_path,

@@ -6,6 +6,7 @@ Shapes: N packed tokens, T response tokens, H hidden size, V vocabulary, F facts
 import torch
 from torch import Tensor, nn
 
+from learner.attention import attend_by_sequence, sequence_lengths
 from learner.log_probs import HeadLimits, PositionFacts, PositionValue, head_values
 
 
@@ -13,9 +14,13 @@ class StudentModel(nn.Module):
     """A Hugging Face causal language model that returns log-probs of given tokens instead of logits."""
 
     def __init__(self, causal_lm: nn.Module, limits: HeadLimits) -> None:
-        """Wrap `causal_lm`; its parameters keep their names under the prefix `causal_lm.`."""
+        """Wrap `causal_lm`; its parameters keep their names under the prefix `causal_lm.`.
+
+        If its attention is transformers' sdpa and the model allows it, it becomes `learner.attention`'s.
+        """
         super().__init__()
         self.causal_lm = causal_lm
+        self.attends_by_sequence = attend_by_sequence(causal_lm)
         self.head = LogProbHead(
             causal_lm.get_output_embeddings(),  # pyright: ignore[reportCallIssue]
             limits,
@@ -36,10 +41,29 @@ class StudentModel(nn.Module):
         facts_TF, and the third is 0 if it was not asked for.
         """
         decoder = self.causal_lm.get_decoder()  # pyright: ignore[reportCallIssue]
+        packing = {"sequence_lengths": sequence_lengths(position_ids_N)} if self.attends_by_sequence else {}
         hidden_1NH = decoder(
-            input_ids=input_ids_N[None], position_ids=position_ids_N[None], use_cache=False
+            input_ids=input_ids_N[None], position_ids=position_ids_N[None], use_cache=False, **packing
         ).last_hidden_state
         return self.head(hidden_1NH[0, source_positions_T], target_ids_T, position_value, position_facts)
+
+    def check_packing(self, token_ids_N: Tensor, *, limit: float) -> None:
+        """ValueError if a sequence has other log-probs behind another one, packed, than alone.
+
+        Then the model does not read restarting position ids as a new sequence, and would learn from other
+        responses' tokens.
+        """
+        inputs_N, targets_T = token_ids_N[:-1], token_ids_N[1:]
+        positions_N = torch.arange(len(inputs_N), device=token_ids_N.device)
+        alone_T = self(inputs_N, positions_N, positions_N, targets_T)[0]
+        behind = positions_N + len(inputs_N)
+        packed_T = self(inputs_N.repeat(2), positions_N.repeat(2), behind, targets_T)[0]
+        difference = (alone_T - packed_T).abs().mean().item()
+        if not difference <= limit:
+            raise ValueError(
+                f"{type(self.causal_lm).__name__} lets packed sequences see one another: log-probs differ by "
+                f"{difference:.3g} on average, limit {limit}; the learner does not support it"
+            )
 
     def check_head(self, token_ids_N: Tensor, *, limit: float) -> Tensor:
         """Return log-probs of `token_ids_N[1:]`; ValueError if the model's own logits give others.
