@@ -6,7 +6,8 @@ It runs in TRL's own environment; `benchmarks/peer_trl.py` makes that and calls 
 
 The last line that it prints is one JSON object: medians over the counted steps. TRL's own profiling reports
 only to experiment trackers, so the parts of a step are timed around what TRL calls: `generation` is the student's
-`generate`, `scoring` the teacher's forward, and `update` everything else.
+`generate`, `scoring` the teacher's forward (of its backbone alone where the loss applies the head), and `update`
+everything else.
 """
 
 import argparse

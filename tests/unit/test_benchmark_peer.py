@@ -136,10 +136,16 @@ class TinyTrainer:
     def __init__(self) -> None:
         from transformers import Qwen3Config, Qwen3ForCausalLM
 
-        sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "vocab_size": 16, "head_dim": 4}
-        heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "eos_token_id": 1, "pad_token_id": 0}
-        config = Qwen3Config(**sizes, **heads, bos_token_id=None)
-        self.model, self.teacher_model = Qwen3ForCausalLM(config), Qwen3ForCausalLM(config)
+        sizes: dict[str, Any] = {
+            "vocab_size": 16,
+            "hidden_size": 8,
+            "intermediate_size": 8,
+            "num_hidden_layers": 1,
+        }
+        heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 4}
+        config = Qwen3Config(**sizes, **heads, bos_token_id=None, eos_token_id=1, pad_token_id=0)
+        self.model: Any = Qwen3ForCausalLM(config)
+        self.teacher_model = Qwen3ForCausalLM(config)
         self.callbacks = list[Any]()
 
     def add_callback(self, callback: Any) -> None:
