@@ -151,11 +151,13 @@ class TinyTrainer:
     def add_callback(self, callback: Any) -> None:
         self.callbacks.append(callback)
 
-    def take_step(self, *, tokens: int, forced: int) -> None:
+    def take_step(self, *, tokens: int, last: int) -> None:
+        """Generate so many tokens, none of which is the stop token (1) but for the last if it is named."""
         import torch
 
-        prompt_BT = torch.full((2, 3), 5)
-        self.model.generate(prompt_BT, max_new_tokens=tokens, forced_eos_token_id=forced, do_sample=False)
+        prompt_BT, suppressed = torch.full((2, 3), 5), None if last == 1 else [1]
+        end = {"forced_eos_token_id": last, "suppress_tokens": suppressed}
+        self.model.generate(prompt_BT, max_new_tokens=tokens, do_sample=False, **end)
         self.teacher_model(prompt_BT)
         self.callbacks[0].on_step_end(None, None, None)
 
@@ -165,13 +167,13 @@ def test_a_step_is_timed_by_its_parts_and_a_response_that_ends_early_is_refused(
     watch(trainer, Workload(tmp_path, batch_size=2, prompt_tokens=3, response_tokens=4), timings)
     trainer.callbacks[0].on_train_begin(None, None, None)
     trainer.model.generation_config.eos_token_id = None  # nothing ends a response here
-    trainer.take_step(tokens=4, forced=7)
+    trainer.take_step(tokens=4, last=7)
     step = timings.steps[0]
     assert step["tokens"] == 8
     assert step["generation_s"] > 0
     assert step["scoring_s"] > 0
     parts = step["generation_s"] + step["scoring_s"] + step["update_s"]
     assert step["seconds_per_step"] == pytest.approx(parts)
-    for tokens, forced in ((3, 7), (4, 1)):
+    for tokens, last in ((3, 7), (4, 1)):
         with pytest.raises(RuntimeError, match="a response ended early"):
-            trainer.take_step(tokens=tokens, forced=forced)
+            trainer.take_step(tokens=tokens, last=last)
