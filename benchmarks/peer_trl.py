@@ -23,18 +23,19 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.alternating import Results, medians_of, run_variants
-from benchmarks.peer_trl_environment import PINS, pip_install, read_pins, ready_python
+from benchmarks.peer_trl_environment import PINS, pip_install, python_of, read_pins, ready_python
 from benchmarks.rows import Ratio, benchmark_parser, emit, result_row
 from benchmarks.workload import make
 
 FOLDER = Path(__file__).resolve().parent
 TRAINER, OURS = FOLDER / "peer_trl_trainer.py", FOLDER / "end_to_end.py"
 
-LAYOUTS = {"sampled": "16x2", "full": "8x4", "gkd": "16x2"}
+LAYOUTS = {"sampled": "32x1", "full": "8x4", "gkd": "32x1"}
 """By trainer, the fastest of the layouts that were tried."""
 
 AUTOCAST = "-autocast"
@@ -70,7 +71,13 @@ def chosen_variants(arguments: argparse.Namespace) -> list[str]:
     return names
 
 
-def command_of(variant: str, arguments: argparse.Namespace, peer_python: Path) -> list[str]:
+def become(variant: str, arguments: argparse.Namespace) -> NoReturn:
+    """Turn this process into the one that measures a variant."""
+    command, threads = command_of(variant, arguments), {"OMP_NUM_THREADS": str(arguments.threads)}
+    os.execve(command[0], command, os.environ | ({} if variant in OUR_VARIANTS else threads))
+
+
+def command_of(variant: str, arguments: argparse.Namespace) -> list[str]:
     """What measures this variant."""
     if variant in OUR_VARIANTS:
         return [sys.executable, str(OURS), f"--variant={variant}", f"--dtype={arguments.dtype}"]
@@ -84,7 +91,7 @@ def command_of(variant: str, arguments: argparse.Namespace, peer_python: Path) -
         "warmup-steps": arguments.warmup_steps,
         "steps": arguments.steps,
     }
-    return [str(peer_python), str(TRAINER), *(f"--{key}={value}" for key, value in options.items())]
+    return [str(python_of()), str(TRAINER), *(f"--{key}={value}" for key, value in options.items())]
 
 
 def fastest_peer(results: Results) -> str | None:
@@ -127,11 +134,11 @@ def main() -> None:
         variants = chosen_variants(arguments)
     except ValueError as error:
         parser.error(str(error))
-    peer_python = ready_python(pip_install(extra_index_url=arguments.torch_index_url))
+    if any(name.startswith("trl-") for name in variants):
+        ready_python(pip_install(extra_index_url=arguments.torch_index_url))
     make("qwen3")
     if arguments.variant:
-        command = command_of(arguments.variant, arguments, peer_python)
-        os.execve(command[0], command, os.environ | {"OMP_NUM_THREADS": str(arguments.threads)})
+        become(arguments.variant, arguments)
     settings, results = run_variants(__file__, arguments, variants)
     peer = fastest_peer(results)
     row = result_row(

@@ -27,6 +27,11 @@ def ready_python(install: Install, *, folder: Path = FOLDER, pins: Path = PINS) 
             shutil.rmtree(folder)
         install(folder, read_pins(pins))
         stamp.write_text(wanted, encoding="utf-8")
+    return python_of(folder)
+
+
+def python_of(folder: Path = FOLDER) -> Path:
+    """The interpreter of the environment."""
     return folder / "bin" / "python"
 
 
@@ -48,7 +53,7 @@ def pip_install(*, extra_index_url: str | None) -> Install:
     def install(folder: Path, pins: list[str]) -> None:
         print(f"making {folder} with {', '.join(pins)}: about a minute", file=sys.stderr, flush=True)
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
-        pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-input", *index]
+        pip = [str(python_of(folder)), "-m", "pip", "install", "--quiet", "--no-input", *index]
         torch = [pin for pin in pins if pin.startswith("torch==")]
         for wanted in (torch, pins):  # torch first: nothing else then asks for another build of it
             subprocess.run([*pip, *wanted], check=True, stdout=sys.stderr)

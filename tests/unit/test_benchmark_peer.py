@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import peer_trl
-from benchmarks.peer_trl_environment import read_pins, ready_python
+from benchmarks.peer_trl_environment import python_of, read_pins, ready_python
 from benchmarks.peer_trl_trainer import Timings, watch
 from benchmarks.peer_trl_trainers import TRAINERS, common_settings
 from benchmarks.rows import result_row
@@ -93,11 +93,11 @@ def test_each_variant_is_measured_by_its_own_command(tmp_path: Path, monkeypatch
     monkeypatch.setattr(peer_trl, "OURS", tmp_path / "end_to_end.py")
     chosen = arguments("--dtype=bfloat16", "--variants=trl-full-autocast,ours-async", "--steps=3")
     assert peer_trl.chosen_variants(chosen) == ["trl-full-autocast", "ours-async"]
-    theirs = peer_trl.command_of("trl-full-autocast", chosen, Path("peer/python"))
-    assert theirs[0] == "peer/python"
+    theirs = peer_trl.command_of("trl-full-autocast", chosen)
+    assert theirs[:2] == [str(python_of()), str(peer_trl.TRAINER)]
     assert {"--trainer=full", "--precision=autocast", "--steps=3", "--warmup-steps=2"} <= set(theirs)
     assert f"--layout={peer_trl.LAYOUTS['full']}" in theirs
-    ours = peer_trl.command_of("ours-async", chosen, Path("peer/python"))
+    ours = peer_trl.command_of("ours-async", chosen)
     assert ours[1:] == [str(tmp_path / "end_to_end.py"), "--variant=ours-async", "--dtype=bfloat16"]
 
 
