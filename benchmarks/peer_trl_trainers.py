@@ -1,8 +1,16 @@
 """TRL's trainers for on-policy distillation, set up for one workload and for its best time on a CPU.
 
-All have a student and a teacher in this process and samples with transformers' `generate`. What only saves
-memory is off (gradient checkpointing, which TRL has on), and so are logging and saving. The kernels of Liger need
-Triton, so a GPU. Rows are not packed: all have one length, so nothing is padded.
+All have a student and a teacher in this process and sample with transformers' `generate`: with `use_vllm` TRL
+starts the CPU engine of vLLM 0.32 and fails when it loads the first weights into it, because that engine has
+packed its own away (TRL 1.16 names 0.31 as the newest it supports, which packs them too). The sampled-token
+trainer and GKD generate per micro-batch, so small ones cost them more than they save; the stable trainer
+generates for the whole step.
+
+What only saves memory is off (gradient checkpointing, which TRL has on), and so are logging and saving. The
+kernels of Liger need Triton, so a GPU. Rows are not packed: all have one length, so nothing is padded.
+
+Not here: GOLD and the trainers that need a teacher server. GOLD refuses a tokenizer that is not a byte-level
+one.
 """
 
 import argparse
