@@ -49,7 +49,7 @@ class Timings:
         self.started_s, self.started_cpu_s = time.perf_counter(), time.process_time()
 
     def end(self) -> None:
-        """It ends, and the next begins."""
+        """It ends, and the next begins. A line on standard error says what it took."""
         seconds, cpu_s = time.perf_counter() - self.started_s, time.process_time() - self.started_cpu_s
         self.steps.append(
             {
@@ -62,6 +62,7 @@ class Timings:
                 "update_s": seconds - sum(self.part_s.values()),
             }
         )
+        print(f"step {len(self.steps)}: {json.dumps(self.steps[-1])}", file=sys.stderr, flush=True)
         self.begin()
 
 
