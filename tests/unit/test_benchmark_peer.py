@@ -95,7 +95,7 @@ def test_each_variant_is_measured_by_its_own_command(tmp_path: Path, monkeypatch
     assert peer_trl.chosen_variants(chosen) == ["trl-full-autocast", "ours-async"]
     theirs = peer_trl.command_of("trl-full-autocast", chosen)
     assert theirs[:2] == [str(python_of()), str(peer_trl.TRAINER)]
-    assert {"--trainer=full", "--precision=autocast", "--attention=eager", "--steps=3"} <= set(theirs)
+    assert {"--trainer=full", "--precision=autocast", "--attention=sdpa", "--steps=3"} <= set(theirs)
     assert f"--layout={peer_trl.LAYOUTS['full']}" in theirs
     ours = peer_trl.command_of("ours-async", chosen)
     assert ours[1:] == [str(tmp_path / "end_to_end.py"), "--variant=ours-async", "--dtype=bfloat16"]
