@@ -1,4 +1,4 @@
-"""What the controller costs per rollout when there are many workers and rollouts end one by one, in simulated time.
+"""What the controller costs per rollout with many workers whose rollouts end one by one, in simulated time.
 
     .venv/bin/python benchmarks/controller_workers.py --workers 256 1024 --runs 5
 
@@ -90,8 +90,7 @@ def main() -> None:
     if arguments.variant is not None:
         print(json.dumps(measure(arguments.variant, arguments.per_engine, arguments.steps)))
         return
-    workers = arguments.workers
-    del arguments.workers
+    workers: list[int] = vars(arguments).pop("workers")
     variants = [f"{regime}-{num}" for regime in REGIMES for num in workers]
     options, results = run_variants(__file__, arguments, variants)
     most, fewest = max(workers), min(workers)

@@ -131,7 +131,7 @@ class RolloutStage:
         return list(shares.items())
 
     def _assign_with_failures(self) -> list[tuple[Worker, list[int]]]:
-        """The same while slots have failed: each of these has a stream of its own, and some run alone on a worker."""
+        """The same while slots have failed: these have streams of their own, and some run alone on a worker."""
         minimum, most = self._slots.minimum_engine_version, self._config.rollout.max_in_flight
         startable = self._slots.startable()
         eligible = [worker for worker in self._pool.serving if worker.version >= minimum]
