@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/scaling_study.py --save
 
-Prints a JSON row for every point and writes the table of docs/scaling.md. The counts come from the rates
+Prints a JSON row for every point, and tables of them as those of docs/scaling.md. The counts come from the rates
 (`benchmarks/scaling_model.py`), those of `launch.py plan`; then the real controller runs the chosen point in
 simulated time. Of more than 64 devices it simulates one cell in so many: counts and batch divided, the times of a
 weight version, of the reduction and of a step those of the whole cluster. Nothing depends on the machine.
@@ -17,7 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.rows import provenance  # noqa: E402
+from benchmarks.rows import RESULTS_PATH, provenance  # noqa: E402
 from benchmarks.scaling_model import (  # noqa: E402
     CELLS,
     Allocation,
@@ -29,13 +29,25 @@ from benchmarks.scaling_model import (  # noqa: E402
     reduction_s,
     weight_sync,
 )
+from cluster.jsonl import read_rows  # noqa: E402
 
-PAIRS = {"0.6B from 4B": "configs/scaling_0.6b_from_4b.yaml", "4B from 32B": "configs/scaling_4b_from_32b.yaml"}
+PAIRS = {
+    "0.6B from 4B": "configs/plan_h200_0.6b_from_4b.yaml",
+    "4B from 32B": "configs/plan_h200_4b_from_32b.yaml",
+}
 DEVICES = (8, 64, 512, 4096)
 TRANSPORTS = ("object_store", "tree", "nccl")
-RESULTS = ROOT / "benchmarks" / "results"
 COLUMNS = (
-    *("pair", "devices", "rollout, teacher, learner", "batch", "tokens/s", "steps/s", "staleness mean / max"),
+    *(
+        "pair",
+        "devices",
+        "used",
+        "rollout, teacher, learner",
+        "batch",
+        "tokens/s",
+        "steps/s",
+        "staleness mean / max",
+    ),
     *("rollouts/s", "controllers", "weights GB/s", "fetch", "reduction", "limit"),
 )
 
@@ -54,6 +66,7 @@ def point(pair: str, num_devices: int, transport: str, network: Network, limits:
     simulated = simulate_cell(config, rates, chosen, num_devices, **times, fixed_s=speeds.step_s)
     counts = {"rollout": chosen.rollout, "teacher": chosen.teacher, "learner": chosen.learner}
     row = {"pair": pair, "devices": num_devices, "transport": transport, "workers": counts, "batch": chosen.batch}
+    row |= {"used_devices": sum(counts.values())}
     row |= simulated | {"paper_tokens_per_s": chosen.tokens_per_s}
     return row | rounded(times | loads(simulated, chosen, speeds, sync.fetch_s, limits, network, transport))
 
@@ -115,7 +128,7 @@ def simulate_cell(
     run = run.model_copy(update={"batch_size": max(1, chosen.batch // parts)})
     learner = {"step_s": fixed_s + reduce_s, "publish_s": publish_s}
     given = {"learner": learner, "rollout": {"fetch_s": fetch_s}}
-    found = predict(run, override(rates, given), SimulationConfig(responses=8000, steps=24))
+    found = predict(run, override(rates, given), SimulationConfig(responses=4000, steps=24))
     return rounded(
         {
             "tokens_per_s": parts * found.tokens_per_s,
@@ -168,34 +181,52 @@ def table(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         counts = ", ".join(f"{count:,}" for count in row["workers"].values())
         stale = f"{row['staleness_mean']:.1f} / {row['staleness_max']:.0f}"
-        cells = [row["pair"], f"{row['devices']:,}", counts, f"{row['batch']:,}", f"{row['tokens_per_s']:,.0f}"]
-        cells += [f"{row['steps_per_s']:.2f}", stale, f"{row['rollouts_per_s']:,.0f}", f"{row['controllers']:.0f}"]
+        cells = [
+            row["pair"],
+            f"{row['devices']:,}",
+            f"{row['used_devices']:,}",
+            counts,
+            f"{row['batch']:,}",
+            f"{row['tokens_per_s']:,.0f}",
+        ]
+        cells += [f"{row['steps_per_s']:.3g}", stale, f"{row['rollouts_per_s']:,.0f}", f"{row['controllers']:.0f}"]
         cells += [f"{row['sync_bytes_per_s'] / 1e9:.2g}", f"{row['fetch_s']:.2g} s", f"{row['reduce_s']:.2g} s"]
         lines.append("| " + " | ".join([*cells, row["limit"]]) + " |")
     return "\n".join(lines) + "\n"
 
 
+def save(rows: list[dict[str, Any]]) -> None:
+    """Put these points into the results, in the place of the same points of before."""
+    origin = {"benchmark": "scaling_study", **{k: v for k, v in provenance().items() if k in ("date", "commit")}}
+    kept = {key_of(row): row for row in read_rows(RESULTS_PATH / "scaling_study.jsonl")}
+    kept |= {key_of(row): origin | row for row in rows}
+    lines = [json.dumps(kept[key]) + "\n" for key in sorted(kept)]
+    (RESULTS_PATH / "scaling_study.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def key_of(row: dict[str, Any]) -> tuple[int, int, int]:
+    """Which point it is."""
+    return [*PAIRS].index(row["pair"]), TRANSPORTS.index(row["transport"]), row["devices"]
+
+
 def main() -> None:
-    """All points."""
+    """All points that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", nargs="+", default=[*PAIRS], choices=[*PAIRS])
     parser.add_argument("--devices", type=int, nargs="+", default=DEVICES)
     parser.add_argument("--transports", nargs="+", default=TRANSPORTS, choices=TRANSPORTS)
-    parser.add_argument("--save", action="store_true", help="replace benchmarks/results/scaling_study.*")
+    parser.add_argument("--save", action="store_true", help="put the points into benchmarks/results/")
     arguments = parser.parse_args()
-    rows, network, limits = [], Network(), Limits()
-    for pair in PAIRS:
+    network, limits = Network(), Limits()
+    for pair in arguments.pairs:
         for transport in arguments.transports:
+            rows = list[dict[str, Any]]()
             for num_devices in arguments.devices:
                 rows.append(point(pair, num_devices, transport, network, limits))
                 print(json.dumps(rows[-1]), flush=True)
-    for transport in arguments.transports:
-        print(f"\n{transport}\n\n{table([row for row in rows if row['transport'] == transport])}")
-    if arguments.save:
-        origin = {
-            "benchmark": "scaling_study",
-            **{k: v for k, v in provenance().items() if k in ("date", "commit")},
-        }
-        (RESULTS / "scaling_study.jsonl").write_text("".join(json.dumps(origin | row) + "\n" for row in rows))
+            print(f"\n{pair}, {transport}\n\n{table(rows)}", file=sys.stderr)
+            if arguments.save:
+                save(rows)
 
 
 if __name__ == "__main__":
