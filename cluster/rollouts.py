@@ -118,7 +118,7 @@ class RolloutStage:
             return []
         if self._failures or self._isolation.worker is not None:
             return self._assign_with_failures()
-        # Full workers are told first, and slots without room not looked at: this runs for every rollout that ends.
+        # Every rollout that ends runs this: full workers are passed over, and only slots with room are read.
         minimum, most = self._slots.minimum_engine_version, self._config.rollout.max_in_flight
         free = [w for w in self._pool.workers if w.num_slots < most and w.takes_slots and w.version >= minimum]
         counts = {worker: most - worker.num_slots for worker in free}
