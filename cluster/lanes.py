@@ -70,8 +70,8 @@ class Lane:
         return len(self.queue) > 0 and bool(self._free())
 
     def _free(self) -> list[Worker]:
-        healthy = self.pool.healthy
-        return [w for w in healthy if w.num_calls < self.max_calls and w is not self._reserved]
+        most, reserved = self.max_calls, self._reserved
+        return [w for w in self.pool.workers if w.num_calls < most and w.is_healthy and w is not reserved]
 
     def _assign_suspect(self) -> Assignment | None:
         """Take the next suspect if the worker reserved for them is free; reserve one if there are any."""
@@ -90,8 +90,8 @@ class Lane:
         suspect = self._assign_suspect()
         if suspect is not None:
             return suspect
-        free = self._free()
-        if not self.queue or not free:
+        free = self._free() if self.queue else []  # this runs for every rollout that ends
+        if not free:
             return None
         batch = [self.queue.popleft()]
         budget = self._max_batch_tokens - batch[0].note.num_tokens

@@ -116,11 +116,26 @@ class RolloutStage:
         """Start what may start, each slot on the least loaded eligible worker, and not where it failed last."""
         if not self._slots.num_waiting:
             return []
+        if self._failures or self._isolation.worker is not None:
+            return self._assign_with_failures()
+        # Every rollout that ends runs this: full workers are passed over, and only slots with room are read.
+        minimum, most = self._slots.minimum_engine_version, self._config.rollout.max_in_flight
+        free = [w for w in self._pool.workers if w.num_slots < most and w.takes_slots and w.version >= minimum]
+        counts = {worker: most - worker.num_slots for worker in free}
+        room, shares = Room(counts), dict[Worker, list[int]]()
+        for slot in self._slots.startable(sum(counts.values())):
+            worker = room.take()
+            assert worker is not None, "there is room for as many slots as were asked for"
+            self._begin(slot, worker)
+            shares.setdefault(worker, []).append(slot)
+        return list(shares.items())
+
+    def _assign_with_failures(self) -> list[tuple[Worker, list[int]]]:
+        """The same while slots have failed: these have streams of their own, and some run alone on a worker."""
         minimum, most = self._slots.minimum_engine_version, self._config.rollout.max_in_flight
         startable = self._slots.startable()
         eligible = [worker for worker in self._pool.serving if worker.version >= minimum]
-        if self._failures or self._isolation.worker is not None:
-            self._isolation.reserve(startable, eligible)
+        self._isolation.reserve(startable, eligible)
         room = Room({w: most - w.num_slots for w in eligible if w is not self._isolation.worker})
         shares: dict[Worker, list[int]] = {}
         alone: list[tuple[Worker, list[int]]] = []
@@ -133,14 +148,18 @@ class RolloutStage:
                 worker = room.take(avoid=failed.worker if failed is not None and has_others else None)
             if worker is None:
                 continue  # no room, or only where it failed: the others are busy, or still loading weights
-            self._hold(worker, 1)
-            self._slots.start(slot, worker.version)
-            self.waits.leave(slot)
+            self._begin(slot, worker)
             if failed is None:
                 shares.setdefault(worker, []).append(slot)
             else:
                 alone.append((worker, [slot]))  # a bad prompt fails alone
         return alone + list(shares.items())
+
+    def _begin(self, slot: int, worker: Worker) -> None:
+        """Count a slot as started on a worker."""
+        self._hold(worker, 1)
+        self._slots.start(slot, worker.version)
+        self.waits.leave(slot)
 
     async def _stream(self, worker: Worker, slots: list[int]) -> None:
         """Read one generation stream to its end; what it did not deliver is started again."""

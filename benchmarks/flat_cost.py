@@ -1,0 +1,119 @@
+"""Whether a run's cost per trained token and its memory stay flat: over its steps, and with larger batches.
+
+    .venv/bin/python examples/arithmetic/problems.py --out examples/arithmetic/data
+    .venv/bin/python benchmarks/flat_cost.py --steps 1000                     # steps 10 to 60 against the last 50
+    .venv/bin/python benchmarks/flat_cost.py --steps 1000 --batch-steps 120   # and 32 against 512 prompts per step
+
+Real runs of configs/demo.yaml with real engines, Ray and DeepSpeed, whose processes are watched from outside.
+The learning rate is 0, so that weights, and with them the lengths of responses, stay as they are; everything else,
+publishing and loading weights too, is done at every step. CPU seconds are those of all processes of a run, memory
+is that of the driver, of each role's workers and of the rest (Ray), as the mean resident MiB in a window.
+"""
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.process_tree import ProcessTree, Sample, window_of  # noqa: E402
+from benchmarks.rows import Ratio, Results, benchmark_parser, emit, result_row  # noqa: E402
+
+EARLY = (10, 60)
+WARM_UP = 10
+"""Steps in which engines, caches and the object store fill."""
+BATCHES = (32, 512)
+EVERY_S = 1.0
+
+
+def early_and_late(steps: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The two windows of steps that are compared; of a short run its second and its last quarter."""
+    if steps >= 2 * EARLY[1]:
+        return EARLY, (steps - (EARLY[1] - EARLY[0]), steps)
+    return (steps // 4, steps // 2), (3 * steps // 4, steps)
+
+
+def watched_run(steps: int, batch_size: int, path: Path) -> list[Sample]:
+    """Run the demo for so many steps and return what was seen of its processes; RuntimeError if it fails."""
+    name = f"flat-{batch_size}"
+    log = path / f"{name}.log"
+    with log.open("w", encoding="utf-8") as output:
+        run = subprocess.Popen(command(name, steps, batch_size, path), cwd=ROOT, stdout=output, stderr=output)
+        try:
+            samples = list[Sample]()
+            tree = ProcessTree(psutil.Process(run.pid), path / "runs" / name)
+            while run.poll() is None:
+                if (sample := tree.sample()) is not None:
+                    samples.append(sample)
+                time.sleep(EVERY_S)
+        finally:
+            if run.poll() is None:
+                run.terminate()
+                run.wait(timeout=120)
+    if run.returncode:
+        raise RuntimeError(f"{name} ended with {run.returncode}: {log.read_text(encoding='utf-8')[-3000:]}")
+    return samples
+
+
+def command(name: str, steps: int, batch_size: int, path: Path) -> list[str]:
+    """The run: nothing but training, with weights that stay as they are."""
+    settings = {
+        **{"max_steps": steps, "batch_size": batch_size, "learner.learning_rate": 0.0, "learner.warmup_steps": 0},
+        **{"learner.lr_schedule": "constant", "learner.weight_decay": 0.0, "checkpoint.every_steps": 0},
+        **{"evaluation.every_steps": 0, "evaluation.num_samples": 1, "evaluation.k": 1},
+        **{"evaluation.teacher": "false", "evaluation.max_problems": 8, "runs_path": str(path / "runs")},
+    }
+    line = [sys.executable, "launch.py", "train", "--config", "configs/demo.yaml", "--run-name", name]
+    return [*line, *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
+
+
+def measure(steps: int, batch_steps: int, path: Path) -> dict[str, dict[str, float]]:
+    """By variant: the windows of one long run, and, with `batch_steps`, those of a run for each batch size."""
+    found: dict[str, dict[str, float]] = {}
+    samples = watched_run(steps, 128, path)
+    for name, window in zip(("early", "late"), early_and_late(steps), strict=True):
+        found[name] = window_of(samples, *window)
+    if batch_steps:
+        for batch_size in BATCHES:
+            num = batch_steps if batch_size == max(BATCHES) else 4 * batch_steps
+            found[f"batch-{batch_size}"] = window_of(watched_run(num, batch_size, path), WARM_UP, num)
+    return found
+
+
+def main() -> None:
+    """Measure `--runs` times and compare."""
+    parser = benchmark_parser(__doc__, runs=1, warmup=0)
+    parser.add_argument("--steps", type=int, default=1000, help="of the long run, 128 prompts each")
+    parser.add_argument(
+        "--batch-steps", type=int, default=0, help=f"of the run with {max(BATCHES)} prompts; 0: none"
+    )
+    arguments = parser.parse_args()
+    if not (ROOT / "examples" / "arithmetic" / "data" / "train.jsonl").is_file():
+        parser.error("examples/arithmetic/data is missing: the first command above makes it")
+    rounds: list[dict[str, dict[str, float]]] = []
+    for _ in range(arguments.warmup + arguments.runs):
+        with tempfile.TemporaryDirectory() as path:
+            rounds.append(measure(arguments.steps, arguments.batch_steps, Path(path)))
+        print(json.dumps(rounds[-1]), file=sys.stderr, flush=True)
+    counted = rounds[arguments.warmup :]
+    results: Results = {name: [each[name] for each in counted] for name in counted[0]}
+    emit(result_row("flat_cost", vars(arguments), results, ratios(results)), is_saved=arguments.save)
+
+
+def ratios(results: Results) -> list[Ratio]:
+    """Late over early, and the large batch over the small one: cost per token, and memory by role."""
+    keys = ["cpu_us_per_token", *(key for key in results["late"][0] if key.endswith("_mib"))]
+    found = [Ratio(key, "late", "early") for key in keys]
+    if "batch-512" in results:
+        found.append(Ratio("cpu_us_per_token", "batch-512", "batch-32"))
+    return found
+
+
+if __name__ == "__main__":
+    main()
