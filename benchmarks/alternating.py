@@ -37,7 +37,9 @@ def run_variants(
             python = (pythons or {}).get(name, sys.executable)
             measured = run_here(name, [python, script, *options, f"--variant={name}"], timeout_s=timeout_s)
             note = f"round {round_index + 1 - warmup}" if round_index >= warmup else "warm-up"
-            print(f"{note} {name}: {json.dumps(measured)} load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True)
+            print(
+                f"{note} {name}: {json.dumps(measured)} load {os.getloadavg()[0]:.1f}", file=sys.stderr, flush=True
+            )
             if round_index >= warmup:
                 results[name].append(measured)
     return {**size, "runs": arguments.runs, "warmup": warmup}, results

@@ -38,7 +38,9 @@ ROLES = {"rollout": "RolloutWorker", "teacher": "TeacherWorker", "learner": "Lea
 WAITS = ("time/rollout_wait_s", "time/score_wait_s", "time/train_s", "time/publish_s")
 
 
-def settings(workload: Workload, variant: str, dtype: str, threads: dict[str, int], *, steps: int) -> dict[str, Any]:
+def settings(
+    workload: Workload, variant: str, dtype: str, threads: dict[str, int], *, steps: int
+) -> dict[str, Any]:
     """The configuration of a run as dotted keys."""
     engine = {"max_model_len": workload.sequence_tokens + 8, "kv_cache_gib": 1.0}
     found: dict[str, Any] = {
@@ -80,7 +82,9 @@ def run(workload: Workload, variant: str, arguments: argparse.Namespace) -> dict
     for key, value in (options | further).items():
         command += [f"--{key}", str(value)]
     with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+        process = subprocess.Popen(
+            command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1"}
+        )
         watch = Watch(process.pid, folder / variant / "metrics.jsonl", arguments.skip, ROLES)
         try:
             watched = watch.until_end(process, timeout_s=arguments.timeout_s)

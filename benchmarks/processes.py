@@ -51,7 +51,9 @@ class Watch:
                 last = dict(self._cpu)
             time.sleep(POLL_S)
         spent = {pid: cpu_s - first.get(pid, 0.0) for pid, cpu_s in last.items()}
-        of_role = {role: sum(s for pid, s in spent.items() if self._role_of.get(pid) == role) for role in self._roles}
+        of_role = {
+            role: sum(s for pid, s in spent.items() if self._role_of.get(pid) == role) for role in self._roles
+        }
         return Watched(sum(spent.values()), of_role, dict(self._peak))
 
     def _look(self) -> None:
@@ -73,5 +75,7 @@ class Watch:
             if text in title:
                 self._role_of[each.pid] = role
                 status = Path(f"/proc/{each.pid}/status").read_text(encoding="utf-8")
-                peak = next(int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM"))
+                peak = next(
+                    int(line.split()[1]) / 1024 for line in status.splitlines() if line.startswith("VmHWM")
+                )
                 self._peak[role] = max(peak, self._peak.get(role, 0.0))

@@ -90,7 +90,9 @@ def generation(workload: Workload, dtype: str, repeats: int) -> dict[str, float]
         detokenize=False,
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
-    prompts = [TokensPrompt(prompt_token_ids=ids) for ids in token_ids(workload, workload.batch_size * (repeats + 1))]
+    prompts = [
+        TokensPrompt(prompt_token_ids=ids) for ids in token_ids(workload, workload.batch_size * (repeats + 1))
+    ]
 
     def step() -> None:
         batch = [prompts.pop() for _ in range(workload.batch_size)]
@@ -101,14 +103,18 @@ def generation(workload: Workload, dtype: str, repeats: int) -> dict[str, float]
     return timed(step, repeats)
 
 
-def prefill(workload: Workload, dtype: str, repeats: int, *, k: int = 0, batch_tokens: int = 8192) -> dict[str, float]:
+def prefill(
+    workload: Workload, dtype: str, repeats: int, *, k: int = 0, batch_tokens: int = 8192
+) -> dict[str, float]:
     """Seconds that vLLM takes for the teacher's log-probs of one step's sequences."""
     import torch
     from vllm import SamplingParams
     from vllm.inputs import TokensPrompt
 
     engine = raw_engine(str(workload.teacher), dtype, workload, max_num_batched_tokens=batch_tokens)
-    parameters = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=k, flat_logprobs=True, detokenize=False)
+    parameters = SamplingParams(
+        max_tokens=1, temperature=0.0, prompt_logprobs=k, flat_logprobs=True, detokenize=False
+    )
     generator = torch.Generator().manual_seed(SEED)
     shape = (workload.batch_size, workload.sequence_tokens)
 

@@ -54,9 +54,7 @@ class Ratio:
 
 def benchmark_parser(description: str | None, *, runs: int = 5, warmup: int = 1) -> argparse.ArgumentParser:
     """A parser with the options that all benchmarks share: `--runs`, `--warmup`, `--save`, `--variant`."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=runs, help=f"counted runs of each variant [{runs}]")
     parser.add_argument("--warmup", type=int, default=warmup, help=f"runs before, not counted [{warmup}]")
     parser.add_argument("--save", action="store_true", help="add the row to benchmarks/results/")
@@ -79,7 +77,9 @@ def result_row(
 ) -> dict[str, Any]:
     """The row of a benchmark. Keys that only some variants measure are kept with those."""
     variants = {
-        name: {key: spread([run[key] for run in runs]) for key in runs[0]} for name, runs in results.items() if runs
+        name: {key: spread([run[key] for run in runs]) for key in runs[0]}
+        for name, runs in results.items()
+        if runs
     }
     return {
         "benchmark": benchmark,
@@ -104,7 +104,9 @@ def provenance() -> dict[str, Any]:
 
 def machine() -> str:
     """Processor, cores and memory, and the GPU where torch is loaded and sees one."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    lines = (
+        Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+    )
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     found = f"{names[0] if names else platform.machine()}, {os.cpu_count()} cores, {gib:.0f} GiB"
@@ -123,7 +125,9 @@ def emit(row: Mapping[str, Any], *, is_saved: bool) -> None:
 
 def _commit() -> str:
     def git(*arguments: str) -> str:
-        done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60)
+        done = subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False, timeout=60
+        )
         return done.stdout.strip()
 
     changed = [line for line in git("status", "--porcelain").splitlines() if "benchmarks/results" not in line]

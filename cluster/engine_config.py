@@ -54,8 +54,9 @@ class EngineConfig(Section):
     """Longest prompt + response in tokens; by default what the model's configuration allows."""
     max_num_seqs: Positive = 128
     """Sequences decoded together."""
-    max_num_batched_tokens: Positive = 8192
-    """Tokens of one engine step; bounds the memory of prompt log-probs (a whole step's logits)."""
+    max_num_batched_tokens: Positive | None = None
+    """Tokens of one engine step; bounds the memory of prompt log-probs (a whole step's logits). By default 8192, and
+    2048 on CPUs, where more only falls out of the caches."""
     kv_cache_gib: Gib | None = None
     """Size of the key-value cache in GiB; by default 1 on CPUs, and what `gpu_memory_fraction` leaves on GPUs."""
     gpu_memory_fraction: Fraction = 0.85
@@ -71,6 +72,10 @@ class EngineConfig(Section):
     """CPU threads of one engine (CPU engines only)."""
     extra: dict[str, Any] = {}
     """Further `EngineArgs` of vLLM by name, e.g. `{quantization: fp8}`."""
+
+    def step_tokens(self, device: str) -> int:
+        """Tokens of one engine step on a device of this type."""
+        return self.max_num_batched_tokens or max(self.max_num_seqs, 2048 if device == "cpu" else 8192)
 
     @model_validator(mode="after")
     def _code_is_trusted_by_model(self) -> Self:

@@ -80,8 +80,8 @@ class VllmEngine:
         self, requests: Sequence[GenerationRequest], sampling: Sampling
     ) -> AsyncGenerator[Generation, None]:
         """Yield responses in finish order; closing the iterator aborts what is unfinished."""
-        stops = self._settings.stop_token_ids
-        added = [(r.request_id, r.prompt_token_ids, sampling_params(sampling, r.seed, stops)) for r in requests]
+        params = {r.request_id: sampling_params(self._settings, sampling, r.seed) for r in requests}
+        added = [(r.request_id, r.prompt_token_ids, params[r.request_id]) for r in requests]
         async with aclosing(self._outputs(added)) as outputs:
             async for output in outputs:
                 yield generation(output)

@@ -110,7 +110,7 @@ def engine_need(role: str, shape: Shape, engine: EngineConfig, dtype: str, *, is
     parameters = f"{shape.num_parameters / 1e9:.4g} B parameters"
     stored = QUANTISED_BYTES.get(str(engine.extra.get("quantization")), shape.quantised_bytes or item)
     weights = Part("weights", shape.num_parameters * stored / num, f"{parameters} x {stored:g} bytes{split}")
-    positions = engine.max_num_seqs if role == "rollout" else engine.max_num_batched_tokens
+    positions = engine.max_num_seqs if role == "rollout" else engine.step_tokens("cuda" if is_on_gpu else "cpu")
     how = f"2 x {positions} positions x {shape.num_rows} rows x 4 bytes{split}"
     logits = Part("logits", 8.0 * positions * shape.num_rows / num, how)
     per_token = shape.kv_bytes_per_token(item)
