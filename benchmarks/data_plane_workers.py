@@ -1,4 +1,4 @@
-"""The actors of `benchmarks/data_plane.py`: a run's workers on an engine that has its answers ready, and a learner."""
+"""The actors of `benchmarks/data_plane.py`: a run's workers on an engine with ready answers, and a learner."""
 
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
