@@ -5,9 +5,9 @@
     .venv/bin/python benchmarks/compare.py --row fresh.jsonl --strict
 
 Compared are rows of the same benchmark, machine and settings (`--runs` and `--warmup` aside), by the median of
-each ratio. A ratio that is worse by more than `--limit`, in the direction that its row calls better, is warned of; with
-`--strict` the exit code is then 1. `--row` gives fresh rows, which count as the newest. Rows without ratios, from
-before `benchmarks/rows.py`, are skipped and counted.
+each ratio. A ratio that is worse by more than `--limit`, in the direction that its row calls better, is warned of;
+with `--strict` the exit code is then 1. `--row` gives fresh rows, which count as the newest. Rows without ratios,
+from before `benchmarks/rows.py`, are skipped and counted.
 """
 
 import argparse
@@ -46,7 +46,7 @@ class Change:
 
     @property
     def worse_by(self) -> float:
-        """By what part the ratio got worse: 0.25 for 2.0 -> 2.5 where lower is better, for 2.5 -> 2.0 elsewhere."""
+        """By what part it got worse: 0.25 for 2.0 -> 2.5 where lower is better, for 2.5 -> 2.0 elsewhere."""
         old, new = (self.before, self.after) if self.better == "lower" else (self.after, self.before)
         return new / old - 1 if old else float("inf") if new else 0.0
 
