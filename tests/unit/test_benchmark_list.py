@@ -1,4 +1,4 @@
-"""Every benchmark is in the table of benchmarks/README.md, and quick ones have the options they are called with."""
+"""Every benchmark is in the table of benchmarks/README.md, and quick ones know the options of their call."""
 
 import re
 import subprocess
