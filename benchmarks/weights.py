@@ -71,7 +71,7 @@ async def measure(options: argparse.Namespace) -> tuple[dict[str, list[dict[str,
 
 def main() -> None:
     """Measure and print one row."""
-    parser = benchmark_parser(__doc__, runs=7, warmup=2)
+    parser = benchmark_parser(__doc__, runs=7, warmup=4)
     parser.add_argument("--size", choices=SIZES, default="135m")
     parser.add_argument("--engines", type=int, default=1)
     parser.add_argument("--sequences", type=int, default=2, help="responses in flight on one engine [2]")

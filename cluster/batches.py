@@ -9,9 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from cluster.columns import Ragged, flat, lengths, starts_of
+from cluster.columns import Ragged, flat, flattened, lengths, starts_of
 from cluster.teacher_signal import SAMPLED, TeacherSignal
 
 TOKENS = pa.list_(pa.int32())
@@ -128,23 +127,26 @@ def _check_schema(table: pa.Table, schema: pa.Schema, kind: str) -> None:
             raise ValueError(f"{kind}: column {field.name} must have type {field.type}, got {column.type}")
         if not field.nullable and column.null_count:
             raise ValueError(f"{kind}: column {field.name} holds {column.null_count} null(s)")
-        if pa.types.is_list(field.type) and pc.list_flatten(column).null_count:  # pyright: ignore[reportAttributeAccessIssue]
+        if pa.types.is_list(field.type) and flattened(column).null_count:
             raise ValueError(f"{kind}: column {field.name} holds a null inside a list")
 
 
-def _check_not_empty(table: pa.Table, name: str, kind: str) -> None:
-    for row in np.flatnonzero(lengths(table.column(name)) == 0)[:1]:
-        raise ValueError(f"{kind}: column {name} is empty in row {row}")
+def _check_not_empty(table: pa.Table, name: str, kind: str) -> np.ndarray:
+    """Return the lengths of the lists."""
+    found = lengths(table.column(name))
+    if not found.all():
+        raise ValueError(f"{kind}: column {name} is empty in row {int(found.argmin())}")
+    return found
 
 
 def _check_rollout_rows(table: pa.Table, kind: str) -> None:
     _check_not_empty(table, "prompt_token_ids", kind)
-    _check_not_empty(table, "response_token_ids", kind)
-    wanted = lengths(table.column("response_token_ids"))
+    wanted = _check_not_empty(table, "response_token_ids", kind)
     for name in _PER_RESPONSE_TOKEN:
         if name in table.column_names:
             _check_lengths(table, name, wanted, kind)
-    for row in np.flatnonzero(_covered(table.column("weight_versions")) != wanted)[:1]:
+    row = _first_difference(_covered(table.column("weight_versions")), wanted)
+    if row is not None:
         raise ValueError(f"{kind}: column weight_versions does not cover {wanted[row]} tokens in row {row}")
     for row, reason in enumerate(table.column("finish_reason").to_pylist()):
         if reason not in FINISH_REASONS:
@@ -155,11 +157,18 @@ def _check_rollout_rows(table: pa.Table, kind: str) -> None:
 
 def _covered(runs: pa.ChunkedArray) -> np.ndarray:
     """Tokens that the runs of each row cover; a run without a number covers none."""
-    num_tokens = pc.struct_field(pc.list_flatten(runs), "num_tokens")  # pyright: ignore[reportAttributeAccessIssue]
-    return Ragged(flat(num_tokens.fill_null(0)), starts_of(lengths(runs))).sums()
+    [_, num_tokens] = flattened(runs).flatten()
+    values = flat(num_tokens.fill_null(0) if num_tokens.null_count else num_tokens)
+    return Ragged(values, starts_of(lengths(runs))).sums()
 
 
 def _check_lengths(table: pa.Table, name: str, wanted: np.ndarray, kind: str) -> None:
     found = lengths(table.column(name))
-    for row in np.flatnonzero(found != wanted)[:1]:
+    row = _first_difference(found, wanted)
+    if row is not None:
         raise ValueError(f"{kind}: column {name} has length {found[row]} in row {row}, expected {wanted[row]}")
+
+
+def _first_difference(found: np.ndarray, wanted: np.ndarray) -> int | None:
+    is_equal = found == wanted
+    return None if is_equal.all() else int(is_equal.argmin())

@@ -1,6 +1,6 @@
 """Columns of lists -> flat arrays, without a Python object for each element.
 
->>> column = read_lists(pa.array([[1, 2], [3]], pa.list_(pa.int32())))
+>>> column = read_lists(pa.chunked_array([[[1, 2], [3]]], pa.list_(pa.int32())))
 >>> column.values, column.lengths
 (array([1, 2, 3], dtype=int32), array([2, 1]))
 """
@@ -43,25 +43,32 @@ class Ragged:
         return sums_before[self.starts[1:]] - sums_before[self.starts[:-1]]
 
 
-def read_lists(column: pa.Array | pa.ChunkedArray) -> Ragged:
+def read_lists(column: pa.ChunkedArray) -> Ragged:
     """The lists of a column without nulls: read-only, in the column's memory where that is in one piece."""
-    return Ragged(flat(pc.list_flatten(column)), starts_of(lengths(column)))  # pyright: ignore[reportAttributeAccessIssue]
+    return Ragged(flat(flattened(column)), starts_of(lengths(column)))
 
 
-def flat(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+def flattened(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The elements of all lists."""
+    if column.num_chunks == 1:  # as below, without the overhead of a compute function
+        return pa.chunked_array([column.chunk(0).flatten()])
+    return pc.list_flatten(column)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def flat(column: pa.ChunkedArray) -> np.ndarray:
     """The values of a column of numbers as one array."""
-    if isinstance(column, pa.Array):
-        return column.to_numpy(zero_copy_only=False)
-    parts = [chunk.to_numpy(zero_copy_only=False) for chunk in column.chunks]
+    parts = [column.chunk(index).to_numpy(zero_copy_only=False) for index in range(column.num_chunks)]
     if len(parts) == 1:
         return parts[0]
     return np.concatenate(parts) if parts else np.zeros(0, column.type.to_pandas_dtype())
 
 
-def lengths(column: pa.Array | pa.ChunkedArray) -> np.ndarray:
+def lengths(column: pa.ChunkedArray) -> np.ndarray:
     """Elements of each list, or bytes of each binary value, of a column without nulls."""
-    of = pc.binary_length if pa.types.is_binary(column.type) else pc.list_value_length  # pyright: ignore[reportAttributeAccessIssue]
-    return flat(of(column))
+    if pa.types.is_binary(column.type):
+        return flat(pc.binary_length(column))  # pyright: ignore[reportAttributeAccessIssue]
+    parts = [np.diff(column.chunk(index).offsets.to_numpy()) for index in range(column.num_chunks)]
+    return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.int32), *parts])
 
 
 def starts_of(counts: np.ndarray) -> np.ndarray:

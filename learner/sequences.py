@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from cluster.batches import HIDDEN, REFERENCE, TARGETS, TOP_K_FIELDS, check_scored
-from cluster.columns import Ragged, flat, read_lists
+from cluster.columns import Ragged, flat, flattened, read_lists
 from cluster.stop_tokens import StopMode, StopTokens, stop_labels
 from cluster.teacher_signal import SAMPLED, TeacherSignal
 
@@ -120,6 +119,5 @@ def _many_per_token(table: pa.Table, name: str, num_tokens: list[int], *, width:
 
 def _versions(runs: pa.ChunkedArray) -> np.ndarray:
     """int64 weight version of every token of a table."""
-    of_all = pc.list_flatten(runs)  # pyright: ignore[reportAttributeAccessIssue]
-    versions, num_tokens = (flat(pc.struct_field(of_all, name)) for name in ("version", "num_tokens"))  # pyright: ignore[reportAttributeAccessIssue]
+    versions, num_tokens = map(flat, flattened(runs).flatten())
     return np.repeat(versions, num_tokens)

@@ -4,7 +4,7 @@ import zlib
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.checksums import BLOCK_ROWS, ROW_BYTES, checksum
@@ -19,6 +19,7 @@ def random_bytes(num_bytes: int, seed: int = 0) -> np.ndarray:
 
 
 @given(SIZES, st.integers(0, 2**16), st.integers(1, 255))
+@settings(deadline=None)
 def test_any_changed_byte_is_found(num_bytes: int, place: int, mask: int) -> None:
     data = random_bytes(num_bytes)
     before = checksum(data)
@@ -27,6 +28,7 @@ def test_any_changed_byte_is_found(num_bytes: int, place: int, mask: int) -> Non
 
 
 @given(SIZES, st.integers(0, 2**16), st.integers(1, 9))
+@settings(deadline=None)
 def test_bytes_cut_off_or_added_are_found_also_zeros(num_bytes: int, cut: int, more: int) -> None:
     data = random_bytes(num_bytes)
     assert checksum(data[: cut % num_bytes]) != checksum(data)
