@@ -1,7 +1,8 @@
 """Small slots travel together: one table for several of them, from the engine that made them to the learner.
 
-What a table costs on its way hardly depends on its size while it is small (Ray carries values below 100 KB inside
-its messages). A slot with more than `PARCEL_BYTES` travels alone, so that nobody fetches what he does not use.
+What a table costs on its way hardly depends on its size while it is small, whether Ray carries it inside its messages
+(below 100 KB) or in shared memory. A slot with more than `PARCEL_BYTES` travels alone, so that nobody fetches what he
+does not use.
 """
 
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ import pyarrow as pa
 
 from cluster.columns import flat
 
-PARCEL_BYTES = 64 * 2**10
+PARCEL_BYTES = 192 * 2**10
 
 
 def plan_parcels(slot_bytes: Iterable[tuple[int, int]], *, max_bytes: int = PARCEL_BYTES) -> list[list[int]]:
