@@ -1,8 +1,8 @@
 """Small slots travel together: one table for several of them, from the engine that made them to the learner.
 
-What a table costs on its way hardly depends on its size while it is small, whether Ray carries it inside its messages
-(below 100 KB) or in shared memory. A slot with more than `PARCEL_BYTES` travels alone, so that nobody fetches what he
-does not use.
+What a table costs on its way hardly depends on its size while it is small, whether Ray carries it inside its
+messages (below 100 KB) or in shared memory. A slot with more than `PARCEL_BYTES` travels alone, so that nobody
+fetches what he does not use.
 """
 
 from collections.abc import Iterable, Sequence
