@@ -19,7 +19,7 @@ SHELL := bash
 .ONESHELL:
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help install install-gpu lock audit demo smollm2 docs reference test test-unit test-slow chaos-test image-test lint format types clean
+.PHONY: help install install-gpu lock audit demo smollm2 docs reference test test-unit test-slow chaos-test image-test bench lint format types clean
 
 help:  ## list the targets
 	awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -90,6 +90,9 @@ chaos-test: install  ## those of the long proofs that kill workers again and aga
 
 image-test: install  ## build the CPU image's steps in a clean Debian root and train in it: root, 8 GB, 6 to 12 minutes
 	$(BIN)/python -m tests.images.run $(ARGS)
+
+bench: install  ## every benchmark at a small size, and which ratios became worse: about 5 minutes; ARGS=--save
+	$(BIN)/python benchmarks/quick.py $(ARGS)
 
 docs: install  ## build the documentation into site/: open site/index.html, no server needed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -2,12 +2,13 @@
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence, Sized
 
 import numpy as np
 import pyarrow as pa
 
 from actors.engine import Engine, EngineSettings, TokenScores
+from cluster.columns import Ragged, read_lists
 from cluster.notes import Pulse, ScoreNote
 from cluster.parcels import repacked
 from cluster.stop_tokens import StopLabels, StopMode, StopTokens, stop_labels
@@ -77,7 +78,7 @@ class Scorer(EngineWorker):
         self,
         tables: Sequence[pa.Table],
         target_of: Callable[[StopLabels], list[int]],
-        finish: Callable[[pa.Table, list[list[int]], list[TokenScores]], pa.Table],
+        finish: Callable[[pa.Table, list[np.ndarray], list[TokenScores]], pa.Table],
         parcels: Sequence[Sequence[int]] | None,
     ) -> tuple[ScoreNote | pa.Table, ...]:
         """Score the targets of all rows together; returns a note, and `finish(table, targets, scores)` of each.
@@ -89,9 +90,9 @@ class Scorer(EngineWorker):
         tables = repacked(tables, parcels)
         prompts, targets = [], []
         for table in tables:
-            prompts += table.column("prompt_token_ids").to_pylist()
-            targets += map(target_of, self._labels(table))
-        sequences = [prompt + target for prompt, target in zip(prompts, targets, strict=True)]
+            prompts += read_lists(table.column("prompt_token_ids")).lists()
+            targets += self._targets(table, target_of)
+        sequences = [prompt + target.tolist() for prompt, target in zip(prompts, targets, strict=True)]
         scores = await self._engine.score(sequences)
         finished, first = [], 0
         for table in tables:
@@ -101,13 +102,18 @@ class Scorer(EngineWorker):
         note = ScoreNote(num_tokens=sum(map(len, sequences)), seconds=time.perf_counter() - start)
         return note, *finished
 
-    def _labels(self, table: pa.Table) -> Iterator[StopLabels]:
-        responses, sources = table.column("response_token_ids").to_pylist(), table.column("source").to_pylist()
-        for response, source in zip(responses, sources, strict=True):
-            yield stop_labels(response, mode=self._stop_mode, stops=self._stops, source=source)
+    def _targets(self, table: pa.Table, target_of: Callable[[StopLabels], list[int]]) -> list[np.ndarray]:
+        """The labels of one side: the responses, whose last token may be another to it."""
+        responses = read_lists(table.column("response_token_ids"))
+        labels, last = responses.values.copy(), responses.starts[1:] - 1
+        sources = table.column("source").to_pylist()
+        for place, token_id, source in zip(last.tolist(), labels[last].tolist(), sources, strict=True):
+            alone = stop_labels([token_id], mode=self._stop_mode, stops=self._stops, source=source)
+            [labels[place]] = target_of(alone)
+        return Ragged(labels, responses.starts).rows()
 
 
-def of_target(values: np.ndarray | None, target: Sequence[int], name: str) -> np.ndarray:
+def of_target(values: np.ndarray | None, target: Sized, name: str) -> np.ndarray:
     """Return the last entries of a sequence's values: those of its target; `name` is said if there are none."""
     assert values is not None, f"the engine returned no {name}"
     return values[len(values) - len(target) :]

@@ -6,6 +6,7 @@ note, *scored = await worker.score(*scored_tables)     # the same tables, with `
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 import pyarrow as pa
 
 from actors.engine import Engine, EngineSettings, TokenScores
@@ -45,7 +46,7 @@ class ReferenceWorker(Scorer):
             check_scored(table, before)
         return await self._score(scored, lambda labels: labels.reference_token_ids, self._with_log_probs, parcels)
 
-    def _with_log_probs(self, table: pa.Table, targets: list[list[int]], scores: list[TokenScores]) -> pa.Table:
+    def _with_log_probs(self, table: pa.Table, targets: list[np.ndarray], scores: list[TokenScores]) -> pa.Table:
         log_probs = [
             of_target(row.log_probs, target, REFERENCE.name) for target, row in zip(targets, scores, strict=True)
         ]

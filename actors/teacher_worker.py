@@ -16,6 +16,7 @@ from actors.engine import Engine, EngineSettings, Sampling, TokenScores
 from actors.engine_worker import Scorer, of_target
 from actors.rollout_worker import StreamItem, generate_slots
 from cluster.batches import HIDDEN, OUTCOME, SCORES, TARGETS, TOP_K_FIELDS, check_rollouts, check_scored
+from cluster.columns import read_lists
 from cluster.notes import ScoreNote
 from cluster.stop_tokens import StopMode, StopTokens
 from cluster.teacher_signal import TeacherSignal
@@ -67,7 +68,7 @@ class TeacherWorker(Scorer):
             async for item in items:
                 yield item
 
-    def _finished(self, table: pa.Table, targets: list[list[int]], scores: list[TokenScores]) -> pa.Table:
+    def _finished(self, table: pa.Table, targets: list[np.ndarray], scores: list[TokenScores]) -> pa.Table:
         return scored_table(table, targets, scores, self._settings.signal)
 
     def _graded(self, table: Any) -> pa.Table:
@@ -78,22 +79,20 @@ class TeacherWorker(Scorer):
         if None in answers:
             prompt_id = table.column("prompt_id")[answers.index(None)].as_py()
             raise ValueError(f"rollout batch: prompt {prompt_id!r} has no answer to grade against")
-        correct = self._grade(table.column("response_token_ids").to_pylist(), answers)
+        correct = self._grade(read_lists(table.column("response_token_ids")).lists(), answers)
         graded = table.append_column(OUTCOME, pa.array(list(map(float, correct)), OUTCOME.type))
         return check_scored(graded, self._signal)
 
 
 def scored_table(
-    rollouts: pa.Table, targets: list[list[int]], scores: list[TokenScores], signal: TeacherSignal
+    rollouts: pa.Table, targets: list[np.ndarray], scores: list[TokenScores], signal: TeacherSignal
 ) -> pa.Table:
     """Add the teacher's columns to a rollout table; of the scores, those of the targets."""
 
     def column(field: pa.Field, of: Callable[[TokenScores], np.ndarray | None]) -> pa.Array:
-        parts = []
-        for target, row in zip(targets, scores, strict=True):
-            flat = of_target(of(row), target, field.name).reshape(-1)
-            parts.append(flat.tobytes() if field is HIDDEN else flat)
-        return pa.array(parts, field.type)
+        pairs = zip(targets, scores, strict=True)
+        parts = [of_target(of(row), target, field.name).reshape(-1) for target, row in pairs]
+        return pa.array([part.data for part in parts] if field is HIDDEN else parts, field.type)
 
     table = rollouts.append_column(TARGETS, pa.array(targets, TARGETS.type))
     if signal.kind == "full":

@@ -3,14 +3,13 @@
     .venv/bin/python benchmarks/asynchrony.py --steps 60
 
 The real controller runs with workers that only take time (`cluster/simulation/`): one rollout worker that
-decodes up to 64 sequences together, one teacher, and a learner about as fast. Prints one JSON
-row for each spread of response lengths (standard deviation of their logarithm) and each (max_staleness,
-batches_ahead): the simulated seconds of a step, those of the synchronous run divided by them, and the staleness.
+decodes up to 64 sequences together, one teacher, and a learner about as fast. Prints one JSON row for each spread
+of response lengths (standard deviation of their logarithm). Its variants are max_staleness-batches_ahead: the
+simulated seconds of a step, those of the synchronous run divided by them, and the staleness.
 Nothing in it depends on the machine.
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
@@ -18,24 +17,26 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-SETTINGS = [(0, 0), (1, 1), (4, 1), (8, 2)]
+from benchmarks.rows import Ratio, emit, result_row
+
+VARIANTS = {"synchronous": (0, 0), "1-1": (1, 1), "4-1": (4, 1), "8-2": (8, 2)}
+"""(max_staleness, batches_ahead) by name."""
+RATIOS = [Ratio("step_s", "synchronous", name, better="higher") for name in list(VARIANTS)[1:]]
 SPREADS = [0.0, 0.5, 1.0, 1.5]
 
 
 def main() -> None:
-    """Simulate every setting."""
+    """Simulate every setting; a row for each spread."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--spreads", type=float, nargs="*", default=SPREADS)
+    parser.add_argument("--save", action="store_true", help="add the rows to benchmarks/results/")
     arguments = parser.parse_args()
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     for spread in arguments.spreads:
-        synchronous_s = 0.0
-        for max_staleness, batches_ahead in SETTINGS:
-            row = simulated(spread, max_staleness, batches_ahead, arguments.steps)
-            synchronous_s = synchronous_s or row["step_s"]
-            row |= {"times_as_fast": round(synchronous_s / row["step_s"], 2)}
-            print(json.dumps(row), flush=True)
+        results = {name: [simulated(spread, *limits, arguments.steps)] for name, limits in VARIANTS.items()}
+        settings = {"steps": arguments.steps, "spread": spread}
+        emit(result_row("asynchrony", settings, results, RATIOS), is_saved=arguments.save)
 
 
 def simulated(spread: float, max_staleness: int, batches_ahead: int, steps: int) -> dict[str, float]:
@@ -63,7 +64,6 @@ def simulated(spread: float, max_staleness: int, batches_ahead: int, steps: int)
     )
     rows = simulate(config, rates)[3:]
     return {
-        **{"spread": spread, "max_staleness": max_staleness, "batches_ahead": batches_ahead},
         "step_s": round(statistics.mean(row["time/step_s"] for row in rows), 2),
         "staleness_mean": round(statistics.mean(row["staleness/mean"] for row in rows), 2),
         "staleness_max": max(row["staleness/max"] for row in rows),

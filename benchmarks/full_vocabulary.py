@@ -10,13 +10,12 @@ the widths of Qwen3-0.6B and `--layers` layers, the teacher's head those of Qwen
     full_chunked   exact reverse KL of this project: the teacher's head input is given, both heads work in chunks
     full_naive     reverse KL as trainers commonly do it: both softmaxes over [tokens, vocabulary] in float32
 
-Each run is a process of its own; variants alternate, `--runs` times. Prints one
-JSON row: medians, and ratios to full_naive.
+Each run is a process of its own; variants alternate, `--runs` times. Prints one JSON row: medians, and ratios to
+full_naive.
 """
 
 import argparse
 import json
-import os
 import sys
 import time
 from pathlib import Path
@@ -24,8 +23,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.alternating import medians_of, run_variants
+from benchmarks.alternating import run_variants
 from benchmarks.peak_memory import peak_mib, start_peak_mib
+from benchmarks.rows import Ratio, benchmark_parser, emit, result_row
 
 VARIANTS = ("power", "power_kept", "full_chunked", "full_naive")
 SEQUENCE_TOKENS, STUDENT_WIDTH, TEACHER_WIDTH = 512, 1024, 2560
@@ -117,25 +117,20 @@ LOSSES = {"power": power_loss, "power_kept": power_loss, "full_chunked": chunked
 
 def main() -> None:
     """Compare the variants, or measure one (`--variant`) for the parent process."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__, warmup=0)
     parser.add_argument("--tokens", type=int, default=2048)
     parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--dtype", default="bfloat16", choices=["bfloat16", "float32"])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--variant", choices=VARIANTS)
     arguments = parser.parse_args()
     if arguments.variant is not None:
         print(json.dumps(measure(arguments.variant, arguments)))
         return
-    row, results = run_variants(__file__, arguments, VARIANTS)
-    row["load_average"] = os.getloadavg()[0]
-    for key in ("memory_mib", "seconds", "cpu_s"):
-        medians = medians_of(results, key)
-        row |= {f"{name}_{key}": round(value, 2) for name, value in medians.items()}
-        row |= {f"{name}_{key}_ratio": round(medians[name] / medians["full_naive"], 3) for name in VARIANTS[:-1]}
-    print(json.dumps(row))
+    settings, results = run_variants(__file__, arguments, VARIANTS)
+    keys = ("memory_mib", "seconds", "cpu_s")
+    ratios = [Ratio(key, name, "full_naive") for key in keys for name in VARIANTS[:-1]]
+    emit(result_row("full_vocabulary", settings, results, ratios), is_saved=arguments.save)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ A missing log-prob is an error at the worker that misses it; null never stands f
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from cluster.columns import Ragged, flat, flattened, lengths, starts_of
 from cluster.teacher_signal import SAMPLED, TeacherSignal
 
 TOKENS = pa.list_(pa.int32())
@@ -94,12 +95,12 @@ def check_scored(table: pa.Table, signal: TeacherSignal = SAMPLED) -> pa.Table:
     """Return `table` if it is scored with this signal; ValueError naming the column (and row) otherwise."""
     _check_schema(table, scored_schema(signal), "scored batch")
     _check_rollout_rows(table, "scored batch")
-    wanted = _lengths(table, "response_token_ids")
+    wanted = lengths(table.column("response_token_ids")).astype(np.int64)
     if signal.kind == "topk":
         for field in TOP_K_FIELDS:
-            _check_lengths(table, field.name, [signal.k * length for length in wanted], "scored batch")
+            _check_lengths(table, field.name, signal.k * wanted, "scored batch")
     if signal.kind == "full":
-        _check_lengths(table, HIDDEN.name, [signal.hidden_bytes * length for length in wanted], "scored batch")
+        _check_lengths(table, HIDDEN.name, signal.hidden_bytes * wanted, "scored batch")
     return table
 
 
@@ -126,27 +127,27 @@ def _check_schema(table: pa.Table, schema: pa.Schema, kind: str) -> None:
             raise ValueError(f"{kind}: column {field.name} must have type {field.type}, got {column.type}")
         if not field.nullable and column.null_count:
             raise ValueError(f"{kind}: column {field.name} holds {column.null_count} null(s)")
-        if pa.types.is_list(field.type) and pc.list_flatten(column).null_count:  # pyright: ignore[reportAttributeAccessIssue]
+        if pa.types.is_list(field.type) and flattened(column).null_count:
             raise ValueError(f"{kind}: column {field.name} holds a null inside a list")
 
 
-def _check_not_empty(table: pa.Table, name: str, kind: str) -> None:
-    for row, length in enumerate(_lengths(table, name)):
-        if length == 0:
-            raise ValueError(f"{kind}: column {name} is empty in row {row}")
+def _check_not_empty(table: pa.Table, name: str, kind: str) -> np.ndarray:
+    """Return the lengths of the lists."""
+    found = lengths(table.column(name))
+    if not found.all():
+        raise ValueError(f"{kind}: column {name} is empty in row {int(found.argmin())}")
+    return found
 
 
 def _check_rollout_rows(table: pa.Table, kind: str) -> None:
     _check_not_empty(table, "prompt_token_ids", kind)
-    _check_not_empty(table, "response_token_ids", kind)
-    wanted = _lengths(table, "response_token_ids")
+    wanted = _check_not_empty(table, "response_token_ids", kind)
     for name in _PER_RESPONSE_TOKEN:
         if name in table.column_names:
             _check_lengths(table, name, wanted, kind)
-    runs = table.column("weight_versions").to_pylist()
-    for row, (versions, want) in enumerate(zip(runs, wanted, strict=True)):
-        if sum(run["num_tokens"] for run in versions) != want:
-            raise ValueError(f"{kind}: column weight_versions does not cover {want} tokens in row {row}")
+    row = _first_difference(_covered(table.column("weight_versions")), wanted)
+    if row is not None:
+        raise ValueError(f"{kind}: column weight_versions does not cover {wanted[row]} tokens in row {row}")
     for row, reason in enumerate(table.column("finish_reason").to_pylist()):
         if reason not in FINISH_REASONS:
             raise ValueError(
@@ -154,15 +155,20 @@ def _check_rollout_rows(table: pa.Table, kind: str) -> None:
             )
 
 
-def _check_lengths(table: pa.Table, name: str, wanted: Sequence[int], kind: str) -> None:
-    for row, (length, want) in enumerate(zip(_lengths(table, name), wanted, strict=True)):
-        if length != want:
-            raise ValueError(f"{kind}: column {name} has length {length} in row {row}, expected {want}")
+def _covered(runs: pa.ChunkedArray) -> np.ndarray:
+    """Tokens that the runs of each row cover; a run without a number covers none."""
+    [_, num_tokens] = flattened(runs).flatten()
+    values = flat(num_tokens.fill_null(0) if num_tokens.null_count else num_tokens)
+    return Ragged(values, starts_of(lengths(runs))).sums()
 
 
-def _lengths(table: pa.Table, name: str) -> list[int]:
-    """Return elements of lists, bytes of binary values."""
-    column = table.column(name)
-    if pa.types.is_binary(column.type):
-        return pc.binary_length(column).to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
-    return pc.list_value_length(column).to_pylist()  # pyright: ignore[reportAttributeAccessIssue]
+def _check_lengths(table: pa.Table, name: str, wanted: np.ndarray, kind: str) -> None:
+    found = lengths(table.column(name))
+    row = _first_difference(found, wanted)
+    if row is not None:
+        raise ValueError(f"{kind}: column {name} has length {found[row]} in row {row}, expected {wanted[row]}")
+
+
+def _first_difference(found: np.ndarray, wanted: np.ndarray) -> int | None:
+    is_equal = found == wanted
+    return None if is_equal.all() else int(is_equal.argmin())

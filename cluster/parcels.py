@@ -1,14 +1,19 @@
 """Small slots travel together: one table for several of them, from the engine that made them to the learner.
 
-What a table costs on its way hardly depends on its size while it is small (Ray carries values below 100 KB inside
-its messages). A slot with more than `PARCEL_BYTES` travels alone, so that nobody fetches what he does not use.
+What a table costs on its way hardly depends on its size while it is small, whether Ray carries it inside its
+messages (below 100 KB) or in shared memory. A slot with more than `PARCEL_BYTES` travels alone, so that nobody
+fetches what he does not use.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
 
-PARCEL_BYTES = 64 * 2**10
+from cluster.columns import flat
+
+PARCEL_BYTES = 192 * 2**10
 
 
 def plan_parcels(slot_bytes: Iterable[tuple[int, int]], *, max_bytes: int = PARCEL_BYTES) -> list[list[int]]:
@@ -38,12 +43,10 @@ def tables_of_slots(tables: Sequence[pa.Table], slots: Sequence[int] | None = No
         return list(tables)
     places: dict[int, tuple[pa.Table, int, int]] = {}
     for table in tables:
-        first = 0
-        column = table.column("slot").to_pylist()
-        for end in range(1, len(column) + 1):
-            if end == len(column) or column[end] != column[first]:
-                places[column[first]] = (table, first, end)
-                first = end
+        column = flat(table.column("slot"))
+        bounds = [0, *(np.flatnonzero(np.diff(column)) + 1).tolist(), len(column)]
+        for first, end in pairwise(bounds if len(column) else ()):
+            places[int(column[first])] = (table, first, end)
     missing = [slot for slot in slots if slot not in places]
     if missing:
         raise ValueError(f"no table holds slot {missing[0]} (tables hold {sorted(places)[:8]})")
@@ -69,4 +72,4 @@ def _part(table: pa.Table, first: int, end: int) -> pa.Table:
 
 
 def _copied(table: pa.Table) -> pa.Table:
-    return table.take(pa.array(range(table.num_rows), pa.int64()))
+    return table.take(pa.array(np.arange(table.num_rows)))

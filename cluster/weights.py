@@ -6,11 +6,12 @@ buckets are flat uint8 arrays, dtypes are names.
 """
 
 import hashlib
-import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+from cluster.checksums import checksum
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
@@ -38,7 +39,7 @@ class WeightManifest:
     """One published weight set, identified by (incarnation, version).
 
     `incarnation` rises at every resume or fall-back, so that versions of an abandoned course are refused.
-    `checksums` holds one CRC-32 per bucket. `golden_log_probs[i]` is the learner's log-prob of
+    `checksums` holds one of `cluster/checksums.py` per bucket. `golden_log_probs[i]` is the learner's log-prob of
     `golden_token_ids[i + 1]` under these weights.
     """
 
@@ -93,11 +94,6 @@ def bucket_sizes(specs: Sequence[TensorSpec], *, dtype: str) -> tuple[int, ...]:
     for spec in specs:
         sizes[spec.bucket] = spec.offset + spec.num_elements * ITEM_BYTES[dtype]
     return tuple(sizes)
-
-
-def checksum(bucket: np.ndarray) -> int:
-    """CRC-32 of a uint8 bucket."""
-    return zlib.crc32(bucket.data)
 
 
 def check_buckets(manifest: WeightManifest, buckets: Sequence[np.ndarray]) -> None:

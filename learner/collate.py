@@ -19,14 +19,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from cluster.batches import HIDDEN, TOP_K_FIELDS, check_scored
-from cluster.stop_tokens import StopMode, StopTokens, stop_labels
+from cluster.stop_tokens import StopMode, StopTokens
 from cluster.teacher_signal import SAMPLED, TeacherSignal
 from cluster.teachers import ONLY_TEACHER, TeacherShare
+from learner.sequences import ScoredSequence, read_sequences
 from rewards import group_advantage
-
-LARGE = (HIDDEN.name, *(field.name for field in TOP_K_FIELDS))
-"""Columns with more than one value per response token."""
 
 MASKED_BY = ("stop", "special", "truncated", "selection")
 """What may leave a token out; `PackedBatch.masked_by_T` counts from 1 in it."""
@@ -108,35 +105,6 @@ class PackedBatch:
         return values_BT.index_put((self.row_T, self.column_T), values_T)
 
 
-@dataclass(frozen=True, eq=False)
-class ScoredSequence:
-    """One scored rollout as arrays; every array but `prompt_ids` has one entry per response token."""
-
-    uid: str
-    prompt_ids: np.ndarray
-    response_ids: np.ndarray
-    target_ids: np.ndarray
-    behaviour_logp: np.ndarray
-    teacher_logp: np.ndarray
-    topk_ids: np.ndarray  # [T, K]
-    topk_logp: np.ndarray  # [T, K]
-    hidden: np.ndarray  # uint8 [T, bytes of a hidden state]
-    reference_logp: np.ndarray
-    weight_version: np.ndarray
-    response_mask: np.ndarray
-    is_truncated: bool
-    has_stop: bool
-    slot: int
-    source: str
-    outcome: float
-    outcome_advantage: float = 0.0
-
-    @property
-    def num_inputs(self) -> int:
-        """Tokens that enter the model: all but the last."""
-        return len(self.prompt_ids) + len(self.response_ids) - 1
-
-
 def collate(
     tables: Sequence[pa.Table],
     *,
@@ -185,69 +153,6 @@ def with_advantages(sequences: Sequence[ScoredSequence], *, std: str) -> list[Sc
     return found
 
 
-def read_sequences(
-    table: pa.Table, *, stop_mode: StopMode, stops: StopTokens, signal: TeacherSignal = SAMPLED
-) -> list[ScoredSequence]:
-    """Return the rows of a scored table, with the stop mode applied to labels and masks."""
-    small = check_scored(table, signal).drop_columns([name for name in LARGE if name in table.column_names])
-    columns = small.to_pydict()
-    return [
-        _read_row(
-            {name: values[row] for name, values in columns.items()} | _read_large(table, row),
-            stop_mode,
-            stops,
-            signal,
-        )
-        for row in range(table.num_rows)
-    ]
-
-
-def _read_large(table: pa.Table, row: int) -> dict[str, np.ndarray]:
-    """Columns with many values per token, read without a Python object for each."""
-    found = {}
-    for name in LARGE:
-        if name in table.column_names:
-            value = table.column(name)[row]
-            is_bytes = isinstance(value, pa.BinaryScalar)
-            found[name] = np.frombuffer(value.as_buffer(), np.uint8) if is_bytes else value.values.to_numpy()
-    return found
-
-
-def _read_row(row: dict, stop_mode: StopMode, stops: StopTokens, signal: TeacherSignal) -> ScoredSequence:
-    response_ids = row["response_token_ids"]
-    num_tokens, nothing = len(response_ids), np.zeros(0, np.uint8)
-    labels = stop_labels(response_ids, mode=stop_mode, stops=stops, source=row["source"])
-    if labels.teacher_token_ids != row["teacher_target_ids"]:
-        raise ValueError(
-            f"scored batch: row {row['uid']} was scored with teacher_target_ids other than those of stop mode "
-            f"{stop_mode}"
-        )
-    response_mask = np.ones(len(response_ids), dtype=bool)
-    response_mask[-1] = labels.keep_last
-    runs = row["weight_versions"]
-    return ScoredSequence(
-        uid=row["uid"],
-        prompt_ids=np.array(row["prompt_token_ids"], dtype=np.int64),
-        response_ids=np.array(response_ids, dtype=np.int64),
-        target_ids=np.array(labels.student_token_ids, dtype=np.int64),
-        behaviour_logp=np.array(row["behaviour_log_probs"], dtype=np.float32),
-        teacher_logp=np.array(row.get("teacher_log_probs", [np.nan] * num_tokens), dtype=np.float32),
-        topk_ids=row.get("teacher_topk_ids", nothing).reshape(num_tokens, signal.k),
-        topk_logp=row.get("teacher_topk_log_probs", nothing).reshape(num_tokens, signal.k),
-        hidden=row.get("teacher_hidden", nothing).reshape(num_tokens, signal.hidden_bytes),
-        reference_logp=np.array(row.get("reference_log_probs", [np.nan] * num_tokens), dtype=np.float32),
-        weight_version=np.repeat(
-            np.array([run["version"] for run in runs], dtype=np.int64), [run["num_tokens"] for run in runs]
-        ),
-        response_mask=response_mask,
-        is_truncated=row["finish_reason"] == "length",
-        has_stop=labels.has_stop,
-        slot=row["slot"],
-        source=row["source"],
-        outcome=row.get("outcome_scores", 0.0),
-    )
-
-
 def split_by_tokens(lengths: Sequence[int], *, max_tokens: int) -> list[list[int]]:
     """Return groups of indices whose lengths sum to at most `max_tokens`; a longer one stands alone.
 
@@ -288,24 +193,24 @@ def pack(
         for s, start, length in zip(sequences, starts, lengths, strict=False)
     ]
     return PackedBatch(
-        input_ids_N=_join(inputs or [np.zeros(1)], torch.int64),
-        position_ids_N=_join([np.arange(len(ids)) for ids in inputs] or [np.zeros(1)], torch.int64),
-        source_positions_T=_join(sources, torch.int64),
-        target_ids_T=_join([s.target_ids for s in sequences], torch.int64),
-        behaviour_logp_T=_join([s.behaviour_logp for s in sequences], torch.float32),
-        teacher_logp_T=_join([s.teacher_logp for s in sequences], torch.float32),
+        input_ids_N=_join(inputs or [np.zeros(1)], np.int64),
+        position_ids_N=_join([np.arange(len(ids)) for ids in inputs] or [np.zeros(1)], np.int64),
+        source_positions_T=_join(sources, np.int64),
+        target_ids_T=_join([s.target_ids for s in sequences], np.int64),
+        behaviour_logp_T=_join([s.behaviour_logp for s in sequences], np.float32),
+        teacher_logp_T=_join([s.teacher_logp for s in sequences], np.float32),
         teacher_topk_ids_TK=_stack([s.topk_ids for s in sequences], np.int64, width=signal.k),
         teacher_topk_logp_TK=_stack([s.topk_logp for s in sequences], np.float32, width=signal.k),
         teacher_hidden_TH=_hidden(
             _stack([s.hidden for s in sequences], np.uint8, width=signal.hidden_bytes), signal
         ),
-        reference_logp_T=_join([s.reference_logp for s in sequences], torch.float32),
-        response_mask_T=_join([s.response_mask for s in sequences], torch.bool),
-        masked_by_T=_join([~s.response_mask for s in sequences], torch.uint8),
-        was_sampled_T=_join([s.target_ids == s.response_ids for s in sequences], torch.bool),
-        weight_version_T=_join([s.weight_version for s in sequences], torch.int64),
-        row_T=_join([np.repeat(np.arange(len(lengths)), lengths)], torch.int64),
-        column_T=_join([np.arange(length) for length in lengths], torch.int64),
+        reference_logp_T=_join([s.reference_logp for s in sequences], np.float32),
+        response_mask_T=_join([s.response_mask for s in sequences], np.bool_),
+        masked_by_T=_join([~s.response_mask for s in sequences], np.uint8),
+        was_sampled_T=_join([s.target_ids == s.response_ids for s in sequences], np.bool_),
+        weight_version_T=_join([s.weight_version for s in sequences], np.int64),
+        row_T=_join([np.repeat(np.arange(len(lengths)), lengths)], np.int64),
+        column_T=_join([np.arange(length) for length in lengths], np.int64),
         response_length_B=torch.tensor(lengths, dtype=torch.int64),
         is_truncated_B=torch.tensor([s.is_truncated for s in sequences], dtype=torch.bool),
         has_stop_B=torch.tensor([s.has_stop for s in sequences], dtype=torch.bool),
@@ -317,12 +222,12 @@ def pack(
     )
 
 
-def _join(parts: Sequence[np.ndarray], dtype: torch.dtype) -> Tensor:
-    return torch.from_numpy(np.concatenate([np.zeros(0), *parts])).to(dtype)
+def _join(parts: Sequence[np.ndarray], dtype: type) -> Tensor:
+    return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype, casting="unsafe"))
 
 
 def _stack(parts: Sequence[np.ndarray], dtype: type, *, width: int) -> Tensor:
-    return torch.from_numpy(np.concatenate([np.zeros((0, width), dtype), *parts]).astype(dtype))
+    return torch.from_numpy(np.concatenate([np.zeros((0, width), dtype), *parts], dtype=dtype, casting="unsafe"))
 
 
 def _hidden(bytes_TH: Tensor, signal: TeacherSignal) -> Tensor:

@@ -13,7 +13,7 @@ import torch
 from cluster.config import RunConfig
 from cluster.stop_tokens import StopTokens
 from cluster.teacher_signal import TeacherSignal
-from learner.collate import ScoredSequence, read_sequences
+from learner.sequences import ScoredSequence, read_sequences
 from rewards.sampled import reward_of_log_probs
 
 MAX_TOKENS = 1500

@@ -28,34 +28,59 @@ WAIT_S = 300.0
 POLL_S = 0.01
 
 
-@dataclass(frozen=True)
+@dataclass
 class SharedFile:
     """A complete file that stays as long as this process holds it."""
 
     path: Path
     was_written_here: bool
-    _handle: int
+    _handle: int | None
+    """None once it is held no more."""
 
     def read(self) -> np.ndarray:
         """Map the file: read-only uint8."""
+        assert self._handle is not None, f"{self.path} is held no more"
         return np.frombuffer(mmap.mmap(self._handle, 0, access=mmap.ACCESS_READ), np.uint8)
 
     def release(self) -> None:
         """Use it no more; the last user of the machine removes it."""
+        handle, self._handle = self._handle, None
+        if handle is None:
+            return
         try:
-            if _locked(self._handle, fcntl.LOCK_EX) and _is_at(self.path, self._handle):
+            if _locked(handle, fcntl.LOCK_EX) and _is_at(self.path, handle):
                 self.path.unlink()
         finally:
-            os.close(self._handle)
+            os.close(handle)
+
+    def give_to(self, part: Path) -> int | None:
+        """Let this file be `part` from now on, to be overwritten; its handle, or None if others use it too."""
+        handle = self._handle
+        if handle is None or part.parent != self.path.parent:
+            return None
+        if not _locked(handle, fcntl.LOCK_EX) or not _is_at(self.path, handle):
+            fcntl.flock(handle, fcntl.LOCK_SH)  # the attempt may have cost us the lock we had
+            return None
+        self.path.rename(part)
+        self._handle = None
+        return handle
 
 
 def hold(
-    name: str, write: Callable[[BinaryIO], None], *, num_bytes: int, wait_s: float | None = None
+    name: str,
+    write: Callable[[BinaryIO], None],
+    *,
+    num_bytes: int,
+    wait_s: float | None = None,
+    prepare: Callable[[], SharedFile | None] | None = None,
 ) -> SharedFile:
     """Return the machine's file of this name, written by `write` if there is none; what `write` raises is raised.
 
     Another process that is writing it is waited for, for `WAIT_S`. Where shared memory has no room (containers
     often have 64 MB) the temporary folder serves.
+
+    `prepare` is called before `write`, and may return a file that this process needs no more: where nobody else
+    does either, it is overwritten, which takes half the time of new memory; else it is released.
     """
     path = _folder(num_bytes) / f"{PREFIX}{name}"
     deadline = time.monotonic() + (WAIT_S if wait_s is None else wait_s)
@@ -67,7 +92,7 @@ def hold(
         part = path.with_name(f"{path.name}.part")
         handle = _open_locked(part, fcntl.LOCK_EX, flags=os.O_CREAT)
         if handle is not None and not path.exists():
-            return _written(path, part, handle, write)
+            return _written(path, part, handle, write, prepare)
         if handle is not None:  # it was completed since we looked
             part.unlink()
             os.close(handle)
@@ -89,11 +114,21 @@ def remove_left_over() -> list[Path]:
     return removed
 
 
-def _written(path: Path, part: Path, handle: int, write: Callable[[BinaryIO], None]) -> SharedFile:
+def _written(
+    path: Path,
+    part: Path,
+    handle: int,
+    write: Callable[[BinaryIO], None],
+    prepare: Callable[[], SharedFile | None] | None,
+) -> SharedFile:
     try:
-        os.ftruncate(handle, 0)
+        old = None if prepare is None else prepare()
+        if old is not None:
+            handle = _instead(handle, part, old)
         with os.fdopen(os.dup(handle), "wb") as file:
+            file.seek(0)
             write(file)
+            file.truncate()
         part.rename(path)
     except BaseException:
         part.unlink(missing_ok=True)
@@ -101,6 +136,16 @@ def _written(path: Path, part: Path, handle: int, write: Callable[[BinaryIO], No
         raise
     fcntl.flock(handle, fcntl.LOCK_SH)
     return SharedFile(path, True, handle)
+
+
+def _instead(handle: int, part: Path, old: SharedFile) -> int:
+    """The handle of the file to write: of `old` if it can be had; the other one is closed."""
+    given = old.give_to(part)
+    if given is None:
+        old.release()
+        return handle
+    os.close(handle)
+    return given
 
 
 def _open_locked(path: Path, mode: int, *, flags: int = 0) -> int | None:

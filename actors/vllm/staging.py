@@ -8,7 +8,7 @@ are applied to it.
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -46,8 +46,8 @@ class WeightCache:
     def stage(self, manifest: WeightManifest, source: WeightSource) -> Staged:
         """Make the file of a weight set, or find it; ValueError on a damaged bucket, and then nothing changed."""
         start = time.perf_counter()
-        writing = _Writing(manifest, source, self._base_of(manifest))
-        file = hold(manifest.key, writing.write, num_bytes=manifest.total_bytes)
+        writing = _Writing(manifest, source, self._base_of(manifest), self._let_go)
+        file = hold(manifest.key, writing.write, num_bytes=manifest.total_bytes, prepare=writing.prepare)
         seconds = time.perf_counter() - start
         self._replace((manifest, file))
         update = _update_info(manifest, file)
@@ -66,6 +66,12 @@ class WeightCache:
             is_base = self._held is not None and has_base(manifest, self._held[0])
             return self._held[1].read() if self._held is not None and is_base else None
 
+    def _let_go(self) -> SharedFile | None:
+        """Hold no version any more; returns the file of the one held."""
+        with self._lock:
+            held, self._held = self._held, None
+        return None if held is None else held[1]
+
     def _replace(self, new: tuple[WeightManifest, SharedFile] | None) -> None:
         with self._lock:
             old, self._held = self._held, None if self._is_closed else new
@@ -77,27 +83,51 @@ class WeightCache:
 
 
 class _Writing:
-    """Fetches one weight set and writes it bucket by bucket, each checked before."""
+    """Fetches one weight set, checks it, and writes it."""
 
-    def __init__(self, manifest: WeightManifest, source: WeightSource, base: np.ndarray | None) -> None:
+    def __init__(
+        self,
+        manifest: WeightManifest,
+        source: WeightSource,
+        base: np.ndarray | None,
+        let_go: Callable[[], SharedFile | None],
+    ) -> None:
+        """`let_go` gives up the version held."""
         self._manifest = manifest
         self._source = source
         self._base = base
+        self._let_go = let_go
+        self._buckets: Sequence[np.ndarray] = ()
         self.bytes_fetched = 0
         self.fetched_at = 0.0
+
+    def prepare(self) -> SharedFile | None:
+        """Without a base, fetch and check everything; then the version held is given up, to be overwritten."""
+        if self._base is not None:
+            return None
+        self._fetch()
+        return self._let_go()
 
     def write(self, file: BinaryIO) -> None:
         """Write the file: of the base and the differences if that is less to fetch, else of the full buckets."""
         if self._base is not None:
             try:
-                self._write(file, self._changed(self._base))
+                for index, bucket in enumerate(self._changed(self._base)):
+                    check_bucket(self._manifest, index, bucket)
+                    file.write(bucket.data)
             except ValueError as error:
                 logger.warning("weights v%d are fetched in full: %s", self._manifest.version, error)
                 file.seek(0)
-                file.truncate()
+                self._fetch()
             else:
                 return
-        self._write(file, iter(self._fetched(self._source.fetch())))
+        for bucket in self._buckets:
+            file.write(bucket.data)
+
+    def _fetch(self) -> None:
+        self._buckets = self._fetched(self._source.fetch())
+        for index, bucket in enumerate(self._buckets):
+            check_bucket(self._manifest, index, bucket)
 
     def _changed(self, base: np.ndarray) -> Iterator[np.ndarray]:
         differences = self._fetched(self._source.fetch_differences())
@@ -110,11 +140,6 @@ class _Writing:
         self.fetched_at = time.perf_counter()
         self.bytes_fetched += sum(part.nbytes for part in parts)
         return parts
-
-    def _write(self, file: BinaryIO, buckets: Iterator[np.ndarray]) -> None:
-        for index, bucket in enumerate(buckets):
-            check_bucket(self._manifest, index, bucket)
-            file.write(bucket.data)
 
 
 def has_base(manifest: WeightManifest, held: WeightManifest) -> bool:

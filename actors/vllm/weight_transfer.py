@@ -15,6 +15,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
+from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 BACKEND = "poweropd_file"
@@ -46,6 +47,7 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
 
     def start_weight_update(self) -> None:
         """Put the layers into the state in which checkpoint tensors can be loaded."""
+        _pack_no_lookup(self.model)
         initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict) -> None:
@@ -76,6 +78,26 @@ def _views(flat: torch.Tensor, dtype: torch.dtype, tensors: list) -> list[tuple[
         num_bytes = torch.Size(shape).numel() * dtype.itemsize
         views.append((name, flat[offset : offset + num_bytes].view(dtype).view(*shape)))
     return views
+
+
+def _pack_no_lookup(model: nn.Module) -> None:
+    """Let input embeddings be without a packed copy, which on CPUs vLLM makes of every embedding, for heads.
+
+    One that only looks rows up never uses it, and packing it takes as long as packing the head.
+    """
+    embedding: Any = getattr(getattr(model, "model", None), "embed_tokens", None)
+    method = getattr(embedding, "quant_method", None)
+    is_head = embedding is getattr(model, "lm_head", None)
+    if type(method) is UnquantizedEmbeddingMethod and hasattr(embedding, "cpu_linear") and not is_head:
+        embedding.quant_method = LookupMethod()
+        embedding.cpu_linear = nn.functional.linear
+
+
+class LookupMethod(UnquantizedEmbeddingMethod):
+    """An embedding's, with nothing to do after a load."""
+
+    def process_weights_after_loading(self, layer: nn.Module) -> None:
+        """Leave the weight as it was loaded."""
 
 
 def _refresh_tied_head(model: nn.Module, model_config: object) -> None:

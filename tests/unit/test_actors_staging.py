@@ -44,7 +44,7 @@ def manifest_of(buckets: Sequence[np.ndarray], version: int = 1, **fields: Any) 
         dtype="float32",
         tensors=plan,
         bucket_bytes=bucket_sizes(plan, dtype="float32"),
-        checksums=tuple(map(checksum, buckets)),
+        checksums=tuple(checksum(np.ascontiguousarray(bucket)) for bucket in buckets),
         golden_token_ids=(1, 2),
         golden_log_probs=(-1.0,),
         **fields,
@@ -229,6 +229,51 @@ def test_a_closed_cache_refuses_weights_and_leaves_no_file(memory: Path) -> None
     cache.close()
     with pytest.raises(RuntimeError, match="the engine has ended"):
         cache.stage(MANIFEST, BucketsInHand(BUCKETS))
+    assert not list(memory.iterdir())
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+def test_the_file_of_the_version_before_is_overwritten_where_no_other_engine_uses_it(
+    memory: Path, is_shared: bool
+) -> None:
+    cache, other, newer = WeightCache(), WeightCache(), manifest_of([bucket[::-1] for bucket in BUCKETS], 2)
+    old = Path(cache.stage(MANIFEST, BucketsInHand(BUCKETS)).update["path"])
+    if is_shared:
+        other.stage(MANIFEST, BucketsInHand(BUCKETS))
+    inode = old.stat().st_ino
+    update = cache.stage(newer, BucketsInHand([bucket[::-1].copy() for bucket in BUCKETS])).update
+    assert (Path(update["path"]).stat().st_ino == inode) is not is_shared
+    assert content(update) == b"".join(bucket[::-1].tobytes() for bucket in BUCKETS)
+    assert old.exists() is is_shared
+    if is_shared:
+        assert content({"path": old}) == b"".join(bucket.tobytes() for bucket in BUCKETS)
+    for each in (cache, other):
+        each.close()
+    assert not list(memory.iterdir())
+
+
+def test_an_overwritten_file_is_as_long_as_the_new_version(memory: Path) -> None:
+    long = hold("long", writing(b"a long one"), num_bytes=10)
+    short = hold("short", writing(b"short"), num_bytes=5, prepare=lambda: long)
+    assert [path.name for path in memory.iterdir()] == [short.path.name]
+    assert short.read().tobytes() == b"short"
+    long.release()  # it is held no more: nothing happens
+    assert short.path.exists()
+    found = hold("short", writing(b"other"), num_bytes=5)
+    assert (found.was_written_here, found.read().tobytes()) == (False, b"short")
+    for file in (found, short):
+        file.release()
+    assert not list(memory.iterdir())
+
+
+def test_an_overwritten_file_that_cannot_be_written_leaves_nothing_behind(memory: Path) -> None:
+    def write(file: BinaryIO) -> None:
+        raise OSError("no space")
+
+    old = hold("old", writing(b"old"), num_bytes=3)
+    with pytest.raises(OSError, match="no space"):
+        hold("new", write, num_bytes=3, prepare=lambda: old)
+    old.release()
     assert not list(memory.iterdir())
 
 
