@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from learner.log_probs import HeadLimits, PositionFacts, PositionValue, head_values
+from learner.packed_attention import sequence_bounds
 
 
 class StudentModel(nn.Module):
@@ -37,7 +38,10 @@ class StudentModel(nn.Module):
         """
         decoder = self.causal_lm.get_decoder()  # pyright: ignore[reportCallIssue]
         hidden_1NH = decoder(
-            input_ids=input_ids_N[None], position_ids=position_ids_N[None], use_cache=False
+            input_ids=input_ids_N[None],
+            attention_mask=sequence_bounds(self.causal_lm, position_ids_N),
+            position_ids=position_ids_N[None],
+            use_cache=False,
         ).last_hidden_state
         return self.head(hidden_1NH[0, source_positions_T], target_ids_T, position_value, position_facts)
 
