@@ -46,8 +46,8 @@ class LearnerConfig(Section):
     offload_optimizer: bool = False
     """Keep optimizer state in CPU memory (GPU learners)."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation of transformers. With `sdpa` the sequences of a micro-batch are attended to one by one;
-    flash_attention_2 takes them in one call."""
+    """Attention implementation of transformers. With `sdpa` the sequences of a micro-batch are attended to one by
+    one; flash_attention_2 takes them in one call."""
     num_threads: Positive = 1
     """CPU threads of one rank."""
     resources: ResourcesConfig = ResourcesConfig()

@@ -59,9 +59,9 @@ def position_values(
     position_value: PositionValue,
     limits: HeadLimits,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `sampled_log_probs` does, and value_T: `position_value` of the logits, chunk by chunk.
+    """Return what `sampled_log_probs` does, and value_T: `position_value` of the logits, block by block.
 
-    Its graph exists for one chunk at a time: the chunk is evaluated again in backward, for the positions whose
+    Its graph exists for one block at a time: the block is evaluated again in backward, for the positions whose
     value has a gradient other than 0.
     """
     return head_values(hidden_TH, weight_VH, bias_V, target_ids_T, position_value, limits=limits)[:3]
@@ -139,8 +139,7 @@ class _Positions(torch.autograd.Function):
             if not is_written:
                 _write_logits(hidden_TH[part], weight_VH, bias_V, logits_CV)
             for block in blocks.of(len(logits_CV)):
-                logits_SV = logits_CV[block]
-                at, block_SV = _shifted(block, part.start), blocks.copy(logits_SV)
+                at, block_SV = _shifted(block, part.start), blocks.copy(logits_CV[block])
                 value_SV = None
                 if grad_value_T is not None:
                     positions_S = _positions(at, hidden_TH)
@@ -154,10 +153,10 @@ class _Positions(torch.autograd.Function):
                     block_SV = value_SV
                 if grad_bias_V is not None:
                     grad_bias_V[:vocab_size] += block_SV.sum(dim=0)
-                logits_SV.copy_(block_SV)
+                logits_CV[block] = block_SV
             torch.mm(logits_CV, weight_VH[:vocab_size], out=grad_hidden_TH[part])
             weight_gradient.add(logits_CV, hidden_TH[part])
-            del logits_CV, logits_SV
+            del logits_CV  # before the next one is made
         grad_bias_V = None if grad_bias_V is None else grad_bias_V.to(weight_VH.dtype)
         return grad_hidden_TH, weight_gradient.result(), grad_bias_V, *[None] * 4
 
