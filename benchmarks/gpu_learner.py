@@ -93,7 +93,7 @@ def measure_optimizer(update: Update, arguments: argparse.Namespace, peaks: Peak
 def measure_decode(update: Update, arguments: argparse.Namespace, peaks: Peaks) -> dict[str, Any]:
     """DECODE_STEPS tokens for every sequence by transformers, after a whole prompt."""
     student, ids_BN = update.student.eval(), update.ids_BN[:, : arguments.prompt_tokens]
-    config = student.config
+    config: Any = student.config
     cache = DynamicCache(config=config)
     student(ids_BN, past_key_values=cache, use_cache=True, logits_to_keep=1)
     item = next(student.parameters()).element_size()
@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--head-chunk-tokens", type=_chunk, default="auto", help="positions, or auto")
     parser.add_argument("--activation-checkpointing", action="store_true")
     arguments = parser.parse_args(argv)
-    names = [arguments.variant] if arguments.variant else list(VARIANTS)
+    names: list[str] = [arguments.variant] if arguments.variant else [*VARIANTS]
     update, peaks = Update(arguments), peaks_of(torch.device(arguments.device), torch.bfloat16)
     results = measure_updates(update, names, arguments, peaks)
     keys = [key for key in ("seconds", "peak_gib") if key in results[names[0]][0]]

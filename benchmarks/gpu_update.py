@@ -119,7 +119,7 @@ class Update:
     def _chunked_full_loss(self, ids_N: Tensor) -> Tensor:
         with torch.no_grad():
             hidden_1NH = self.teacher.get_decoder()(ids_N[None, :-1]).last_hidden_state
-        hidden_TH, head = hidden_1NH[0, self.sources_T], self.teacher.get_output_embeddings()
+        hidden_TH, head = hidden_1NH[0, self.sources_T], self.teacher.lm_head
 
         def value(logits_SV: Tensor, positions_S: Tensor) -> Tensor:
             return DIVERGENCES["reverse_kl"](logits_SV, TeacherLogits(head(hidden_TH[positions_S])))

@@ -1,5 +1,7 @@
 """Packed sequences are attended to one by one, with the same result as each alone and as under a mask."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -21,9 +23,8 @@ def packed() -> tuple[Tensor, Tensor]:
 
 def values_and_gradients(student: StudentModel, ids_N: Tensor, positions_N: Tensor) -> tuple[Tensor, list[Tensor]]:
     logp_N, _ = student(ids_N, positions_N, torch.arange(len(ids_N)), ids_N.flip(0))
-    return logp_N.detach(), list(
-        torch.autograd.grad((logp_N * torch.arange(len(ids_N))).sum(), student.parameters())
-    )
+    gradients = torch.autograd.grad((logp_N * torch.arange(len(ids_N))).sum(), list(student.parameters()))
+    return logp_N.detach(), list(gradients)
 
 
 @pytest.mark.parametrize("is_checkpointed", [False, True])
@@ -57,7 +58,12 @@ def test_each_sequence_has_the_values_it_has_alone() -> None:
 
 
 def test_a_model_with_a_sliding_window_keeps_its_masks() -> None:
-    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 32,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
     causal_lm = MistralForCausalLM(MistralConfig(vocab_size=8, num_key_value_heads=1, sliding_window=4, **sizes))
     use_packed_attention(causal_lm)
     assert causal_lm.config._attn_implementation == "sdpa"
