@@ -77,7 +77,7 @@ class ChunkLogits:
                 yield part, self._kept.pop(part.start), True
             else:
                 yield part, self.room(part), False
-        self._shared_CV = None
+        self._shared_CV = self._in_shared = None
 
 
 class Blocks:
