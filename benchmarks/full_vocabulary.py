@@ -6,7 +6,7 @@ The step is the student's forward, the loss and the backward, on random tokens i
 the widths of Qwen3-0.6B and `--layers` layers, the teacher's head those of Qwen3-4B. Variants:
 
     power          PowerOPD: the teacher's log-probs are given, the student's come from the learner's chunked head
-    power_kept     the same, and the head keeps its softmax in the model's dtype (`learner.head_kept_gib`)
+    power_kept     the same, and the head keeps all its logits from forward to backward (`learner.head_kept_gib`)
     full_chunked   exact reverse KL of this project: the teacher's head input is given, both heads work in chunks
     full_naive     reverse KL as trainers commonly do it: both softmaxes over [tokens, vocabulary] in float32
 

@@ -70,7 +70,7 @@ def make(models: str, **sizes: Any) -> Workload:
     stamp = workload.path / f"complete-{workload.prompt_tokens}.json"
     if not stamp.is_file():
         {"qwen3": _make_qwen3, "smollm2": _copy_smollm2}[models](workload)
-        _write_prompts(workload)
+        write_prompts(workload)
         stamp.write_text(json.dumps({"models": models, "prompt_tokens": workload.prompt_tokens}) + "\n")
     return workload
 
@@ -81,13 +81,11 @@ def read_prompts(workload: Workload) -> list[str]:
 
 
 def _make_qwen3(workload: Workload) -> None:
-    import torch
-    from transformers import Qwen3Config, Qwen3ForCausalLM
-
     sizes = {"teacher": (512, 1536, 8), "student": (256, 768, 6)}
     for seed, (role, (hidden, intermediate, layers)) in enumerate(sizes.items()):
-        torch.manual_seed(seed)
-        config = Qwen3Config(
+        write_qwen3(
+            workload.path / role,
+            seed=seed,
             vocab_size=4096,
             hidden_size=hidden,
             intermediate_size=intermediate,
@@ -96,15 +94,21 @@ def _make_qwen3(workload: Workload) -> None:
             num_key_value_heads=hidden // 128,
             head_dim=64,
             max_position_embeddings=1024,
-            tie_word_embeddings=True,
-            bos_token_id=None,
-            eos_token_id=1,
-            pad_token_id=0,
         )
-        model = Qwen3ForCausalLM(config)
-        _silence(model, 1)
-        model.bfloat16().save_pretrained(workload.path / role)
-        _word_tokenizer(4096).save_pretrained(workload.path / role)
+
+
+def write_qwen3(path: Path, *, seed: int, **shape: int) -> int:
+    """Write a random bfloat16 model that does not stop, with a tokenizer; returns its number of parameters."""
+    import torch
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    tokens: dict[str, Any] = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
+    model = Qwen3ForCausalLM(Qwen3Config(**shape, **tokens, tie_word_embeddings=True))
+    _silence(model, 1)
+    model.bfloat16().save_pretrained(path)
+    _word_tokenizer(shape["vocab_size"]).save_pretrained(path)
+    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def _word_tokenizer(vocabulary: int) -> Any:
@@ -144,19 +148,20 @@ def _silence(model: Any, token_id: int) -> None:
     model.get_output_embeddings().weight.data[token_id] = 0
 
 
-def _write_prompts(workload: Workload) -> None:
+def write_prompts(workload: Workload, *, vocabulary: int = 4096) -> None:
+    """Write the prompts, words below `vocabulary`, with the student's tokenizer."""
     from transformers import AutoTokenizer
 
     tokenizer, rng = AutoTokenizer.from_pretrained(workload.student), random.Random(0)
     with workload.prompts.open("w") as file:
         for index in range(NUM_PROMPTS):
-            text = _text_of_length(tokenizer, workload.prompt_tokens, rng)
+            text = _text_of_length(tokenizer, workload.prompt_tokens, rng, vocabulary)
             file.write(json.dumps({"id": f"p{index}", "problem": text, "answer": ""}) + "\n")
 
 
-def _text_of_length(tokenizer: Any, num_tokens: int, rng: random.Random) -> str:
+def _text_of_length(tokenizer: Any, num_tokens: int, rng: random.Random, vocabulary: int) -> str:
     """A random text of exactly so many tokens."""
-    words = [f"w{rng.randrange(2, 4096)}" for _ in range(num_tokens)]
+    words = [f"w{rng.randrange(2, vocabulary)}" for _ in range(num_tokens)]
     if len(tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]) == num_tokens:
         return " ".join(words)
     text = "a"  # a tokenizer of real text, in which " a" is one token, as are many short words

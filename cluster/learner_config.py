@@ -34,17 +34,20 @@ class LearnerConfig(Section):
     """Gradients are clipped to this global norm; 0 switches clipping off."""
     micro_batch_tokens: Positive = 8192
     """Token budget of one forward and backward; sequences are packed into it without padding."""
-    head_chunk_tokens: Positive = 256
-    """Positions per chunk of the log-prob head: peak memory is chunk x vocabulary, not batch x vocabulary."""
-    head_kept_gib: Annotated[float, Field(ge=0, le=2**20)] = 0.0
-    """Keep up to so much of the log-prob head's softmax, in GiB, from forward to backward: saves one of the head's
-    four products (tokens x vocabulary x 2 bytes in bfloat16 hold all of a micro-batch)."""
+    head_chunk_tokens: Positive | Literal["auto"] = "auto"
+    """Positions per chunk of the log-prob head: peak memory is chunk x vocabulary, not batch x vocabulary. `auto`:
+    as many as have 2^27 logits, 256 MiB in bfloat16."""
+    head_kept_gib: Annotated[float, Field(ge=0, le=2**20)] = 0.25
+    """Keep up to so much of the log-prob head's logits, in GiB, from forward to backward: saves one of the head's
+    four products (tokens x vocabulary x 2 bytes in bfloat16 hold all of a micro-batch). The last chunk is
+    kept in any case: backward needs its room."""
     activation_checkpointing: bool = False
     """Recompute layer activations in backward: less memory for about a third more time."""
     offload_optimizer: bool = False
     """Keep optimizer state in CPU memory (GPU learners)."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention implementation of transformers; flash_attention_2 packs best on GPUs."""
+    """Attention implementation of transformers. With `sdpa` the sequences of a micro-batch are attended to one by
+    one; flash_attention_2 takes them in one call."""
     num_threads: Positive = 1
     """CPU threads of one rank."""
     resources: ResourcesConfig = ResourcesConfig()

@@ -2,22 +2,24 @@
 the logits of the whole micro-batch.
 
 The logits of a micro-batch, [N, V], are the largest tensor of a naive step: 8,192 tokens x 151,936 ids are 4.6
-GiB in float32. Here they exist for a few positions at a time, in forward and, recomputed, in backward.
+GiB in float32. Here they exist for a chunk of positions at a time, in forward and, recomputed, in backward.
 
-Shapes: N packed tokens, T response tokens, C positions of one chunk, H hidden size, V vocabulary, F facts.
+Shapes: N packed tokens, T response tokens, C positions of one chunk, S positions of one block of it
+(`learner.head_chunks`), H hidden size, V vocabulary, F facts.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from learner.head_chunks import Blocks, ChunkLogits, HeadLimits
 from learner.weight_gradient import WeightGradient
 
 PositionValue = Callable[[Tensor, Tensor], Tensor]
-"""(logits_CV with gradient, positions_C into T) -> value_C: a function of each position's own logits. It is
+"""(logits_SV with gradient, positions_S into T) -> value_S: a function of each position's own logits. It is
 called once in forward and again in backward, and must give the same value both times."""
 
 
@@ -29,22 +31,9 @@ class PositionFacts(Protocol):
         """F."""
         ...
 
-    def __call__(self, logits_CV: Tensor, positions_C: Tensor) -> Tensor:
-        """Return facts_CF; the logits must be left as they are."""
+    def __call__(self, logits_SV: Tensor, positions_S: Tensor) -> Tensor:
+        """Return facts_SF; the logits must be left as they are."""
         ...
-
-
-@dataclass(frozen=True)
-class HeadLimits:
-    """How the head works through its positions."""
-
-    vocab_size: int
-    """Ids >= this one are cut off: rows that pad the embedding are no tokens."""
-    chunk_tokens: int = 256
-    """Positions per chunk: peak memory is a few tensors of `chunk_tokens` x `vocab_size`."""
-    kept_bytes: int = 0
-    """Up to so much of the softmax is kept from forward to backward, in the model's dtype: chunks that fit are
-    not computed again."""
 
 
 def sampled_log_probs(
@@ -70,9 +59,9 @@ def position_values(
     position_value: PositionValue,
     limits: HeadLimits,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `sampled_log_probs` does, and value_T: `position_value` of the logits, chunk by chunk.
+    """Return what `sampled_log_probs` does, and value_T: `position_value` of the logits, block by block.
 
-    Its graph exists for one chunk at a time: the chunk is evaluated again in backward, for the positions whose
+    Its graph exists for one block at a time: the block is evaluated again in backward, for the positions whose
     value has a gradient other than 0.
     """
     return head_values(hidden_TH, weight_VH, bias_V, target_ids_T, position_value, limits=limits)[:3]
@@ -115,17 +104,21 @@ class _Positions(torch.autograd.Function):
         value_T = hidden_TH.new_zeros(len(hidden_TH), dtype=dtype)
         num_facts = 0 if position_facts is None else position_facts.num_facts
         facts_TF = hidden_TH.new_zeros(len(hidden_TH), num_facts, dtype=dtype)
-        kept = _KeptChunks(limits.kept_bytes if position_value is None and any(ctx.needs_input_grad) else 0)
-        for part in _chunks(len(hidden_TH), limits.chunk_tokens):
-            logits_CV = _logits(hidden_TH[part], weight_VH, bias_V, limits.vocab_size)
-            if position_value is not None:
-                value_T[part] = position_value(logits_CV, _positions(part, hidden_TH))
-            if position_facts is not None:
-                facts_TF[part] = position_facts(logits_CV, _positions(part, hidden_TH)).to(dtype)
-            logp_T[part], entropy_T[part], log_sum_T[part], p_CV = _read_chunk(logits_CV, target_ids_T[part])
-            kept.offer(part.start, p_CV, hidden_TH.dtype)
+        chunks, vocab_size = limits.chunks(len(hidden_TH)), limits.vocab_size
+        room = ChunkLogits(chunks, vocab_size=vocab_size, like=hidden_TH, kept_bytes=limits.kept_bytes)
+        blocks = _blocks(vocab_size, log_sum_T, is_cached=position_value is None and position_facts is None)
+        for part in chunks:
+            logits_CV = _write_logits(hidden_TH[part], weight_VH, bias_V, room.room(part))
+            for block in blocks.of(len(logits_CV)):
+                logits_SV, at = blocks.copy(logits_CV[block]), _shifted(block, part.start)
+                if position_value is not None:
+                    value_T[at] = position_value(logits_SV, _positions(at, hidden_TH))
+                if position_facts is not None:
+                    facts_TF[at] = position_facts(logits_SV, _positions(at, hidden_TH)).to(dtype)
+                spare_SV = blocks.spare(len(logits_SV))
+                logp_T[at], entropy_T[at], log_sum_T[at] = _read_block(logits_SV, target_ids_T[at], spare_SV)
         ctx.save_for_backward(hidden_TH, weight_VH, bias_V, target_ids_T, log_sum_T)
-        ctx.position_value, ctx.limits, ctx.kept = position_value, limits, kept
+        ctx.position_value, ctx.limits, ctx.room = position_value, limits, room
         ctx.mark_non_differentiable(entropy_T, facts_TF, *([] if position_value else [value_T]))
         ctx.set_materialize_grads(False)
         return logp_T, entropy_T, value_T, facts_TF
@@ -136,94 +129,85 @@ class _Positions(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:
         """Parameter gradients add up in at least float32."""
         hidden_TH, weight_VH, bias_V, target_ids_T, log_sum_T = ctx.saved_tensors
-        vocab_size, dtype, kept = ctx.limits.vocab_size, log_sum_T.dtype, ctx.kept.chunks
-        grad_hidden_TH = torch.empty_like(hidden_TH)
-        weight_gradient = WeightGradient(weight_VH, vocab_size=vocab_size, dtype=dtype)
+        vocab_size, dtype, room = ctx.limits.vocab_size, log_sum_T.dtype, ctx.room
+        num_chunks = len(ctx.limits.chunks(len(hidden_TH)))
+        grad_hidden_TH = torch.empty_like(hidden_TH, memory_format=torch.contiguous_format)
+        weight_gradient = WeightGradient(weight_VH, vocab_size=vocab_size, dtype=dtype, num_chunks=num_chunks)
         grad_bias_V = None if bias_V is None else torch.zeros_like(bias_V, dtype=dtype)
-        for part in _chunks(len(hidden_TH), ctx.limits.chunk_tokens):
-            if part.start in kept and grad_logp_T is not None:
-                grad_CV = _gradient_of_softmax(kept.pop(part.start), target_ids_T[part], grad_logp_T[part])
-            else:
-                logits_CV = _logits(hidden_TH[part], weight_VH, bias_V, vocab_size)
-                value_CV = None
+        blocks = _blocks(vocab_size, log_sum_T, is_cached=grad_value_T is None)
+        for part, logits_CV, is_written in room.remaining():
+            if not is_written:
+                _write_logits(hidden_TH[part], weight_VH, bias_V, logits_CV)
+            for block in blocks.of(len(logits_CV)):
+                at, block_SV = _shifted(block, part.start), blocks.copy(logits_CV[block])
+                value_SV = None
                 if grad_value_T is not None:
-                    positions_C = _positions(part, hidden_TH)
-                    value_CV = _gradient_of_value(ctx.position_value, logits_CV, positions_C, grad_value_T[part])
+                    positions_S = _positions(at, hidden_TH)
+                    value_SV = _gradient_of_value(ctx.position_value, block_SV, positions_S, grad_value_T[at])
                 if grad_logp_T is not None:
-                    p_CV = logits_CV.sub_(log_sum_T[part, None]).exp_()
-                    grad_CV = _gradient_of_softmax(p_CV, target_ids_T[part], grad_logp_T[part])
-                    grad_CV = grad_CV if value_CV is None else grad_CV.add_(value_CV)
+                    block_SV.sub_(log_sum_T[at, None]).exp_()
+                    _gradient_of_softmax(block_SV, target_ids_T[at], grad_logp_T[at])
+                    block_SV = block_SV if value_SV is None else block_SV.add_(value_SV)
                 else:
-                    assert value_CV is not None, "neither output has a gradient"
-                    grad_CV = value_CV
-            if grad_bias_V is not None:
-                grad_bias_V[:vocab_size] += grad_CV.sum(dim=0)
-            grad_CV = grad_CV.to(hidden_TH.dtype)
-            grad_hidden_TH[part] = grad_CV @ weight_VH[:vocab_size]
-            weight_gradient.add(grad_CV, hidden_TH[part])
+                    assert value_SV is not None, "neither output has a gradient"
+                    block_SV = value_SV
+                if grad_bias_V is not None:
+                    grad_bias_V[:vocab_size] += block_SV.sum(dim=0)
+                logits_CV[block] = block_SV
+            torch.mm(logits_CV, weight_VH[:vocab_size], out=grad_hidden_TH[part])
+            weight_gradient.add(logits_CV, hidden_TH[part])
+            del logits_CV  # before the next one is made
         grad_bias_V = None if grad_bias_V is None else grad_bias_V.to(weight_VH.dtype)
         return grad_hidden_TH, weight_gradient.result(), grad_bias_V, *[None] * 4
 
 
-class _KeptChunks:
-    """The softmax of some chunks, from forward to backward."""
-
-    def __init__(self, max_bytes: int) -> None:
-        self._bytes_left = max_bytes
-        self.chunks: dict[int, Tensor] = {}
-
-    def offer(self, start: int, p_CV: Tensor, dtype: torch.dtype) -> None:
-        """Keep the chunk that begins at this position, if it still fits."""
-        num_bytes = p_CV.numel() * dtype.itemsize
-        if num_bytes <= self._bytes_left:
-            self._bytes_left -= num_bytes
-            self.chunks[start] = p_CV.to(dtype)
+def _read_block(logits_SV: Tensor, target_ids_S: Tensor, spare_SV: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the targets' log-probs, the entropies and the logsumexp; overwrites the logits and the spare room."""
+    highest_S = logits_SV.amax(dim=-1)
+    logits_SV.sub_(highest_S[:, None])
+    torch.exp(logits_SV, out=spare_SV)
+    sum_S = spare_SV.sum(dim=-1)
+    log_sum_S = sum_S.log()
+    logp_S = logits_SV.gather(1, target_ids_S[:, None])[:, 0] - log_sum_S
+    entropy_S = log_sum_S - logits_SV.mul_(spare_SV).sum(dim=-1) / sum_S
+    return logp_S, entropy_S, log_sum_S + highest_S
 
 
-def _read_chunk(logits_CV: Tensor, target_ids_C: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the targets' log-probs, the entropies, the logsumexp and the softmax; overwrites the logits."""
-    highest_C = logits_CV.amax(dim=-1)
-    logits_CV.sub_(highest_C[:, None])
-    p_CV = logits_CV.exp()
-    sum_C = p_CV.sum(dim=-1)
-    log_sum_C = sum_C.log()
-    p_CV.div_(sum_C[:, None])
-    entropy_C = log_sum_C - torch.linalg.vecdot(p_CV, logits_CV)
-    logp_C = logits_CV.gather(1, target_ids_C[:, None])[:, 0] - log_sum_C
-    return logp_C, entropy_C, log_sum_C + highest_C, p_CV
-
-
-def _gradient_of_softmax(p_CV: Tensor, target_ids_C: Tensor, grad_C: Tensor) -> Tensor:
+def _gradient_of_softmax(p_SV: Tensor, target_ids_S: Tensor, grad_S: Tensor) -> None:
     """Use d logp / d logits = onehot(target) - p; overwrites the softmax."""
-    grad_C = grad_C.to(p_CV.dtype)
-    return p_CV.mul_(-grad_C[:, None]).scatter_add_(1, target_ids_C[:, None], grad_C[:, None])
+    grad_S = grad_S.to(p_SV.dtype)
+    p_SV.mul_(-grad_S[:, None]).scatter_add_(1, target_ids_S[:, None], grad_S[:, None])
 
 
 def _gradient_of_value(
-    position_value: PositionValue, logits_CV: Tensor, positions_C: Tensor, grad_C: Tensor
+    position_value: PositionValue, logits_SV: Tensor, positions_S: Tensor, grad_S: Tensor
 ) -> Tensor:
-    """Evaluate the chunk again with a graph; positions without gradient stay out, where it may not be finite."""
-    used = grad_C.nonzero()[:, 0]
-    grad_CV = torch.zeros_like(logits_CV)
+    """Evaluate the block again with a graph; positions without gradient stay out, where it may not be finite."""
+    used = grad_S.nonzero()[:, 0]
+    grad_SV = torch.zeros_like(logits_SV)
     if used.numel():
         with torch.enable_grad():
-            leaf_CV = logits_CV[used].requires_grad_()
-            value_C = position_value(leaf_CV, positions_C[used])
-            (used_CV,) = torch.autograd.grad(value_C, leaf_CV, grad_C[used].to(value_C.dtype))
-        grad_CV[used] = used_CV
-    return grad_CV
+            leaf_SV = logits_SV[used].requires_grad_()
+            value_S = position_value(leaf_SV, positions_S[used])
+            (used_SV,) = torch.autograd.grad(value_S, leaf_SV, grad_S[used].to(value_S.dtype))
+        grad_SV[used] = used_SV
+    return grad_SV
+
+
+def _blocks(vocab_size: int, like: Tensor, *, is_cached: bool) -> Blocks:
+    return Blocks(vocab_size=vocab_size, dtype=like.dtype, device=like.device, is_cached=is_cached)
+
+
+def _shifted(part: slice, start: int) -> slice:
+    return slice(start + part.start, start + part.stop)
 
 
 def _positions(part: slice, like: Tensor) -> Tensor:
-    return torch.arange(len(like), device=like.device)[part]
+    return torch.arange(part.start, part.stop, device=like.device)
 
 
-def _logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, vocab_size: int) -> Tensor:
-    bias = None if bias_V is None else bias_V[:vocab_size]
-    logits_CV = nn.functional.linear(hidden_CH, weight_VH[:vocab_size], bias)
-    return logits_CV.to(torch.promote_types(logits_CV.dtype, torch.float32))
-
-
-def _chunks(num_positions: int, chunk_tokens: int) -> Iterator[slice]:
-    for start in range(0, num_positions, chunk_tokens):
-        yield slice(start, start + chunk_tokens)
+def _write_logits(hidden_CH: Tensor, weight_VH: Tensor, bias_V: Tensor | None, logits_CV: Tensor) -> Tensor:
+    weight_HV = weight_VH[: logits_CV.shape[1]].t()
+    if bias_V is None:
+        return torch.mm(hidden_CH, weight_HV, out=logits_CV)
+    return torch.addmm(bias_V[: logits_CV.shape[1]], hidden_CH, weight_HV, out=logits_CV)

@@ -6,21 +6,17 @@ Shapes: N packed tokens, T response tokens, H hidden size, V vocabulary, F facts
 import torch
 from torch import Tensor, nn
 
-from learner.attention import attend_by_sequence, sequence_lengths
 from learner.log_probs import HeadLimits, PositionFacts, PositionValue, head_values
+from learner.packed_attention import sequence_bounds
 
 
 class StudentModel(nn.Module):
     """A Hugging Face causal language model that returns log-probs of given tokens instead of logits."""
 
     def __init__(self, causal_lm: nn.Module, limits: HeadLimits) -> None:
-        """Wrap `causal_lm`; its parameters keep their names under the prefix `causal_lm.`.
-
-        If its attention is transformers' sdpa and the model allows it, it becomes `learner.attention`'s.
-        """
+        """Wrap `causal_lm`; its parameters keep their names under the prefix `causal_lm.`."""
         super().__init__()
         self.causal_lm = causal_lm
-        self.attends_by_sequence = attend_by_sequence(causal_lm)
         self.head = LogProbHead(
             causal_lm.get_output_embeddings(),  # pyright: ignore[reportCallIssue]
             limits,
@@ -41,9 +37,11 @@ class StudentModel(nn.Module):
         facts_TF, and the third is 0 if it was not asked for.
         """
         decoder = self.causal_lm.get_decoder()  # pyright: ignore[reportCallIssue]
-        packing = {"sequence_lengths": sequence_lengths(position_ids_N)} if self.attends_by_sequence else {}
         hidden_1NH = decoder(
-            input_ids=input_ids_N[None], position_ids=position_ids_N[None], use_cache=False, **packing
+            input_ids=input_ids_N[None],
+            attention_mask=sequence_bounds(self.causal_lm, position_ids_N),
+            position_ids=position_ids_N[None],
+            use_cache=False,
         ).last_hidden_state
         return self.head(hidden_1NH[0, source_positions_T], target_ids_T, position_value, position_facts)
 

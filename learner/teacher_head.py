@@ -8,6 +8,7 @@ Shapes: T response tokens, C positions of one chunk, H the teacher's hidden size
 
 import json
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from safetensors import safe_open
@@ -58,7 +59,7 @@ class TeacherHead:
         return nn.functional.linear(hidden_CH, self.weight_VH, self.bias_V)
 
     @torch.no_grad()
-    def with_log_probs(self, batch: PackedBatch, *, chunk_tokens: int) -> PackedBatch:
+    def with_log_probs(self, batch: PackedBatch, *, chunk_tokens: int | Literal["auto"]) -> PackedBatch:
         """Return the batch with the teacher's log-probs of its targets, over the shared vocabulary."""
         logp_T, _ = sampled_log_probs(
             batch.teacher_hidden_TH,

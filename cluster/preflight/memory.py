@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from cluster.config import RunConfig
 from cluster.engine_config import EngineConfig
+from cluster.head_chunk import BLOCK_ELEMENTS, chunk_positions
 from cluster.preflight.shapes import Shape
 
 GIB = 2**30
@@ -188,14 +189,16 @@ def _step_parts(config: RunConfig, student: Shape) -> list[Part]:
             tokens * layers * per_layer,
             f"{tokens} tokens x {layers} layers x {per_layer:.0f} bytes",
         )
-    chunk = learner.head_chunk_tokens
-    head = 3.0 * 4 * chunk * student.num_rows
-    kept = learner.head_kept_gib
-    parts = [
-        Part("activations", activations, how),
-        Part("head", head, f"{chunk} positions x {student.num_rows} rows x 4 bytes x 3"),
-    ]
-    return [*parts, Part("kept softmax", kept * GIB, f"head_kept_gib {kept:g}")] if kept else parts
+    rows = student.num_rows
+    chunk = min(chunk_positions(learner.head_chunk_tokens, vocab_size=rows), tokens)
+    kept = min(learner.head_kept_gib * GIB, float((tokens - chunk) * rows * item))
+    # Logits of a chunk, two float32 blocks of it, and the sum of the weight's gradient.
+    block = 2.0 * 4 * min(BLOCK_ELEMENTS, chunk * rows)
+    summed = 4 if tokens > chunk else item
+    head = chunk * rows * item + block + summed * rows * student.hidden
+    how_head = f"{rows} rows x ({chunk} positions x {item} + {student.hidden} x {summed} bytes) + {gib(block)}"
+    parts = [Part("activations", activations, how), Part("head", head, how_head)]
+    return [*parts, Part("kept logits", kept, f"head_kept_gib {learner.head_kept_gib:g}")] if kept else parts
 
 
 def _process(kind: str, *, is_on_gpu: bool) -> Part:

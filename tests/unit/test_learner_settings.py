@@ -38,6 +38,13 @@ def test_an_offloaded_optimizer_on_a_gpu_is_deepspeeds_own() -> None:
     assert on_cpu["optimizer"]["params"]["torch_adam"]
 
 
+def test_the_optimizer_on_cpus_makes_one_pass_over_its_memory() -> None:
+    on_gpu = engine_settings(LearnerConfig(), world_size=1, device_type="cuda")
+    on_cpu = engine_settings(LearnerConfig(), world_size=1, device_type="cpu")
+    assert on_cpu["optimizer"]["params"]["fused"]
+    assert "fused" not in on_gpu["optimizer"]["params"]
+
+
 def test_every_dropout_rate_is_zero() -> None:
     config = without_dropout(GPT2Config())
     assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.0, 0.0, 0.0)
