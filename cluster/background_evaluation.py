@@ -22,7 +22,7 @@ from cluster.events import Events
 from cluster.kept_results import KeptResults
 from cluster.pool import Pool
 from cluster.run_folder import RunFolder
-from cluster.waiting import NO_LIMIT_S, Signal
+from cluster.waiting import NO_LIMIT_S, Signal, together
 from cluster.weight_store import PublishedWeights, WeightStore
 from cluster.workers import Worker
 
@@ -100,10 +100,11 @@ class Evaluations:
         """A course of training begins at this version: evaluate what is due there and was not evaluated yet."""
         self._began_at = version
         if version == 0 and self._is_missing(BEFORE, 0):
-            await self._evaluate_teachers()
-            if self._own is None:
-                await self._on_all_rollout_workers(BEFORE)
+            if self._own is None:  # at the same time: teachers and student have engines of their own
+                teachers = asyncio.ensure_future(self._evaluate_teachers())
+                await together([teachers, self._on_all_rollout_workers(BEFORE, after=teachers)])
             else:
+                await self._evaluate_teachers()
                 self._start(BEFORE)
         elif version and self._is_missing(DURING, version):
             self.due(version)
@@ -247,8 +248,11 @@ class Evaluations:
                 pool = self._pools[role]
                 await self._evaluate(role, None, pool, pool.some_healthy)
 
-    async def _on_all_rollout_workers(self, model: str) -> None:
-        """Evaluate the newest version on every healthy rollout worker; no newer one comes meanwhile."""
+    async def _on_all_rollout_workers(self, model: str, after: asyncio.Future[None] | None = None) -> None:
+        """Evaluate the newest version on every healthy rollout worker; no newer one comes meanwhile.
+
+        What it came to is recorded once `after` is done.
+        """
         if self._evaluation is None:
             return
         pool, version = self._rollout_pool, self._weights.version
@@ -257,10 +261,15 @@ class Evaluations:
             await self._weights.all_loaded()
             return await pool.some_healthy()
 
-        await self._evaluate(model, version, pool, all_loaded)
+        await self._evaluate(model, version, pool, all_loaded, after)
 
     async def _evaluate(
-        self, model: str, version: int | None, pool: Pool, ready: Callable[[], Awaitable[list[Worker]]]
+        self,
+        model: str,
+        version: int | None,
+        pool: Pool,
+        ready: Callable[[], Awaitable[list[Worker]]],
+        after: asyncio.Future[None] | None = None,
     ) -> None:
         """Evaluate on the workers that `ready` returns; without a version it is a teacher, before training."""
         evaluation, step, start = self._evaluation, version or 0, now()
@@ -277,6 +286,8 @@ class Evaluations:
             raise
         await asyncio.to_thread(kept.finish)
         seconds = round(now() - start, 3)
+        if after is not None:
+            await asyncio.shield(after)
         for result in results:
             row = {"step": step, "model": model, "weight_version": version, **result.row()}
             self._folder.add_evaluation(row)
