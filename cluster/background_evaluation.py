@@ -100,11 +100,11 @@ class Evaluations:
         """A course of training begins at this version: evaluate what is due there and was not evaluated yet."""
         self._began_at = version
         if version == 0 and self._is_missing(BEFORE, 0):
-            if self._own is None:  # at the same time: teachers and student have engines of their own
-                teachers = asyncio.ensure_future(self._evaluate_teachers())
-                await together([teachers, self._on_all_rollout_workers(BEFORE, after=teachers)])
+            teachers = asyncio.ensure_future(self._evaluate_teachers())
+            if self._own is None:
+                await together([teachers, self._on_free_rollout_workers(BEFORE, teachers)])
             else:
-                await self._evaluate_teachers()
+                await together([teachers])
                 self._start(BEFORE)
         elif version and self._is_missing(DURING, version):
             self.due(version)
@@ -247,6 +247,25 @@ class Evaluations:
             if self._is_missing(role, 0):
                 pool = self._pools[role]
                 await self._evaluate(role, None, pool, pool.some_healthy)
+
+    async def _on_free_rollout_workers(self, model: str, teachers: asyncio.Future[None]) -> None:
+        """Evaluate beside the teachers once the first rollouts are made, at the latest after the teachers.
+
+        What is sampled first is then sampled by engines that do nothing else, in every run alike.
+        """
+        pool, was_busy = self._rollout_pool, False
+
+        def is_free() -> bool:
+            nonlocal was_busy
+            is_busy = any(worker.num_slots for worker in pool.workers)
+            was_busy |= is_busy
+            return teachers.done() or (was_busy and not is_busy)
+
+        teachers.add_done_callback(lambda _: self._signal.changed())
+        await self._signal.until(
+            is_free, timeout_s=NO_LIMIT_S, what=lambda: "rollouts or the teachers' evaluation"
+        )
+        await self._on_all_rollout_workers(model, after=teachers)
 
     async def _on_all_rollout_workers(self, model: str, after: asyncio.Future[None] | None = None) -> None:
         """Evaluate the newest version on every healthy rollout worker; no newer one comes meanwhile.
