@@ -119,6 +119,7 @@ def main() -> None:
     if arguments.variant:
         print(json.dumps(measure(checkouts[arguments.variant], arguments.option)))
         return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the run in progress is ended too
     results: dict[str, list[dict[str, float]]] = {name: [] for name in checkouts}
     for number in range(arguments.warmup + arguments.runs):
         for name, checkout in checkouts.items():
