@@ -61,6 +61,7 @@ from cluster.preflight.checks import Checks, RefusedError
 from cluster.preflight.resources import check_disk
 from cluster.run_folder import RunFolder
 from cluster.settings import load_config, load_settings
+from cluster.start_times import StartTimes
 from learner.served import check_objective
 from wiring import (
     build_evaluation,
@@ -143,9 +144,9 @@ def run_without_settings(arguments: argparse.Namespace, options: list[str]) -> i
 
 def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     """Check everything, start everything, train. ValueError means bad input and that nothing runs."""
+    times = StartTimes("imports")
     checks = Checks(force=arguments.force)
-    exists = RunFolder.named(config).path.is_dir()
-    resume = arguments.resume == "yes" or (arguments.resume == "auto" and exists)
+    resume = arguments.resume == "yes" or (arguments.resume == "auto" and RunFolder.named(config).path.is_dir())
     folder = RunFolder.of(config, resume=resume)
     check_has_ended(folder)
     check_wandb(config.logging)
@@ -163,6 +164,7 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     check_disk(config, folder, inputs.shapes.get("student"), checks)
     if local := is_local(config.cluster):
         check_machines(config, inputs, demands, checks)
+    times.end("inputs")
     with ray_cluster(config, demands):
         from cluster.controller import check_name_is_free
         from cluster.data_record import record_data
@@ -176,6 +178,7 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
         print(described)
         record_data(folder, events, inputs.data_report.as_json())
         end_left_over(folder, events)
+        events.add("prepared", seconds=times.end("ray"))
         code = run_to_exit_code(train(config, inputs, folder, checks, resume=resume))
         draw_report(folder)
         return code

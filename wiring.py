@@ -15,6 +15,7 @@ import rewards
 from cluster.config import RunConfig
 from cluster.connection import is_local
 from cluster.dry_run import check_local_machine
+from cluster.imports import collection_paused
 from cluster.placement import Demand, plan
 from cluster.preflight.checks import Checks, Finding
 from cluster.preflight.resources import check_nodes
@@ -134,6 +135,7 @@ async def start_pipeline(
 
     turn = asyncio.Lock()
     await together(pool.place(turn) for pool in pools.values())
+    events.add("workers_placed")
     learner = build_learner(config, pools, events)
     await together([learner.setup(), *(pool.start() for role, pool in pools.items() if role != "learner")])
     prompts = PromptSource(
@@ -174,7 +176,8 @@ def check_inputs(config: RunConfig, checks: Checks) -> Any:
 
     RefusedError at the first error; also where errors are collected, if something could not be read.
     """
-    from actors.inputs import read_inputs
+    with collection_paused():
+        from actors.inputs import read_inputs
 
     inputs = read_inputs(config, checks=checks)
     with checks.guard("padded_rows", is_hard=True):

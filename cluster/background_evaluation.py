@@ -22,7 +22,7 @@ from cluster.events import Events
 from cluster.kept_results import KeptResults
 from cluster.pool import Pool
 from cluster.run_folder import RunFolder
-from cluster.waiting import NO_LIMIT_S, Signal
+from cluster.waiting import NO_LIMIT_S, Signal, together
 from cluster.weight_store import PublishedWeights, WeightStore
 from cluster.workers import Worker
 
@@ -100,10 +100,11 @@ class Evaluations:
         """A course of training begins at this version: evaluate what is due there and was not evaluated yet."""
         self._began_at = version
         if version == 0 and self._is_missing(BEFORE, 0):
-            await self._evaluate_teachers()
+            teachers = asyncio.ensure_future(self._evaluate_teachers())
             if self._own is None:
-                await self._on_all_rollout_workers(BEFORE)
+                await together([teachers, self._on_free_rollout_workers(BEFORE, teachers)])
             else:
+                await together([teachers])
                 self._start(BEFORE)
         elif version and self._is_missing(DURING, version):
             self.due(version)
@@ -247,8 +248,30 @@ class Evaluations:
                 pool = self._pools[role]
                 await self._evaluate(role, None, pool, pool.some_healthy)
 
-    async def _on_all_rollout_workers(self, model: str) -> None:
-        """Evaluate the newest version on every healthy rollout worker; no newer one comes meanwhile."""
+    async def _on_free_rollout_workers(self, model: str, teachers: asyncio.Future[None]) -> None:
+        """Evaluate beside the teachers once the first rollouts are made, at the latest after the teachers.
+
+        What is sampled first is then sampled by engines that do nothing else, in every run alike.
+        """
+        pool, was_busy = self._rollout_pool, False
+
+        def is_free() -> bool:
+            nonlocal was_busy
+            is_busy = any(worker.num_slots for worker in pool.workers)
+            was_busy |= is_busy
+            return teachers.done() or (was_busy and not is_busy)
+
+        teachers.add_done_callback(lambda _: self._signal.changed())
+        await self._signal.until(
+            is_free, timeout_s=NO_LIMIT_S, what=lambda: "rollouts or the teachers' evaluation"
+        )
+        await self._on_all_rollout_workers(model, after=teachers)
+
+    async def _on_all_rollout_workers(self, model: str, after: asyncio.Future[None] | None = None) -> None:
+        """Evaluate the newest version on every healthy rollout worker; no newer one comes meanwhile.
+
+        What it came to is recorded once `after` is done.
+        """
         if self._evaluation is None:
             return
         pool, version = self._rollout_pool, self._weights.version
@@ -257,10 +280,15 @@ class Evaluations:
             await self._weights.all_loaded()
             return await pool.some_healthy()
 
-        await self._evaluate(model, version, pool, all_loaded)
+        await self._evaluate(model, version, pool, all_loaded, after)
 
     async def _evaluate(
-        self, model: str, version: int | None, pool: Pool, ready: Callable[[], Awaitable[list[Worker]]]
+        self,
+        model: str,
+        version: int | None,
+        pool: Pool,
+        ready: Callable[[], Awaitable[list[Worker]]],
+        after: asyncio.Future[None] | None = None,
     ) -> None:
         """Evaluate on the workers that `ready` returns; without a version it is a teacher, before training."""
         evaluation, step, start = self._evaluation, version or 0, now()
@@ -277,6 +305,8 @@ class Evaluations:
             raise
         await asyncio.to_thread(kept.finish)
         seconds = round(now() - start, 3)
+        if after is not None:
+            await asyncio.shield(after)
         for result in results:
             row = {"step": step, "model": model, "weight_version": version, **result.row()}
             self._folder.add_evaluation(row)

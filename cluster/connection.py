@@ -13,6 +13,7 @@ from typing import Any
 
 from cluster.auth_token import ensure_token
 from cluster.config import ClusterConfig
+from cluster.imports import collection_paused
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +132,7 @@ def _start_local(config: ClusterConfig) -> None:
         logger.warning("RAY_AUTH_MODE is not token: every user of this machine can run code in this Ray")
     elif not os.environ.get("RAY_AUTH_TOKEN"):
         ensure_token(os.environ.get("RAY_AUTH_TOKEN_PATH"))
-    with _environment(ON_LOOPBACK), _own_switch():
+    with _environment(ON_LOOPBACK), _own_switch(), collection_paused():  # it imports its dashboard's packages too
         ray.init(
             num_cpus=config.num_cpus,
             object_store_memory=int(config.object_store_gib * 2**30),

@@ -36,6 +36,7 @@ from learner.log_probs import HeadLimits, PositionFacts, PositionValue
 from learner.packed_attention import use_packed_attention
 from learner.ranks import Ranks
 from learner.student import StudentModel
+from learner.uncompiled import compiler_unused
 from learner.universal import CHECKPOINT_TAG
 
 logger = logging.getLogger(__name__)
@@ -62,13 +63,15 @@ class DeepSpeedBackend:
         settings = engine_settings(config.learner, world_size=ranks.world_size, device_type=ranks.device.type)
         student = load_student(config, settings, vocab_size=vocab_size)
         parameters = [parameter for parameter in student.parameters() if parameter.requires_grad]
+        is_compiled = str(settings["optimizer"]["type"]).lower() == "muon"  # by `learner.deepspeed` only
         self.engine: Any
-        self.engine, *_ = deepspeed.initialize(
-            model=student,
-            model_parameters=parameters,  # pyright: ignore[reportArgumentType]
-            config=settings,
-            dist_init_required=False,
-        )
+        with nullcontext() if is_compiled else compiler_unused():
+            self.engine, *_ = deepspeed.initialize(
+                model=student,
+                model_parameters=parameters,  # pyright: ignore[reportArgumentType]
+                config=settings,
+                dist_init_required=False,
+            )
         # It would copy a script to the folder, past our writer; `deepspeed.utils.zero_to_fp32` is that script.
         self.engine._copy_recovery_script = lambda save_path: None
 

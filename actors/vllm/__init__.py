@@ -2,11 +2,13 @@
 
 from actors.engine import Engine, EngineSettings
 from actors.vllm.environment import prepare_environment
+from cluster.imports import collection_paused
 
 
 def open_engine(settings: EngineSettings) -> Engine:
     """Build a vLLM engine in this process; blocks until the model is loaded."""
     prepare_environment(settings)
-    from actors.vllm.engine import VllmEngine
+    with collection_paused():
+        from actors.vllm.engine import VllmEngine
 
     return VllmEngine(settings)

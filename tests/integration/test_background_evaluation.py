@@ -80,6 +80,22 @@ def test_workers_of_its_own_evaluate_each_version_while_training_goes_on(tmp_pat
     asyncio.run(scenario())
 
 
+def test_teacher_and_student_are_evaluated_side_by_side_before_training(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = settings(tmp_path, {"teacher": True, "every_steps": 0})
+        slower = EngineBehaviour(fastest_s=3.0, slowest_s=3.2)
+        evaluation = simulated_evaluation(20)
+        async with simulated_run(config, engines=(SLOW,), teachers=(slower,), evaluation=evaluation) as run:
+            await run.pipeline.run()
+            check_trained(run)
+            assert [row["model"] for row in rows_of(run)] == ["teacher", "student_before", "student_after"]
+            teacher, student, _ = run.events("evaluated")
+            assert teacher["seconds"] >= 3
+            assert student["time"] - teacher["time"] < 0.9 < student["seconds"]
+
+    asyncio.run(scenario())
+
+
 def test_a_lent_rollout_worker_keeps_its_version_while_the_others_train(tmp_path: Path) -> None:
     async def scenario() -> None:
         config = settings(tmp_path, {})
