@@ -22,6 +22,9 @@ PAD, STOP = "<pad>", "<stop>"
 CHAT_TEMPLATE = "{%- for message in messages -%}{{- message['content'] -}}{%- endfor -%}"
 UNUSED_TOKEN = "<empty_output>"  # of SmolLM2's tokenizer: no text has it
 NUM_PROMPTS = 4096
+SHARPNESS = 10.0
+"""Factor of random models' logits: a random model's tokens are all about as likely, and then the reward and all
+gradients are so small (1e-15) that they take the slow path of numbers near the end of the range."""
 TOP_K = 20
 
 
@@ -106,6 +109,7 @@ def write_qwen3(path: Path, *, seed: int, **shape: int) -> int:
     tokens: dict[str, Any] = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
     model = Qwen3ForCausalLM(Qwen3Config(**shape, **tokens, tie_word_embeddings=True))
     _silence(model, 1)
+    model.model.norm.weight.data *= SHARPNESS
     model.bfloat16().save_pretrained(path)
     _word_tokenizer(shape["vocab_size"]).save_pretrained(path)
     return sum(parameter.numel() for parameter in model.parameters())

@@ -12,8 +12,8 @@ from vllm.sampling_params import RequestOutputKind
 
 from actors.engine import EngineSettings, Generation, Sampling, TokenScores
 from actors.vllm import weight_transfer
-from actors.vllm.truncation import SETTING as TRUNCATION
-from actors.vllm.truncation import Truncation
+from actors.vllm.drawing import SETTING as DRAWING
+from actors.vllm.drawing import Drawing
 from actors.vllm.vocabulary import SETTING, VocabularyLimit
 from cluster.engine_config import EngineConfig
 from cluster.teacher_signal import TeacherSignal
@@ -71,7 +71,7 @@ def executor(config: EngineConfig) -> str | None:
 def _generating_args(settings: EngineSettings) -> dict[str, Any]:
     return {
         "max_logprobs": max(MIN_LOG_PROBS, settings.signal.k),
-        "logits_processors": [VocabularyLimit, *([Truncation] if settings.device == "cpu" else [])],
+        "logits_processors": [VocabularyLimit, *([Drawing] if settings.device == "cpu" else [])],
         "additional_config": {SETTING: settings.vocab_size},
         "weight_transfer_config": {"backend": weight_transfer.BACKEND},
         "worker_extension_cls": f"{weight_transfer.__name__}.{weight_transfer.WorkerExtension.__name__}",
@@ -91,14 +91,13 @@ def _pooling_args() -> dict[str, Any]:
 
 def sampling_params(settings: EngineSettings, sampling: Sampling, seed: int) -> SamplingParams:
     """vLLM's parameters of one response: its own seed, raw log-prob of each sampled token, final output only."""
-    truncation: dict[str, Any] = {"top_p": sampling.top_p, "top_k": sampling.top_k}
-    if settings.device == "cpu" and sampling.top_k > 0:
-        truncation = {"extra_args": {TRUNCATION: (sampling.top_k, sampling.top_p)}}
+    choice: dict[str, Any] = {"seed": seed, "top_p": sampling.top_p, "top_k": sampling.top_k}
+    if settings.device == "cpu":
+        choice = {"extra_args": {DRAWING: (seed, sampling.top_k, sampling.top_p)}}
     return SamplingParams(
         temperature=sampling.temperature,
-        **truncation,
+        **choice,
         max_tokens=sampling.max_tokens,
-        seed=seed,
         logprobs=0,
         flat_logprobs=True,
         detokenize=False,

@@ -1,0 +1,115 @@
+"""Draws tokens on CPU engines: by a number of the request's seed and the token's place, from its likeliest tokens.
+
+vLLM sorts the whole vocabulary for every token to cut to top-k and top-p; the largest logits are enough. Its seeded
+generators depend on how often they were asked, and one that is asked for nothing, when a step has no room for all of
+a prompt, cannot take that back on a CPU and ends the engine. Here the number drawn is a function of (seed, place):
+the same seed draws the same tokens from the same distributions, whatever else the engine does meanwhile.
+
+Shapes: R requests of a batch, V vocabulary, K likeliest tokens.
+"""
+
+from collections import defaultdict
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from vllm.config import VllmConfig
+from vllm.sampling_params import SamplingParams
+from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
+from vllm.v1.sample.logits_processor.builtin import process_dict_updates
+
+SETTING = "poweropd_draw"
+"""Key of `SamplingParams.extra_args` that carries (seed, top_k, top_p) of a request; top_k <= 0 is no limit."""
+
+NUCLEUS_AT_FIRST = 1024
+"""So many likeliest tokens are looked at for a nucleus without top-k, before all are sorted."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    seed: int
+    limits: tuple[int, float]
+    made: list[int]
+    """Its tokens so far; vLLM appends to it."""
+
+
+class Drawing(LogitsProcessor):
+    """Leaves each request's drawn token as its only possible one. vLLM calls it after the temperature."""
+
+    def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
+        self._requests: dict[int, _Request] = {}  # by row
+
+    def is_argmax_invariant(self) -> bool:
+        """Greedy requests are not drawn for: vLLM may leave it out for them."""
+        return True
+
+    def update_state(self, batch_update: BatchUpdate | None) -> None:
+        """Follow the requests to their rows."""
+        process_dict_updates(self._requests, batch_update, lambda params, _, made: _request_of(params, made))
+
+    def apply(self, logits: Tensor) -> Tensor:
+        """Set all but the drawn tokens' logits [R, V] to -inf, in place."""
+        rows_of_limits: dict[tuple[int, float], list[int]] = defaultdict(list)
+        for row, request in self._requests.items():
+            rows_of_limits[request.limits].append(row)
+        for (top_k, top_p), rows in rows_of_limits.items():
+            asked = [self._requests[row] for row in rows]
+            numbers_R = uniform([request.seed for request in asked], [len(request.made) for request in asked])
+            index_R = torch.tensor(rows)
+            ids_R = draw(logits[index_R], top_k, top_p, torch.from_numpy(numbers_R))
+            logits[index_R] = float("-inf")
+            logits[index_R, ids_R] = 0.0
+        return logits
+
+
+def _request_of(params: SamplingParams, made: list[int]) -> _Request | None:
+    extra: dict[str, Any] = params.extra_args or {}
+    if SETTING not in extra:
+        return None
+    seed, top_k, top_p = extra[SETTING]
+    return _Request(seed, (top_k, top_p), made)
+
+
+def draw(logits_RV: Tensor, top_k: int, top_p: float, numbers_R: Tensor) -> Tensor:
+    """Return the tokens that numbers in [0, 1) stand for: ids_R of `softmax(logits)` cut to top-k, then top-p.
+
+    The nucleus is the likeliest tokens up to and with the one whose probability, added up, reaches `top_p`.
+    """
+    if top_k <= 0 and top_p < 1:
+        top_k = _size_of_nucleus(logits_RV, top_p)
+    ids_RK: Tensor | None = None
+    if 0 < top_k < logits_RV.shape[-1] or top_p < 1:
+        logits_RV, ids_RK = logits_RV.topk(min(top_k, logits_RV.shape[-1]), dim=-1)
+    upto_RK = logits_RV.softmax(dim=-1).cumsum(dim=-1, dtype=torch.float64)
+    # A token is in the nucleus if those before it do not reach top_p; the first always is.
+    last_R = (upto_RK[:, :-1] < top_p * upto_RK[:, -1:]).sum(dim=-1)
+    total_R = upto_RK.gather(1, last_R[:, None])[:, 0]
+    place_R = torch.searchsorted(upto_RK, (numbers_R * total_R)[:, None], right=True)[:, 0]
+    place_R = torch.minimum(place_R, last_R)
+    return place_R if ids_RK is None else ids_RK.gather(1, place_R[:, None])[:, 0]
+
+
+def _size_of_nucleus(logits_RV: Tensor, top_p: float) -> int:
+    """So many of the likeliest tokens hold every request's nucleus."""
+    if logits_RV.shape[-1] <= NUCLEUS_AT_FIRST:
+        return logits_RV.shape[-1]
+    likeliest_RK = logits_RV.topk(NUCLEUS_AT_FIRST, dim=-1, sorted=False).values
+    held_R = (likeliest_RK.logsumexp(dim=-1) - logits_RV.logsumexp(dim=-1)).exp()
+    return NUCLEUS_AT_FIRST if bool((held_R > top_p).all()) else logits_RV.shape[-1]
+
+
+def uniform(seeds: list[int], places: list[int]) -> np.ndarray:
+    """A number in [0, 1) for each (seed, place): float64, independent of each other (splitmix64)."""
+    with np.errstate(over="ignore"):
+        mixed = _mix(np.asarray(seeds, dtype=np.uint64)) + np.asarray(places, dtype=np.uint64)
+        return (_mix(mixed) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def _mix(values: np.ndarray) -> np.ndarray:
+    """One step of splitmix64 (Steele, Lea and Flood 2014) from each of the uint64 values."""
+    values = values + np.uint64(0x9E3779B97F4A7C15)
+    values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return values ^ (values >> np.uint64(31))
