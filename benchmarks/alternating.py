@@ -29,7 +29,12 @@ def run_variants(
     a run that fails.
     """
     size = {key: value for key, value in vars(arguments).items() if key not in NOT_OPTIONS}
-    options = [_option(key, value) for key, value in size.items() if value is not None and value is not False]
+    options = [
+        _option(key, one)
+        for key, value in size.items()
+        for one in (value if isinstance(value, list) else [value])
+        if one is not None and one is not False
+    ]
     results: Results = {name: [] for name in variants}
     warmup = getattr(arguments, "warmup", 0)
     for round_index in range(warmup + arguments.runs):

@@ -56,6 +56,7 @@ def settings(
         "rollout.top_p": workload.top_p,
         "rollout.top_k": workload.top_k,
         "learner.dtype": dtype,
+        "learner.micro_batch_tokens": micro_batch_tokens,
         "learner.learning_rate": workload.learning_rate,
         "checkpoint.every_steps": 0,
         "logging.diagnostics_every": 0,
@@ -75,7 +76,8 @@ def run(workload: Workload, variant: str, arguments: argparse.Namespace) -> dict
     """One run: its numbers per step."""
     threads = dict(zip(ROLES, map(int, arguments.threads.split(",")), strict=True))
     steps = arguments.skip + arguments.steps
-    options = settings(workload, variant, arguments.dtype, threads, steps=steps)
+    sizes = {"steps": steps, "micro_batch_tokens": arguments.micro_batch_tokens}
+    options = settings(workload, variant, arguments.dtype, threads, **sizes)
     further = dict(option.split("=", 1) for option in arguments.set or ())
     folder = Path(tempfile.mkdtemp(prefix="poweropd-end-to-end-"))
     command = [sys.executable, "launch.py", "train", "--run-name", variant, "--runs-path", str(folder)]
@@ -111,9 +113,8 @@ def run(workload: Workload, variant: str, arguments: argparse.Namespace) -> dict
     }
 
 
-def main() -> None:
-    """Run both variants in turn, or one (`--variant`) here."""
-    parser = benchmark_parser(__doc__, warmup=0)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of a run."""
     parser.add_argument("--models", choices=("qwen3", "smollm2"), default="qwen3")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--steps", type=int, default=8, help="counted steps of a run")
@@ -122,6 +123,13 @@ def main() -> None:
     parser.add_argument("--threads", default="1,1,1", help="of rollout engine, teacher engine, learner")
     parser.add_argument("--timeout-s", type=float, default=1500)
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="further settings of the run")
+    parser.add_argument("--micro-batch-tokens", type=int, default=960, help="of the learner")
+
+
+def main() -> None:
+    """Run both variants in turn, or one (`--variant`) here."""
+    parser = benchmark_parser(__doc__, warmup=0)
+    add_options(parser)
     arguments = parser.parse_args()
     workload = make(arguments.models, batch_size=arguments.batch_size)
     if arguments.variant is not None:

@@ -128,7 +128,10 @@ def prefill(
 
 
 def update(workload: Workload, dtype: str, repeats: int, *, sequences: int = 1) -> dict[str, float]:
-    """Seconds that transformers takes for forward, backward and AdamW on one step's sequences."""
+    """Seconds that transformers takes for forward, backward and AdamW on one step's sequences.
+
+    One sequence at a time was the fastest of 1, 4 and 32 in float32, and within noise in bfloat16.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 

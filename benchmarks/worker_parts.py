@@ -36,7 +36,7 @@ def _settings(path: str, dtype: str, workload: Workload, threads: int, **further
         device="cpu",
         seed=SEED,
         vocab_size=vocabulary(path),
-        stop_token_ids=(1,),
+        stop_token_ids=(stop_id(path),),
         config=config,
         **further,
     )
@@ -47,6 +47,13 @@ def vocabulary(path: str) -> int:
     from transformers import AutoConfig
 
     return AutoConfig.from_pretrained(path).vocab_size
+
+
+def stop_id(path: str) -> int:
+    """The stop token of a model."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(path).eos_token_id
 
 
 def _in_loop(loop: asyncio.AbstractEventLoop, step: Callable[[], Awaitable[None]]) -> Callable[[], None]:
