@@ -24,9 +24,9 @@ def run_variants(
 ) -> tuple[dict[str, object], Results]:
     """Run `script --variant NAME`, `arguments.runs` times each; returns the options of all and the results.
 
-    Each run prints one JSON object of numbers as its last line. The first `arguments.warmup` rounds (default 0) are
-    not counted. `pythons` names another interpreter for some variants. RuntimeError with the end of its output for
-    a run that fails.
+    Each run prints one JSON object of numbers as its last line. The first `arguments.warmup` rounds (default 0)
+    are not counted. `pythons` names another interpreter for some variants. RuntimeError with the end of its output
+    for a run that fails.
     """
     size = {key: value for key, value in vars(arguments).items() if key not in NOT_OPTIONS}
     options = [

@@ -1,15 +1,15 @@
 """A whole run with real engines on the workload of `workload.py`: seconds, CPU seconds and memory per step.
 
-    .venv/bin/python benchmarks/end_to_end.py --dtype float32 --runs 5                 # asynchronous and synchronous
+    .venv/bin/python benchmarks/end_to_end.py --dtype float32 --runs 5               # asynchronous and synchronous
     .venv/bin/python benchmarks/end_to_end.py --variant ours-async --dtype bfloat16    # one run, here and now
 
 A run is `launch.py train` in a process of its own, with student engine, teacher engine and learner in separate
-processes on the machine's cores. Work per step is constant. The first `--skip` steps are not counted; a step's time
-is the mean over all further ones (asynchronous steps come in pairs, so single steps say little). CPU seconds are those
-of all processes of the run together, memory is the peak of each role's process.
+processes on the machine's cores. Work per step is constant. The first `--skip` steps are not counted; a step's
+time is the mean over all further ones (asynchronous steps come in pairs, so single steps say little). CPU seconds
+are those of all processes of the run together, memory is the peak of each role's process.
 
-Extra gradients for diagnostics (`logging.diagnostics_every`), samples and evaluations are switched off: the peers do
-none of that.
+Extra gradients for diagnostics (`logging.diagnostics_every`), samples and evaluations are switched off: the peers
+do none of that.
 """
 
 import argparse
@@ -39,7 +39,13 @@ WAITS = ("time/rollout_wait_s", "time/score_wait_s", "time/train_s", "time/publi
 
 
 def settings(
-    workload: Workload, variant: str, dtype: str, threads: dict[str, int], *, steps: int
+    workload: Workload,
+    variant: str,
+    dtype: str,
+    threads: dict[str, int],
+    *,
+    steps: int,
+    micro_batch_tokens: int,
 ) -> dict[str, Any]:
     """The configuration of a run as dotted keys."""
     engine = {"max_model_len": workload.sequence_tokens + 8, "kv_cache_gib": 1.0}

@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/rollout.py --dtype bfloat16 --part-threads 2
 
-The worker (`worker_parts.py`, without Ray) also makes Arrow tables, stamps weight versions, and seeds every response.
+The worker (`worker_parts.py`, without Ray) also makes Arrow tables, stamps weight versions, and seeds responses.
 """
 
 import json

@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/scoring.py                                   # scores of the sampled tokens
     .venv/bin/python benchmarks/scoring.py --k 20 --call-tokens 8192         # the teacher's 20 likeliest too
-    .venv/bin/python benchmarks/scoring.py --batch-tokens 8192               # tokens of one engine step, both sides
+    .venv/bin/python benchmarks/scoring.py --batch-tokens 8192              # tokens of an engine step, both sides
 
 The worker (`worker_parts.py`, without Ray) takes rollout tables in calls of `--call-tokens` and returns scored
 tables. `raw` is vLLM's offline engine with engine steps of 8,192 tokens, or of `--batch-tokens`; without it the

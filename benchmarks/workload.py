@@ -68,7 +68,7 @@ class Workload:
 
 
 def make(models: str, **sizes: Any) -> Workload:
-    """Return the workload `qwen3` (27 M teaches 5.8 M) or `smollm2` (SmolLM2-135M teaches itself), made if need be."""
+    """Return the workload `qwen3` (27 M teaches 5.8 M) or `smollm2` (SmolLM2-135M teaches itself); made if new."""
     workload = Workload(MODELS_PATH / models, **sizes)
     stamp = workload.path / f"complete-{workload.prompt_tokens}.json"
     if not stamp.is_file():

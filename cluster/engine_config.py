@@ -55,8 +55,8 @@ class EngineConfig(Section):
     max_num_seqs: Positive = 128
     """Sequences decoded together."""
     max_num_batched_tokens: Positive | None = None
-    """Tokens of one engine step; bounds the memory of prompt log-probs (a whole step's logits). By default 8192, and
-    2048 on CPUs, where more only falls out of the caches."""
+    """Tokens of one engine step; bounds the memory of prompt log-probs (a whole step's logits). By default 8192,
+    and 2048 on CPUs, where more only falls out of the caches."""
     kv_cache_gib: Gib | None = None
     """Size of the key-value cache in GiB; by default 1 on CPUs, and what `gpu_memory_fraction` leaves on GPUs."""
     gpu_memory_fraction: Fraction = 0.85

@@ -24,7 +24,8 @@ OTHER_ATTENTION = ("attention_chunk_size", "attn_logit_softcapping")
 def use_packed_attention(causal_lm: Any) -> None:
     """Let a model loaded with `sdpa` attend sequence by sequence, if its layers attend to all that came before.
 
-    Models with windows, chunks or capped scores, and those without transformers' common interface, stay as they are.
+    Models with windows, chunks or capped scores, and those without transformers' common interface, stay as they
+    are.
     """
     config = causal_lm.config.get_text_config()
     layer_types = getattr(config, "layer_types", None)

@@ -1,9 +1,9 @@
 """Draws tokens on CPU engines: by a number of the request's seed and the token's place, from its likeliest tokens.
 
-vLLM sorts the whole vocabulary for every token to cut to top-k and top-p; the largest logits are enough. Its seeded
-generators depend on how often they were asked, and one that is asked for nothing, when a step has no room for all of
-a prompt, cannot take that back on a CPU and ends the engine. Here the number drawn is a function of (seed, place):
-the same seed draws the same tokens from the same distributions, whatever else the engine does meanwhile.
+vLLM sorts the whole vocabulary for every token to cut to top-k and top-p; the largest logits are enough. Its
+seeded generators depend on how often they were asked, and one that is asked for nothing, when a step has no room
+for all of a prompt, cannot take that back on a CPU and ends the engine. Here the number drawn is a function of
+(seed, place): the same seed draws the same tokens from the same distributions, whatever else the engine does.
 
 Shapes: R requests of a batch, V vocabulary, K likeliest tokens.
 """

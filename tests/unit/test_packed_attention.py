@@ -67,3 +67,13 @@ def test_a_model_with_a_sliding_window_keeps_its_masks() -> None:
     causal_lm = MistralForCausalLM(MistralConfig(vocab_size=8, num_key_value_heads=1, sliding_window=4, **sizes))
     use_packed_attention(causal_lm)
     assert causal_lm.config._attn_implementation == "sdpa"
+
+
+def test_a_model_whose_packed_sequences_see_one_another_is_refused() -> None:
+    student = StudentModel(tiny_qwen3(), HeadLimits(VOCAB_SIZE))
+    golden = torch.arange(3, 12)
+    student.check_packing(golden, limit=1e-5)
+    embeddings: Any = student.causal_lm.get_input_embeddings()  # pyright: ignore[reportCallIssue]
+    embeddings.register_forward_hook(lambda _module, _inputs, hidden: hidden + hidden.cumsum(dim=1))
+    with pytest.raises(ValueError, match="lets packed sequences see one another"):
+        student.check_packing(golden, limit=1e-5)
