@@ -16,7 +16,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -26,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from benchmarks.alternating import run_variants  # noqa: E402
-from benchmarks.processes import Watch  # noqa: E402
+from benchmarks.process_tree import watched_run  # noqa: E402
 from benchmarks.rows import Ratio, benchmark_parser, emit, result_row  # noqa: E402
 from benchmarks.workload import Workload, make  # noqa: E402
 
@@ -34,7 +33,7 @@ VARIANTS = {
     "ours-async": {"max_staleness": 4, "batches_ahead": 2},
     "ours-sync": {"max_staleness": 0, "batches_ahead": 0},
 }
-ROLES = {"rollout": "RolloutWorker", "teacher": "TeacherWorker", "learner": "LearnerRank"}
+ROLES: tuple[str, ...] = ("rollout", "teacher", "learner")
 WAITS = ("time/rollout_wait_s", "time/score_wait_s", "time/train_s", "time/publish_s")
 
 
@@ -89,31 +88,27 @@ def run(workload: Workload, variant: str, arguments: argparse.Namespace) -> dict
     command = [sys.executable, "launch.py", "train", "--run-name", variant, "--runs-path", str(folder)]
     for key, value in (options | further).items():
         command += [f"--{key}", str(value)]
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, stdout=log, stderr=log, env=os.environ | {"HF_HUB_OFFLINE": "1"}
-        )
-        watch = Watch(process.pid, folder / variant / "metrics.jsonl", arguments.skip, ROLES)
-        try:
-            watched = watch.until_end(process, timeout_s=arguments.timeout_s)
-        finally:
-            if process.poll() is None:
-                process.terminate()
-                process.wait(60)
-    if process.returncode:
-        raise RuntimeError(f"the run ended with {process.returncode}: {(folder / 'log').read_text()[-3000:]}")
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    samples = watched_run(command, folder / variant, folder / "log", every_s=0.25, timeout_s=arguments.timeout_s)
     rows = [json.loads(line) for line in (folder / variant / "metrics.jsonl").read_text().splitlines()]
     counted = rows[arguments.skip :]
     lengths = {row["response_length/mean"] for row in counted}
     assert lengths == {float(workload.response_tokens)}, f"responses ended early: {lengths}"
     seconds = (counted[-1]["time_s"] - rows[arguments.skip - 1]["time_s"]) / len(counted)
     shutil.rmtree(folder)
-    return {
+    first = next(each for each in samples if each.step >= arguments.skip)
+    last = next(each for each in samples if each.step == samples[-1].step)
+    num = last.step - first.step
+    found = {
         "seconds_per_step": seconds,
-        "cpu_s_per_step": watched.cpu_s / len(counted),
+        "cpu_s_per_step": (last.cpu_s - first.cpu_s) / num,
         "tokens_per_s": workload.batch_size * workload.response_tokens / seconds,
-        **{f"{role}_peak_mib": mib for role, mib in watched.peak_mib.items()},
-        **{f"{role}_cpu_s_per_step": cpu_s / len(counted) for role, cpu_s in watched.cpu_s_of_role.items()},
+    }
+    for role in ROLES:
+        found[f"{role}_peak_mib"] = last.peak_mib[role]
+        found[f"{role}_cpu_s_per_step"] = (last.cpu_s_of_role[role] - first.cpu_s_of_role[role]) / num
+    return {
+        **found,
         **{key: sum(row[key] for row in counted) / len(counted) for key in WAITS},
         "staleness_mean": sum(row["staleness/mean"] for row in counted) / len(counted),
     }

@@ -11,18 +11,14 @@ is that of the driver, of each role's workers and of the rest (Ray), as the mean
 """
 
 import json
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
-
-import psutil
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.process_tree import ProcessTree, Sample, window_of  # noqa: E402
+from benchmarks.process_tree import Sample, watched_run, window_of  # noqa: E402
 from benchmarks.rows import Ratio, Results, benchmark_parser, emit, result_row  # noqa: E402
 
 EARLY = (10, 60)
@@ -30,6 +26,7 @@ WARM_UP = 10
 """Steps in which engines, caches and the object store fill."""
 BATCHES = (32, 512)
 EVERY_S = 1.0
+TIMEOUT_S = 7200.0
 
 
 def early_and_late(steps: int) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -39,26 +36,11 @@ def early_and_late(steps: int) -> tuple[tuple[int, int], tuple[int, int]]:
     return (steps // 4, steps // 2), (3 * steps // 4, steps)
 
 
-def watched_run(steps: int, batch_size: int, path: Path) -> list[Sample]:
+def demo(steps: int, batch_size: int, path: Path) -> list[Sample]:
     """Run the demo for so many steps and return what was seen of its processes; RuntimeError if it fails."""
     name = f"flat-{batch_size}"
-    log = path / f"{name}.log"
-    with log.open("w", encoding="utf-8") as output:
-        run = subprocess.Popen(command(name, steps, batch_size, path), cwd=ROOT, stdout=output, stderr=output)
-        try:
-            samples = list[Sample]()
-            tree = ProcessTree(psutil.Process(run.pid), path / "runs" / name)
-            while run.poll() is None:
-                if (sample := tree.sample()) is not None:
-                    samples.append(sample)
-                time.sleep(EVERY_S)
-        finally:
-            if run.poll() is None:
-                run.terminate()
-                run.wait(timeout=120)
-    if run.returncode:
-        raise RuntimeError(f"{name} ended with {run.returncode}: {log.read_text(encoding='utf-8')[-3000:]}")
-    return samples
+    line, folder = command(name, steps, batch_size, path), path / "runs" / name
+    return watched_run(line, folder, path / f"{name}.log", every_s=EVERY_S, timeout_s=TIMEOUT_S)
 
 
 def command(name: str, steps: int, batch_size: int, path: Path) -> list[str]:
@@ -76,13 +58,13 @@ def command(name: str, steps: int, batch_size: int, path: Path) -> list[str]:
 def measure(steps: int, batch_steps: int, path: Path) -> dict[str, dict[str, float]]:
     """By variant: the windows of one long run, and, with `batch_steps`, those of a run for each batch size."""
     found: dict[str, dict[str, float]] = {}
-    samples = watched_run(steps, 128, path)
+    samples = demo(steps, 128, path)
     for name, window in zip(("early", "late"), early_and_late(steps), strict=True):
         found[name] = window_of(samples, *window)
     if batch_steps:
         for batch_size in BATCHES:
             num = batch_steps if batch_size == max(BATCHES) else 4 * batch_steps
-            found[f"batch-{batch_size}"] = window_of(watched_run(num, batch_size, path), WARM_UP, num)
+            found[f"batch-{batch_size}"] = window_of(demo(num, batch_size, path), WARM_UP, num)
     return found
 
 

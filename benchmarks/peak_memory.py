@@ -13,11 +13,17 @@ def start_peak_mib() -> float:
     return _field_mib("VmRSS")
 
 
-def peak_mib() -> float:
-    """Return the largest size in MiB since `start_peak_mib`."""
-    return _field_mib("VmHWM")
+def peak_mib(pid: int | None = None) -> float:
+    """Return the largest size in MiB since `start_peak_mib`, or of another process since it started.
+
+    OSError if it has ended.
+    """
+    return _field_mib("VmHWM", STATUS if pid is None else Path(f"/proc/{pid}/status"))
 
 
-def _field_mib(name: str) -> float:
-    line = next(line for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:"))
-    return int(line.split()[1]) / 1024
+def _field_mib(name: str, status: Path = STATUS) -> float:
+    lines = status.read_text().splitlines()
+    found = next((line for line in lines if line.startswith(f"{name}:")), None)
+    if found is None:
+        raise ProcessLookupError(f"{status} has no {name}: the process has ended")
+    return int(found.split()[1]) / 1024

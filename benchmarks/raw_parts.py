@@ -52,7 +52,7 @@ def raw_engine(path: str, dtype: str, workload: Workload, **settings: Any) -> An
 
     return LLM(
         path,
-        dtype=dtype,
+        dtype=dtype,  # pyright: ignore[reportArgumentType]
         enforce_eager=True,
         skip_tokenizer_init=True,
         max_model_len=workload.sequence_tokens + 8,

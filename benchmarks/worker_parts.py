@@ -76,7 +76,7 @@ def rollout(workload: Workload, dtype: str, repeats: int, *, threads: int) -> di
     async def step() -> None:
         start = next(first)
         slots = range(start, start + workload.batch_size)
-        tables = [
+        tables: list[Any] = [
             item
             async for item in worker.generate(source.requests_for(slots, [0] * len(slots)), sampling)
             if isinstance(item, pa.Table)
@@ -114,6 +114,7 @@ def scoring(
         tables = [rollout_table([[each] for each in group]) for group in _groups(workload, rng, call_tokens)]
         for table in tables:
             parcels = plan_parcels((slot, 4096) for slot in table.column("slot").to_pylist())
+            scored: list[Any]
             _, *scored = await worker.score(table, parcels=parcels)
             assert sum(part.num_rows for part in scored) == table.num_rows
 

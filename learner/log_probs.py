@@ -31,7 +31,7 @@ class PositionFacts(Protocol):
         """F."""
         ...
 
-    def __call__(self, logits_SV: Tensor, positions_S: Tensor) -> Tensor:
+    def __call__(self, logits_SV: Tensor, positions_S: Tensor, /) -> Tensor:
         """Return facts_SF; the logits must be left as they are."""
         ...
 
