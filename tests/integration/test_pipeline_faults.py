@@ -174,9 +174,9 @@ def test_a_worker_whose_weight_load_fails_twice_is_given_up_and_the_run_goes_on(
             run_config(tmp_path, **SPEED), engines=(EngineBehaviour(failing_loads=2), FAST)
         ) as run:
             await run.pipeline.run()
-            [event] = run.events("worker_died")
-            assert event["worker"] == "rollout-0"
-            assert "the engine cannot load" in event["reason"]
+            deaths = run.events("worker_died")  # its next engine fails as this one did, if the run lasts so long
+            assert {event["worker"] for event in deaths} == {"rollout-0"}
+            assert all("the engine cannot load" in event["reason"] for event in deaths)
             assert sorted(run.trained_slots()) == ALL_SLOTS
 
     asyncio.run(scenario())
