@@ -54,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=2, help="torch threads of TRL [2]")
     parser.add_argument("--warmup-steps", type=int, default=2, help="steps of a run that are not counted [2]")
     parser.add_argument("--steps", type=int, default=5, help="steps of a run that are [5]")
+    parser.add_argument("--our-skip", type=int, default=4, help="steps of our run that are not counted")
+    parser.add_argument("--our-steps", type=int, default=8, help="and that are: asynchronous ones even out")
     parser.add_argument("--torch-index-url", help="a second index, where pip's own has no CPU build of torch")
     return parser
 
@@ -80,7 +82,8 @@ def become(variant: str, arguments: argparse.Namespace) -> NoReturn:
 def command_of(variant: str, arguments: argparse.Namespace) -> list[str]:
     """What measures this variant."""
     if variant in OUR_VARIANTS:
-        return [sys.executable, str(OURS), f"--variant={variant}", f"--dtype={arguments.dtype}"]
+        sizes = [f"--skip={arguments.our_skip}", f"--steps={arguments.our_steps}"]
+        return [sys.executable, str(OURS), f"--variant={variant}", f"--dtype={arguments.dtype}", *sizes]
     trainer = trainer_of(variant)
     options = {
         "trainer": trainer,

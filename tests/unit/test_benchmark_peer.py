@@ -98,7 +98,8 @@ def test_each_variant_is_measured_by_its_own_command(tmp_path: Path, monkeypatch
     assert {"--trainer=full", "--precision=autocast", "--attention=sdpa", "--steps=3"} <= set(theirs)
     assert f"--layout={peer_trl.LAYOUTS['full']}" in theirs
     ours = peer_trl.command_of("ours-async", chosen)
-    assert ours[1:] == [str(tmp_path / "end_to_end.py"), "--variant=ours-async", "--dtype=bfloat16"]
+    sizes = ["--skip=4", "--steps=8"]
+    assert ours[1:] == [str(tmp_path / "end_to_end.py"), "--variant=ours-async", "--dtype=bfloat16", *sizes]
 
 
 def test_ours_is_compared_with_the_fastest_of_the_peers() -> None:
