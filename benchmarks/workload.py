@@ -21,6 +21,7 @@ SMOLLM2_PATH = ROOT / "examples" / "smollm2" / "models"
 PAD, STOP = "<pad>", "<stop>"
 CHAT_TEMPLATE = "{%- for message in messages -%}{{- message['content'] -}}{%- endfor -%}"
 UNUSED_TOKEN = "<empty_output>"  # of SmolLM2's tokenizer: no text has it
+SHORT_WORDS = ("the", "of", "in", "to", "is", "was", "for", "on", "with", "at", "by", "from")
 NUM_PROMPTS = 4096
 SHARPNESS = 10.0
 """Factor of random models' logits: a random model's tokens are all about as likely, and then the reward and all
@@ -168,10 +169,11 @@ def _text_of_length(tokenizer: Any, num_tokens: int, rng: random.Random, vocabul
     words = [f"w{rng.randrange(2, vocabulary)}" for _ in range(num_tokens)]
     if len(tokenizer(" ".join(words), add_special_tokens=False)["input_ids"]) == num_tokens:
         return " ".join(words)
-    text = "a"  # a tokenizer of real text, in which " a" is one token, as are many short words
-    choices = [word for word in ("the", "of", "in", "to", "is", "was", "for", "on", "with", "at", "by", "from")]
-    while len(tokenizer(text, add_special_tokens=False)["input_ids"]) < num_tokens:
-        text += " " + rng.choice(choices)
+    words = [rng.choice(SHORT_WORDS) for _ in range(num_tokens - 1)]
+    text = " ".join(["a", *words])  # a tokenizer of real text, in which each of these is one token
+    num_found = len(tokenizer(text, add_special_tokens=False)["input_ids"])
+    if num_found != num_tokens:
+        raise ValueError(f"a prompt of {num_tokens} tokens has {num_found} with this tokenizer")
     return text
 
 
