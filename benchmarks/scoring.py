@@ -16,29 +16,21 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from benchmarks.alternating import run_variants  # noqa: E402
+from benchmarks.against_raw import compare, worker_parser  # noqa: E402
 from benchmarks.raw_parts import prefill, prepare  # noqa: E402
-from benchmarks.rows import Ratio, benchmark_parser, emit, result_row  # noqa: E402
 from benchmarks.workload import make  # noqa: E402
 
 
 def main() -> None:
     """Measure both in turn, or one (`--variant worker` or `raw`) here."""
-    parser = benchmark_parser(__doc__)
-    parser.add_argument("--models", choices=("qwen3", "smollm2"), default="qwen3")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--part-threads", type=int, default=2)
+    parser = worker_parser(__doc__)
     parser.add_argument("--k", type=int, default=0, help="likeliest tokens of the teacher per position")
     parser.add_argument("--call-tokens", type=int, default=16384, help="tokens of a call of the worker")
     parser.add_argument("--batch-tokens", type=int, help="tokens of an engine step")
-    parser.add_argument("--repeats", type=int, default=3, help="steps of a run, after one that is not counted")
     arguments = parser.parse_args()
     workload = make(arguments.models, batch_size=arguments.batch_size)
     if arguments.variant is None:
-        options, results = run_variants(__file__, arguments, ("worker", "raw"))
-        ratios = [Ratio("seconds", "raw", "worker", better="higher")]
-        emit(result_row("scoring", options, results, ratios), is_saved=arguments.save)
+        compare(__file__, arguments)
         return
     prepare(arguments.part_threads)
     sizes = {"k": arguments.k, "batch_tokens": arguments.batch_tokens}
