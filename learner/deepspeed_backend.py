@@ -32,6 +32,7 @@ from cluster.meeting_point import open_store
 from learner.checkpoint_engine import WriterEngine
 from learner.checkpoint_writer import CheckpointWriter
 from learner.collate import PackedBatch
+from learner.engine_memory import REDUCE_BUCKET_ELEMENTS, convert_in_blocks
 from learner.log_probs import HeadLimits, PositionFacts, PositionValue
 from learner.packed_attention import use_packed_attention
 from learner.ranks import Ranks
@@ -72,6 +73,7 @@ class DeepSpeedBackend:
                 config=settings,
                 dist_init_required=False,
             )
+        convert_in_blocks(self.engine.optimizer)
         # It would copy a script to the folder, past our writer; `deepspeed.utils.zero_to_fp32` is that script.
         self.engine._copy_recovery_script = lambda save_path: None
 
@@ -240,7 +242,7 @@ def engine_settings(config: LearnerConfig, *, world_size: int, device_type: str)
         "gradient_clipping": config.max_grad_norm,
         "bf16": {"enabled": is_bf16, "check_grad_overflow": True},
         "data_types": {"grad_accum_dtype": "bf16" if is_bf16 and config.zero_stage == 0 else "fp32"},
-        "zero_optimization": {"stage": config.zero_stage},
+        "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS},
         "optimizer": {
             "type": "AdamW",
             "params": {
