@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from torch import Tensor, nn
 
 from learner import engine_memory
@@ -59,3 +61,9 @@ def test_an_optimizer_without_these_passes_is_left_as_it_is() -> None:
     before = dict(vars(plain))
     convert_in_blocks(plain)
     assert vars(plain) == before
+
+
+def test_deepspeed_has_the_passes_that_are_replaced() -> None:
+    assert callable(DeepSpeedZeroOptimizer._add_to_grad_partition_buffer)
+    assert callable(DeepSpeedZeroOptimizer.get_grad_norm_direct)
+    assert callable(DeepSpeedZeroOptimizer_Stage3.get_grad_norm_direct)
