@@ -14,8 +14,8 @@ from torch import Tensor
 BLOCK_ELEMENTS, CACHED_BLOCK_ELEMENTS = 2**24, 2**18
 """Elements that are converted at once, and on CPUs, where they must not leave the cache: 2 MiB in float64."""
 REDUCE_BUCKET_ELEMENTS = 2**25
-"""Gradients that ranks reduce together; a larger one is reduced alone, where it is. DeepSpeed's default, 5e8, keeps a
-second copy of every gradient of models up to that size."""
+"""Gradients that ranks reduce together; a larger one is reduced alone, where it is. DeepSpeed's default is 5e8: a
+second copy of all gradients of most models."""
 
 
 def convert_in_blocks(optimizer: Any) -> None:
