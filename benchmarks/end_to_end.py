@@ -4,9 +4,10 @@
     .venv/bin/python benchmarks/end_to_end.py --variant ours-async --dtype bfloat16    # one run, here and now
 
 A run is `launch.py train` in a process of its own, with student engine, teacher engine and learner in separate
-processes on the machine's cores. Work per step is constant. The first `--skip` steps are not counted; a step's
-time is the mean over all further ones (asynchronous steps come in pairs, so single steps say little). CPU seconds
-are those of all processes of the run together, memory is the peak of each role's process.
+processes on the machine's cores. Work per step is constant. The first `--skip` steps are not counted, nor the last
+`--after`: an asynchronous run generates ahead, for steps that its last ones do not have. A step's time is the mean
+over the others (asynchronous steps come in pairs, so single steps say little). CPU seconds are those of all
+processes of the run together, memory is the peak of each role's process.
 
 Extra gradients for diagnostics (`logging.diagnostics_every`), samples and evaluations are switched off: the peers
 do none of that.
@@ -80,7 +81,8 @@ def settings(
 def run(workload: Workload, variant: str, arguments: argparse.Namespace) -> dict[str, float]:
     """One run: its numbers per step."""
     threads = dict(zip(ROLES, map(int, arguments.threads.split(",")), strict=True))
-    steps = arguments.skip + arguments.steps
+    end = arguments.skip + arguments.steps
+    steps = end + (arguments.after if variant == "ours-async" else 0)
     sizes = {"steps": steps, "micro_batch_tokens": arguments.micro_batch_tokens}
     options = settings(workload, variant, arguments.dtype, threads, **sizes)
     further = dict(option.split("=", 1) for option in arguments.set or ())
@@ -91,13 +93,13 @@ def run(workload: Workload, variant: str, arguments: argparse.Namespace) -> dict
     os.environ["HF_HUB_OFFLINE"] = "1"
     samples = watched_run(command, folder / variant, folder / "log", every_s=0.25, timeout_s=arguments.timeout_s)
     rows = [json.loads(line) for line in (folder / variant / "metrics.jsonl").read_text().splitlines()]
-    counted = rows[arguments.skip :]
+    counted = rows[arguments.skip : end]
     lengths = {row["response_length/mean"] for row in counted}
     assert lengths == {float(workload.response_tokens)}, f"responses ended early: {lengths}"
     seconds = (counted[-1]["time_s"] - rows[arguments.skip - 1]["time_s"]) / len(counted)
     shutil.rmtree(folder)
     first = next(each for each in samples if each.step >= arguments.skip)
-    last = next(each for each in samples if each.step == samples[-1].step)
+    last = next(each for each in samples if each.step >= end)
     num = last.step - first.step
     found = {
         "seconds_per_step": seconds,
@@ -120,6 +122,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--steps", type=int, default=8, help="counted steps of a run")
     parser.add_argument("--skip", type=int, default=4, help="steps before, not counted")
+    parser.add_argument("--after", type=int, default=3, help="steps after, not counted, of asynchronous runs")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--threads", default="1,1,1", help="of rollout engine, teacher engine, learner")
     parser.add_argument("--timeout-s", type=float, default=1500)

@@ -1,15 +1,21 @@
 """Whether a run's cost per trained token and its memory stay flat: over its steps, and with larger batches.
 
     .venv/bin/python examples/arithmetic/problems.py --out examples/arithmetic/data
-    .venv/bin/python benchmarks/flat_cost.py --steps 1000                     # steps 10 to 60 against the last 50
-    .venv/bin/python benchmarks/flat_cost.py --steps 1000 --batch-steps 120   # and 32 against 512 prompts per step
+    .venv/bin/python benchmarks/flat_cost.py --steps 1000           # steps 10 to 60 against the last 50
+    .venv/bin/python benchmarks/flat_cost.py --batch-steps 120      # 32 against 512 prompts per step
+    .venv/bin/python benchmarks/flat_cost.py --workload-steps 4     # the same with the models of workload.py
 
 Real runs of configs/demo.yaml with real engines, Ray and DeepSpeed, whose processes are watched from outside.
 The learning rate is 0, so that weights, and with them the lengths of responses, stay as they are; everything else,
-publishing and loading weights too, is done at every step. CPU seconds are those of all processes of a run, memory
-is that of the driver, of each role's workers and of the rest (Ray), as the mean resident MiB in a window.
+publishing and loading weights too, is done at every step. The last steps of a run are in no window: nothing is
+generated for later ones while they train. A step of the demo is of a few thousand tokens, so that what every step
+costs however large it is shows between its batch sizes; the models of the workload are nearer to what a step is for.
+
+CPU seconds are those of all processes of a run, memory is that of the driver, of each role's workers and of the rest
+(Ray), as the mean resident MiB in a window.
 """
 
+import argparse
 import json
 import sys
 import tempfile
@@ -18,12 +24,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.end_to_end import ROLES, add_options, run  # noqa: E402
 from benchmarks.process_tree import Sample, watched_run, window_of  # noqa: E402
 from benchmarks.rows import Ratio, Results, benchmark_parser, emit, result_row  # noqa: E402
+from benchmarks.workload import make  # noqa: E402
 
 EARLY = (10, 60)
 WARM_UP = 10
 """Steps in which engines, caches and the object store fill."""
+AFTER = 5
+"""Steps at the end of a run, for which the batches are there already."""
 BATCHES = (32, 512)
 EVERY_S = 1.0
 TIMEOUT_S = 7200.0
@@ -36,10 +46,22 @@ def early_and_late(steps: int) -> tuple[tuple[int, int], tuple[int, int]]:
     return (steps // 4, steps // 2), (3 * steps // 4, steps)
 
 
+def workload_batch(batch_size: int, steps: int) -> dict[str, float]:
+    """CPU cost per trained token and memory of a run of the workload in bfloat16 with so many prompts per step."""
+    arguments = argparse.ArgumentParser()
+    add_options(arguments)
+    sizes = [f"--batch-size={batch_size}", f"--steps={steps}", "--skip=2", "--dtype=bfloat16", "--timeout-s=3600"]
+    workload = make("qwen3", batch_size=batch_size)
+    found = run(workload, "ours-async", arguments.parse_args(sizes))
+    tokens = batch_size * workload.response_tokens
+    memory = {f"{role}_mib": found[f"{role}_peak_mib"] for role in ROLES}
+    return {"cpu_us_per_token": 1e6 * found["cpu_s_per_step"] / tokens, "tokens_per_step": tokens, **memory}
+
+
 def demo(steps: int, batch_size: int, path: Path) -> list[Sample]:
     """Run the demo for so many steps and return what was seen of its processes; RuntimeError if it fails."""
     name = f"flat-{batch_size}"
-    line, folder = command(name, steps, batch_size, path), path / "runs" / name
+    line, folder = command(name, steps + AFTER, batch_size, path), path / "runs" / name
     return watched_run(line, folder, path / f"{name}.log", every_s=EVERY_S, timeout_s=TIMEOUT_S)
 
 
@@ -55,12 +77,16 @@ def command(name: str, steps: int, batch_size: int, path: Path) -> list[str]:
     return [*line, *(word for key, value in settings.items() for word in (f"--{key}", str(value)))]
 
 
-def measure(steps: int, batch_steps: int, path: Path) -> dict[str, dict[str, float]]:
-    """By variant: the windows of one long run, and, with `batch_steps`, those of a run for each batch size."""
+def measure(steps: int, batch_steps: int, workload_steps: int, path: Path) -> dict[str, dict[str, float]]:
+    """By variant: the windows of one long run, and a run for each batch size of the demo and of the workload."""
     found: dict[str, dict[str, float]] = {}
-    samples = demo(steps, 128, path)
-    for name, window in zip(("early", "late"), early_and_late(steps), strict=True):
-        found[name] = window_of(samples, *window)
+    if steps:
+        samples = demo(steps, 128, path)
+        for name, window in zip(("early", "late"), early_and_late(steps), strict=True):
+            found[name] = window_of(samples, *window)
+    for batch_size in BATCHES if workload_steps else ():
+        num = workload_steps * (1 if batch_size == max(BATCHES) else 3)
+        found[f"workload-{batch_size}"] = workload_batch(batch_size, num)
     if batch_steps:
         for batch_size in BATCHES:
             num = batch_steps if batch_size == max(BATCHES) else 4 * batch_steps
@@ -71,17 +97,24 @@ def measure(steps: int, batch_steps: int, path: Path) -> dict[str, dict[str, flo
 def main() -> None:
     """Measure `--runs` times and compare."""
     parser = benchmark_parser(__doc__, runs=1, warmup=0)
-    parser.add_argument("--steps", type=int, default=1000, help="of the long run, 128 prompts each")
+    parser.add_argument("--steps", type=int, default=0, help="of the long run, 128 prompts each; 0: none")
     parser.add_argument(
         "--batch-steps", type=int, default=0, help=f"of the run with {max(BATCHES)} prompts; 0: none"
     )
+    parser.add_argument(
+        "--workload-steps", type=int, default=0, help=f"with {max(BATCHES)} prompts of the workload; 0: none"
+    )
     arguments = parser.parse_args()
-    if not (ROOT / "examples" / "arithmetic" / "data" / "train.jsonl").is_file():
+    if not (arguments.steps or arguments.batch_steps or arguments.workload_steps):
+        parser.error("give --steps, --batch-steps or --workload-steps")
+    if (arguments.steps or arguments.batch_steps) and not (
+        ROOT / "examples" / "arithmetic" / "data" / "train.jsonl"
+    ).is_file():
         parser.error("examples/arithmetic/data is missing: the first command above makes it")
     rounds: list[dict[str, dict[str, float]]] = []
     for _ in range(arguments.warmup + arguments.runs):
         with tempfile.TemporaryDirectory() as path:
-            rounds.append(measure(arguments.steps, arguments.batch_steps, Path(path)))
+            rounds.append(measure(arguments.steps, arguments.batch_steps, arguments.workload_steps, Path(path)))
         print(json.dumps(rounds[-1]), file=sys.stderr, flush=True)
     counted = rounds[arguments.warmup :]
     results: Results = {name: [each[name] for each in counted] for name in counted[0]}
@@ -90,10 +123,13 @@ def main() -> None:
 
 def ratios(results: Results) -> list[Ratio]:
     """Late over early, and the large batch over the small one: cost per token, and memory by role."""
-    keys = ["cpu_us_per_token", *(key for key in results["late"][0] if key.endswith("_mib"))]
-    found = [Ratio(key, "late", "early") for key in keys]
-    if "batch-512" in results:
-        found.append(Ratio("cpu_us_per_token", "batch-512", "batch-32"))
+    found: list[Ratio] = []
+    if "late" in results:
+        keys = ["cpu_us_per_token", *(key for key in results["late"][0] if key.endswith("_mib"))]
+        found += [Ratio(key, "late", "early") for key in keys]
+    for name in ("batch", "workload"):
+        if f"{name}-512" in results:
+            found.append(Ratio("cpu_us_per_token", f"{name}-512", f"{name}-32"))
     return found
 
 
