@@ -9,10 +9,10 @@ Real runs of configs/demo.yaml with real engines, Ray and DeepSpeed, whose proce
 The learning rate is 0, so that weights, and with them the lengths of responses, stay as they are; everything else,
 publishing and loading weights too, is done at every step. The last steps of a run are in no window: nothing is
 generated for later ones while they train. A step of the demo is of a few thousand tokens, so that what every step
-costs however large it is shows between its batch sizes; the models of the workload are nearer to what a step is for.
+costs however large it is shows between its batch sizes; the workload's models are nearer to what steps are for.
 
-CPU seconds are those of all processes of a run, memory is that of the driver, of each role's workers and of the rest
-(Ray), as the mean resident MiB in a window.
+CPU seconds are those of all processes of a run, memory is that of the driver, of each role's workers and of the
+rest (Ray), as the mean resident MiB in a window.
 """
 
 import argparse
