@@ -11,9 +11,11 @@ workload (`benchmarks/workload.py`) and reports medians over the latter:
     trl-gkd        reverse KL from two whole softmaxes (trl.experimental.gkd)
     ours-async     this project (benchmarks/end_to_end.py)
     ours-sync      the same with max_staleness 0
+    raw-generation, raw-prefill, raw-update    the parts of a step, each alone (benchmarks/parts.py)
 
 In bfloat16 TRL's models are loaded in it; a variant that ends in `-autocast` keeps the student in float32 instead
-and casts what it computes, which is TRL's default. Ours is compared with the fastest of TRL's variants.
+and casts what it computes, which is TRL's default. Ours is compared with the fastest of TRL's variants, and
+with the sum of the three parts (efficiency).
 
 The first run makes an environment for TRL (`benchmarks/.peer`, 1.5 GB) from the pins in `benchmarks/peer_trl.txt`.
 """
@@ -33,7 +35,7 @@ from benchmarks.rows import Ratio, benchmark_parser, emit, result_row
 from benchmarks.workload import make
 
 FOLDER = Path(__file__).resolve().parent
-TRAINER, OURS = FOLDER / "peer_trl_trainer.py", FOLDER / "end_to_end.py"
+TRAINER, OURS, PARTS = FOLDER / "peer_trl_trainer.py", FOLDER / "end_to_end.py", FOLDER / "parts.py"
 
 LAYOUTS = {"sampled": "32x1", "full": "8x4", "gkd": "32x1"}
 """By trainer, the fastest of the layouts that were tried in float32 (32x1, 8x4 and 4x8; GKD's is not measured)."""
@@ -41,7 +43,8 @@ LAYOUTS = {"sampled": "32x1", "full": "8x4", "gkd": "32x1"}
 AUTOCAST = "-autocast"
 TRL_VARIANTS = tuple(f"trl-{trainer}" for trainer in LAYOUTS)
 OUR_VARIANTS = ("ours-async", "ours-sync")
-VARIANTS = (*TRL_VARIANTS, *(f"{name}{AUTOCAST}" for name in TRL_VARIANTS), *OUR_VARIANTS)
+RAW_VARIANTS = ("raw-generation", "raw-prefill", "raw-update")
+VARIANTS = (*TRL_VARIANTS, *(f"{name}{AUTOCAST}" for name in TRL_VARIANTS), *OUR_VARIANTS, *RAW_VARIANTS)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -56,6 +59,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=5, help="steps of a run that are [5]")
     parser.add_argument("--our-skip", type=int, default=4, help="steps of our run that are not counted")
     parser.add_argument("--our-steps", type=int, default=8, help="and that are: asynchronous ones even out")
+    parser.add_argument(
+        "--part-steps", type=int, default=2, help="steps of each part alone, after a first one [2]"
+    )
     parser.add_argument("--torch-index-url", help="a second index, where pip's own has no CPU build of torch")
     return parser
 
@@ -76,7 +82,7 @@ def chosen_variants(arguments: argparse.Namespace) -> list[str]:
 def become(variant: str, arguments: argparse.Namespace) -> NoReturn:
     """Turn this process into the one that measures a variant."""
     command, threads = command_of(variant, arguments), {"OMP_NUM_THREADS": str(arguments.threads)}
-    os.execve(command[0], command, os.environ | ({} if variant in OUR_VARIANTS else threads))
+    os.execve(command[0], command, os.environ | (threads if variant.startswith("trl-") else {}))
 
 
 def command_of(variant: str, arguments: argparse.Namespace) -> list[str]:
@@ -84,6 +90,10 @@ def command_of(variant: str, arguments: argparse.Namespace) -> list[str]:
     if variant in OUR_VARIANTS:
         sizes = [f"--skip={arguments.our_skip}", f"--steps={arguments.our_steps}"]
         return [sys.executable, str(OURS), f"--variant={variant}", f"--dtype={arguments.dtype}", *sizes]
+    if variant in RAW_VARIANTS:
+        sizes = [f"--repeats={arguments.part_steps}", f"--part-threads={arguments.threads}"]
+        part = f"--variant={variant.removeprefix('raw-')}"
+        return [sys.executable, str(PARTS), part, f"--dtype={arguments.dtype}", *sizes]
     trainer = trainer_of(variant)
     options = {
         "trainer": trainer,
@@ -116,7 +126,16 @@ def ratios_of(variants: Sequence[str], peer: str | None) -> list[Ratio]:
             Ratio("tokens_per_s", ours, peer, better="higher"),
             Ratio("learner_peak_mib", ours, peer, denominator_key="peak_mib"),
         ]
+    for ours in (name for name in variants if name in OUR_VARIANTS and {*RAW_VARIANTS} <= {*variants}):
+        ratios.append(Ratio("seconds", "raw-sum", ours, better="higher", denominator_key="seconds_per_step"))
     return ratios
+
+
+def add_sums(results: Results) -> None:
+    """Add the sum of the parts, round by round, as a variant of its own, where all of them were measured."""
+    if all(name in results for name in RAW_VARIANTS):
+        rounds = zip(*(results[name] for name in RAW_VARIANTS), strict=True)
+        results["raw-sum"] = [{"seconds": sum(part["seconds"] for part in parts)} for parts in rounds]
 
 
 def layouts_of(variants: Sequence[str], layout: str | None) -> Mapping[str, str]:
@@ -144,6 +163,7 @@ def main() -> None:
         become(arguments.variant, arguments)
     settings, results = run_variants(__file__, arguments, variants)
     peer = fastest_peer(results)
+    add_sums(results)
     row = result_row(
         "peer_trl",
         settings,
