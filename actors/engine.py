@@ -32,6 +32,9 @@ class EngineSettings:
     """Whether Python code that comes with the model may run."""
     golden_limit: float | None = None
     """Largest difference to the learner's golden log-probs that a weight load may show; None: the precision's."""
+    shares_weights: bool = True
+    """Whether loaded weights stay in a file that all engines of the node use, as broadcasts and differences need
+    it. An engine of one process may do without, and load them from where they arrived."""
 
 
 @dataclass(frozen=True)

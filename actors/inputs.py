@@ -176,7 +176,9 @@ def student_settings(config: RunConfig, inputs: Inputs) -> EngineSettings:
     """The engine of a rollout worker."""
     path, rollout = config.student.model_path, config.rollout
     settings = _settings(path, config.engine_dtype, config, rollout.engine, rollout.resources, inputs)
-    return replace(settings, trust_remote_code=config.student.trust_remote_code)
+    shares_weights = config.weights.is_broadcast or config.weights.delta
+    trusts = config.student.trust_remote_code
+    return replace(settings, trust_remote_code=trusts, shares_weights=shares_weights)
 
 
 def scorer_settings(

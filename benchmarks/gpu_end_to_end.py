@@ -5,7 +5,8 @@
 
 Makes random models of a Qwen3 architecture, a tokenizer of words and prompts, and runs `launch.py train` on them,
 with the settings of `configs/parts/one_gpu.yaml` on a GPU. Every response has `--response-tokens` tokens, because
-the logit of the stop token is 0 and top-k leaves it out. `--runs` steps are counted, after `--warmup` others.
+the logit of the stop token is 0 and top-k leaves it out. `--runs` steps are counted, after `--warmup` others and
+before three more: the last steps of a run are faster, since nothing is generated for later ones.
 
 `tflops` counts 2 operations per parameter and token for sampling and scoring and 6 for training, without
 attention: `flops_share`, its share of the peak, is a lower bound. Prints one JSON row.
@@ -28,6 +29,8 @@ from benchmarks.workload import Workload, write_prompts, write_qwen3
 
 ROOT = Path(__file__).resolve().parents[1]
 ONE_GPU = ROOT / "configs" / "parts" / "one_gpu.yaml"
+AFTER = 3
+"""Steps at the end that are not counted."""
 SHAPES = {
     "0.6b": {"hidden_size": 1024, "intermediate_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 16},
     "1.7b": {"hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16},
@@ -85,7 +88,7 @@ def settings_of(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "run_name": "end_to_end",
         "runs_path": str(folder / "runs"),
-        "max_steps": arguments.warmup + arguments.runs,
+        "max_steps": arguments.warmup + arguments.runs + AFTER,
         "batch_size": arguments.batch_size,
         "max_staleness": arguments.max_staleness,
         "student": {"model_path": str(folder / "student")},
@@ -121,7 +124,7 @@ def measured(rows: list[dict[str, float]], arguments: argparse.Namespace, sizes:
     tokens = arguments.batch_size * (arguments.prompt_tokens + arguments.response_tokens)
     flops = tokens * (2 * sizes["student"] + 2 * sizes["teacher"] + 6 * sizes["student"])
     found = []
-    for before, row in pairwise(rows[arguments.warmup - 1 :]):
+    for before, row in pairwise(rows[arguments.warmup - 1 : arguments.warmup + arguments.runs]):
         seconds = row["time_s"] - before["time_s"]
         split = {key.removeprefix("time/"): row[key] for key in TIMES}
         rates = {"tokens_per_s": tokens / seconds, "tflops": flops / seconds / 1e12}

@@ -1,7 +1,7 @@
 """What a weight update costs: publish, fetch, check, pause, load, verify, and the longest gap between two tokens.
 
     .venv/bin/python benchmarks/weight_update.py --updates 5               # one engine
-    .venv/bin/python benchmarks/weight_update.py --engines 2               # two on this node: they fetch once
+    .venv/bin/python benchmarks/weight_update.py --engines 2 --file        # two share a file: they fetch once
     .venv/bin/python benchmarks/weight_update.py --delta --changed 0.05    # differences only
 
 The real path: local Ray, a rank-like actor that yields buckets (`weight_update_workers.Publisher`), the pool, the
@@ -79,6 +79,7 @@ async def scene(options: argparse.Namespace, folder: Path) -> AsyncIterator[Scen
         seed=0,
         vocab_size=SIZES[options.size]["vocab_size"],
         stop_token_ids=(),
+        shares_weights=options.delta or options.file,
         config=EngineConfig(max_model_len=512, max_num_seqs=options.sequences, kv_cache_gib=0.25),
     )
     publisher = WorkerSpec(
@@ -138,6 +139,7 @@ async def update(here: Scene, version: int, *, settle_s: float) -> dict[str, flo
     (published,) = [row for row in rows if row["event"] == "weights_published"]
     return {
         **{part: max(row[part] for row in loads) for part in PARTS},
+        "golden_s": await here.publisher.golden_s.remote(),
         "update_s": update_s,
         "gap_s": max(gap_of.values()),
         "gap_to_load_ratio": max(gap_of[row["worker"]] / row["load_s"] for row in loads),
@@ -165,6 +167,7 @@ def main() -> None:
     parser.add_argument("--sequences", type=int, default=16, help="responses in flight on one engine")
     parser.add_argument("--changed", type=float, default=0.05, help="share of weights that a version changes")
     parser.add_argument("--delta", action="store_true", help="publish differences too (weights.delta)")
+    parser.add_argument("--file", action="store_true", help="engines of the node share a file, as with --delta")
     parser.add_argument("--settle-s", type=float, default=2.0, help="generation before and after an update")
     options = parser.parse_args()
     load_average = os.getloadavg()[0]

@@ -83,10 +83,12 @@ class Publisher:
 
         from learner.publisher import publish_weights
 
+        start = time.perf_counter()
         ids = torch.tensor([GOLDEN_TOKEN_IDS])
         with torch.no_grad():
             logp_TV = torch.log_softmax(self._model(ids[:, :-1]).logits[0].float(), dim=-1)
         golden = logp_TV.gather(1, ids[0, 1:, None])[:, 0].tolist()
+        self._golden_s = time.perf_counter() - start
         yield from publish_weights(
             self._model,
             gathered=lambda _: nullcontext(),
@@ -98,6 +100,10 @@ class Publisher:
             golden_log_probs=golden,
             history=self._history,
         )
+
+    def golden_s(self) -> float:
+        """Seconds that the golden log-probs of the newest version took, as part of publishing it."""
+        return self._golden_s
 
     def shutdown(self) -> None:
         """Nothing to do."""

@@ -29,9 +29,11 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling, TokenScores, Vitals
 from actors.vllm.commands import Commands
+from actors.vllm.in_hand import WeightsInHand
 from actors.vllm.staging import Staged, WeightCache
 from actors.vllm.translate import (
     engine_args,
+    executor,
     generation,
     pooling_params,
     prompt_log_probs,
@@ -61,7 +63,8 @@ class VllmEngine:
         self._engine = LLMEngine.from_engine_args(engine_args(settings))
         if settings.signal.kind != "full":
             self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
-        self._cache = WeightCache()  # used by the loader only
+        is_shared = settings.shares_weights or executor(settings.config) is not None
+        self._cache = WeightCache() if is_shared else WeightsInHand()  # used by the loader only
         self._commands = Commands()
         self._loader = ThreadPoolExecutor(1, "vllm-loader")  # one load after the other, in the order of the calls
         self._deliver: dict[str, Deliver] = {}

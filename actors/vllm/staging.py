@@ -50,7 +50,7 @@ class WeightCache:
         file = hold(manifest.key, writing.write, num_bytes=manifest.total_bytes, prepare=writing.prepare)
         seconds = time.perf_counter() - start
         self._replace((manifest, file))
-        update = _update_info(manifest, file)
+        update = update_info(manifest, str(file.path))
         if not file.was_written_here:
             return Staged(update, fetch_s=seconds, check_s=0.0, bytes_fetched=0)
         fetch_s = writing.fetched_at - start
@@ -157,11 +157,12 @@ def bucket_starts(manifest: WeightManifest) -> list[int]:
     return np.cumsum([0, *manifest.bucket_bytes]).tolist()
 
 
-def _update_info(manifest: WeightManifest, file: SharedFile) -> dict[str, Any]:
+def update_info(manifest: WeightManifest, path: str) -> dict[str, Any]:
+    """What `FileUpdateInfo` takes: where each tensor begins in the buckets, one after the other."""
     starts = bucket_starts(manifest)
     tensors = [(spec.name, spec.shape, starts[spec.bucket] + spec.offset) for spec in manifest.tensors]
     return {
-        "path": str(file.path),
+        "path": path,
         "dtype": manifest.dtype,
         "num_bytes": manifest.total_bytes,
         "tensors": tensors,

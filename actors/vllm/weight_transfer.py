@@ -1,10 +1,13 @@
 """The worker side of a weight load: vLLM's weight-transfer registry reads published buckets from a file.
 
 The file lies in shared memory, so engines of several processes (tensor parallel) read the same bytes and no RPC
-carries tensors. Importing this module registers the backend.
+carries tensors; an engine of one process may take them from this one (`actors/vllm/in_hand.py`). Importing this
+module registers the backend.
 """
 
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -18,6 +21,8 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
+from actors.vllm.in_hand import bytes_at
+
 BACKEND = "poweropd_file"
 
 
@@ -28,7 +33,8 @@ class FileInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class FileUpdateInfo(WeightTransferUpdateInfo):
-    """One weight set: buckets one after the other in `path`, tensors as (name, shape, byte offset)."""
+    """One weight set: buckets one after the other in `path`, or in hand under this name; tensors as (name, shape,
+    byte offset), each of them within one bucket."""
 
     path: str
     dtype: str
@@ -57,11 +63,11 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
-        """Map the file and load its tensors."""
-        flat = torch.from_file(update_info.path, shared=False, size=update_info.num_bytes, dtype=torch.uint8)
+        """Load the tensors of the file or the buckets."""
+        buckets = bytes_at(update_info.path, update_info.num_bytes)
         dtype = getattr(torch, update_info.dtype)
         model: Any = self.model
-        model.load_weights(_views(flat, dtype, update_info.tensors))
+        model.load_weights(_views(buckets, dtype, update_info.tensors))
 
     def finish_weight_update(self) -> None:
         """Bring the loaded tensors into their serving layout."""
@@ -72,11 +78,14 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         """Holds nothing."""
 
 
-def _views(flat: torch.Tensor, dtype: torch.dtype, tensors: list) -> list[tuple[str, torch.Tensor]]:
+def _views(buckets: list[torch.Tensor], dtype: torch.dtype, tensors: list) -> list[tuple[str, torch.Tensor]]:
+    starts = [0, *accumulate(len(bucket) for bucket in buckets)]
     views = []
     for name, shape, offset in tensors:
+        index = bisect_right(starts, offset) - 1
+        begin = offset - starts[index]
         num_bytes = torch.Size(shape).numel() * dtype.itemsize
-        views.append((name, flat[offset : offset + num_bytes].view(dtype).view(*shape)))
+        views.append((name, buckets[index][begin : begin + num_bytes].view(dtype).view(*shape)))
     return views
 
 

@@ -50,10 +50,15 @@ PARAMETER_KINDS = [
 NUM_SEQS = 16
 
 
-@pytest.fixture(scope="module", params=[True, False], ids=["tied", "untied"])
+CASES = {"tied-file": (True, True), "tied-in-hand": (True, False), "untied-in-hand": (False, False)}
+"""Whether the output embedding is the input's, and whether weights come by a file."""
+
+
+@pytest.fixture(scope="module", params=list(CASES.values()), ids=list(CASES))
 def opened_student(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Student]:
-    path = save_model(tmp_path_factory.mktemp("student"), tied=request.param)
-    with opened(settings(path, max_num_seqs=NUM_SEQS)) as engine:
+    is_tied, shares_weights = request.param
+    path = save_model(tmp_path_factory.mktemp("student"), tied=is_tied)
+    with opened(replace(settings(path, max_num_seqs=NUM_SEQS), shares_weights=shares_weights)) as engine:
         yield Student(engine, path, read_model(path))
 
 

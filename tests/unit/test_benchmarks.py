@@ -103,7 +103,7 @@ def test_the_end_to_end_script_makes_a_valid_configuration_for_one_gpu(tmp_path:
     settings = settings_of(tmp_path, argparse.Namespace(device="cuda", **size, **steps))
     (tmp_path / "run.yaml").write_text(json.dumps(settings))
     config = load_config(str(tmp_path / "run.yaml"))
-    assert config.max_steps == 13
+    assert config.max_steps == 16
     assert config.rollout.resources.num_gpus + config.teacher.resources.num_gpus < 1
     assert config.rollout.engine.max_model_len == 648
 
