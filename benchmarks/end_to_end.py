@@ -127,7 +127,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", default="1,1,1", help="of rollout engine, teacher engine, learner")
     parser.add_argument("--timeout-s", type=float, default=1500)
     parser.add_argument("--set", action="append", metavar="KEY=VALUE", help="further settings of the run")
-    parser.add_argument("--micro-batch-tokens", type=int, default=960, help="of the learner")
+    parser.add_argument("--micro-batch-tokens", type=int, default=2560, help="of the learner")
 
 
 def main() -> None:
