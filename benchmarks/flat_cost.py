@@ -1,7 +1,7 @@
 """Whether a run's cost per trained token and its memory stay flat: over its steps, and with larger batches.
 
     .venv/bin/python examples/arithmetic/problems.py --out examples/arithmetic/data
-    .venv/bin/python benchmarks/flat_cost.py --steps 1000           # steps 10 to 60 against the last 50
+    .venv/bin/python benchmarks/flat_cost.py --steps 1000           # the last 50 steps against earlier ones
     .venv/bin/python benchmarks/flat_cost.py --batch-steps 120      # 32 against 512 prompts per step
     .venv/bin/python benchmarks/flat_cost.py --workload-steps 4     # the same with the models of workload.py
 
@@ -29,7 +29,9 @@ from benchmarks.process_tree import Sample, watched_run, window_of  # noqa: E402
 from benchmarks.rows import Ratio, Results, benchmark_parser, emit, result_row  # noqa: E402
 from benchmarks.workload import make  # noqa: E402
 
-EARLY = (10, 60)
+EARLY, SETTLED = (10, 60), (300, 350)
+"""Windows of steps. Engines touch their caches for the first time until about step 250, so that their memory is
+compared from SETTLED on."""
 WARM_UP = 10
 """Steps in which engines, caches and the object store fill."""
 AFTER = 5
@@ -39,11 +41,12 @@ EVERY_S = 1.0
 TIMEOUT_S = 7200.0
 
 
-def early_and_late(steps: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The two windows of steps that are compared; of a short run its second and its last quarter."""
-    if steps >= 2 * EARLY[1]:
-        return EARLY, (steps - (EARLY[1] - EARLY[0]), steps)
-    return (steps // 4, steps // 2), (3 * steps // 4, steps)
+def windows(steps: int) -> dict[str, tuple[int, int]]:
+    """The windows of steps that are compared; of a short run its second and its last quarter."""
+    if steps < 2 * EARLY[1]:
+        return {"early": (steps // 4, steps // 2), "late": (3 * steps // 4, steps)}
+    settled = {"settled": SETTLED} if steps >= 2 * SETTLED[1] else {}
+    return {"early": EARLY, **settled, "late": (steps - (EARLY[1] - EARLY[0]), steps)}
 
 
 def workload_batch(batch_size: int, steps: int) -> dict[str, float]:
@@ -82,7 +85,7 @@ def measure(steps: int, batch_steps: int, workload_steps: int, path: Path) -> di
     found: dict[str, dict[str, float]] = {}
     if steps:
         samples = demo(steps, 128, path)
-        for name, window in zip(("early", "late"), early_and_late(steps), strict=True):
+        for name, window in windows(steps).items():
             found[name] = window_of(samples, *window)
     for batch_size in BATCHES if workload_steps else ():
         num = workload_steps * (1 if batch_size == max(BATCHES) else 3)
@@ -126,7 +129,8 @@ def ratios(results: Results) -> list[Ratio]:
     found: list[Ratio] = []
     if "late" in results:
         keys = ["cpu_us_per_token", *(key for key in results["late"][0] if key.endswith("_mib"))]
-        found += [Ratio(key, "late", "early") for key in keys]
+        for name in [name for name in ("early", "settled") if name in results]:
+            found += [Ratio(key, "late", name) for key in keys]
     for name in ("batch", "workload"):
         if f"{name}-512" in results:
             found.append(Ratio("cpu_us_per_token", f"{name}-512", f"{name}-32"))

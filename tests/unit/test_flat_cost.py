@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.flat_cost import early_and_late
+from benchmarks.flat_cost import windows
 from benchmarks.process_tree import ProcessTree, Sample, window_of
 
 
@@ -37,8 +37,9 @@ def test_a_window_in_which_no_step_was_seen_is_an_error() -> None:
 
 
 def test_the_windows_of_long_and_short_runs_do_not_meet() -> None:
-    assert early_and_late(1000) == ((10, 60), (950, 1000))
-    assert early_and_late(40) == ((10, 20), (30, 40))
+    assert windows(1000) == {"early": (10, 60), "settled": (300, 350), "late": (950, 1000)}
+    assert windows(200) == {"early": (10, 60), "late": (150, 200)}
+    assert windows(40) == {"early": (10, 20), "late": (30, 40)}
 
 
 def test_processes_are_told_apart_by_the_events_of_the_run(tmp_path: Path) -> None:
