@@ -50,7 +50,12 @@ PARAMETER_KINDS = [
 NUM_SEQS = 16
 
 
-CASES = {"tied-file": (True, True), "tied-in-hand": (True, False), "untied-in-hand": (False, False)}
+CASES = {
+    "tied-file": (True, True),
+    "untied-file": (False, True),
+    "tied-in-hand": (True, False),
+    "untied-in-hand": (False, False),
+}
 """Whether the output embedding is the input's, and whether weights come by a file."""
 
 

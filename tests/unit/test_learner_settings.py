@@ -5,14 +5,15 @@ from transformers import GPT2Config
 
 from cluster.learner_config import LearnerConfig
 from learner.deepspeed_backend import engine_settings, without_dropout
+from learner.engine_memory import REDUCE_BUCKET_ELEMENTS
 
 
 def test_user_settings_are_merged_over_the_generated_ones() -> None:
     over = {"zero_optimization": {"overlap_comm": True}, "optimizer": {"params": {"eps": 1e-6}}}
     config = LearnerConfig.model_validate({"zero_stage": 3, "deepspeed": over})
     settings = engine_settings(config, world_size=4, device_type="cuda")
-    assert settings["zero_optimization"]["overlap_comm"]
-    assert settings["zero_optimization"]["stage"] == 3
+    zero = {"stage": 3, "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS, "overlap_comm": True}
+    assert settings["zero_optimization"] == zero
     assert settings["optimizer"]["params"]["eps"] == 1e-6
     assert settings["optimizer"]["params"]["betas"] == [0.9, 0.95]
     assert settings["train_batch_size"] == 4
