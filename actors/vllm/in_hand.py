@@ -15,7 +15,7 @@ from torch import Tensor
 
 from actors.vllm.staging import Staged, update_info
 from cluster.transports import WeightSource
-from cluster.weights import WeightManifest, check_bucket, check_num_buckets
+from cluster.weights import WeightManifest, check_buckets
 
 PREFIX = "in-hand:"
 _handed: dict[str, Sequence[np.ndarray]] = {}
@@ -33,10 +33,8 @@ class WeightsInHand:
         self.close()
         start = time.perf_counter()
         buckets = source.fetch()
-        check_num_buckets(manifest, buckets)
         fetched = time.perf_counter()
-        for index, bucket in enumerate(buckets):
-            check_bucket(manifest, index, bucket)
+        check_buckets(manifest, buckets)
         _handed[self._path] = buckets
         return Staged(
             update_info(manifest, self._path),
@@ -50,10 +48,10 @@ class WeightsInHand:
         _handed.pop(self._path, None)
 
 
-def bytes_at(path: str, num_bytes: int) -> list[Tensor]:
-    """The buckets that were handed over, once, or one that is the mapped file; uint8, not to be written to."""
+def buckets_at(path: str, bucket_bytes: Sequence[int]) -> Sequence[Tensor]:
+    """The buckets that were handed over, once, or those of the mapped file; uint8, not to be written to."""
     if path.startswith(PREFIX):
         with warnings.catch_warnings():  # the object store's arrays are read-only, and nothing writes to them here
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             return [torch.from_numpy(bucket) for bucket in _handed.pop(path)]
-    return [torch.from_file(path, shared=False, size=num_bytes, dtype=torch.uint8)]
+    return torch.from_file(path, shared=False, size=sum(bucket_bytes), dtype=torch.uint8).split(list(bucket_bytes))

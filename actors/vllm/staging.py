@@ -17,7 +17,7 @@ import numpy as np
 from actors.vllm.shared_file import SharedFile, hold, remove_left_over
 from cluster.differences import decode
 from cluster.transports import WeightSource
-from cluster.weights import WeightManifest, check_bucket, check_num_buckets
+from cluster.weights import WeightManifest, check_bucket, check_buckets, check_num_buckets
 
 logger = logging.getLogger(__name__)
 
@@ -125,18 +125,17 @@ class _Writing:
             file.write(bucket.data)
 
     def _fetch(self) -> None:
-        self._buckets = self._fetched(self._source.fetch())
-        for index, bucket in enumerate(self._buckets):
-            check_bucket(self._manifest, index, bucket)
+        self._buckets = self._arrived(self._source.fetch())
+        check_buckets(self._manifest, self._buckets)
 
     def _changed(self, base: np.ndarray) -> Iterator[np.ndarray]:
-        differences = self._fetched(self._source.fetch_differences())
+        differences = self._arrived(self._source.fetch_differences())
+        check_num_buckets(self._manifest, differences)
         starts = bucket_starts(self._manifest)
         for difference, start, size in zip(differences, starts[:-1], self._manifest.bucket_bytes, strict=True):
             yield decode(base[start : start + size], difference)
 
-    def _fetched(self, parts: Any) -> Any:
-        check_num_buckets(self._manifest, parts)
+    def _arrived(self, parts: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         self.fetched_at = time.perf_counter()
         self.bytes_fetched += sum(part.nbytes for part in parts)
         return parts
@@ -158,12 +157,10 @@ def bucket_starts(manifest: WeightManifest) -> list[int]:
 
 
 def update_info(manifest: WeightManifest, path: str) -> dict[str, Any]:
-    """What `FileUpdateInfo` takes: where each tensor begins in the buckets, one after the other."""
-    starts = bucket_starts(manifest)
-    tensors = [(spec.name, spec.shape, starts[spec.bucket] + spec.offset) for spec in manifest.tensors]
+    """What `FileUpdateInfo` takes: the buckets, and where in them each tensor lies."""
     return {
         "path": path,
         "dtype": manifest.dtype,
-        "num_bytes": manifest.total_bytes,
-        "tensors": tensors,
+        "bucket_bytes": manifest.bucket_bytes,
+        "tensors": [(spec.name, spec.shape, spec.bucket, spec.offset) for spec in manifest.tensors],
     }

@@ -1,13 +1,11 @@
 """The worker side of a weight load: vLLM's weight-transfer registry reads published buckets from a file.
 
 The file lies in shared memory, so engines of several processes (tensor parallel) read the same bytes and no RPC
-carries tensors; an engine of one process may take them from this one (`actors/vllm/in_hand.py`). Importing this
-module registers the backend.
+carries tensors; an engine of one process may take them from this one (`actors/vllm/in_hand.py`). On CPUs some
+models need no reload in general (`actors/vllm/packed_layers.py`). Importing this module registers the backend.
 """
 
-from bisect import bisect_right
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -21,7 +19,8 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from actors.vllm.in_hand import bytes_at
+from actors.vllm.in_hand import buckets_at
+from actors.vllm.packed_layers import PackedLayers, packed_layers
 
 BACKEND = "poweropd_file"
 
@@ -34,12 +33,12 @@ class FileInitInfo(WeightTransferInitInfo):
 @dataclass
 class FileUpdateInfo(WeightTransferUpdateInfo):
     """One weight set: buckets one after the other in `path`, or in hand under this name; tensors as (name, shape,
-    byte offset), each of them within one bucket."""
+    bucket, byte offset in it)."""
 
     path: str
     dtype: str
-    num_bytes: int
-    tensors: list[tuple[str, tuple[int, ...], int]]
+    bucket_bytes: tuple[int, ...]
+    tensors: list[tuple[str, tuple[int, ...], int, int]]
 
 
 class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
@@ -47,6 +46,7 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
 
     init_info_cls = FileInitInfo
     update_info_cls = FileUpdateInfo
+    _packed: PackedLayers | None = None
 
     def init_transfer_engine(self, init_info: FileInitInfo) -> None:
         """Nothing to set up."""
@@ -54,7 +54,9 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
     def start_weight_update(self) -> None:
         """Put the layers into the state in which checkpoint tensors can be loaded."""
         _pack_no_lookup(self.model)
-        initialize_layerwise_reload(self.model)
+        self._packed = packed_layers(self.model)
+        if self._packed is None:
+            initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict) -> None:
         """Load one weight set; on CPUs there is no stream to wait for."""
@@ -64,28 +66,29 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
         """Load the tensors of the file or the buckets."""
-        buckets = bytes_at(update_info.path, update_info.num_bytes)
-        dtype = getattr(torch, update_info.dtype)
         model: Any = self.model
-        model.load_weights(_views(buckets, dtype, update_info.tensors))
+        tensors = _views(update_info)
+        if self._packed is None:
+            model.load_weights(tensors)
+        else:
+            self._packed.load(dict(tensors))
 
     def finish_weight_update(self) -> None:
         """Bring the loaded tensors into their serving layout."""
-        finalize_layerwise_reload(self.model, self.model_config)
-        _refresh_tied_head(self.model, self.model_config)
+        if self._packed is None:
+            finalize_layerwise_reload(self.model, self.model_config)
+            _refresh_tied_head(self.model, self.model_config)
 
     def shutdown(self) -> None:
         """Holds nothing."""
 
 
-def _views(buckets: list[torch.Tensor], dtype: torch.dtype, tensors: list) -> list[tuple[str, torch.Tensor]]:
-    starts = [0, *accumulate(len(bucket) for bucket in buckets)]
+def _views(update: FileUpdateInfo) -> list[tuple[str, torch.Tensor]]:
+    buckets, dtype = buckets_at(update.path, update.bucket_bytes), getattr(torch, update.dtype)
     views = []
-    for name, shape, offset in tensors:
-        index = bisect_right(starts, offset) - 1
-        begin = offset - starts[index]
+    for name, shape, bucket, offset in update.tensors:
         num_bytes = torch.Size(shape).numel() * dtype.itemsize
-        views.append((name, buckets[index][begin : begin + num_bytes].view(dtype).view(*shape)))
+        views.append((name, buckets[bucket][offset : offset + num_bytes].view(dtype).view(*shape)))
     return views
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actors.vllm.in_hand import WeightsInHand, bytes_at
+from actors.vllm.in_hand import WeightsInHand, buckets_at
 from cluster.transports import BucketsInHand
 from cluster.weights import WeightManifest, bucket_sizes, checksum, plan_buckets
 
@@ -41,9 +41,9 @@ def test_buckets_are_handed_over_where_they_are_and_let_go() -> None:
     parts = buckets()
     weights = WeightsInHand()
     staged = weights.stage(manifest_of(parts), BucketsInHand(parts))
-    assert staged.update["tensors"] == [("a", (2, 3), 0), ("b", (4,), 24), ("c", (4,), 40)]
+    assert staged.update["tensors"] == [("a", (2, 3), 0, 0), ("b", (4,), 0, 24), ("c", (4,), 1, 0)]
     assert staged.bytes_fetched == 56
-    handed = bytes_at(staged.update["path"], staged.update["num_bytes"])
+    handed = buckets_at(staged.update["path"], staged.update["bucket_bytes"])
     assert [tensor.data_ptr() for tensor in handed] == [part.ctypes.data for part in parts]
     alive = weakref.ref(parts[0])
     del parts, handed, staged
@@ -58,7 +58,7 @@ def test_a_damaged_bucket_is_refused_and_leaves_nothing_to_load() -> None:
     with pytest.raises(ValueError, match="bucket 0"):
         weights.stage(damaged, BucketsInHand(parts))
     with pytest.raises(KeyError):
-        bytes_at(staged.update["path"], 56)
+        buckets_at(staged.update["path"], (40, 16))
 
 
 def test_what_was_not_loaded_is_let_go_at_the_end_and_engines_do_not_meet() -> None:
@@ -66,5 +66,5 @@ def test_what_was_not_loaded_is_let_go_at_the_end_and_engines_do_not_meet() -> N
     one, other = (weights.stage(manifest_of(parts), BucketsInHand(parts)).update for weights in (first, second))
     first.close()
     with pytest.raises(KeyError):
-        bytes_at(one["path"], 56)
-    assert len(bytes_at(other["path"], 56)) == 2
+        buckets_at(one["path"], (40, 16))
+    assert len(buckets_at(other["path"], (40, 16))) == 2

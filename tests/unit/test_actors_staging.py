@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from actors.vllm import shared_file
+from actors.vllm.in_hand import buckets_at
 from actors.vllm.shared_file import hold, remove_left_over
 from actors.vllm.staging import WeightCache
 from cluster.differences import encode
@@ -95,9 +96,11 @@ def test_the_file_holds_the_buckets_and_says_where_each_tensor_lies() -> None:
     cache = WeightCache()
     update = cache.stage(MANIFEST, BucketsInHand(BUCKETS)).update
     assert content(update) == b"".join(bucket.tobytes() for bucket in BUCKETS)
-    assert update["num_bytes"] == 56
+    assert update["bucket_bytes"] == (40, 16)
+    parts = buckets_at(update["path"], update["bucket_bytes"])
+    assert [part.numpy().tobytes() for part in parts] == [bucket.tobytes() for bucket in BUCKETS]
     assert update["dtype"] == "float32"
-    assert update["tensors"] == [("a", (2, 3), 0), ("b", (4,), 24), ("c", (4,), 40)]
+    assert update["tensors"] == [("a", (2, 3), 0, 0), ("b", (4,), 0, 24), ("c", (4,), 1, 0)]
     cache.close()
 
 

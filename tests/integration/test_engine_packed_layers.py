@@ -1,0 +1,87 @@
+"""Weights reach engines of several architectures exactly, packed from the buckets or by vLLM's own reload."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
+
+from actors.vllm import weight_transfer
+from actors.vllm.packed_layers import joined
+from tests.integration.test_engine_scene import (
+    MAX_MODEL_LEN,
+    VOCAB_SIZE,
+    in_hand,
+    opened,
+    perturb,
+    publish,
+    read_model,
+    run,
+    settings,
+)
+
+pytestmark = pytest.mark.timeout(120)
+
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 96,
+    "intermediate_size": 144,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "max_position_embeddings": MAX_MODEL_LEN,
+    "eos_token_id": None,
+    "bos_token_id": None,
+}
+
+CONFIGS = {
+    "llama": (LlamaConfig(**SIZES, tie_word_embeddings=True), 0),
+    "qwen2-with-biases": (Qwen2Config(**SIZES), 0),
+    "mistral": (MistralConfig(**SIZES, head_dim=32), 3),
+}
+"""Models, and how many of three loads take vLLM's own way."""
+
+
+@pytest.mark.parametrize(("config", "expected_reloads"), CONFIGS.values(), ids=CONFIGS)
+def test_weights_reach_engines_of_other_architectures_exactly(
+    config: Any, expected_reloads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    model, reloads = read_model(str(tmp_path)), list[object]()
+    begin = weight_transfer.initialize_layerwise_reload
+
+    def counted(model: Any) -> None:
+        reloads.append(model)
+        begin(model)
+
+    monkeypatch.setattr(weight_transfer, "initialize_layerwise_reload", counted)
+    with opened(settings(str(tmp_path))) as engine:
+        for version in range(1, 4):
+            perturb(model, seed=version)
+            report = run(engine.load_weights(*in_hand(publish(model, version))))
+            assert report.golden_difference < 1e-4
+    assert len(reloads) == expected_reloads
+
+
+def test_matrices_one_after_the_other_are_joined_where_they_lie() -> None:
+    memory = torch.arange(40.0)
+    parts = [memory[4:12].view(4, 2), memory[12:16].view(2, 2), memory[16:20].view(2, 2)]
+    whole = joined(parts)
+    assert whole.data_ptr() == parts[0].data_ptr()
+    assert torch.equal(whole, torch.cat(parts))
+
+
+def test_matrices_with_something_between_or_in_another_order_are_copied() -> None:
+    memory = torch.arange(40.0)
+    first, second, later = memory[4:12].view(4, 2), memory[12:16].view(2, 2), memory[20:24].view(2, 2)
+    for parts in ([first, later], [second, first], [first, second, later], [first, second.clone()]):
+        whole = joined(parts)
+        assert torch.equal(whole, torch.cat(parts))
+        assert whole.data_ptr() != parts[0].data_ptr()
+
+
+def test_a_single_matrix_is_not_copied() -> None:
+    matrix = torch.arange(6.0).view(3, 2)
+    assert joined([matrix]).data_ptr() == matrix.data_ptr()
