@@ -1,6 +1,7 @@
 """Weights -> buckets of bytes: gathers one bucket at a time and describes them all in a manifest."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 
 import numpy as np
@@ -34,7 +35,8 @@ def publish_weights(
     Every rank must exhaust the generator, since with ZeRO-3 each bucket is gathered by all of them. Names are
     those of the Hugging Face model; a tied output embedding is the input embedding and is sent once. At most
     one bucket of full parameters exists at a time, unless `history` keeps them: with it, every bucket of a version
-    that has a base is followed by its coded difference.
+    that has a base is followed by its coded difference. A bucket must not be written to: its checksum is computed
+    while the receiver copies it.
     """
     parameters = dict(causal_lm.named_parameters())
     specs = plan_buckets(
@@ -46,17 +48,19 @@ def publish_weights(
     checksums: list[int] = []
     difference_bytes: list[int] = []
     base_version = history.begin(incarnation, version, sizes) if history is not None and is_first_rank else None
-    for index, size in enumerate(sizes):
-        in_bucket = [spec for spec in specs if spec.bucket == index]
-        with gathered([parameters[spec.name] for spec in in_bucket]):
-            bucket = _fill(in_bucket, parameters, size, TORCH_DTYPES[dtype]) if is_first_rank else None
-        if bucket is not None:
-            checksums.append(checksum(bucket))
-            yield bucket
-            difference = None if history is None else history.remember(index, bucket, item_bytes=item_bytes)
-            if difference is not None:
-                difference_bytes.append(difference.nbytes)
-                yield difference
+    with ThreadPoolExecutor(max_workers=1) as beside:
+        for index, size in enumerate(sizes):
+            in_bucket = [spec for spec in specs if spec.bucket == index]
+            with gathered([parameters[spec.name] for spec in in_bucket]):
+                bucket = _fill(in_bucket, parameters, size, TORCH_DTYPES[dtype]) if is_first_rank else None
+            if bucket is not None:
+                pending = beside.submit(checksum, bucket)
+                yield bucket
+                checksums.append(pending.result())
+                difference = None if history is None else history.remember(index, bucket, item_bytes=item_bytes)
+                if difference is not None:
+                    difference_bytes.append(difference.nbytes)
+                    yield difference
     if is_first_rank:
         yield WeightManifest(
             incarnation=incarnation,

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod, VocabParallelEmbedding
+from vllm.platforms import current_platform
 
 ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Models whose loaders rename, join and copy tensors, and change none."""
@@ -34,7 +35,7 @@ class PackedLayers:
         if missing := sorted(packed - tensors.keys()):
             raise ValueError(f"the weight set has no {missing[0]} ({len(missing)} tensors are missing)")
         for names, layer in self.linears.items():
-            weight = joined([tensors[name] for name in names])
+            weight = joined([tensors[name] for name in names]).to(layer.params_dtype)
             expected = (layer.output_size, layer.input_size)
             if tuple(weight.shape) != expected:
                 raise ValueError(f"{', '.join(names)}: expected {expected} together, got {tuple(weight.shape)}")
@@ -47,7 +48,8 @@ class PackedLayers:
 
 def packed_layers(model: nn.Module) -> PackedLayers | None:
     """The layers of a loaded model, or None if it must take the general way."""
-    if type(model).__name__ not in ARCHITECTURES:
+    keeps_what_it_gets = current_platform.is_zen_cpu()  # its layers need not be packed
+    if type(model).__name__ not in ARCHITECTURES or keeps_what_it_gets:
         return None
     linears: dict[tuple[str, ...], Any] = {}
     embeddings = []

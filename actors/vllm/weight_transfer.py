@@ -6,6 +6,7 @@ models need no reload in general (`actors/vllm/packed_layers.py`). Importing thi
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -46,7 +47,10 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
 
     init_info_cls = FileInitInfo
     update_info_cls = FileUpdateInfo
-    _packed: PackedLayers | None = None
+
+    @cached_property
+    def _packed(self) -> PackedLayers | None:
+        return packed_layers(self.model)
 
     def init_transfer_engine(self, init_info: FileInitInfo) -> None:
         """Nothing to set up."""
@@ -54,7 +58,6 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
     def start_weight_update(self) -> None:
         """Put the layers into the state in which checkpoint tensors can be loaded."""
         _pack_no_lookup(self.model)
-        self._packed = packed_layers(self.model)
         if self._packed is None:
             initialize_layerwise_reload(self.model)
 

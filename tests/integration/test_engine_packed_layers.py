@@ -1,5 +1,6 @@
 """Weights reach engines of several architectures exactly, packed from the buckets or by vLLM's own reload."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,15 @@ def test_weights_reach_engines_of_other_architectures_exactly(
             report = run(engine.load_weights(*in_hand(publish(model, version))))
             assert report.golden_difference < 1e-4
     assert len(reloads) == expected_reloads
+
+
+def test_weights_of_another_dtype_are_cast(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(CONFIGS["llama"][0]).save_pretrained(tmp_path)
+    model = read_model(str(tmp_path))
+    with opened(replace(settings(str(tmp_path)), dtype="bfloat16")) as engine:
+        perturb(model)
+        assert run(engine.load_weights(*in_hand(publish(model, 1)))).golden_difference < 0.1
 
 
 def test_matrices_one_after_the_other_are_joined_where_they_lie() -> None:
