@@ -61,11 +61,13 @@ class Publisher:
         import torch
         from transformers import AutoModelForCausalLM
 
+        from learner.bucket_memory import BucketMemory
         from learner.weight_history import WeightHistory
 
         torch.set_num_threads(1)
         self._model: Any = AutoModelForCausalLM.from_pretrained(self._path, dtype=torch.bfloat16).eval()
         self._history = WeightHistory(full_every=10**6) if self._delta else None
+        self._memory = BucketMemory()
 
     def change(self, version: int) -> None:
         """Scale a random share of every parameter's elements by 1 + 1/64."""
@@ -99,6 +101,7 @@ class Publisher:
             golden_token_ids=GOLDEN_TOKEN_IDS,
             golden_log_probs=golden,
             history=self._history,
+            memory=self._memory,
         )
 
     def golden_s(self) -> float:

@@ -15,7 +15,7 @@ from cluster.checksums import checksum
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 
-BUCKET_BYTES = 256 * 2**20
+BUCKET_BYTES = 128 * 2**20
 """Default bucket size: large enough for full store bandwidth, small enough to gather one at a time."""
 
 

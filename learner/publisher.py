@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cluster.checksums import checksum
 from cluster.weights import BUCKET_BYTES, ITEM_BYTES, TensorSpec, WeightManifest, bucket_sizes, plan_buckets
+from learner.bucket_memory import BucketMemory
 from learner.weight_history import WeightHistory
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -29,6 +30,7 @@ def publish_weights(
     golden_log_probs: Sequence[float],
     max_bytes: int = BUCKET_BYTES,
     history: WeightHistory | None = None,
+    memory: BucketMemory | None = None,
 ) -> Iterator[np.ndarray | WeightManifest]:
     """Yield the weights in `dtype` as uint8 buckets, then the manifest; on other ranks yield nothing.
 
@@ -44,6 +46,7 @@ def publish_weights(
         dtype=dtype,
         max_bytes=max_bytes,
     )
+    memory = BucketMemory() if memory is None else memory
     sizes, item_bytes = bucket_sizes(specs, dtype=dtype), ITEM_BYTES[dtype]
     checksums: list[int] = []
     difference_bytes: list[int] = []
@@ -52,15 +55,17 @@ def publish_weights(
         for index, size in enumerate(sizes):
             in_bucket = [spec for spec in specs if spec.bucket == index]
             with gathered([parameters[spec.name] for spec in in_bucket]):
-                bucket = _fill(in_bucket, parameters, size, TORCH_DTYPES[dtype]) if is_first_rank else None
-            if bucket is not None:
-                pending = beside.submit(checksum, bucket)
-                yield bucket
-                checksums.append(pending.result())
-                difference = None if history is None else history.remember(index, bucket, item_bytes=item_bytes)
-                if difference is not None:
-                    difference_bytes.append(difference.nbytes)
-                    yield difference
+                if not is_first_rank:
+                    continue
+                bucket = _fill(memory.take(size), in_bucket, parameters, TORCH_DTYPES[dtype])
+            pending = beside.submit(checksum, bucket)
+            yield bucket
+            checksums.append(pending.result())
+            difference = None if history is None else history.remember(index, bucket, item_bytes=item_bytes)
+            del bucket, pending
+            if difference is not None:
+                difference_bytes.append(difference.nbytes)
+                yield difference
     if is_first_rank:
         yield WeightManifest(
             incarnation=incarnation,
@@ -82,11 +87,8 @@ def full_shape(parameter: Tensor) -> tuple[int, ...]:
 
 
 def _fill(
-    specs: Sequence[TensorSpec], parameters: dict[str, nn.Parameter], size: int, dtype: torch.dtype
+    filled: np.ndarray, specs: Sequence[TensorSpec], parameters: dict[str, nn.Parameter], dtype: torch.dtype
 ) -> np.ndarray:
-    filled = np.empty(
-        size, np.uint8
-    )  # NumPy asks for huge pages, PyTorch does not: half the time of a first touch
     bucket = torch.from_numpy(filled)
     for spec in specs:
         values = parameters[spec.name].detach()

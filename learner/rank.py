@@ -30,6 +30,7 @@ from cluster.stop_tokens import StopTokens
 from cluster.teacher_signal import SAMPLED, TeacherSignal
 from cluster.teachers import share_of_source
 from cluster.weights import WeightManifest
+from learner.bucket_memory import BucketMemory
 from learner.collate import PackedBatch, collate, pack
 from learner.diagnostics import step_diagnostics
 from learner.divergence import BatchDivergence
@@ -113,6 +114,7 @@ class LearnerRank:
         self.objective = Objective.of(config, special_token_ids=special_token_ids)
         self.log_ratio_gradient = LogRatioGradient(config)
         weights = config.weights
+        self.bucket_memory = BucketMemory()
         self.weight_history = WeightHistory(full_every=weights.full_every) if weights.delta else None
         self.weight_sender = WeightSender() if weights.is_broadcast and rank == 0 else None
         self.backend: DeepSpeedBackend
@@ -229,6 +231,7 @@ class LearnerRank:
             golden_token_ids=self.golden_token_ids,
             golden_log_probs=golden_log_probs,
             history=self.weight_history,
+            memory=self.bucket_memory,
         )
         yield from published if self.weight_sender is None else self.weight_sender.keeping(published)
 
