@@ -1,15 +1,14 @@
 """What the controller costs per rollout: admission, dispatch, scoring calls, batches, weight versions, ledger.
 
-    .venv/bin/python benchmarks/controller.py --rollouts 81920 --runs 3
+    .venv/bin/python benchmarks/controller.py --rollouts 81920
 
 Workers have no models and hardly take time (`cluster/simulation/`); everything else is what real runs use.
 Variants, each in a process of its own, alternating: `local-4` and `local-256` have so many workers inside the
-process (half of them teachers), `ray-8` has 4 of each as Ray actors. Prints one JSON row with medians and ratios:
-rollouts per second, CPU seconds (with Ray of all its processes too), and growth of resident memory from a fifth of
-the run to its end, in MiB.
+process (half of them teachers), `ray-8` has 4 of each as Ray actors. Measured are rollouts per second, CPU
+microseconds (with Ray of all its processes too) per rollout, and growth of resident memory from a fifth of the run
+to its end, in MiB.
 """
 
-import argparse
 import asyncio
 import json
 import os
@@ -25,9 +24,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = str(ROOT)  # for Ray's workers
 
-from benchmarks.alternating import medians_of, run_variants  # noqa: E402
+from benchmarks.alternating import run_variants  # noqa: E402
+from benchmarks.rows import Ratio, benchmark_parser, emit, result_row  # noqa: E402
 
 VARIANTS = ("local-4", "local-256", "ray-8")
+RATIOS = (
+    Ratio("cpu_us_per_rollout", "local-256", "local-4"),
+    Ratio("rollouts_per_s", "ray-8", "local-4", better="higher"),
+)
 
 
 def measure(variant: str, rollouts: int, batch_size: int) -> dict[str, float]:
@@ -104,21 +108,15 @@ def _cpu_s(process: psutil.Process) -> float:
 
 def main() -> None:
     """Compare all variants, or measure one (`--variant`) for the parent process."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--rollouts", type=int, default=81_920)
     parser.add_argument("--batch-size", "--batch_size", type=int, default=4096, help="rollouts per step")
-    parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--variant", help="local-N or ray-N alone")
     arguments = parser.parse_args()
     if arguments.variant is not None:
         print(json.dumps(measure(arguments.variant, arguments.rollouts, arguments.batch_size)))
         return
-    row, results = run_variants(__file__, arguments, VARIANTS)
-    for key in ("rollouts_per_s", "cpu_us_per_rollout", "memory_growth_mib"):
-        row |= {f"{name}_{key}": round(value, 1) for name, value in medians_of(results, key).items()}
-    cost = medians_of(results, "cpu_us_per_rollout")
-    row["cost_of_256_to_4_workers"] = round(cost["local-256"] / cost["local-4"], 3)
-    print(json.dumps(row))
+    options, results = run_variants(__file__, arguments, VARIANTS)
+    emit(result_row("controller", options, results, RATIOS), is_saved=arguments.save)
 
 
 if __name__ == "__main__":
