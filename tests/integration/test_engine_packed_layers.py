@@ -44,13 +44,17 @@ CONFIGS = {
 """Models, and how many of three loads take vLLM's own way."""
 
 
+def save(config: Any, path: Path) -> Any:
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    return read_model(str(path))
+
+
 @pytest.mark.parametrize(("config", "expected_reloads"), CONFIGS.values(), ids=CONFIGS)
 def test_weights_reach_engines_of_other_architectures_exactly(
     config: Any, expected_reloads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
-    model, reloads = read_model(str(tmp_path)), list[object]()
+    model, reloads = save(config, tmp_path), list[object]()
     begin = weight_transfer.initialize_layerwise_reload
 
     def counted(model: Any) -> None:
@@ -67,9 +71,7 @@ def test_weights_reach_engines_of_other_architectures_exactly(
 
 
 def test_weights_of_another_dtype_are_cast(tmp_path: Path) -> None:
-    torch.manual_seed(0)
-    AutoModelForCausalLM.from_config(CONFIGS["llama"][0]).save_pretrained(tmp_path)
-    model = read_model(str(tmp_path))
+    model = save(CONFIGS["llama"][0], tmp_path)
     with opened(replace(settings(str(tmp_path)), dtype="bfloat16")) as engine:
         perturb(model)
         assert run(engine.load_weights(*in_hand(publish(model, 1)))).golden_difference < 0.1
