@@ -65,7 +65,7 @@ class Failures:
 
     def died(self, worker: Worker, num_together: int) -> "Failures":
         """With one more attempt during which the worker died; `num_together` were lost in the same call."""
-        was_alone = num_together == worker.num_uses_at_death == 1
+        was_alone = num_together == worker.uses_at_death.total() == 1
         return replace(
             self,
             num_lost=self.num_lost + 1,

@@ -5,8 +5,10 @@ One engine at a time is reserved for them: it is given nothing else, and takes t
 
 from collections.abc import Callable, Sequence
 
-from cluster.pool import Pool
 from cluster.workers import Worker
+
+GENERATING = "generate"
+"""The stage of a worker's use that a stream of rollouts is."""
 
 ISOLATED_AFTER = 2
 """Deaths of engines after which a slot runs alone: with one, too many are merely unlucky."""
@@ -15,9 +17,8 @@ ISOLATED_AFTER = 2
 class Isolation:
     """Chooses the engine on which suspicious slots run alone, while there are any."""
 
-    def __init__(self, pool: Pool, num_deaths: Callable[[int], int]) -> None:
+    def __init__(self, num_deaths: Callable[[int], int]) -> None:
         """`num_deaths(slot)`: engines that died while they worked on it."""
-        self._pool = pool
         self._num_deaths = num_deaths
         self.worker: Worker | None = None
         """The reserved engine; no other slot may start on it."""
@@ -35,5 +36,6 @@ class Isolation:
             self.worker = min(eligible, key=lambda worker: worker.num_slots, default=None)
 
     def take(self) -> Worker | None:
-        """The reserved engine if nothing runs on it."""
-        return self.worker if self.worker is not None and self.worker.num_slots == 0 else None
+        """The reserved engine if nothing is generated on it, and no stream waits for its end."""
+        worker = self.worker
+        return worker if worker is not None and worker.num_slots == worker.uses[GENERATING] == 0 else None

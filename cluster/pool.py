@@ -131,14 +131,14 @@ class Pool:
     def use(self, worker: Worker, stage: str = "other") -> Iterator[None]:
         """Count the worker as busy meanwhile: a draining one is not shut down before its limit.
 
-        `stage` is what the run's timeline calls it.
+        `stage` is what the run's timeline calls it, and the event of the worker's death.
         """
-        worker.num_uses += 1
+        worker.uses[stage] += 1
         try:
             with self.timeline.lasting(stage, worker.name):
                 yield
         finally:
-            worker.num_uses -= 1
+            worker.uses[stage] -= 1
             if not worker.is_healthy:  # someone may wait for the end of what it has in flight
                 self.signal.changed()
 
@@ -249,10 +249,11 @@ class Pool:
         if worker.is_gone:
             return
         was_draining = not worker.is_wanted
-        worker.num_uses_at_death = worker.num_uses
+        worker.uses_at_death = +worker.uses
         worker.become(WorkerState.DEAD)
         self._free(worker)
-        self._events.add(event, worker=worker.name, node=worker.node, pid=worker.pid, reason=reason)
+        known = {"node": worker.node, "pid": worker.pid, "doing": dict(worker.uses_at_death)}
+        self._events.add(event, worker=worker.name, **known, reason=reason)
         if was_draining:
             worker.become(WorkerState.RETIRED)
         elif not self.is_supervised and not self.demand.is_one_group:

@@ -18,7 +18,7 @@ from cluster.config import RunConfig
 from cluster.events import Events, reason_of
 from cluster.failures import NO_FAILURES, Failures, Refusal
 from cluster.faults import is_infrastructure, is_lost
-from cluster.isolation import Isolation
+from cluster.isolation import GENERATING, Isolation
 from cluster.lanes import Rollout
 from cluster.metering import Meter, WaitMeter
 from cluster.pool import Pool
@@ -77,7 +77,7 @@ class RolloutStage:
         self._events = events
         self._waste = waste or Waste()
         self._failures: dict[int, Failures] = {}  # of slots that failed and are not scored yet
-        self._isolation = Isolation(pool, lambda slot: self._failures.get(slot, NO_FAILURES).num_deaths)
+        self._isolation = Isolation(lambda slot: self._failures.get(slot, NO_FAILURES).num_deaths)
         self._given_up_in_a_row = 0
         self._meter = Meter()
         self.finished = Meter()  # slots
@@ -165,7 +165,7 @@ class RolloutStage:
         """Read one generation stream to its end; what it did not deliver is started again."""
         missing = set(slots)
         try:
-            with self._pool.use(worker, "generate"):
+            with self._pool.use(worker, GENERATING):
                 try:
                     await self._read(worker, missing)
                 except (RayError, TimeoutError) as error:

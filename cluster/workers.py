@@ -4,6 +4,7 @@
 its actor is replaced; one that is added has a new name.
 """
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,8 +31,8 @@ class Worker:
     num_slots: int = 0  # being generated
     num_calls: int = 0  # scoring calls
     outstanding_tokens: int = 0  # in scoring calls
-    num_uses: int = 0  # streams, calls and loads that wait for an answer
-    num_uses_at_death: int = 0
+    uses: Counter[str] = field(default_factory=Counter)  # what waits for an answer, by stage
+    uses_at_death: Counter[str] = field(default_factory=Counter)
     pid: int = 0  # of the actor's process; 0 until it has started
     num_lives: int = 0  # actors so far
     golden_difference: float | None = None  # to the learner's log-probs, of its newest verified weights
@@ -86,6 +87,11 @@ class Worker:
     def is_retired(self) -> bool:
         """True once it was retired: what it still held is no failure of its own."""
         return self.state is WorkerState.RETIRED
+
+    @property
+    def num_uses(self) -> int:
+        """Streams, calls and loads that wait for an answer."""
+        return self.uses.total()
 
     @property
     def is_idle(self) -> bool:

@@ -153,13 +153,16 @@ def test_a_prompt_that_kills_engines_is_set_aside_and_no_other_is(tmp_path: Path
         assert sorted(run.trained_slots()) == ALL_SLOTS
         [given_up] = run.events("prompt_given_up")
         assert (given_up["slot"], given_up["prompt_id"], given_up["reason"]) == (13, "p13", "poison")
-        assert 2 <= len(run.events("worker_died")) <= 4
+        deaths = [event["doing"] for event in run.events("worker_died")]
+        clear = [doing for doing in deaths if set(doing) <= {"generate", "score"}]
+        assert 2 <= len(clear) <= 4, f"others died beside a load of weights, which is no proof: {deaths}"
 
     behaviour: dict[str, Any] = {"fastest_s": 0.01, "slowest_s": 0.1, stage: frozenset({13})}
     poisoned = EngineBehaviour(**behaviour)
     engines = (poisoned, poisoned) if stage == "kills" else (ENGINE,)
     teachers = (poisoned, poisoned) if stage == "kills_scoring" else (EngineBehaviour(),)
-    run_with(tmp_path, scenario, engines=engines, teachers=teachers)
+    limits = {"cluster": {"step_timeout_s": 60.0}}  # four restarts in a row on a busy machine
+    run_with(tmp_path, scenario, engines=engines, teachers=teachers, settings=limits)
 
 
 def test_a_teacher_that_does_not_give_the_known_answer_is_not_admitted(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ LIMITS = {"max_refused": 3, "max_lost": 5}
 
 def dead_worker(num_uses: int) -> Worker:
     worker = Worker("rollout-0")
-    worker.num_uses_at_death = num_uses
+    worker.uses_at_death["generate"] = num_uses
     return worker
 
 
