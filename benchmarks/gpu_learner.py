@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.gpu_peaks import Peaks, peaks_of, seconds_of
 from benchmarks.gpu_update import SIZES, Update, timed
-from benchmarks.rows import Ratio, benchmark_parser, emit, result_row, spread
+from benchmarks.rows import Ratio, Results, benchmark_parser, emit, result_row, spread
 
 VARIANTS = ("power", "power_naive", "full", "full_naive")
 STUDENT_PASSES, TEACHER_PASSES = 3, 1
@@ -58,6 +58,19 @@ def update_flops(update: Update) -> float:
     return len(update.ids_BN) * (STUDENT_PASSES * student + TEACHER_PASSES * teacher)
 
 
+def update_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options of an update: models, device and shape, besides those of every benchmark."""
+    parser = benchmark_parser(description)
+    parser.add_argument("--size", choices=list(SIZES), default="qwen3")
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--response-tokens", type=int, default=1024)
+    parser.add_argument("--head-chunk-tokens", type=_chunk, default="auto", help="positions, or auto")
+    parser.add_argument("--activation-checkpointing", action="store_true")
+    return parser
+
+
 def measure_updates(
     update: Update, names: list[str], arguments: argparse.Namespace, peaks: Peaks
 ) -> dict[str, Any]:
@@ -76,6 +89,13 @@ def measure_updates(
                 }
                 results[name].append(measured | ({"peak_gib": peak_gib} if peak_gib else {}))
     return results
+
+
+def ratios_of(results: Results) -> list[Ratio]:
+    """Seconds, and memory where it was measured, of the pairs whose two sides are among the variants."""
+    keys = [key for key in ("seconds", "peak_gib") if all(key in runs[0] for runs in results.values())]
+    pairs = [("power", "power_naive"), ("power", "full_naive"), ("full", "full_naive")]
+    return [Ratio(key, *pair) for pair in pairs if {*pair} <= {*results} for key in keys]
 
 
 def measure_optimizer(update: Update, arguments: argparse.Namespace, peaks: Peaks) -> dict[str, Any]:
@@ -127,26 +147,15 @@ def _memory_bound(
 
 def main(argv: list[str] | None = None) -> None:
     """Parse, measure, print one JSON row."""
-    parser = benchmark_parser(__doc__)
-    parser.add_argument("--size", choices=list(SIZES), default="qwen3")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--batch-size", type=int, default=8)
-    parser.add_argument("--prompt-tokens", type=int, default=128)
-    parser.add_argument("--response-tokens", type=int, default=1024)
-    parser.add_argument("--head-chunk-tokens", type=_chunk, default="auto", help="positions, or auto")
-    parser.add_argument("--activation-checkpointing", action="store_true")
-    arguments = parser.parse_args(argv)
+    arguments = update_parser(__doc__).parse_args(argv)
     names: list[str] = [arguments.variant] if arguments.variant else [*VARIANTS]
     update, peaks = Update(arguments), peaks_of(torch.device(arguments.device), torch.bfloat16)
     results = measure_updates(update, names, arguments, peaks)
-    keys = [key for key in ("seconds", "peak_gib") if key in results[names[0]][0]]
-    pairs = [("power", "power_naive"), ("power", "full_naive"), ("full", "full_naive")]
-    ratios = [Ratio(key, *pair) for pair in pairs if set(pair) <= set(names) for key in keys]
     row = result_row(
         "gpu_learner",
         vars(arguments),
         results,
-        ratios,
+        ratios_of(results),
         peaks={"tflops": peaks.flops / 1e12, "gb_per_s": peaks.bandwidth / 1e9, "source": peaks.source},
         update_tflop=update_flops(update) / 1e12,
         optimizer=measure_optimizer(update, arguments, peaks),

@@ -1,13 +1,13 @@
 """What a weight update costs: publish, fetch, check, pause, load, verify, and the longest gap between two tokens.
 
-    .venv/bin/python benchmarks/weight_update.py --updates 5               # one engine
+    .venv/bin/python benchmarks/weight_update.py --runs 5                  # one engine
     .venv/bin/python benchmarks/weight_update.py --engines 2 --file        # two share a file: they fetch once
     .venv/bin/python benchmarks/weight_update.py --delta --changed 0.05    # differences only
 
 The real path: local Ray, a rank-like actor that yields buckets (`weight_update_workers.Publisher`), the pool, the
 learner group and the weight store of a run, and rollout workers with the real engine, which go on generating. The
-model is random: the shape of SmolLM2-135M, 134.5 M parameters in bfloat16. Prints one JSON row: medians over
-updates of each part in seconds, the slower engine of an update counting, with the machine's load average before.
+model is random: the shape of SmolLM2-135M, 134.5 M parameters in bfloat16. A run is one update. Prints one JSON row:
+each part in seconds, the slower engine of an update counting.
 
     update_s     from the call of publish until the last engine has verified the version
     stopped_s    pause + load + verify: the engine makes no token. The step that verifies also computes the cache
@@ -17,7 +17,6 @@ updates of each part in seconds, the slower engine of an update counting, with t
 
 import argparse
 import asyncio
-import json
 import os
 import sys
 import tempfile
@@ -25,9 +24,7 @@ import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,6 +38,7 @@ prepare_environment()
 from actors.engine import EngineSettings, Sampling  # noqa: E402
 from actors.prompts import Prompt, PromptSource  # noqa: E402
 from actors.vllm import open_engine  # noqa: E402
+from benchmarks.rows import Ratio, benchmark_parser, emit, result_row  # noqa: E402
 from benchmarks.weight_update_workers import SIZES, Publisher, TimedWorker, save_model  # noqa: E402
 from cluster.config import ClusterConfig, EngineConfig  # noqa: E402
 from cluster.events import Events  # noqa: E402
@@ -54,6 +52,10 @@ from cluster.weight_store import LOAD_PARTS, WeightStore  # noqa: E402
 
 PROMPT_TOKENS, RESPONSE_TOKENS = 16, 64
 PARTS = ("publish_s", *LOAD_PARTS, "stopped_s")
+RATIOS = (
+    Ratio("gap_s", "update", "update", denominator_key="load_s"),
+    Ratio("stopped_s", "update", "update", denominator_key="load_s"),
+)
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,6 @@ async def update(here: Scene, version: int, *, settle_s: float) -> dict[str, flo
         "golden_s": await here.publisher.golden_s.remote(),
         "update_s": update_s,
         "gap_s": max(gap_of.values()),
-        "gap_to_load_ratio": max(gap_of[row["worker"]] / row["load_s"] for row in loads),
         "num_fetches": sum(row["bytes_fetched"] > 0 for row in loads),
         "bytes": published["bytes"],
         "bytes_fetched": sum(row["bytes_fetched"] for row in loads),
@@ -150,19 +151,18 @@ async def update(here: Scene, version: int, *, settle_s: float) -> dict[str, flo
 
 
 async def measure(options: argparse.Namespace) -> list[dict[str, float]]:
-    """Run all updates one after the other."""
+    """Make all updates one after the other; returns those that count."""
     with tempfile.TemporaryDirectory(prefix="weight-update-") as folder:
         async with scene(options, Path(folder)) as here:
-            return [
-                await update(here, version, settle_s=options.settle_s) for version in range(1, options.updates + 1)
-            ]
+            versions = range(1, 1 + options.warmup + options.runs)
+            updates = [await update(here, version, settle_s=options.settle_s) for version in versions]
+            return updates[options.warmup :]
 
 
 def main() -> None:
     """Measure and print one row."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = benchmark_parser(__doc__)
     parser.add_argument("--size", choices=SIZES, default="135m")
-    parser.add_argument("--updates", type=int, default=5)
     parser.add_argument("--engines", type=int, default=1)
     parser.add_argument("--sequences", type=int, default=16, help="responses in flight on one engine")
     parser.add_argument("--changed", type=float, default=0.05, help="share of weights that a version changes")
@@ -170,20 +170,9 @@ def main() -> None:
     parser.add_argument("--file", action="store_true", help="engines of the node share a file, as with --delta")
     parser.add_argument("--settle-s", type=float, default=2.0, help="generation before and after an update")
     options = parser.parse_args()
-    load_average = os.getloadavg()[0]
     with connected(ClusterConfig(num_cpus=4, object_store_gib=1.5), lambda nodes, is_local: None):
         updates = asyncio.run(measure(options))
-    row = {
-        "benchmark": "weight_update",
-        "date": datetime.now(UTC).date().isoformat(),
-        "cores": os.cpu_count(),
-        "load_average": round(load_average, 2),
-        **vars(options),
-        **{name: round(median(each[name] for each in updates), 4) for name in updates[0]},
-        "longest_gap_s": round(max(each["gap_s"] for each in updates), 4),
-        "most_fetches": max(each["num_fetches"] for each in updates),
-    }
-    print(json.dumps(row))
+    emit(result_row("weight_update", vars(options), {"update": updates}, RATIOS), is_saved=options.save)
 
 
 if __name__ == "__main__":

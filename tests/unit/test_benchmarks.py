@@ -40,7 +40,9 @@ def run_without_distributed_libraries(script: str) -> dict[str, Any]:
 
 
 def test_the_gpu_script_compares_both_updates_and_loads_no_distributed_library() -> None:
-    assert run_without_distributed_libraries("benchmarks/gpu_table4.py")["seconds_ratio"] > 0
+    row = run_without_distributed_libraries("benchmarks/gpu_table4.py")
+    assert set(row["variants"]) == {"power", "full_naive"}
+    assert row["ratios"]["seconds: power / full_naive"]["median"] > 0
 
 
 def test_the_gpu_learner_reports_shares_of_a_measured_peak_and_loads_no_distributed_library() -> None:
