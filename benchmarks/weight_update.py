@@ -6,8 +6,8 @@
 
 The real path: local Ray, a rank-like actor that yields buckets (`weight_update_workers.Publisher`), the pool, the
 learner group and the weight store of a run, and rollout workers with the real engine, which go on generating. The
-model is random: the shape of SmolLM2-135M, 134.5 M parameters in bfloat16. A run is one update. Prints one JSON row:
-each part in seconds, the slower engine of an update counting.
+model is random: the shape of SmolLM2-135M, 134.5 M parameters in bfloat16. A run is one update. Prints one JSON
+row: each part in seconds, the slower engine of an update counting.
 
     update_s     from the call of publish until the last engine has verified the version
     stopped_s    pause + load + verify: the engine makes no token. The step that verifies also computes the cache
