@@ -98,7 +98,7 @@ docs: install  ## build the documentation into site/: open site/index.html, no s
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 reference: install  ## write the pages of docs/reference anew, from the code
-	$(BIN)/python -m documentation.write_reference
+	$(BIN)/python -m docs.generate.write_reference
 
 lint: install  ## ruff: mistakes, style and layout of the code
 	$(BIN)/ruff check --quiet

@@ -35,9 +35,13 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.checkpoint_store import check_checkpoints
-from cluster.checkpoints import DamagedCheckpointError
-from cluster.command_line import (
+from cluster.connection import is_local
+from cluster.orphans import check_has_ended, end_left_over
+from cluster.placement import plan
+from commands.compare.plan import CompareConfig, PlannedRun, describe, plan_runs
+from commands.draining import drain_on_signals
+from commands.dry_run import dry_run, ray_cluster
+from commands.parser import (
     BAD_INPUT,
     COMMANDS_ON_FOLDERS,
     DRAINED,
@@ -47,23 +51,9 @@ from cluster.command_line import (
     build_parser,
     one_line,
 )
-from cluster.comparison import CompareConfig, PlannedRun, describe, plan_runs
-from cluster.config import RunConfig
-from cluster.connection import is_local
-from cluster.dashboards.wandb_writer import check_wandb
-from cluster.draining import drain_on_signals
-from cluster.dry_run import dry_run, ray_cluster
-from cluster.model_card import write_model_card
-from cluster.orphans import check_has_ended, end_left_over
-from cluster.own_version import own_version
-from cluster.placement import plan
-from cluster.preflight.checks import Checks, RefusedError
-from cluster.preflight.resources import check_disk
-from cluster.run_folder import RunFolder
-from cluster.settings import load_config, load_settings
-from cluster.start_times import StartTimes
-from learner.served import check_objective
-from wiring import (
+from commands.preflight.resources import check_disk
+from commands.start_times import StartTimes
+from commands.wiring import (
     build_evaluation,
     build_pools,
     check_engines,
@@ -73,8 +63,30 @@ from wiring import (
     read_stops,
     start_pipeline,
 )
+from learner.served import check_objective
+from records.checkpoint_store import check_checkpoints
+from records.checkpoints import DamagedCheckpointError
+from records.own_version import own_version
+from records.run_folder import RunFolder
+from reporting.live.wandb import check_wandb
+from reporting.model_card import write_model_card
+from settings.checks import Checks, RefusedError
+from settings.load import load_config, load_settings
+from settings.run import RunConfig
 
 logger = logging.getLogger("launch")
+LOGGERS = (
+    "launch",
+    "actors",
+    "cluster",
+    "commands",
+    "controller",
+    "evaluation",
+    "inputs",
+    "records",
+    "reporting",
+    "transport",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -90,20 +102,20 @@ def run_command(argv: Sequence[str] | None) -> int:
     """The exit code of a command that could start; ValueError, or OSError of a file, for bad input."""
     arguments, overrides = build_parser(__doc__).parse_known_args(argv)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
-    for name in ("launch", "cluster", "actors"):
+    for name in LOGGERS:
         logging.getLogger(name).setLevel(arguments.log_level.upper())
     if arguments.command in REMOTE_COMMANDS | COMMANDS_ON_FOLDERS:
         return run_without_settings(arguments, overrides)
     if arguments.command == "compare":
         return compare_command(load_settings(CompareConfig, arguments.config, overrides), arguments)
     if arguments.command == "plan":
-        from cluster.simulation.command import plan_command
+        from commands.plan.command import plan_command
 
         return plan_command(arguments, overrides, load_checked)
     if arguments.command == "eval":
         return evaluate_command(arguments, overrides)
     if arguments.command == "submit":
-        from cluster.submission.command import submit_command
+        from commands.submit.command import submit_command
 
         root = Path(__file__).resolve().parent
         return submit_command(arguments, overrides, load_checked, root=root, here=os.environ)
@@ -111,7 +123,7 @@ def run_command(argv: Sequence[str] | None) -> int:
     if arguments.command == "preflight":
         return preflight_command(config, arguments)
     if arguments.retries and not arguments.dry_run:
-        from cluster.supervised import supervise
+        from commands.retries import supervise
 
         return supervise(RunFolder.named(config), arguments, overrides, Path(__file__).resolve())
     return train_command(config, arguments)
@@ -125,16 +137,16 @@ def load_checked(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
 def run_without_settings(arguments: argparse.Namespace, options: list[str]) -> int:
     """Run a command that takes no settings: on a run that goes on, or on the folder of one."""
     if arguments.command == "chaos":
-        from cluster.chaos.command import chaos_command
+        from commands.chaos.command import chaos_command
 
         return chaos_command(arguments, options)
     if arguments.command == "export":
         return export_command(arguments, options)
     if arguments.command == "report":
-        from cluster.report.command import report_command
+        from commands.report import report_command
 
         return report_command(arguments, options)
-    from cluster.commands_remote import run_remote_command
+    from commands.remote import run_remote_command
 
     return run_remote_command(arguments, options)
 
@@ -151,7 +163,7 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     check_has_ended(folder)
     check_wandb(config.logging)
     if config.export.push_to is not None:
-        from cluster.hub import check_push
+        from commands.export import check_push
 
         check_push(config.export.push_to, "export.push_to")
     inputs, demands = check_inputs(config, checks), check_placement(config, checks)
@@ -166,9 +178,9 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
         check_machines(config, inputs, demands, checks)
     times.end("inputs")
     with ray_cluster(config, demands):
-        from cluster.controller import check_name_is_free
-        from cluster.data_record import record_data
-        from cluster.events import Events
+        from controller.remote_control import check_name_is_free
+        from records.data_record import record_data
+        from records.events import Events
 
         if not local:
             check_machines(config, inputs, demands, checks)
@@ -186,12 +198,12 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
 
 async def train(config: RunConfig, inputs: Any, folder: RunFolder, checks: Checks, *, resume: bool) -> int:
     """Start the workers, run the pipeline, close everything; returns the exit code."""
-    from cluster.controller import controlled
-    from cluster.dashboards.boards import Dashboards
-    from cluster.events import Events
-    from cluster.preflight.record import PreflightRecord
-    from cluster.summary import accuracy_table, summarise
-    from cluster.timeline import Timeline
+    from commands.preflight.record import PreflightRecord
+    from controller.remote_control import controlled
+    from records.events import Events
+    from records.timeline import Timeline
+    from reporting.live.boards import Dashboards
+    from reporting.summary import accuracy_table, summarise
 
     started = time.monotonic()
     events = Events(folder.events, folder.owner)
@@ -234,7 +246,7 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, checks: Check
             return DRAINED
         write_model_card(folder, config, folder.export, step=summary["steps"], name=config.export.push_to)
         if config.export.push_to is not None:
-            from cluster.hub import push_export
+            from commands.export import push_export
 
             await push_export(folder.export, config.export, events)
         if (accuracy := accuracy_table(summary)).rows:
@@ -251,7 +263,7 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, checks: Check
 def draw_report(folder: RunFolder) -> None:
     """Write the run's report, if its folder is still this process's; a failure is only logged."""
     try:
-        from cluster.report.command import write_report
+        from commands.report import write_report
 
         if folder.owner.is_held:
             write_report([folder], folder.report)
@@ -264,7 +276,7 @@ def draw_report(folder: RunFolder) -> None:
 
 def preflight_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     """Make every check of a run, also with its engines, and show what was found."""
-    from cluster.preflight.command import preflight
+    from commands.preflight.command import preflight
 
     checks = Checks(force=arguments.force, collects=True)
     return preflight(
@@ -284,8 +296,8 @@ def preflight_command(config: RunConfig, arguments: argparse.Namespace) -> int:
 
 def evaluate_command(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Evaluate one model folder with rollout workers, or go on with what was interrupted."""
-    from actors.inputs import read_inputs
-    from cluster.evaluate_command import prepare
+    from commands.evaluate import prepare
+    from inputs.inputs import read_inputs
 
     checks = Checks(force=arguments.force)
     planned = prepare(
@@ -302,8 +314,8 @@ def evaluate_command(arguments: argparse.Namespace, overrides: Sequence[str]) ->
 
 async def evaluate(planned: Any) -> int:
     """Start rollout workers on the model as it is, and evaluate."""
-    from cluster.evaluate_command import run_evaluation
-    from cluster.events import Events
+    from commands.evaluate import run_evaluation
+    from records.events import Events
 
     config, inputs = planned.config, planned.inputs
     pool = build_pools(config, inputs, Events(), roles=["rollout"])["rollout"]
@@ -322,8 +334,8 @@ async def evaluate(planned: Any) -> int:
 
 def export_command(arguments: argparse.Namespace, options: Sequence[str]) -> int:
     """Write the student of a checkpoint as a Hugging Face folder. ValueError means that nothing was written."""
-    from cluster.export_request import read_request
-    from cluster.hub import PushError, push
+    from commands.export import PushError, push
+    from commands.export_request import read_request
 
     if options:
         raise ValueError(f"unexpected argument {options[0]!r}; see launch.py export --help")
@@ -360,8 +372,8 @@ def compare_command(config: CompareConfig, arguments: argparse.Namespace) -> int
         for run in runs:
             print(f"# {run.config.run_name} ({describe(run)})\n{shlex.join(command_of(run))}")
         return FINISHED
-    from cluster.comparison_results import write_results
-    from cluster.comparison_runs import run_all
+    from commands.compare.comparison_results import write_results
+    from commands.compare.runs import run_all
     from rewards.sampled import sampled_reward
 
     def reward_of(run: PlannedRun, teacher_p: Any, student_p: Any) -> Any:

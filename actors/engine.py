@@ -9,10 +9,10 @@ from typing import Protocol
 
 import numpy as np
 
-from cluster.config import EngineConfig
-from cluster.teacher_signal import SAMPLED, TeacherSignal
-from cluster.transports import WeightSource
-from cluster.weights import WeightManifest
+from settings.run import EngineConfig
+from transport.teacher_signal import SAMPLED, TeacherSignal
+from transport.weight_sources import WeightSource
+from transport.weights import WeightManifest
 
 
 @dataclass(frozen=True)

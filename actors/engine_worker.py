@@ -8,10 +8,10 @@ import numpy as np
 import pyarrow as pa
 
 from actors.engine import Engine, EngineSettings, TokenScores
-from cluster.columns import Ragged, read_lists
-from cluster.notes import Pulse, ScoreNote
-from cluster.parcels import repacked
-from cluster.stop_tokens import StopLabels, StopMode, StopTokens, stop_labels
+from transport.columns import Ragged, read_lists
+from transport.notes import Pulse, ScoreNote
+from transport.parcels import repacked
+from transport.stop_tokens import StopLabels, StopMode, StopTokens, stop_labels
 
 
 class EngineWorker:

@@ -21,13 +21,13 @@ import pyarrow as pa
 from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
 from actors.engine_worker import EngineWorker
 from actors.weight_receiver import WeightReceiver
-from cluster.batches import ROLLOUT_SCHEMA, check_prompts, check_rollouts
-from cluster.broadcast_group import Meeting
-from cluster.notes import EndOfStream, Parcel, RolloutNote
-from cluster.parcels import plan_parcels
-from cluster.teacher_signal import SAMPLED
-from cluster.transports import WeightSource
-from cluster.weights import WeightManifest
+from transport.batches import ROLLOUT_SCHEMA, check_prompts, check_rollouts
+from transport.collective import Meeting
+from transport.notes import EndOfStream, Parcel, RolloutNote
+from transport.parcels import plan_parcels
+from transport.teacher_signal import SAMPLED
+from transport.weight_sources import WeightSource
+from transport.weights import WeightManifest
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from typing import BinaryIO
 import numpy as np
 
 from actors.vllm.shared_file import SharedFile, hold
-from cluster.broadcast_group import BroadcastGroup, Meeting
-from cluster.weights import WeightManifest, check_bucket
+from transport.collective import BroadcastGroup, Meeting
+from transport.weights import WeightManifest, check_bucket
 
 
 class WeightReceiver:

@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/asynchrony.py --steps 60
 
-The real controller runs with workers that only take time (`cluster/simulation/`): one rollout worker that
+The real controller runs with workers that only take time (`commands/plan/`): one rollout worker that
 decodes up to 64 sequences together, one teacher, and a learner about as fast. Prints one JSON row for each spread
 of response lengths (standard deviation of their logarithm). Its variants are max_staleness-batches_ahead: the
 simulated seconds of a step, those of the synchronous run divided by them, and the staleness.
@@ -41,12 +41,12 @@ def main() -> None:
 
 def simulated(spread: float, max_staleness: int, batches_ahead: int, steps: int) -> dict[str, float]:
     """Simulate one run; its first steps, in which nothing is ready yet, do not count."""
-    from cluster.config import RunConfig
-    from cluster.simulation.prompts import LengthsConfig
-    from cluster.simulation.rates import RatesConfig
-    from cluster.simulation.run import simulate
-    from cluster.simulation.timing import EngineRates
-    from cluster.simulation.workers import LearnerRates
+    from commands.plan.prompts import LengthsConfig
+    from commands.plan.rates import RatesConfig
+    from commands.plan.run import simulate
+    from commands.plan.timing import EngineRates
+    from commands.plan.workers import LearnerRates
+    from settings.run import RunConfig
 
     config = RunConfig.model_validate(
         {

@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/controller.py --rollouts 81920
 
-Workers have no models and hardly take time (`cluster/simulation/`); everything else is what real runs use.
+Workers have no models and hardly take time (`commands/plan/`); everything else is what real runs use.
 Variants, each in a process of its own, alternating: `local-4` and `local-256` have so many workers inside the
 process (half of them teachers), `ray-8` has 4 of each as Ray actors. Measured are rollouts per second, CPU
 microseconds (with Ray of all its processes too) per rollout, and growth of resident memory from a fifth of the run
@@ -36,8 +36,8 @@ RATIOS = (
 
 def measure(variant: str, rollouts: int, batch_size: int) -> dict[str, float]:
     """Run one variant here."""
-    from cluster.config import ClusterConfig
     from cluster.connection import connected, prepare_environment
+    from settings.run import ClusterConfig
 
     prepare_environment()
     kind, _, num_workers = variant.partition("-")
@@ -48,9 +48,9 @@ def measure(variant: str, rollouts: int, batch_size: int) -> dict[str, float]:
 
 
 async def _run(num_workers: int, rollouts: int, batch_size: int, *, with_ray: bool) -> dict[str, float]:
-    from cluster.local_pool import LocalPool
     from cluster.pool import Pool
-    from cluster.simulation.run import simulated_run
+    from commands.plan.local_pool import LocalPool
+    from commands.plan.run import simulated_run
 
     process, sizes = psutil.Process(), list[float]()
     with tempfile.TemporaryDirectory() as path:
@@ -72,11 +72,11 @@ async def _run(num_workers: int, rollouts: int, batch_size: int, *, with_ray: bo
 
 
 def _settings(num_workers: int, rollouts: int, batch_size: int) -> tuple[Any, Any]:
-    from cluster.config import RunConfig
-    from cluster.simulation.prompts import LengthsConfig
-    from cluster.simulation.run import RatesConfig
-    from cluster.simulation.timing import EngineRates
-    from cluster.simulation.workers import LearnerRates
+    from commands.plan.prompts import LengthsConfig
+    from commands.plan.run import RatesConfig
+    from commands.plan.timing import EngineRates
+    from commands.plan.workers import LearnerRates
+    from settings.run import RunConfig
 
     pool = {"num_workers": num_workers // 2, "resources": {"num_cpus": 0.01}}
     config = RunConfig.model_validate(

@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/controller_workers.py --workers 256 1024 --runs 5
 
 `benchmarks/controller.py` measures engines that end all their work at once. Here engines take the time of engines
-(`cluster/simulation/`), so that each rollout ends at a moment of its own and the controller looks at its workers
+(`commands/plan/`), so that each rollout ends at a moment of its own and the controller looks at its workers
 each time. The work of a run grows with the workers: `--per-engine` slots of a batch for each student engine.
 Regimes: `rollout`, in which slots wait for full student engines; `teacher`, in which the queue of the teachers is
 full and holds the streams up. Variants are REGIME-WORKERS, each in a process of its own, alternating. CPU time is
@@ -32,7 +32,7 @@ def measure(variant: str, per_engine: int, steps: int) -> dict[str, float]:
     from cluster.connection import prepare_environment
 
     prepare_environment()
-    from cluster.simulation.run import simulate
+    from commands.plan.run import simulate
 
     regime, _, num_workers = variant.partition("-")
     config, rates = settings(regime, int(num_workers), per_engine, steps)
@@ -53,11 +53,11 @@ def measure(variant: str, per_engine: int, steps: int) -> dict[str, float]:
 
 def settings(regime: str, num_workers: int, per_engine: int, steps: int) -> tuple[Any, Any]:
     """Half of the workers are student engines, the others teachers; the learner is never the limit."""
-    from cluster.config import RunConfig
-    from cluster.simulation.prompts import LengthsConfig
-    from cluster.simulation.rates import RatesConfig
-    from cluster.simulation.timing import EngineRates
-    from cluster.simulation.workers import LearnerRates
+    from commands.plan.prompts import LengthsConfig
+    from commands.plan.rates import RatesConfig
+    from commands.plan.timing import EngineRates
+    from commands.plan.workers import LearnerRates
+    from settings.run import RunConfig
 
     num_engines = num_workers // 2
     pool = {"num_workers": num_engines, "resources": {"num_cpus": 0.01}}

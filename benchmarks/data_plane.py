@@ -55,9 +55,9 @@ class Plane:
             ReadyEngine,
             TimedRolloutWorker,
         )
-        from cluster.config import EngineConfig
         from cluster.ray_actors import named_actor
-        from cluster.teacher_signal import TeacherSignal
+        from settings.run import EngineConfig
+        from transport.teacher_signal import TeacherSignal
 
         self.options = options
         self.signal = TeacherSignal("topk", k=options.k) if options.signal == "topk" else TeacherSignal()
@@ -83,7 +83,7 @@ class Plane:
 
     def requests(self, step: int) -> Any:
         """The generation requests of a step."""
-        from actors.prompts import Prompt, PromptSource
+        from inputs.prompts import Prompt, PromptSource
 
         num = self.options.responses
         prompts = [Prompt(f"p{i}", [2] * self.options.prompt_tokens, None, "default") for i in range(num)]
@@ -93,8 +93,8 @@ class Plane:
     async def tables(self, step: int) -> dict[str, float]:
         """One step as a run makes it; returns its seconds by part."""
         from actors.engine import Sampling
-        from cluster.parcels import plan_parcels
         from cluster.streams import finished_slots
+        from transport.parcels import plan_parcels
 
         requests, sampling = self.requests(step), Sampling(max_tokens=self.options.tokens)
         start = time.perf_counter()
@@ -191,8 +191,8 @@ async def measure(options: argparse.Namespace) -> tuple[dict[str, list[dict[str,
 
 def main() -> None:
     """Measure one size and print one row."""
-    from cluster.config import ClusterConfig
     from cluster.connection import connected, prepare_environment
+    from settings.run import ClusterConfig
 
     parser = benchmark_parser(__doc__)
     parser.add_argument("--responses", type=int, default=32, help="of a step [32]")

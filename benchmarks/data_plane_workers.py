@@ -9,10 +9,10 @@ import pyarrow as pa
 
 from actors.engine import Generation, GenerationRequest, LoadReport, Sampling, TokenScores, Vitals
 from actors.rollout_worker import RolloutWorker
-from cluster.stop_tokens import StopTokens
-from cluster.teacher_signal import TeacherSignal
-from cluster.transports import WeightSource
-from cluster.weights import WeightManifest
+from transport.stop_tokens import StopTokens
+from transport.teacher_signal import TeacherSignal
+from transport.weight_sources import WeightSource
+from transport.weights import WeightManifest
 
 STOPS = StopTokens(student_ids=(1,), teacher_ids=(1,))
 VOCAB_SIZE = 4096

@@ -30,16 +30,16 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cluster.chaos.report import check_ledger  # noqa: E402
-from cluster.config import RunConfig  # noqa: E402
-from cluster.jsonl import read_rows  # noqa: E402
-from cluster.run_folder import RunFolder  # noqa: E402
-from cluster.simulation.kills import Killer  # noqa: E402
-from cluster.simulation.prompts import LengthsConfig  # noqa: E402
-from cluster.simulation.run import RatesConfig, simulated_run  # noqa: E402
-from cluster.simulation.timing import EngineRates  # noqa: E402
-from cluster.simulation.workers import LearnerRates  # noqa: E402
-from cluster.virtual_time import run_virtually  # noqa: E402
+from commands.chaos.report import check_ledger  # noqa: E402
+from commands.plan.kills import Killer  # noqa: E402
+from commands.plan.prompts import LengthsConfig  # noqa: E402
+from commands.plan.run import RatesConfig, simulated_run  # noqa: E402
+from commands.plan.timing import EngineRates  # noqa: E402
+from commands.plan.virtual_time import run_virtually  # noqa: E402
+from commands.plan.workers import LearnerRates  # noqa: E402
+from records.files import read_rows  # noqa: E402
+from records.run_folder import RunFolder  # noqa: E402
+from settings.run import RunConfig  # noqa: E402
 
 MAX_STALENESS = 8
 KINDS = {"rollout": 12, "teacher": 12, "learner": 1}

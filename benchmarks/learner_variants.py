@@ -15,14 +15,14 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from cluster.batches import SCORED_SCHEMA
-from cluster.config import RunConfig
-from cluster.stop_tokens import StopTokens
 from learner.collate import PackedBatch
 from learner.deepspeed_backend import StepOutcome, load_student
 from learner.rank import LearnerRank
 from learner.ranks import Ranks
 from rewards import TOKEN_REWARDS
+from settings.run import RunConfig
+from transport.batches import SCORED_SCHEMA
+from transport.stop_tokens import StopTokens
 
 ALPHA, CLIP, LEARNING_RATE = 5.0, 1.0, 1e-6
 GOLDEN_TOKEN_IDS = [5, 17, 3, 40]

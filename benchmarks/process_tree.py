@@ -15,7 +15,7 @@ from statistics import mean
 import psutil
 
 from benchmarks.peak_memory import peak_mib
-from cluster.jsonl import read_rows
+from records.files import read_rows
 
 ROOT = Path(__file__).resolve().parents[1]
 

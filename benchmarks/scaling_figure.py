@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks.rows import RESULTS_PATH  # noqa: E402
 from benchmarks.scaling_model import Limits  # noqa: E402
-from cluster.jsonl import read_rows  # noqa: E402
+from records.files import read_rows  # noqa: E402
 
 PATH = ROOT / "docs" / "assets" / "scaling.png"
 STYLES = {"object_store": ("-", "o"), "tree": ("--", "s"), "nccl": (":", "^")}

@@ -29,7 +29,7 @@ from benchmarks.scaling_model import (  # noqa: E402
     reduction_s,
     weight_sync,
 )
-from cluster.jsonl import read_rows  # noqa: E402
+from records.files import read_rows  # noqa: E402
 
 PAIRS = {
     "0.6B from 4B": "configs/plan_h200_0.6b_from_4b.yaml",
@@ -74,10 +74,10 @@ def point(pair: str, num_devices: int, transport: str, network: Network, limits:
 def planned(path: str) -> tuple[Any, Any, Any]:
     """Run configuration, rates and plan of a file, as `launch.py plan` has them,."""
     import launch
-    from cluster.comparison import options_of
-    from cluster.settings import load_settings
-    from cluster.simulation.plan_config import PlanConfig
-    from cluster.simulation.planned_rates import planned_rates
+    from commands.compare.plan import options_of
+    from commands.plan.plan_config import PlanConfig
+    from commands.plan.planned_rates import planned_rates
+    from settings.load import load_settings
 
     plan = load_settings(PlanConfig, str(ROOT / path), [])
     config = launch.load_checked(str(ROOT / plan.base), options_of(plan.overrides))
@@ -86,7 +86,7 @@ def planned(path: str) -> tuple[Any, Any, Any]:
 
 def speeds_of(config: Any, rates: Any, plan: Any) -> Speeds:
     """The rates as the model takes them; the optimizer's part of a step, which the ranks share, is left out."""
-    from cluster.simulation.models import size_of
+    from inputs.models import size_of
 
     student = size_of(plan.models.student, config.student.model_path, field="models.student")
     engine = rates.rollout
@@ -118,9 +118,9 @@ def simulate_cell(
     fixed_s: float,
 ) -> dict[str, Any]:
     """Run the controller on one of so many equal parts of the cluster; throughputs are those of all parts."""
-    from cluster.simulation.plan_config import SimulationConfig
-    from cluster.simulation.prediction import predict, with_workers
-    from cluster.simulation.rates import override
+    from commands.plan.plan_config import SimulationConfig
+    from commands.plan.prediction import predict, with_workers
+    from commands.plan.rates import override
 
     parts = max(1, num_devices // CELLS)
     counts = {"rollout": chosen.rollout, "teacher": chosen.teacher, "learner": chosen.learner}

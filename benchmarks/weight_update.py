@@ -36,19 +36,19 @@ from cluster.connection import connected, prepare_environment  # noqa: E402
 prepare_environment()
 
 from actors.engine import EngineSettings, Sampling  # noqa: E402
-from actors.prompts import Prompt, PromptSource  # noqa: E402
 from actors.vllm import open_engine  # noqa: E402
 from benchmarks.rows import Ratio, benchmark_parser, emit, result_row  # noqa: E402
 from benchmarks.weight_update_workers import SIZES, Publisher, TimedWorker, save_model  # noqa: E402
-from cluster.config import ClusterConfig, EngineConfig  # noqa: E402
-from cluster.events import Events  # noqa: E402
-from cluster.jsonl import read_rows  # noqa: E402
-from cluster.learner_group import LearnerGroup  # noqa: E402
 from cluster.placement import Demand  # noqa: E402
 from cluster.pool import Pool  # noqa: E402
 from cluster.ray_actors import WorkerSpec  # noqa: E402
 from cluster.waiting import Signal  # noqa: E402
-from cluster.weight_store import LOAD_PARTS, WeightStore  # noqa: E402
+from controller.learner_group import LearnerGroup  # noqa: E402
+from controller.weight_store import LOAD_PARTS, WeightStore  # noqa: E402
+from inputs.prompts import Prompt, PromptSource  # noqa: E402
+from records.events import Events  # noqa: E402
+from records.files import read_rows  # noqa: E402
+from settings.run import ClusterConfig, EngineConfig  # noqa: E402
 
 PROMPT_TOKENS, RESPONSE_TOKENS = 16, 64
 PARTS = ("publish_s", *LOAD_PARTS, "stopped_s")

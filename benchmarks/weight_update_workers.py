@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from actors.rollout_worker import RolloutWorker
-from cluster.notes import Pulse
-from cluster.weights import WeightManifest
+from transport.notes import Pulse
+from transport.weights import WeightManifest
 
 GOLDEN_TOKEN_IDS = [5, 17, 3, 40, 9, 22, 61, 8, 30, 31, 32, 33, 34, 35, 36, 37]
 SIZES: dict[str, dict[str, Any]] = {

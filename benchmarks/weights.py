@@ -32,8 +32,8 @@ os.environ["PYTHONPATH"] = str(ROOT)
 from benchmarks.rows import Ratio, benchmark_parser, emit, result_row  # noqa: E402
 from benchmarks.weight_update import scene, update  # noqa: E402
 from benchmarks.weight_update_workers import SIZES  # noqa: E402
-from cluster.config import ClusterConfig  # noqa: E402
 from cluster.connection import connected  # noqa: E402
+from settings.run import ClusterConfig  # noqa: E402
 
 PARTS = ("publish_s", "fetch_s", "check_s", "pause_s", "load_s")
 COPIES, FIXED_S = 2, 0.2

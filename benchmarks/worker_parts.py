@@ -14,16 +14,16 @@ import numpy as np
 import pyarrow as pa
 
 from actors.engine import EngineSettings, Generation, Sampling
-from actors.prompts import Prompt, PromptSource
 from actors.rollout_worker import Finished, RolloutWorker, rollout_table
 from actors.teacher_worker import TeacherWorker
 from actors.vllm import open_engine
 from benchmarks.raw_parts import SEED, timed, token_ids
 from benchmarks.workload import Workload
-from cluster.engine_config import EngineConfig
-from cluster.parcels import plan_parcels
-from cluster.stop_tokens import StopTokens
-from cluster.teacher_signal import SAMPLED, TeacherSignal
+from inputs.prompts import Prompt, PromptSource
+from settings.engine import EngineConfig
+from transport.parcels import plan_parcels
+from transport.stop_tokens import StopTokens
+from transport.teacher_signal import SAMPLED, TeacherSignal
 
 STOPS = StopTokens((1,), (1,), {"teacher": (1,)})
 

@@ -6,8 +6,8 @@ from typing import Protocol
 import ray
 from ray.autoscaler.sdk import request_resources
 
-from cluster.config import ClusterConfig
 from cluster.placement import Bundle
+from settings.run import ClusterConfig
 
 
 def grows(config: ClusterConfig) -> bool:

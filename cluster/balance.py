@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cluster.balance_config import BalanceConfig, Limits
 from cluster.readings import Reading, average
+from settings.cluster import BalanceConfig, Limits
 
 HEADROOM = 0.1
 """A pool that grows gets so much more than the learner needs: lengths and speeds vary."""

@@ -10,16 +10,16 @@ from typing import Any
 
 from cluster.autoscaling import Cluster
 from cluster.balance import Counts, Decision
-from cluster.balance_config import Limits, limits_of
 from cluster.balancing import Balancing
 from cluster.clock import now
-from cluster.config import RunConfig
-from cluster.events import Events
 from cluster.placement import Bundle
 from cluster.pool import Pool
 from cluster.scaling import Scaling
 from cluster.waiting import NO_LIMIT_S, Signal
-from cluster.workers import WorkerState
+from cluster.worker import WorkerState
+from records.events import Events
+from settings.cluster import Limits, limits_of
+from settings.run import RunConfig
 
 logger = logging.getLogger(__name__)
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.balance import Counts, Decision, Memory, decide, remember
-from cluster.balance_config import BalanceConfig, Limits
 from cluster.readings import Reading, average, read
+from settings.cluster import BalanceConfig, Limits
 
 
 class Balancing:

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from actors.vllm.imports import collection_paused
 from cluster.auth_token import ensure_token
-from cluster.config import ClusterConfig
-from cluster.imports import collection_paused
+from settings.run import ClusterConfig
 
 logger = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ stages.
 
 from enum import StrEnum
 
-from cluster.health_config import HealthConfig
-from cluster.notes import Pulse
+from settings.health_config import HealthConfig
+from transport.notes import Pulse
 
 
 class WorkerState(StrEnum):

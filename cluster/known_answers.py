@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cluster.preflight.checks import RefusedError
 from cluster.waiting import wait_for
-from cluster.weights import GOLDEN_LIMITS
-from cluster.workers import Worker
+from cluster.worker import Worker
+from settings.checks import RefusedError
+from transport.weights import GOLDEN_LIMITS
 
 
 class KnownAnswer:

@@ -16,9 +16,9 @@ from typing import Any
 
 import psutil
 
-from cluster.events import Events
-from cluster.process_identity import is_alive_here
-from cluster.run_folder import RunFolder
+from records.events import Events
+from records.process_identity import is_alive_here
+from records.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
 

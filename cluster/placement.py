@@ -5,10 +5,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cluster.config import ResourcesConfig, RunConfig
-from cluster.engine_config import EngineConfig
 from cluster.nodes import Bundle, Node, Strategy, place
-from cluster.teachers import field_of
+from settings.engine import EngineConfig
+from settings.run import ResourcesConfig, RunConfig
+from settings.teachers import field_of
 
 GIB = 2**30
 

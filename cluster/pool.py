@@ -15,18 +15,18 @@ import ray
 from ray.exceptions import RayError
 from ray.util.placement_group import remove_placement_group
 
-from cluster.config import ClusterConfig
-from cluster.events import Events, reason_of
 from cluster.health import Health, WorkerState
-from cluster.health_config import HealthConfig
 from cluster.known_answers import KnownAnswer
-from cluster.notes import Pulse
 from cluster.placement import Demand
 from cluster.ray_actors import HEALTH_GROUP, WorkerSpec, worker_actor
 from cluster.reservation import Reservation, reserve
-from cluster.timeline import Timeline
 from cluster.waiting import NO_LIMIT_S, Signal, together, wait_for
-from cluster.workers import Worker
+from cluster.worker import Worker
+from records.events import Events, reason_of
+from records.timeline import Timeline
+from settings.health_config import HealthConfig
+from settings.run import ClusterConfig
+from transport.notes import Pulse
 
 logger = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from cluster.events import reason_of
 from cluster.placement import Demand
+from records.events import reason_of
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

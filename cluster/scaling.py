@@ -14,12 +14,12 @@ from functools import partial
 from ray.exceptions import RayError
 
 from cluster.clock import now
-from cluster.config import RunConfig
-from cluster.events import Events, reason_of
 from cluster.health import WorkerState
 from cluster.pool import Pool
 from cluster.waiting import NO_LIMIT_S, Signal, wait_for
-from cluster.workers import Worker
+from cluster.worker import Worker
+from records.events import Events, reason_of
+from settings.run import RunConfig
 
 UP, DOWN, RESTART = "scale up", "scale down", "restart"
 

@@ -6,9 +6,9 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
-from cluster.local_actors import LocalStream
-from cluster.notes import EndOfStream, Parcel, RolloutNote
 from cluster.waiting import wait_for
+from commands.plan.local_actors import LocalStream
+from transport.notes import EndOfStream, Parcel, RolloutNote
 
 ITEMS_AHEAD = 64
 """Items (a parcel, or its table) that a worker may yield before they are taken."""

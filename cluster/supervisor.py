@@ -11,13 +11,13 @@ from collections.abc import Mapping
 from ray.exceptions import ActorUnavailableError, RayError
 
 from cluster.clock import now
-from cluster.config import RunConfig
-from cluster.events import Events, reason_of
 from cluster.health import Verdict, WorkerState
 from cluster.pool import Pool
 from cluster.scaling import Scaling
 from cluster.waiting import NO_LIMIT_S, Signal, wait_for
-from cluster.workers import WATCHED, Worker
+from cluster.worker import WATCHED, Worker
+from records.events import Events, reason_of
+from settings.run import RunConfig
 
 logger = logging.getLogger(__name__)
 

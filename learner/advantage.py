@@ -9,9 +9,9 @@ Shapes: T response tokens of a micro-batch.
 import torch
 from torch import Tensor
 
-from cluster.config import ObjectiveConfig, OutcomeConfig
 from learner.collate import PackedBatch
 from rewards import mix_outcome, return_to_go
+from settings.run import ObjectiveConfig, OutcomeConfig
 
 
 class Advantage:

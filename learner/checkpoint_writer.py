@@ -12,8 +12,8 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from cluster.checkpoints import FileRecord, WriteReport
-from cluster.disk import is_disk_error
+from records.checkpoints import FileRecord, WriteReport
+from records.disk import is_disk_error
 
 
 class CheckpointWriter:

@@ -19,11 +19,11 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from cluster.stop_tokens import StopMode, StopTokens
-from cluster.teacher_signal import SAMPLED, TeacherSignal
-from cluster.teachers import ONLY_TEACHER, TeacherShare
 from learner.sequences import ScoredSequence, read_sequences
 from rewards import group_advantage
+from settings.teachers import ONLY_TEACHER, TeacherShare
+from transport.stop_tokens import StopMode, StopTokens
+from transport.teacher_signal import SAMPLED, TeacherSignal
 
 MASKED_BY = ("stop", "special", "truncated", "selection")
 """What may leave a token out; `PackedBatch.masked_by_T` counts from 1 in it."""
@@ -119,7 +119,7 @@ def collate(
 
     A longer sequence gets a micro-batch of its own. The result depends on the rows alone, not on their order
     or on how they are cut into tables, so that a repeated run is equal bit for bit. `share_of_source` says
-    which teacher a source is of (`cluster.teachers`); `outcome_std`, what advantages of outcomes are divided by.
+    which teacher a source is of (`settings.teachers`); `outcome_std`, what advantages of outcomes are divided by.
     """
     sequences = [
         row for table in tables for row in read_sequences(table, stop_mode=stop_mode, stops=stops, signal=signal)

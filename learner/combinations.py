@@ -4,8 +4,8 @@ No torch: checked before anything starts.
 """
 
 import rewards
-from cluster.config import RunConfig
-from cluster.token_config import NamedSection
+from settings.objective import NamedSection
+from settings.run import RunConfig
 
 
 def check_combinations(config: RunConfig, needs: rewards.Needs) -> None:

@@ -25,10 +25,6 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-from cluster.checkpoints import universal_path
-from cluster.config import RunConfig
-from cluster.learner_config import LearnerConfig
-from cluster.meeting_point import open_store
 from learner.checkpoint_engine import WriterEngine
 from learner.checkpoint_writer import CheckpointWriter
 from learner.collate import PackedBatch
@@ -39,6 +35,10 @@ from learner.ranks import Ranks
 from learner.student import StudentModel
 from learner.uncompiled import compiler_unused
 from learner.universal import CHECKPOINT_TAG
+from records.checkpoints import universal_path
+from settings.learner_config import LearnerConfig
+from settings.run import RunConfig
+from transport.meeting_point import open_store
 
 logger = logging.getLogger(__name__)
 

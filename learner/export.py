@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from cluster.config import RolloutConfig
-from cluster.stop_tokens import StopTokens
 from learner.generation import exported_generation_config
 from learner.publisher import Gather
+from settings.run import RolloutConfig
+from transport.stop_tokens import StopTokens
 
 
 def export_student(

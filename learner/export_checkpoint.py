@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from cluster.checkpoints import CheckpointManifest
-from cluster.config import RunConfig
-from cluster.stop_tokens import StopTokens
 from learner.export import export_student
 from learner.publisher import TORCH_DTYPES
+from records.checkpoints import CheckpointManifest
+from settings.run import RunConfig
+from transport.stop_tokens import StopTokens
 
 logger = logging.getLogger(__name__)
 

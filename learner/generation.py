@@ -5,8 +5,8 @@ from typing import Any
 
 from transformers import GenerationConfig
 
-from cluster.config import RolloutConfig
-from cluster.stop_tokens import StopTokens
+from settings.run import RolloutConfig
+from transport.stop_tokens import StopTokens
 
 
 def exported_generation_config(

@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cluster.head_chunk import BLOCK_ELEMENTS, CACHED_BLOCK_ELEMENTS, chunk_positions
+from settings.head_chunk import BLOCK_ELEMENTS, CACHED_BLOCK_ELEMENTS, chunk_positions
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class HeadLimits:
     """Ids >= this one are cut off: rows that pad the embedding are no tokens."""
     chunk_tokens: int | Literal["auto"] = "auto"
     """Positions per chunk: peak memory is `chunk_tokens` x `vocab_size` in the model's dtype. `auto`: as many as
-    have about `cluster.head_chunk.CHUNK_ELEMENTS` logits."""
+    have about `settings.head_chunk.CHUNK_ELEMENTS` logits."""
     kept_bytes: int = 0
     """The logits of one chunk are kept from forward to backward, as backward needs that room in any case; so are
     those of others, up to so many bytes. The rest is computed again."""

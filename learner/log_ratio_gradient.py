@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from cluster.config import ObjectiveConfig, RunConfig
 from learner.collate import PackedBatch
 from learner.loss import FixedValues, Objective
 from learner.window import Window
+from settings.run import ObjectiveConfig, RunConfig
 
 if TYPE_CHECKING:
     from learner.deepspeed_backend import DeepSpeedBackend

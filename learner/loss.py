@@ -30,8 +30,6 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from cluster.config import ImportanceConfig, ObjectiveConfig, OutcomeConfig, RunConfig
-from cluster.token_config import MasksConfig, SurrogateConfig, TokenWeightsConfig
 from learner.advantage import Advantage
 from learner.collate import PackedBatch
 from learner.divergence import BatchDivergence
@@ -51,6 +49,8 @@ from rewards import (
     check_name,
     drop_non_finite,
 )
+from settings.objective import MasksConfig, SurrogateConfig, TokenWeightsConfig
+from settings.run import ImportanceConfig, ObjectiveConfig, OutcomeConfig, RunConfig
 
 POSITION_EXTRAS = {"sampled_ids_N": "target_ids_T", "sampled_teacher_logp_N": "teacher_logp_T"}
 """Inputs of a divergence with one value per position, and the field of a packed batch that holds them."""

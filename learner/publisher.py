@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cluster.checksums import checksum
-from cluster.weights import BUCKET_BYTES, ITEM_BYTES, TensorSpec, WeightManifest, bucket_sizes, plan_buckets
 from learner.bucket_memory import BucketMemory
 from learner.weight_history import WeightHistory
+from transport.checksums import checksum
+from transport.weights import BUCKET_BYTES, ITEM_BYTES, TensorSpec, WeightManifest, bucket_sizes, plan_buckets
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -20,16 +20,6 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from cluster.batches import save_batch
-from cluster.broadcast_group import Meeting
-from cluster.checkpoints import WriteReport
-from cluster.config import RunConfig
-from cluster.notes import Pulse
-from cluster.parcels import tables_of_slots
-from cluster.stop_tokens import StopTokens
-from cluster.teacher_signal import SAMPLED, TeacherSignal
-from cluster.teachers import share_of_source
-from cluster.weights import WeightManifest
 from learner.bucket_memory import BucketMemory
 from learner.collate import PackedBatch, collate, pack
 from learner.diagnostics import step_diagnostics
@@ -49,6 +39,16 @@ from learner.values import StudentValues
 from learner.weight_history import WeightHistory
 from learner.weight_sender import WeightSender
 from learner.window import Window, prepare_window
+from records.checkpoints import WriteReport
+from settings.run import RunConfig
+from settings.teachers import share_of_source
+from transport.batches import save_batch
+from transport.collective import Meeting
+from transport.notes import Pulse
+from transport.parcels import tables_of_slots
+from transport.stop_tokens import StopTokens
+from transport.teacher_signal import SAMPLED, TeacherSignal
+from transport.weights import WeightManifest
 
 if TYPE_CHECKING:
     from learner.deepspeed_backend import DeepSpeedBackend

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from cluster.checkpoints import WriteReport, check_sizes, read_manifest
-from cluster.config import RunConfig
 from learner.checkpoint_writer import CheckpointWriter
 from learner.ranks import Ranks
 from learner.universal import check_world, convert, needs_conversion
+from records.checkpoints import WriteReport, check_sizes, read_manifest
+from settings.run import RunConfig
 
 if TYPE_CHECKING:
     from learner.deepspeed_backend import DeepSpeedBackend

@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from cluster.config import RunConfig
-from cluster.stop_tokens import StopTokens
-from cluster.teacher_signal import TeacherSignal
 from learner.sequences import ScoredSequence, read_sequences
 from rewards.sampled import reward_of_log_probs
+from settings.run import RunConfig
+from transport.stop_tokens import StopTokens
+from transport.teacher_signal import TeacherSignal
 
 MAX_TOKENS = 1500
 """Tokens kept of a response: its first."""
@@ -38,7 +38,7 @@ class SampleRows:
         )
 
     def __call__(self, table: pa.Table, step: int) -> list[dict[str, Any]]:
-        """A row for each response of a table as a teacher returns it; keys as in `cluster/samples.py`."""
+        """A row for each response of a table as a teacher returns it; keys as in `controller/samples.py`."""
         mode = self._config.objective.stop_mode
         sequences = read_sequences(table, stop_mode=mode, stops=self._stops, signal=self._signal)
         ids, reasons = (table.column(name).to_pylist() for name in ("prompt_id", "finish_reason"))

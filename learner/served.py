@@ -4,8 +4,8 @@ import logging
 from typing import Literal
 
 import rewards
-from cluster.config import RunConfig
 from learner.combinations import check_combinations, parameters_of
+from settings.run import RunConfig
 
 logger = logging.getLogger(__name__)
 

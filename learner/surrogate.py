@@ -12,10 +12,10 @@ from math import inf
 import torch
 from torch import Tensor
 
-from cluster.config import ImportanceConfig
-from cluster.token_config import SurrogateConfig
 from learner.collate import PackedBatch
 from rewards import IMPORTANCE_WEIGHTS, SURROGATES
+from settings.objective import SurrogateConfig
+from settings.run import ImportanceConfig
 
 POLICY_GRADIENT = "policy_gradient"
 

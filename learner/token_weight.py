@@ -9,12 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from cluster.token_config import TokenWeightsConfig
 from learner.collate import PackedBatch
 from learner.facts import TEACHER_ENTROPY, Fact, teacher_entropy_fact
 from learner.ranks import Ranks
 from learner.values import StudentValues, over_all_ranks, split_like
 from rewards import TOKEN_WEIGHTS
+from settings.objective import TokenWeightsConfig
 
 
 class TokenWeight:

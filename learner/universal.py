@@ -8,8 +8,8 @@ import sys
 import time
 from pathlib import Path
 
-from cluster.checkpoints import CheckpointManifest, fsync, universal_path
-from cluster.learner_config import LearnerConfig
+from records.checkpoints import CheckpointManifest, fsync, universal_path
+from settings.learner_config import LearnerConfig
 
 logger = logging.getLogger(__name__)
 

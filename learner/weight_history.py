@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from cluster.differences import encode
+from transport.differences import encode
 
 
 class WeightHistory:

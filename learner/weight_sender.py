@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from cluster.broadcast_group import BroadcastGroup, Meeting
-from cluster.transports import buckets_of
-from cluster.weights import WeightManifest
+from transport.collective import BroadcastGroup, Meeting
+from transport.weight_sources import buckets_of
+from transport.weights import WeightManifest
 
 
 class WeightSender:

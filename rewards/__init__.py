@@ -38,7 +38,14 @@ from rewards.catalogue import (
     lookup,
     validate,
 )
-from rewards.outcome import Verdict, compare_answers, equality_classes, extract_answer, grade_batch, grade_verdicts
+from rewards.grading.outcome import (
+    Verdict,
+    compare_answers,
+    equality_classes,
+    extract_answer,
+    grade_batch,
+    grade_verdicts,
+)
 from rewards.parameters import Parameter, Params, Rule, check_name, nearest
 from rewards.registry import Entry, Needs, NormaliserEntry
 from rewards.schedules import scheduled_beta

@@ -2,7 +2,7 @@
 
 from actors.engine import Engine, EngineSettings
 from actors.vllm.environment import prepare_environment
-from cluster.imports import collection_paused
+from actors.vllm.imports import collection_paused
 
 
 def open_engine(settings: EngineSettings) -> Engine:

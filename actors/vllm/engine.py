@@ -41,9 +41,9 @@ from actors.vllm.translate import (
     scoring_params,
     token_scores,
 )
-from cluster.events import reason_of
-from cluster.transports import WeightSource
-from cluster.weights import WeightManifest, check_golden
+from records.events import reason_of
+from transport.weight_sources import WeightSource
+from transport.weights import WeightManifest, check_golden
 
 logger = logging.getLogger(__name__)
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from actors.vllm.staging import Staged, update_info
-from cluster.transports import WeightSource
-from cluster.weights import WeightManifest, check_buckets
+from transport.weight_sources import WeightSource
+from transport.weights import WeightManifest, check_buckets
 
 PREFIX = "in-hand:"
 _handed: dict[str, Sequence[np.ndarray]] = {}

@@ -15,9 +15,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from actors.vllm.shared_file import SharedFile, hold, remove_left_over
-from cluster.differences import decode
-from cluster.transports import WeightSource
-from cluster.weights import WeightManifest, check_bucket, check_buckets, check_num_buckets
+from transport.differences import decode
+from transport.weight_sources import WeightSource
+from transport.weights import WeightManifest, check_bucket, check_buckets, check_num_buckets
 
 logger = logging.getLogger(__name__)
 

@@ -12,11 +12,11 @@ from vllm.sampling_params import RequestOutputKind
 
 from actors.engine import EngineSettings, Generation, Sampling, TokenScores
 from actors.vllm import weight_transfer
-from actors.vllm.drawing import SETTING as DRAWING
-from actors.vllm.drawing import Drawing
+from actors.vllm.sampling import SETTING as DRAWING
+from actors.vllm.sampling import Drawing
 from actors.vllm.vocabulary import SETTING, VocabularyLimit
-from cluster.engine_config import EngineConfig
-from cluster.teacher_signal import TeacherSignal
+from settings.engine import EngineConfig
+from transport.teacher_signal import TeacherSignal
 
 MIN_LOG_PROBS = 20
 """vLLM's own limit of log-probs per token."""

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from cluster.jsonl import read_rows
+from records.files import read_rows
 from tests.images.build import Image
 from tests.images.composed import compose_up
 from tests.unit.validators import ROOT

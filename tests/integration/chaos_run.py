@@ -12,10 +12,10 @@ from typing import Any
 
 import psutil
 
-from cluster.chaos.report import Kill, recovery_s
-from cluster.checkpoints import read_manifest
-from cluster.resume import Progress
-from cluster.run_folder import RunFolder, valid_ledger
+from commands.chaos.report import Kill, recovery_s
+from controller.resume import Progress
+from records.checkpoints import read_manifest
+from records.run_folder import RunFolder, valid_ledger
 from tests.integration.namespaces import ROOT, until
 from tests.integration.scaled_run import STALENESS, ScaledRun, scaled_run
 

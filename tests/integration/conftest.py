@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import ClusterConfig
 from cluster.connection import connected, prepare_environment
+from settings.run import ClusterConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

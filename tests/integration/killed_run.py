@@ -10,9 +10,9 @@ from typing import Any
 
 import psutil
 
-from cluster.jsonl import read_rows
 from cluster.orphans import EVERY_PROCESS, processes_of
-from cluster.run_folder import RunFolder, valid_ledger
+from records.files import read_rows
+from records.run_folder import RunFolder, valid_ledger
 from tests.integration.namespaces import ROOT, until
 
 STEPS, BATCH = 12, 16

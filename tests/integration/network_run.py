@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster.jsonl import read_rows
-from cluster.run_folder import RunFolder, valid_ledger
+from records.files import read_rows
+from records.run_folder import RunFolder, valid_ledger
 from tests.integration.namespaces import NodeOptions, until
 from tests.integration.network import Node, RayNetwork, network
 

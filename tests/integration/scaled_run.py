@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from cluster.checkpoints import read_manifest
-from cluster.command_line import DRAINED
-from cluster.jsonl import read_rows
-from cluster.resume import Progress
-from cluster.run_folder import RunFolder, valid_ledger
+from commands.parser import DRAINED
+from controller.resume import Progress
+from records.checkpoints import read_manifest
+from records.files import read_rows
+from records.run_folder import RunFolder, valid_ledger
 from tests.integration.namespaces import ROOT, until
 
 STALENESS, AHEAD, BATCH = 2, 1, 8

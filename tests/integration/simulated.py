@@ -29,16 +29,16 @@ from actors.engine import (
     Vitals,
 )
 from actors.rollout_worker import RolloutWorker
-from cluster.batches import PROMPT_SCHEMA, check_scored
-from cluster.checkpoints import WriteReport, record_of
-from cluster.config import EngineConfig, RunConfig
-from cluster.jsonl import append_row
-from cluster.notes import Pulse
-from cluster.parcels import tables_of_slots
-from cluster.teacher_signal import SAMPLED, TeacherSignal
-from cluster.teachers import role_of_source
-from cluster.transports import WeightSource
-from cluster.weights import WeightManifest, check_buckets, checksum
+from records.checkpoints import WriteReport, record_of
+from records.files import append_row
+from settings.run import EngineConfig, RunConfig
+from settings.teachers import role_of_source
+from transport.batches import PROMPT_SCHEMA, check_scored
+from transport.notes import Pulse
+from transport.parcels import tables_of_slots
+from transport.teacher_signal import SAMPLED, TeacherSignal
+from transport.weight_sources import WeightSource
+from transport.weights import WeightManifest, check_buckets, checksum
 
 SAMPLING = Sampling(max_tokens=20)
 SETTINGS = EngineSettings("simulated", "float32", "cpu", 0, 1000, (0,), EngineConfig())

@@ -8,13 +8,13 @@ import logging
 import sys
 from pathlib import Path
 
-from cluster.command_line import FAILED, FINISHED
-from cluster.config import ClusterConfig, RunConfig
 from cluster.connection import connected
-from cluster.controller import check_name_is_free, controlled
-from cluster.events import Events
 from cluster.orphans import check_has_ended, end_left_over
-from cluster.run_folder import RunFolder
+from commands.parser import FAILED, FINISHED
+from controller.remote_control import check_name_is_free, controlled
+from records.events import Events
+from records.run_folder import RunFolder
+from settings.run import ClusterConfig, RunConfig
 from tests.integration.simulated import EngineBehaviour, LearnerBehaviour
 from tests.integration.simulated_run import run_config, simulated_run
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from cluster.evaluation import Evaluation, Grading
-from cluster.evaluation_metrics import Measures
-from cluster.evaluation_results import EvaluatedProblem
+from evaluation.evaluation import Evaluation, Grading
+from evaluation.metrics import Measures
+from evaluation.results import EvaluatedProblem
 from rewards import avg_at_k, maj_at_k, pass_at_k, pass_at_k_unbiased
 from tests.integration.simulated import SAMPLING, SimulatedPrompts
 from tests.integration.simulated_run import run_config

@@ -12,23 +12,21 @@ from actors.reference_worker import ReferenceWorker
 from actors.rollout_worker import RolloutWorker
 from actors.teacher_worker import TeacherWorker
 from cluster.autoscaling import Cluster
-from cluster.checkpoint_store import CheckpointStore
-from cluster.checkpointing import Checkpointer
-from cluster.config import RunConfig
-from cluster.evaluation import Evaluation
-from cluster.events import Events
-from cluster.jsonl import read_rows
 from cluster.known_answers import KnownAnswer
-from cluster.learner_group import LearnerGroup
-from cluster.pipeline import Pipeline
 from cluster.placement import plan
 from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
-from cluster.resume import Progress, restore
-from cluster.run_folder import RunFolder, valid_ledger
-from cluster.stop_tokens import StopTokens
-from cluster.teacher_signal import TeacherSignal
 from cluster.waiting import together
+from controller.checkpointing import Checkpointer
+from controller.learner_group import LearnerGroup
+from controller.pipeline import Pipeline
+from controller.resume import Progress, restore
+from evaluation.evaluation import Evaluation
+from records.checkpoint_store import CheckpointStore
+from records.events import Events
+from records.files import read_rows
+from records.run_folder import RunFolder, valid_ledger
+from settings.run import RunConfig
 from tests.integration.simulated import (
     QUESTION,
     SAMPLING,
@@ -40,6 +38,8 @@ from tests.integration.simulated import (
     SimulatedPrompts,
     WorkerCutOff,
 )
+from transport.stop_tokens import StopTokens
+from transport.teacher_signal import TeacherSignal
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from typing import Any
 
 import psutil
 
-from cluster.checkpoints import committed_steps, read_manifest, verify
-from cluster.jsonl import read_rows
-from cluster.resume import Progress
-from cluster.run_folder import RunFolder, valid_ledger
+from controller.resume import Progress
+from records.checkpoints import committed_steps, read_manifest, verify
+from records.files import read_rows
+from records.run_folder import RunFolder, valid_ledger
 from tests.integration.namespaces import HEAD, ROOT, until
 
 JOBS = f"http://{HEAD}:8265"

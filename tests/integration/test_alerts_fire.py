@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from cluster.command_line import DRAINED
+from commands.parser import DRAINED
 from tests.integration.namespaces import ROOT, NodeOptions, ray_nodes, until
 from tests.unit.validators import validator
 

@@ -16,11 +16,11 @@ import pytest
 import ray
 
 from cluster.autoscaling import grows
-from cluster.controller import controlled
-from cluster.dry_run import ray_cluster
-from cluster.events import Events
 from cluster.placement import plan
 from cluster.ray_actors import named_actor
+from commands.dry_run import ray_cluster
+from controller.remote_control import controlled
+from records.events import Events
 from tests.integration.namespaces import HEAD, ROOT, until
 from tests.integration.node_groups import SCRIPT
 from tests.integration.simulated import EngineBehaviour

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from cluster.config import RunConfig
-from cluster.jsonl import read_rows
+from records.files import read_rows
+from settings.run import RunConfig
 from tests.integration.simulated import EngineBehaviour, LearnerBehaviour
 from tests.integration.simulated_evaluation import simulated_evaluation
 from tests.integration.simulated_run import SimulatedRun, eventually, run_config, simulated_run

@@ -11,8 +11,8 @@ from ray._private.ray_constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 from ray.experimental.internal_kv import _internal_kv_get
 
 from cluster.autoscaling import RayCluster
-from cluster.config import RunConfig
-from cluster.jsonl import read_rows
+from records.files import read_rows
+from settings.run import RunConfig
 from tests.integration.simulated import EngineBehaviour, LearnerBehaviour
 from tests.integration.simulated_run import SimulatedRun, eventually, other_tasks, run_config, simulated_run
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.jsonl import read_rows
-from cluster.run_folder import RunFolder, valid_ledger
+from records.files import read_rows
+from records.run_folder import RunFolder, valid_ledger
 from tests.integration.namespaces import ROOT, until
 
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.slow, pytest.mark.chaos]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.command_line import DRAINED
-from cluster.jsonl import read_rows
-from cluster.run_folder import RunFolder
+from commands.parser import DRAINED
+from records.files import read_rows
+from records.run_folder import RunFolder
 from tests.integration.chaos_run import check_ledger, check_report
 from tests.integration.namespaces import ROOT, NodeOptions, until
 from tests.integration.network import RayNetwork, network

@@ -10,15 +10,15 @@ import ray
 from ray.util.placement_group import placement_group_table
 
 import launch
-from cluster.config import RunConfig
-from cluster.dry_run import plan_lines
-from cluster.events import Events
 from cluster.mailbox import Mailbox
 from cluster.placement import plan
 from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
 from cluster.reservation import nodes_now
 from cluster.waiting import together
+from commands.dry_run import plan_lines
+from records.events import Events
+from settings.run import RunConfig
 from tests.integration.namespaces import NodeOptions, driver, ray_nodes
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.isolated]

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.jsonl import read_rows
-from cluster.run_folder import valid_ledger
+from records.files import read_rows
+from records.run_folder import valid_ledger
 from tests.integration.test_run import EXAMPLE, ROOT
 
 pytestmark = [pytest.mark.timeout(800), pytest.mark.slow]

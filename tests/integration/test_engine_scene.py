@@ -13,11 +13,11 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
 from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
 from actors.vllm import open_engine
-from cluster.config import EngineConfig
-from cluster.transports import BucketsInHand
-from cluster.weights import WeightManifest
 from learner.publisher import publish_weights
 from learner.weight_history import WeightHistory
+from settings.run import EngineConfig
+from transport.weight_sources import BucketsInHand
+from transport.weights import WeightManifest
 
 T = TypeVar("T")
 

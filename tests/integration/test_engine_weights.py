@@ -11,7 +11,6 @@ from transformers import Qwen3ForCausalLM
 
 from actors.engine import Generation, GenerationRequest, Sampling
 from actors.vllm import packed_layers
-from cluster.transports import BucketsInHand
 from tests.integration.test_engine_scene import (
     Student,
     collect,
@@ -28,6 +27,7 @@ from tests.integration.test_engine_scene import (
     settings,
     until,
 )
+from transport.weight_sources import BucketsInHand
 
 pytestmark = pytest.mark.timeout(120)
 

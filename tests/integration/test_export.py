@@ -11,9 +11,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from cluster.config import RolloutConfig
-from cluster.stop_tokens import StopTokens
 from learner.export import export_student
+from settings.run import RolloutConfig
+from transport.stop_tokens import StopTokens
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDENT = ROOT / "examples" / "arithmetic" / "models" / "student"
@@ -28,7 +28,7 @@ WITH_VLLM = """
 import json, sys
 from actors.engine import EngineSettings
 from actors.vllm.environment import prepare_environment
-from cluster.config import EngineConfig
+from settings.run import EngineConfig
 path, prompts = sys.argv[1], json.loads(sys.argv[2])
 prepare_environment(EngineSettings(path, "float32", "cpu", 0, 32, (), EngineConfig()))
 from vllm import LLM

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.command_line import BAD_INPUT, DRAINED
-from cluster.config import ClusterConfig
 from cluster.connection import connected
-from cluster.jsonl import read_rows
+from commands.parser import BAD_INPUT, DRAINED
+from records.files import read_rows
+from settings.run import ClusterConfig
 from tests.integration.listening import Listener, grpc_codes, http_status, listeners
 from tests.integration.namespaces import HEAD, ROOT, NodeOptions, driver, ray_nodes, until
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from cluster.advisor import advise
+from reporting.advisor import advise
 from tests.integration.simulated import EngineBehaviour, LearnerBehaviour
 from tests.integration.simulated_run import run_config, simulated_run
 

@@ -12,9 +12,9 @@ import psutil
 import pytest
 import ray
 
-from cluster.config import RunConfig
-from cluster.simulation.kills import Killer
-from cluster.workers import Worker
+from cluster.worker import Worker
+from commands.plan.kills import Killer
+from settings.run import RunConfig
 from tests.integration.simulated import EngineBehaviour
 from tests.integration.simulated_run import SimulatedRun, eventually, run_config, simulated_run
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cluster.command_line import DRAINED
-from cluster.jsonl import read_rows
-from cluster.run_folder import RunFolder
-from cluster.submission.rayjob import drain_script
-from cluster.submission.request import Request
+from commands.parser import DRAINED
+from commands.submit.rayjob import drain_script
+from commands.submit.request import Request
+from records.files import read_rows
+from records.run_folder import RunFolder
 from tests.integration.namespaces import HEAD, ROOT, NodeOptions, ray_nodes, until
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.isolated, pytest.mark.slow]

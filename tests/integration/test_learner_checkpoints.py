@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 
-from cluster import checkpoints
-from cluster.config import RunConfig
 from learner.checkpoint_writer import CheckpointWriter
 from learner.rank import LearnerRank
+from records import checkpoints
+from settings.run import RunConfig
 from tests.integration.test_learner_ranks import (
     LENGTHS,
     make_rank,

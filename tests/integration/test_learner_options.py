@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from cluster.batches import scored_schema
-from cluster.config import ImportanceConfig, ObjectiveConfig, RunConfig
-from cluster.teacher_signal import SAMPLED, TeacherSignal
 from learner.served import check_objective, signal_kind
+from settings.run import ImportanceConfig, ObjectiveConfig, RunConfig
 from tests.integration.test_learner_ranks import (
     LENGTHS,
     READ_OUT_GRADIENT,
@@ -34,6 +32,8 @@ from tests.unit.test_learner_scene import (
     save_student,
     scored_table,
 )
+from transport.batches import scored_schema
+from transport.teacher_signal import SAMPLED, TeacherSignal
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -18,10 +18,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cluster import checkpoints
-from cluster.config import RunConfig
-from cluster.weights import WeightManifest, check_buckets
 from learner.rank import LearnerRank
+from records import checkpoints
+from settings.run import RunConfig
 from tests.unit.test_learner_scene import (
     GOLDEN_TOKEN_IDS,
     STOPS,
@@ -31,6 +30,7 @@ from tests.unit.test_learner_scene import (
     save_student,
     scored_table,
 )
+from transport.weights import WeightManifest, check_buckets
 
 LENGTHS = [(3, 5), (8, 20), (2, 9), (30, 40), (5, 1), (1, 1), (1, 7), (4, 12)]
 

@@ -10,8 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
 import os, sys
-from cluster.settings import load_config
-from cluster.stop_tokens import StopTokens
+from settings.load import load_config
+from transport.stop_tokens import StopTokens
 from learner.rank import LearnerRank
 
 config = load_config("configs/demo.yaml", [])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.command_line import FINISHED
+from commands.parser import FINISHED
 from tests.integration.namespaces import NodeOptions, until
 from tests.integration.network_run import network_run
 

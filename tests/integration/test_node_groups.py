@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from cluster.command_line import BAD_INPUT, DRAINED
-from cluster.jsonl import read_rows
-from cluster.run_folder import RunFolder
+from commands.parser import BAD_INPUT, DRAINED
+from records.files import read_rows
+from records.run_folder import RunFolder
 from tests.integration.chaos_run import check_ledger
 from tests.integration.namespaces import ROOT, NodeOptions, until
 from tests.integration.node_groups import LAUNCH, SCRIPT, NodeGroups, node_groups

@@ -17,15 +17,15 @@ from torch import Tensor
 import rewards
 from actors.engine import Engine, EngineSettings
 from actors.teacher_worker import TeacherWorker
-from cluster.batches import check_scored
-from cluster.config import ObjectiveConfig
-from cluster.stop_tokens import StopTokens
-from cluster.teacher_signal import TeacherSignal
 from learner.teacher_head import TeacherHead
+from settings.run import ObjectiveConfig
 from tests.integration.test_engine_scene import MAX_MODEL_LEN, opened, read_model, run, save_model, settings
 from tests.integration.test_learner_ranks import make_rank, run_ranks
 from tests.integration.test_workers import rollouts
 from tests.unit.test_learner_scene import run_config
+from transport.batches import check_scored
+from transport.stop_tokens import StopTokens
+from transport.teacher_signal import TeacherSignal
 
 pytestmark = pytest.mark.timeout(240)
 

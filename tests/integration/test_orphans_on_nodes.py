@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.command_line import FINISHED
-from cluster.jsonl import read_rows
-from cluster.run_folder import RunFolder, valid_ledger
+from commands.parser import FINISHED
+from records.files import read_rows
+from records.run_folder import RunFolder, valid_ledger
 from tests.integration.namespaces import ROOT, NodeOptions, ray_nodes, until
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.isolated, pytest.mark.slow]

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.jsonl import read_rows
-from cluster.run_folder import valid_ledger
+from records.files import read_rows
+from records.run_folder import valid_ledger
 from tests.integration.simulated import NEVER_S, EngineBehaviour, LearnerBehaviour
 from tests.integration.simulated_run import eventually, other_tasks, run_config, simulated_run
 

@@ -8,11 +8,11 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group_table
 
-from cluster.config import ClusterConfig
-from cluster.events import Events
 from cluster.placement import Demand
 from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
+from records.events import Events
+from settings.run import ClusterConfig
 from tests.integration.simulated import EngineBehaviour, LearnerBehaviour, SimulatedLearner
 from tests.integration.simulated_evaluation import simulated_evaluation
 from tests.integration.simulated_run import SimulatedRun, eventually, other_tasks, run_config, simulated_run

@@ -14,9 +14,9 @@ import pytest
 import ray
 from ray.exceptions import OwnerDiedError
 
-from cluster.learner_group import LearnerLostError
-from cluster.scoring import ScoredSlot
-from cluster.workers import Worker
+from cluster.worker import Worker
+from controller.learner_group import LearnerLostError
+from controller.scoring import ScoredSlot
 from tests.integration.simulated import EngineBehaviour, LearnerBehaviour
 from tests.integration.simulated_run import SimulatedRun, eventually, other_tasks, run_config, simulated_run
 

@@ -8,8 +8,8 @@ import pytest
 import ray
 from ray.util.placement_group import placement_group_table
 
-from cluster.jsonl import read_rows
-from cluster.workers import Worker, WorkerState
+from cluster.worker import Worker, WorkerState
+from records.files import read_rows
 from tests.integration.simulated import NEVER_S, EngineBehaviour
 from tests.integration.simulated_run import SimulatedRun, eventually, other_tasks, run_config, simulated_run
 

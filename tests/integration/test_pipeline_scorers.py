@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import ray
 
-from cluster.jsonl import read_rows
+from records.files import read_rows
 from tests.integration.simulated import NEVER_S, EngineBehaviour
 from tests.integration.simulated_run import SimulatedRun, eventually, run_config, simulated_run
 

@@ -11,15 +11,15 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from actors.inputs import read_inputs
-from cluster.config import RunConfig
-from cluster.events import Events
-from cluster.jsonl import read_rows
-from cluster.preflight.checks import Checks, RefusedError
-from cluster.preflight.golden import record_replicas
-from cluster.settings import load_config
+from commands.preflight.golden import record_replicas
+from commands.wiring import build_pools
+from inputs.inputs import read_inputs
 from learner.served import check_objective
-from wiring import build_pools
+from records.events import Events
+from records.files import read_rows
+from settings.checks import Checks, RefusedError
+from settings.load import load_config
+from settings.run import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "examples" / "arithmetic" / "models"

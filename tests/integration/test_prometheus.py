@@ -13,10 +13,10 @@ from prometheus_client.samples import Sample
 from ray.dashboard.consts import GPU_TAG_KEYS
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
-from cluster.dashboards.monitor import Monitor
-from cluster.dashboards.prometheus import Prometheus
-from cluster.dashboards.prometheus_table import METRICS
-from cluster.status import pools_status
+from controller.status import pools_status
+from reporting.live.monitor import Monitor
+from reporting.live.prometheus import Prometheus
+from reporting.live.prometheus_table import METRICS
 from tests.integration.simulated_run import run_config, simulated_run
 from tests.unit.ray_metrics import GPU_METRICS, RAY_LABELS, RAY_METRICS
 

@@ -21,5 +21,5 @@ def test_the_demo_of_the_quick_start_leaves_what_the_page_says(tmp_path: Path) -
         assert (folder / name).is_file(), name
     assert json.loads((folder / "summary.json").read_text())["steps"] == 3
     assert [*(folder / "tensorboard").iterdir()]
-    if (ROOT / "cluster" / "report").is_dir():
+    if (ROOT / "reporting" / "page").is_dir():
         assert "<html" in (folder / "report.html").read_text()[:500]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.command_line import BAD_INPUT
+from commands.parser import BAD_INPUT
 from tests.integration.namespaces import NodeOptions, until
 from tests.integration.network import network
 from tests.integration.node_groups import SCRIPT, NodeGroups

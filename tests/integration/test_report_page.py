@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.report.command import write_report
+from commands.report import write_report
 from tests.integration.browser import assert_good, chromium, look_at, needs_browser
 from tests.unit.synthetic_run import write_run
 

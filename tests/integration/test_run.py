@@ -17,9 +17,9 @@ import yaml
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from cluster.jsonl import read_rows
-from cluster.run_folder import valid_ledger
-from cluster.timeline import read_spans
+from records.files import read_rows
+from records.run_folder import valid_ledger
+from records.timeline import read_spans
 from tests.integration.browser import CHROMIUM, assert_good
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.jsonl import read_rows
+from records.files import read_rows
 from tests.integration.test_run import assert_trained_once, command, run, workspace
 
 __all__ = ["workspace"]

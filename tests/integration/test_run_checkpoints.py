@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from cluster.checkpoints import MANIFEST_NAME
-from cluster.jsonl import read_rows
+from records.checkpoints import MANIFEST_NAME
+from records.files import read_rows
 from tests.integration.test_run import assert_trained_once, command, run, workspace
 
 __all__ = ["workspace"]

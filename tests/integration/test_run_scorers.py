@@ -13,8 +13,8 @@ import torch
 from transformers import AutoTokenizer
 
 import rewards
-from cluster.jsonl import read_rows
-from cluster.run_folder import valid_ledger
+from records.files import read_rows
+from records.run_folder import valid_ledger
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "arithmetic"

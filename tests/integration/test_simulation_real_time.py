@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from cluster.advisor import advise
-from cluster.config import RunConfig
 from cluster.pool import Pool
-from cluster.simulation.prompts import LengthsConfig
-from cluster.simulation.rates import RatesConfig
-from cluster.simulation.run import simulate, simulated_run
-from cluster.simulation.timing import EngineRates
-from cluster.simulation.workers import LearnerRates
+from commands.plan.prompts import LengthsConfig
+from commands.plan.rates import RatesConfig
+from commands.plan.run import simulate, simulated_run
+from commands.plan.timing import EngineRates
+from commands.plan.workers import LearnerRates
+from reporting.advisor import advise
+from settings.run import RunConfig
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 

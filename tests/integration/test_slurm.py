@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from cluster.command_line import DRAINED
-from cluster.jsonl import read_rows
-from cluster.run_folder import RunFolder
+from commands.parser import DRAINED
+from records.files import read_rows
+from records.run_folder import RunFolder
 from tests.integration.chaos_run import check_ledger
 from tests.integration.namespaces import ROOT, until
 from tests.integration.network import Node, network

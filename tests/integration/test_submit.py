@@ -9,9 +9,9 @@ import pytest
 import ray
 from ray.job_submission import JobSubmissionClient
 
-from cluster.command_line import BAD_INPUT, DRAINED, FINISHED
 from cluster.mailbox import actor_name
-from cluster.submission.package import find_package
+from commands.parser import BAD_INPUT, DRAINED, FINISHED
+from commands.submit.package import find_package
 from tests.integration.namespaces import ROOT, NodeOptions, driver, ray_nodes, until
 from tests.integration.submitted_run import BATCH, JOBS, LAUNCH, SubmittedRun, asked, ran
 

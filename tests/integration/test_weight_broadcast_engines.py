@@ -14,27 +14,27 @@ import pytest
 import ray
 
 from actors.engine import Sampling
-from actors.prompts import Prompt, PromptSource
 from actors.rollout_worker import RolloutWorker
 from actors.vllm import open_engine
 from actors.vllm.shared_file import PREFIX, SHARED_MEMORY
-from cluster.broadcast_group import Meeting
-from cluster.broadcasts import MARGIN_S, Broadcasts
-from cluster.config import ClusterConfig
-from cluster.events import Events
-from cluster.jsonl import read_rows
-from cluster.learner_group import LearnerGroup
-from cluster.notes import Pulse
 from cluster.placement import Demand
 from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
 from cluster.waiting import Signal
-from cluster.weight_store import WeightStore
-from cluster.weights import WeightManifest
-from cluster.workers import Worker
+from cluster.worker import Worker
+from controller.broadcasts import MARGIN_S, Broadcasts
+from controller.learner_group import LearnerGroup
+from controller.weight_store import WeightStore
+from inputs.prompts import Prompt, PromptSource
 from learner.rank import LearnerRank
 from learner.weight_sender import WeightSender
+from records.events import Events
+from records.files import read_rows
+from settings.run import ClusterConfig
 from tests.integration.test_engine_scene import perturb, publish, read_model, run, save_model, settings, until
+from transport.collective import Meeting
+from transport.notes import Pulse
+from transport.weights import WeightManifest
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -19,9 +19,9 @@ import pytest
 
 from actors.vllm.shared_file import remove_left_over
 from actors.weight_receiver import WeightReceiver
-from cluster.broadcast_group import Meeting
-from cluster.weights import TensorSpec, WeightManifest, checksum
 from learner.weight_sender import WeightSender
+from transport.collective import Meeting
+from transport.weights import TensorSpec, WeightManifest, checksum
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -12,10 +12,10 @@ from actors.engine import LoadReport
 from actors.rollout_worker import RolloutWorker
 from actors.vllm import open_engine
 from actors.vllm.shared_file import PREFIX, SHARED_MEMORY
-from cluster.transports import ObjectStoreSource
-from cluster.weights import WeightManifest
 from learner.weight_history import WeightHistory
 from tests.integration.test_engine_scene import perturb, publish, read_model, save_model, settings
+from transport.weight_sources import ObjectStoreSource
+from transport.weights import WeightManifest
 
 pytestmark = pytest.mark.timeout(240)
 

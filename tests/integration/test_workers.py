@@ -12,16 +12,10 @@ import pytest
 import ray
 
 from actors.engine import Engine, EngineSettings, LoadReport, Sampling
-from actors.prompts import Prompt, PromptSource
 from actors.rollout_worker import RolloutWorker, StreamItem
 from actors.teacher_worker import TeacherWorker
 from actors.vllm import open_engine
-from cluster.batches import ROLLOUT_SCHEMA, check_rollouts, check_scored
-from cluster.notes import EndOfStream, Parcel, ScoreNote
-from cluster.parcels import tables_of_slots
-from cluster.stop_tokens import StopMode, StopTokens
-from cluster.transports import ObjectStoreSource, WeightSource
-from cluster.weights import WeightManifest
+from inputs.prompts import Prompt, PromptSource
 from tests.integration.test_engine_scene import (
     exact_log_probs,
     opened,
@@ -33,6 +27,12 @@ from tests.integration.test_engine_scene import (
     save_model,
     settings,
 )
+from transport.batches import ROLLOUT_SCHEMA, check_rollouts, check_scored
+from transport.notes import EndOfStream, Parcel, ScoreNote
+from transport.parcels import tables_of_slots
+from transport.stop_tokens import StopMode, StopTokens
+from transport.weight_sources import ObjectStoreSource, WeightSource
+from transport.weights import WeightManifest
 
 pytestmark = pytest.mark.timeout(180)
 

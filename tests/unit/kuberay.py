@@ -12,8 +12,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from cluster.submission.rayjob import job_objects
-from cluster.submission.request import Request
+from commands.submit.rayjob import job_objects
+from commands.submit.request import Request
 from tests.unit.validators import ROOT, run, validator
 
 K8S = ROOT / "docker" / "k8s"

@@ -5,10 +5,10 @@ import math
 from pathlib import Path
 from typing import Any
 
-from cluster.config import RunConfig
-from cluster.jsonl import append_row
-from cluster.run_folder import RunFolder
-from cluster.settings import save_config
+from records.files import append_row
+from records.run_folder import RunFolder
+from settings.load import save_config
+from settings.run import RunConfig
 
 BEGIN = 1_795_000_000.0
 STEP_S = 2.0

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from actors.vllm.in_hand import WeightsInHand, buckets_at
-from cluster.transports import BucketsInHand
-from cluster.weights import WeightManifest, bucket_sizes, checksum, plan_buckets
+from transport.weight_sources import BucketsInHand
+from transport.weights import WeightManifest, bucket_sizes, checksum, plan_buckets
 
 pytestmark = pytest.mark.filterwarnings("error")
 

@@ -17,9 +17,9 @@ from actors.vllm import shared_file
 from actors.vllm.in_hand import buckets_at
 from actors.vllm.shared_file import hold, remove_left_over
 from actors.vllm.staging import WeightCache
-from cluster.differences import encode
-from cluster.transports import BucketsInHand
-from cluster.weights import WeightManifest, bucket_sizes, checksum, plan_buckets
+from transport.differences import encode
+from transport.weight_sources import BucketsInHand
+from transport.weights import WeightManifest, bucket_sizes, checksum, plan_buckets
 
 pytestmark = pytest.mark.timeout(30)
 

@@ -9,17 +9,17 @@ import pyarrow as pa
 import pytest
 
 from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling, TokenScores, Vitals
-from actors.prompts import Prompt, PromptSource
 from actors.reference_worker import ReferenceWorker
 from actors.rollout_worker import RolloutWorker
 from actors.teacher_worker import TeacherWorker
-from cluster.batches import ROLLOUT_SCHEMA, check_rollouts
-from cluster.config import EngineConfig
-from cluster.notes import EndOfStream, Parcel, RolloutNote, ScoreNote
-from cluster.stop_tokens import StopTokens
-from cluster.teacher_signal import TeacherSignal
-from cluster.transports import BucketsInHand, WeightSource
-from cluster.weights import WeightManifest
+from inputs.prompts import Prompt, PromptSource
+from settings.run import EngineConfig
+from transport.batches import ROLLOUT_SCHEMA, check_rollouts
+from transport.notes import EndOfStream, Parcel, RolloutNote, ScoreNote
+from transport.stop_tokens import StopTokens
+from transport.teacher_signal import TeacherSignal
+from transport.weight_sources import BucketsInHand, WeightSource
+from transport.weights import WeightManifest
 
 pytestmark = pytest.mark.timeout(20)
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from cluster.advisor import advise
+from reporting.advisor import advise
 
 
 def row(**values: Any) -> dict[str, Any]:

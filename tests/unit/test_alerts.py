@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.dashboards.grafana import dashboard
-from cluster.dashboards.prometheus_table import BY_NAME, METRICS
+from reporting.live.grafana import dashboard
+from reporting.live.prometheus_table import BY_NAME, METRICS
 from tests.unit.promql import labels_of, metrics_of
 from tests.unit.ray_metrics import GPU_METRICS, RAY_LABELS, RAY_METRICS
 from tests.unit.validators import ROOT, run, validator

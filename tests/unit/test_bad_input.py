@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from cluster.settings import load_config
+from settings.load import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "examples" / "arithmetic" / "models"

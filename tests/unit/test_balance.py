@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.balance import Decision
-from cluster.balance_config import BalanceConfig, Limits
 from cluster.balancing import Balancing
+from settings.cluster import BalanceConfig, Limits
 
 BATCH = 16
 TICK_S = 0.1

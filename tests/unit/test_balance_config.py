@@ -2,10 +2,10 @@
 
 import pytest
 
-from cluster.balance_config import limits_of
 from cluster.balancer import room_for
-from cluster.config import RunConfig
-from cluster.settings import load_config
+from settings.cluster import limits_of
+from settings.load import load_config
+from settings.run import RunConfig
 
 REQUIRED = ["--student.model_path", "s", "--data.train_path", "d", "--teacher.model_path", "t"]
 ENABLED = ["--balance.enabled", "true"]

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cluster.batches import (
+from transport.batches import (
     PROMPT_SCHEMA,
     ROLLOUT_SCHEMA,
     SCORED_SCHEMA,
@@ -15,7 +15,7 @@ from cluster.batches import (
     check_scored,
     scored_schema,
 )
-from cluster.teacher_signal import TeacherSignal
+from transport.teacher_signal import TeacherSignal
 
 pytestmark = pytest.mark.timeout(20)
 

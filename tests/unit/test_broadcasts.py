@@ -8,17 +8,17 @@ from typing import Any
 
 import pytest
 
-from cluster.broadcast_group import Meeting
-from cluster.broadcasts import MARGIN_S, Broadcasts
-from cluster.collective_group import MAX_FAILURES
-from cluster.config import ClusterConfig
-from cluster.events import Events
-from cluster.jsonl import read_rows
-from cluster.local_pool import LocalPool
 from cluster.placement import Demand
 from cluster.ray_actors import WorkerSpec
-from cluster.virtual_time import run_virtually
-from cluster.weights import WeightManifest
+from commands.plan.local_pool import LocalPool
+from commands.plan.virtual_time import run_virtually
+from controller.broadcasts import MARGIN_S, Broadcasts
+from controller.collective_group import MAX_FAILURES
+from records.events import Events
+from records.files import read_rows
+from settings.run import ClusterConfig
+from transport.collective import Meeting
+from transport.weights import WeightManifest
 
 LIMIT_S = 60.0
 FOREVER_S = 1e6

@@ -8,12 +8,12 @@ import pytest
 from rich.console import Console
 
 import launch
-from cluster.chaos.report import Kill, as_lines, as_table, report
-from cluster.chaos.schedule import KINDS, Schedule, read_kinds, read_seconds, victims
-from cluster.chaos.strike import Striker
-from cluster.command_line import BAD_INPUT
-from cluster.jsonl import append_row
-from cluster.run_folder import RunFolder
+from commands.chaos.report import Kill, as_lines, as_table, report
+from commands.chaos.schedule import KINDS, Schedule, read_kinds, read_seconds, victims
+from commands.chaos.strike import Striker
+from commands.parser import BAD_INPUT
+from records.files import append_row
+from records.run_folder import RunFolder
 
 
 def test_kills_come_at_regular_times_and_kinds_take_turns() -> None:

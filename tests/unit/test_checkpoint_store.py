@@ -10,12 +10,12 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
-from cluster import checkpoints
-from cluster.checkpoint_config import CheckpointConfig
-from cluster.checkpoint_store import CheckpointStore, check_checkpoints
-from cluster.checkpoints import MANIFEST_NAME, CheckpointManifest, DamagedCheckpointError, record_of
-from cluster.remote_folder import ASIDE_NAME, RemoteFolder
-from cluster.run_folder import RunFolder
+from records import checkpoints
+from records.checkpoint_store import CheckpointStore, check_checkpoints
+from records.checkpoints import MANIFEST_NAME, CheckpointManifest, DamagedCheckpointError, record_of
+from records.remote_folder import ASIDE_NAME, RemoteFolder
+from records.run_folder import RunFolder
+from settings.learner import CheckpointConfig
 from tests.unit.test_learner_scene import run_config
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from cluster import checkpoints
 from learner.checkpoint_writer import CheckpointWriter, on_host
+from records import checkpoints
 
 
 def written(writer: CheckpointWriter) -> checkpoints.WriteReport:

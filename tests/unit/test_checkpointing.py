@@ -10,15 +10,15 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from cluster.checkpoint_store import CheckpointStore
-from cluster.checkpointing import Checkpointer
-from cluster.checkpoints import MANIFEST_NAME, WriteReport, record_of
-from cluster.events import Events
-from cluster.jsonl import read_rows
-from cluster.ledger import valid_ledger
-from cluster.resume import Progress, restore
-from cluster.run_folder import RunFolder
-from cluster.slots import Frontier
+from controller.checkpointing import Checkpointer
+from controller.resume import Progress, restore
+from controller.slots import Frontier
+from records.checkpoint_store import CheckpointStore
+from records.checkpoints import MANIFEST_NAME, WriteReport, record_of
+from records.events import Events
+from records.files import read_rows
+from records.ledger import valid_ledger
+from records.run_folder import RunFolder
 from tests.unit.full_disk import files_end_at
 from tests.unit.test_learner_scene import run_config
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import checkpoints
-from cluster.checkpoints import DamagedCheckpointError
+from records import checkpoints
+from records.checkpoints import DamagedCheckpointError
 
 
 def write(root: Path, step: int, **state: object) -> Path:

@@ -6,11 +6,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.learner_group import split_by_tokens
-from cluster.notes import RolloutNote
-from cluster.resume import Progress
-from cluster.scoring import ScoredSlot
-from cluster.slots import Frontier
+from controller.learner_group import split_by_tokens
+from controller.resume import Progress
+from controller.scoring import ScoredSlot
+from controller.slots import Frontier
+from transport.notes import RolloutNote
 
 MANY_TOKENS = st.lists(st.integers(1, 5000), min_size=1, max_size=60)
 

@@ -8,11 +8,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.stop_tokens import StopMode, StopTokens
 from learner.collate import PackedBatch, collate, pack, read_sequences, split_by_tokens
 from learner.log_probs import HeadLimits
 from learner.student import StudentModel
 from tests.unit.test_learner_scene import STOPS, VOCAB_SIZE, replace_column, scored_table, tiny_qwen3
+from transport.stop_tokens import StopMode, StopTokens
 
 LENGTHS = [(3, 5), (8, 20), (2, 9), (30, 40), (5, 1), (1, 1), (1, 7)]
 

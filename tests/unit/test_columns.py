@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.columns import Ragged, lengths, read_lists, starts_of
+from transport.columns import Ragged, lengths, read_lists, starts_of
 
 pytestmark = pytest.mark.timeout(20)
 

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.comparison import CompareConfig, PlannedRun, describe, plan_runs
-from cluster.comparison_results import positions_of, write_results
-from cluster.comparison_runs import ATTEMPTS, memory_of, run_all
-from cluster.comparison_table import build_rows, to_markdown
-from cluster.config import RunConfig
-from cluster.figures import draw_curves, running_median
-from cluster.jsonl import append_row
-from cluster.settings import load_config, load_settings, save_config
+from commands.compare.comparison_results import positions_of, write_results
+from commands.compare.figures import draw_curves, running_median
+from commands.compare.plan import CompareConfig, PlannedRun, describe, plan_runs
+from commands.compare.results import build_rows, to_markdown
+from commands.compare.runs import ATTEMPTS, memory_of, run_all
+from records.files import append_row
+from settings.load import load_config, load_settings, save_config
+from settings.run import RunConfig
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -204,7 +204,7 @@ def test_the_running_median_ignores_a_single_spike() -> None:
 
 
 def test_curves_of_seeds_are_drawn_over_their_common_steps(tmp_path: Path) -> None:
-    from cluster.figures import CURVES
+    from commands.compare.figures import CURVES
 
     draw_curves(CURVES[0], {"a": [{0: 0.1, 2: 0.2}, {0: 0.2, 2: 0.3, 4: 0.4}]}, tmp_path / "curve")
     assert (tmp_path / "curve.png").is_file()

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.differences import BITMAP, HEADER_BYTES, INDICES, WHOLE, decode, encode
+from transport.differences import BITMAP, HEADER_BYTES, INDICES, WHOLE, decode, encode
 
 pytestmark = pytest.mark.timeout(60)
 

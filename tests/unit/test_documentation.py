@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.config import RunConfig
-from documentation.command_page import commands
-from documentation.configuration_pages import configuration_page
-from documentation.site_hooks import PAGES as OUTSIDE
-from documentation.site_hooks import ROOT, on_page_markdown
-from documentation.write_reference import FOLDER, PAGES
+from docs.generate.command_page import commands
+from docs.generate.configuration_pages import configuration_page
+from docs.generate.site_hooks import PAGES as OUTSIDE
+from docs.generate.site_hooks import ROOT, on_page_markdown
+from docs.generate.write_reference import FOLDER, PAGES
+from settings.run import RunConfig
 
 SITE: dict[str, Any] = yaml.safe_load((ROOT / "mkdocs.yml").read_text())
 
@@ -36,7 +36,7 @@ def test_every_setting_is_in_the_reference_with_its_documentation() -> None:
 
 
 def _sections(model: Any) -> list[Any]:
-    from documentation.value_text import sections_in
+    from docs.generate.value_text import sections_in
 
     below = [section for field in model.model_fields.values() for _, section in sections_in(field.annotation)]
     return [model, *[each for section in below for each in _sections(section)]]
@@ -120,8 +120,8 @@ def _says(text: str, message: str) -> bool:
 def _messages_of_the_code() -> list[str]:
     """Every text in the code, with `...` for what is filled in."""
     found = []
-    for folder in ("actors", "cluster", "learner"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
+    for package in sorted(ROOT.glob("*/__init__.py")):
+        for path in sorted(package.parent.rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, ast.JoinedStr):
                     found.append(

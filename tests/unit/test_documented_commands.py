@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 import launch
-from cluster.command_line import SETTINGS, build_parser
-from cluster.comparison import CompareConfig, plan_runs
-from cluster.settings import load_config, load_settings
+from commands.compare.plan import CompareConfig, plan_runs
+from commands.parser import SETTINGS, build_parser
+from settings.load import load_config, load_settings
 from tests.unit.documented_commands import DOCUMENTS, ROOT, Command, commands
 
 COMMANDS = commands()
@@ -77,7 +77,7 @@ def test_the_settings_of_every_command_are_valid(command: Command) -> None:
 def check_remote(command: Command, options: list[str]) -> None:
     """A command for a run that goes on takes nothing more, but for the pools that `scale` takes."""
     if command.arguments[0] == "scale":
-        from cluster.commands_remote import read_counts
+        from commands.remote import read_counts
 
         assert read_counts(options)
     else:

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from actors.vllm.drawing import draw, uniform
+from actors.vllm.sampling import draw, uniform
 
 
 @pytest.mark.parametrize(("top_k", "top_p"), [(0, 1.0), (20, 0.95), (0, 0.9), (7, 1.0), (1, 1.0)])

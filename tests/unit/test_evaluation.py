@@ -10,18 +10,18 @@ import pyarrow.parquet as pq
 import pytest
 
 import launch
-from cluster.batches import ROLLOUT_SCHEMA
-from cluster.evaluate_command import model_fingerprint
-from cluster.evaluation_config import EvaluationConfig
-from cluster.evaluation_metrics import GradedSample, Measures, latest_rows, mean_of_rows, result_of
-from cluster.evaluation_results import EvaluatedProblem, ResultFolder, result_table, samples_of
-from cluster.evaluation_view import progress_line, results_table
-from cluster.events import Events
-from cluster.kept_results import KeptResults
 from cluster.placement import plan
-from cluster.run_folder import RunFolder
-from cluster.settings import load_config
+from commands.evaluate import model_fingerprint
+from evaluation.kept_results import KeptResults
+from evaluation.metrics import GradedSample, Measures, latest_rows, mean_of_rows, result_of
+from evaluation.results import EvaluatedProblem, ResultFolder, result_table, samples_of
+from evaluation.view import progress_line, results_table
+from records.events import Events
+from records.run_folder import RunFolder
 from rewards import avg_at_k, maj_at_k, pass_at_k, pass_at_k_unbiased
+from settings.evaluation import EvaluationConfig
+from settings.load import load_config
+from transport.batches import ROLLOUT_SCHEMA
 
 ROOT = Path(__file__).resolve().parents[2]
 STUDENT = ROOT / "examples" / "arithmetic" / "models" / "student"

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 
 import launch
-from cluster import checkpoints
-from cluster.checkpoints import CheckpointManifest
-from cluster.command_line import build_parser
-from cluster.config import RunConfig
-from cluster.export_request import read_request
-from cluster.settings import save_config
+from commands.export_request import read_request
+from commands.parser import build_parser
+from records import checkpoints
+from records.checkpoints import CheckpointManifest
+from settings.load import save_config
+from settings.run import RunConfig
 
 
 @pytest.fixture

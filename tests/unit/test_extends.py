@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cluster.settings import load_config, to_yaml
+from settings.load import load_config, to_yaml
 
 BASE = """
 max_steps: 10

@@ -2,9 +2,9 @@
 
 from ray.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError, RayTaskError
 
-from cluster.failures import NO_FAILURES, Failures, Refusal
-from cluster.faults import is_lost, is_mistake
-from cluster.workers import Worker
+from cluster.errors import is_lost, is_mistake
+from cluster.worker import Worker
+from controller.failures import NO_FAILURES, Failures, Refusal
 
 REFUSAL = Refusal(None, "no")
 LIMITS = {"max_refused": 3, "max_lost": 5}

@@ -11,10 +11,10 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import launch
-from cluster.comparison import CompareConfig
-from cluster.config import RunConfig
-from cluster.settings import _dotted_keys
-from cluster.simulation.plan_config import PlanConfig
+from commands.compare.plan import CompareConfig
+from commands.plan.plan_config import PlanConfig
+from settings.load import _dotted_keys
+from settings.run import RunConfig
 from tests.unit.conftest import MODELS, ROOT
 from tests.unit.fuzzing import DEAD, arguments_of, check, examples, near, refusal, texts, values, with_value
 

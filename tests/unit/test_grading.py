@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import compare_answers, equality_classes, grade_batch, grade_verdicts
-from rewards.answer_comparison import MAX_LENGTH
-from rewards.answer_text import clean_answer, enclosed, split_top
-from rewards.grading_pool import GradingPool, Verdict
+from rewards.grading.comparison import MAX_LENGTH
+from rewards.grading.pool import GradingPool, Verdict
+from rewards.grading.text import clean_answer, enclosed, split_top
 
 RIGHT = [
     # fractions, decimals, mixed numbers

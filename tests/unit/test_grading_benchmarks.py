@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.benchmarks import (
+from rewards import Verdict, grade_verdicts
+from settings.benchmarks import (
     FOLDER,
     BenchmarkDefinition,
     BenchmarkProblem,
@@ -18,7 +19,6 @@ from cluster.benchmarks import (
     known_benchmarks,
     load_definition,
 )
-from rewards import Verdict, grade_verdicts
 
 NAMES = ["aime24", "aime25", "amc23", "gsm8k", "math500", "minerva", "olympiadbench"]
 DATA = Path(os.environ.get("POWEROPD_VECTORS", Path(__file__).resolve().parents[3] / "shared")) / "data"

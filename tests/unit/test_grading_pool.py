@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from rewards.grading_pool import GradingPool, GradingWorker, Verdict
+from rewards.grading.pool import GradingPool, GradingWorker, Verdict
 
 ROOT = Path(__file__).resolve().parents[2]
 EQUAL, UNEQUAL = (r"2\sqrt{2}", r"\sqrt{8}"), (r"2\sqrt{2}", r"\sqrt{9}")
@@ -85,7 +85,7 @@ def test_memory_is_limited() -> None:
 
 def test_a_worker_imports_neither_torch_nor_ray() -> None:
     program = (
-        "import sys; import rewards.answer_algebra, rewards.grading_worker\n"
+        "import sys; import rewards.grading.algebra, rewards.grading.worker\n"
         "print([name for name in ('torch', 'ray', 'transformers', 'vllm', 'numpy') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -8,18 +8,18 @@ from pathlib import Path
 
 import pytest
 
-from cluster.jsonl import read_rows
+from records.files import read_rows
 from tests.unit.hub import TOKEN, Hub, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 
-CHECK = "import sys; from cluster.hub import check_push; check_push(sys.argv[1], '--push')"
+CHECK = "import sys; from commands.export import check_push; check_push(sys.argv[1], '--push')"
 PUSH = """
 import asyncio, sys
 from pathlib import Path
-from cluster.events import Events
-from cluster.export_config import ExportConfig
-from cluster.hub import push_export
+from records.events import Events
+from settings.export_config import ExportConfig
+from commands.export import push_export
 config = ExportConfig(push_to=sys.argv[2])
 asyncio.run(push_export(Path(sys.argv[1]), config, Events(Path(sys.argv[3]))))
 """

@@ -20,7 +20,8 @@ DOCKERFILE = ROOT / "docker" / "Dockerfile"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ENGINES = ("cpu", "gpu")
 LEFT_OUT = {"torchaudio", "torchcodec", "torchvision", "triton"}
-IN_CONTEXT = {"actors", "cluster", "configs", "docker", "launch.py", "learner", "pyproject.toml", "requirements"}
+PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")}
+IN_CONTEXT = PACKAGES | {"configs", "docker", "launch.py", "pyproject.toml", "requirements"}
 UNWANTED = (
     *(
         ".env",
@@ -157,7 +158,7 @@ def _normal(name: str) -> str:
 
 def test_the_build_context_is_the_code_the_recipes_and_the_scripts() -> None:
     files = context_files(ROOT)
-    assert {path.parts[0] for path in files} == IN_CONTEXT | {"rewards", "wiring.py"}
+    assert {path.parts[0] for path in files} == IN_CONTEXT
     assert {path.suffix for path in files} == {".css", ".j2", ".js", ".py", ".sh", ".toml", ".txt", ".yaml"}
     assert max((ROOT / path).stat().st_size for path in files) < 200_000
     texts = {path: (ROOT / path).read_text() for path in files}

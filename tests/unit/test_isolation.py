@@ -1,7 +1,7 @@
 """Where suspicious slots run: on one engine that does nothing else."""
 
-from cluster.isolation import GENERATING, ISOLATED_AFTER, Isolation
-from cluster.workers import Worker
+from cluster.worker import Worker
+from controller.isolation import GENERATING, ISOLATED_AFTER, Isolation
 
 SUSPICIOUS, OTHER = 1, 2
 

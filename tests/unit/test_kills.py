@@ -8,13 +8,13 @@ import pytest
 
 from benchmarks.kills import RATES, is_whole, run_config, soak
 from cluster.clock import now
-from cluster.jsonl import read_rows
-from cluster.learner_group import LearnerLostError
-from cluster.run_folder import valid_ledger
-from cluster.simulation.kills import Killer
-from cluster.simulation.run import simulated_run
-from cluster.simulation.timing import EngineRates
-from cluster.virtual_time import run_virtually
+from commands.plan.kills import Killer
+from commands.plan.run import simulated_run
+from commands.plan.timing import EngineRates
+from commands.plan.virtual_time import run_virtually
+from controller.learner_group import LearnerLostError
+from records.files import read_rows
+from records.run_folder import valid_ledger
 
 pytestmark = pytest.mark.timeout(300)
 

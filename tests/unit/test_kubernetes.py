@@ -10,8 +10,8 @@ import yaml
 
 from cluster.nodes import Node
 from cluster.placement import check_all_fit, check_some_node_fits, plan
-from cluster.settings import load_config, to_yaml
-from cluster.submission.rayjob import job_objects
+from commands.submit.rayjob import job_objects
+from settings.load import load_config, to_yaml
 from tests.unit.kuberay import (
     K8S,
     OVERLAYS,

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from cluster.submission.rayjob import job_objects
+from commands.submit.rayjob import job_objects
 from tests.unit.kuberay import (
     COMPONENTS,
     K8S,

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import rewards
-from cluster.config import ImportanceConfig, ObjectiveConfig
 from learner.collate import PackedBatch, collate
 from learner.facts import (
     BASELINE,
@@ -27,6 +26,7 @@ from learner.log_probs import HeadLimits
 from learner.loss import Objective, WindowCounts
 from learner.student import LogProbHead
 from learner.teacher_head import TeacherHead
+from settings.run import ImportanceConfig, ObjectiveConfig
 from tests.unit.test_learner_scene import STOPS, scored_table
 
 # Shapes: V vocabulary, T positions, H hidden size.

@@ -7,7 +7,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from cluster.config import ImportanceConfig, ObjectiveConfig
 from learner.collate import PackedBatch, collate
 from learner.log_probs import HeadLimits
 from learner.loss import MicroBatchLoss, Objective, WindowCounts
@@ -15,6 +14,7 @@ from learner.metrics import StepTokens, abs_quantile, step_metrics
 from learner.ranks import Ranks
 from learner.student import StudentModel
 from rewards import window_counts
+from settings.run import ImportanceConfig, ObjectiveConfig
 from tests.unit.test_learner_scene import STOPS, VOCAB_SIZE, replace_column, scored_table, tiny_qwen3
 
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))

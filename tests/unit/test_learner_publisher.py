@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from cluster.differences import decode
-from cluster.weights import WeightManifest, check_buckets
 from learner.publisher import publish_weights
 from learner.weight_history import WeightHistory
 from tests.unit.test_learner_scene import GOLDEN_TOKEN_IDS, tiny_qwen3
+from transport.differences import decode
+from transport.weights import WeightManifest, check_buckets
 
 
 def publish(

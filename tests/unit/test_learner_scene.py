@@ -11,9 +11,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from cluster.batches import SCORED_SCHEMA, check_scored
-from cluster.config import RunConfig
-from cluster.stop_tokens import StopMode, StopTokens, stop_labels
+from settings.run import RunConfig
+from transport.batches import SCORED_SCHEMA, check_scored
+from transport.stop_tokens import StopMode, StopTokens, stop_labels
 
 VOCAB_SIZE = 64
 STOPS = StopTokens(student_ids=(62,), teacher_ids=(63,))

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cluster.learner_config import LearnerConfig
 from learner.schedule import learning_rate
+from settings.learner_config import LearnerConfig
 
 
 def rates(*, max_steps: int, **fields: object) -> list[float]:

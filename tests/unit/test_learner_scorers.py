@@ -10,10 +10,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from cluster.batches import OUTCOME, REFERENCE
-from cluster.config import ImportanceConfig, ObjectiveConfig, OutcomeConfig
-from cluster.teacher_signal import TeacherSignal
-from cluster.teachers import TeacherShare
 from learner.collate import PackedBatch, collate, pack
 from learner.loss import MicroBatchLoss, Objective, WindowCounts
 from learner.metrics import StepTokens
@@ -21,7 +17,11 @@ from learner.outcome import outcome_metrics
 from learner.ranks import Ranks
 from learner.teacher_metrics import teacher_metrics
 from rewards import window_counts
+from settings.run import ImportanceConfig, ObjectiveConfig, OutcomeConfig
+from settings.teachers import TeacherShare
 from tests.unit.test_learner_scene import STOPS, replace_column, scored_table
+from transport.batches import OUTCOME, REFERENCE
+from transport.teacher_signal import TeacherSignal
 
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 REFERENCED, GRADED = TeacherSignal(has_reference=True), TeacherSignal(has_outcome=True)

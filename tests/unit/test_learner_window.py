@@ -10,8 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cluster.config import ImportanceConfig, ObjectiveConfig
-from cluster.token_config import MasksConfig, SurrogateConfig, TokenWeightsConfig
 from learner.collate import PackedBatch, collate, pack
 from learner.facts import REVERSE_KL, TEACHER_ENTROPY
 from learner.loss import Objective
@@ -19,6 +17,8 @@ from learner.metrics import StepTokens, step_metrics
 from learner.ranks import Ranks
 from learner.values import StudentValues
 from learner.window import Window, prepare_window
+from settings.objective import MasksConfig, SurrogateConfig, TokenWeightsConfig
+from settings.run import ImportanceConfig, ObjectiveConfig
 from tests.unit.test_learner_scene import STOPS, scored_table
 
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.jsonl import read_rows
-from cluster.ledger import Ledger, valid_ledger
-from cluster.slots import Frontier
+from controller.slots import Frontier
+from records.files import read_rows
+from records.ledger import Ledger, valid_ledger
 
 
 def uids_of(slots: list[int]) -> list[str]:

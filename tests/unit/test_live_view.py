@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from cluster.config import RunConfig
-from cluster.dashboards.live_view import LiveView
-from cluster.progress import ProgressView
-from cluster.status_text import as_text
+from reporting.live.progress import ProgressView
+from reporting.live.terminal import LiveView
+from reporting.status_text import as_text
+from settings.run import RunConfig
 from tests.unit.run_status import ADVICE, pool, running_status, starting_status, worker
 
 WIDTHS = (60, 80, 100, 120, 170, 200)

@@ -8,8 +8,8 @@ import pytest
 from ray.exceptions import RayActorError, RayError
 
 from cluster.clock import now
-from cluster.local_actors import LocalActor, LocalStream
-from cluster.virtual_time import run_virtually
+from commands.plan.local_actors import LocalActor, LocalStream
+from commands.plan.virtual_time import run_virtually
 
 
 class Target:

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from cluster.clock import now
-from cluster.metering import Meter, MeteredQueue, SpellMeter, WaitMeter
+from controller.meters import Meter, MeteredQueue, SpellMeter, WaitMeter
 
 
 class HandClock:

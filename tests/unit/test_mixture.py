@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from actors.mixture import BLOCK, PromptMixture, PromptOrder, Schedule
-from actors.prompts import Prompt, PromptSource
+from inputs.mixture import BLOCK, PromptMixture, PromptOrder, Schedule
+from inputs.prompts import Prompt, PromptSource
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.config import RunConfig
-from cluster.model_card import is_hub_name, license_of, write_model_card
-from cluster.run_folder import RunFolder
+from records.run_folder import RunFolder
+from reporting.model_card import is_hub_name, license_of, write_model_card
+from settings.run import RunConfig
 
 
 def config(**settings: Any) -> RunConfig:

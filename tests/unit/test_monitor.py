@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
-from cluster.config import RunConfig
-from cluster.dashboards.event_words import MAX_REASON, in_words, role_of_event
-from cluster.dashboards.monitor import Monitor, waited_for
-from cluster.dashboards.time_left import clock_text, time_left_s
+from reporting.live.event_words import MAX_REASON, in_words, role_of_event
+from reporting.live.monitor import Monitor, waited_for
+from reporting.live.time_left import clock_text, time_left_s
+from settings.run import RunConfig
 from tests.unit.run_status import pool, worker
 
 CONFIG = RunConfig.model_validate(

@@ -13,8 +13,8 @@ import psutil
 import pytest
 
 from cluster.orphans import EVERY_PROCESS, check_has_ended, end_orphans, log_of
-from cluster.process_identity import SAME_START_S, is_alive_here, this_process
-from cluster.run_folder import RunFolder
+from records.process_identity import SAME_START_S, is_alive_here, this_process
+from records.run_folder import RunFolder
 
 SESSION = f"session_2026-01-01_00-00-00_000000_{os.getpid()}"  # others may run the same test
 MINE, OTHERS = "ab" * 28, "cd" * 28

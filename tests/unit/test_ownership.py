@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cluster.events import Events
-from cluster.jsonl import read_rows
-from cluster.ownership import FILE, NotOwnerError, owner_of
-from cluster.run_folder import RunFolder
+from records.events import Events
+from records.files import read_rows
+from records.ownership import FILE, NotOwnerError, owner_of
+from records.run_folder import RunFolder
 from tests.unit.test_run_folder import config, opened
 
 ROOT = Path(__file__).parents[2]
@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 WRITER = """
 import sys
 from pathlib import Path
-from cluster.run_folder import RunFolder
+from records.run_folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 folder.owner.take((folder.ledger, folder.metrics))
 for step in range(1, 10**9):

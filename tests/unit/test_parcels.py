@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.parcels import PARCEL_BYTES, plan_parcels, repacked, tables_of_slots
+from transport.parcels import PARCEL_BYTES, plan_parcels, repacked, tables_of_slots
 
 SIZES = st.lists(st.integers(0, 2 * PARCEL_BYTES), max_size=40)
 

@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from cluster.config import ResourcesConfig, RunConfig
 from cluster.placement import Demand, bundle, check_all_fit, check_some_node_fits, plan
+from settings.run import ResourcesConfig, RunConfig
 
 
 def config(**sections: Any) -> RunConfig:

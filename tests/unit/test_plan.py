@@ -7,19 +7,19 @@ from typing import Any
 import pytest
 
 import launch
-from cluster.config import RunConfig
-from cluster.simulation.coarse import coarse_run
-from cluster.simulation.devices import DEVICES, DeviceConfig
-from cluster.simulation.estimate import estimate_rates
-from cluster.simulation.models import ModelConfig, ModelsConfig, size_of
-from cluster.simulation.plan_config import PlanConfig, SimulationConfig, TargetConfig
-from cluster.simulation.planned_rates import planned_rates
-from cluster.simulation.prediction import Prediction, gpus_of, predict, with_workers, workers_of
-from cluster.simulation.prompts import LengthsConfig
-from cluster.simulation.rates import RatesConfig
-from cluster.simulation.search import CountSearch, Search
-from cluster.simulation.timing import EngineRates
-from cluster.simulation.workers import LearnerRates
+from commands.plan.coarse import coarse_run
+from commands.plan.devices import DEVICES, DeviceConfig
+from commands.plan.estimate import estimate_rates
+from commands.plan.plan_config import PlanConfig, SimulationConfig, TargetConfig
+from commands.plan.planned_rates import planned_rates
+from commands.plan.prediction import Prediction, gpus_of, predict, with_workers, workers_of
+from commands.plan.prompts import LengthsConfig
+from commands.plan.rates import RatesConfig
+from commands.plan.search import CountSearch, Search
+from commands.plan.timing import EngineRates
+from commands.plan.workers import LearnerRates
+from inputs.models import ModelConfig, ModelsConfig, size_of
+from settings.run import RunConfig
 
 pytestmark = pytest.mark.timeout(120)
 

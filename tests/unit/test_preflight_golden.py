@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from actors.inputs import read_inputs, student_settings
-from cluster.config import RunConfig
-from cluster.events import Events
 from cluster.known_answers import KnownAnswer
 from cluster.placement import Demand
 from cluster.pool import Pool
-from cluster.preflight.checks import Checks
-from cluster.preflight.golden import record_golden, record_replicas
-from cluster.settings import load_config
+from commands.preflight.golden import record_golden, record_replicas
+from inputs.inputs import read_inputs, student_settings
+from records.events import Events
+from settings.checks import Checks
+from settings.load import load_config
+from settings.run import RunConfig
 from tests.unit.conftest import MODELS
 from tests.unit.test_preflight import edit
 

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from cluster.checkpoint_config import CheckpointConfig
-from cluster.config import RunConfig
 from cluster.nodes import Node
 from cluster.placement import plan
-from cluster.preflight.checks import Checks, Finding, RefusedError
-from cluster.preflight.disk_space import checkpoint_bytes, wanted_of
-from cluster.preflight.memory import GIB, Need, engine_need, learner_need, needs_of
-from cluster.preflight.node_checks import memory_findings, path_findings, placement_findings, roles_by_node
-from cluster.preflight.node_facts import NodeFacts, describe_node
-from cluster.preflight.shapes import Shape
+from commands.preflight.disk_space import checkpoint_bytes, wanted_of
+from commands.preflight.memory import GIB, Need, engine_need, learner_need, needs_of
+from commands.preflight.node_facts import NodeFacts, describe_node
+from commands.preflight.nodes import memory_findings, path_findings, placement_findings, roles_by_node
+from inputs.shapes import Shape
+from settings.checks import Checks, Finding, RefusedError
+from settings.learner import CheckpointConfig
+from settings.run import RunConfig
 
 pytestmark = pytest.mark.timeout(30)
 

@@ -8,9 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.problems import Message, OpenedProblems, Problem
-from actors.rendering import render_prompts
-from cluster.data_config import DataSourceConfig
+from inputs.problems import Message, OpenedProblems, Problem
+from inputs.rendering import render_prompts
+from settings.data import DataSourceConfig
 from tests.unit.word_tokenizer import TEMPLATE, word_tokenizer
 
 pytestmark = pytest.mark.timeout(30)

@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from cluster.config import RunConfig
-from cluster.dashboards.disk_watch import DiskWatch, written_folders
-from cluster.dashboards.grafana import DASHBOARD_PATH, WIDTH, dashboard_text
-from cluster.dashboards.prometheus_table import (
+from records.disk import space
+from records.run_folder import RunFolder
+from reporting.live.disk_watch import DiskWatch, written_folders
+from reporting.live.grafana import DASHBOARD_PATH, WIDTH, dashboard_text
+from reporting.live.prometheus_table import (
     METRICS,
     HeldGauges,
     Sample,
@@ -19,8 +20,7 @@ from cluster.dashboards.prometheus_table import (
     samples_of_row,
     samples_of_status,
 )
-from cluster.disk import space
-from cluster.run_folder import RunFolder
+from settings.run import RunConfig
 from tests.unit.run_status import running_status, starting_status
 
 DASHBOARD: dict[str, Any] = json.loads(DASHBOARD_PATH.read_text(encoding="utf-8"))
@@ -48,7 +48,7 @@ def test_legends_and_sums_name_only_tags_that_the_metrics_have() -> None:
 
 def test_the_file_is_what_the_table_makes() -> None:
     assert DASHBOARD_PATH.read_text(encoding="utf-8") == dashboard_text(), (
-        "write it anew: python -m cluster.dashboards.grafana"
+        "write it anew: python -m reporting.live.grafana"
     )
 
 

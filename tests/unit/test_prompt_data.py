@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from actors.data_report import DataReport
-from actors.overlap import HeldOut, grams
-from actors.prompt_data import TrainingPrompts, prepare_prompts
-from actors.prompts import PromptSource
-from actors.seen import Seen
-from cluster.data_config import DataConfig
+from inputs.data_report import DataReport
+from inputs.overlap import HeldOut, grams
+from inputs.prompt_data import TrainingPrompts, prepare_prompts
+from inputs.prompts import PromptSource
+from inputs.seen import Seen
+from settings.data import DataConfig
 from tests.unit.word_tokenizer import word_tokenizer
 
 pytestmark = pytest.mark.timeout(120)
@@ -169,9 +169,9 @@ def test_a_damaged_file_of_prompts_and_a_bad_cache_folder_are_named(tmp_path: Pa
 
 MEMORY = """
 import json, sys, threading
-from actors.prompt_data import prepare_prompts
-from actors.prompts import PromptSource
-from cluster.data_config import DataConfig
+from inputs.prompt_data import prepare_prompts
+from inputs.prompts import PromptSource
+from settings.data import DataConfig
 from tests.unit.word_tokenizer import word_tokenizer
 
 def anonymous():

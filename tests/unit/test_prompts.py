@@ -12,7 +12,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from actors.prompts import (
+from inputs.prompts import (
     Problem,
     Prompt,
     PromptSource,
@@ -22,7 +22,7 @@ from actors.prompts import (
     render_prompts,
     sampling_seed,
 )
-from cluster.batches import PROMPT_SCHEMA
+from transport.batches import PROMPT_SCHEMA
 
 pytestmark = pytest.mark.timeout(30)
 

@@ -8,10 +8,10 @@ import yaml
 
 import launch
 import rewards
-from cluster.comparison import CompareConfig
-from cluster.config import RunConfig
-from cluster.settings import load_config, load_settings
-from cluster.teachers import check_sources
+from commands.compare.plan import CompareConfig
+from settings.load import load_config, load_settings
+from settings.run import RunConfig
+from settings.teachers import check_sources
 
 ROOT = Path(__file__).resolve().parents[2]
 OBJECTIVES = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")

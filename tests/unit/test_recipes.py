@@ -8,10 +8,10 @@ import pytest
 import yaml
 
 import launch
-from cluster.config import RunConfig
 from cluster.placement import check_all_fit, plan
-from cluster.settings import load_config
 from learner.served import signal_kind
+from settings.load import load_config
+from settings.run import RunConfig
 from tests.unit.qwen3_stand_in import qwen3_folder
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,11 +11,11 @@ import pytest
 
 import launch
 from cluster.auth_token import ensure_token
-from cluster.checkpoints import MANIFEST_NAME, remove_old, start
-from cluster.config import RunConfig
-from cluster.run_name import checked_run_name
-from cluster.secrets_check import is_secret_name
-from cluster.settings import _dotted_keys, to_yaml
+from records.checkpoints import MANIFEST_NAME, remove_old, start
+from settings.load import _dotted_keys, to_yaml
+from settings.run import RunConfig
+from settings.run_name import checked_run_name
+from settings.secrets import is_secret_name
 from tests.unit.conftest import MODELS
 
 Refused = Callable[..., str]

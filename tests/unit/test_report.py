@@ -10,17 +10,17 @@ import pytest
 from plotly import graph_objects
 
 import launch
-from cluster.jsonl import append_row
-from cluster.report.command import write_report
-from cluster.report.configurations import differences
-from cluster.report.cost import pool_costs, waste_lines
-from cluster.report.figure import MAX_POINTS, logarithmic, thinned
-from cluster.report.page import as_script_json, plotly_js
-from cluster.report.run_data import read_run
-from cluster.report.sample_view import samples_view
-from cluster.report.summary_table import verdicts
-from cluster.report.timeline_figure import timeline_figure
-from cluster.run_folder import RunFolder
+from commands.report import write_report
+from records.files import append_row
+from records.run_folder import RunFolder
+from reporting.page.configurations import differences
+from reporting.page.cost import pool_costs, waste_lines
+from reporting.page.figure import MAX_POINTS, logarithmic, thinned
+from reporting.page.run_data import read_run
+from reporting.page.sample_view import samples_view
+from reporting.page.summary_table import verdicts
+from reporting.page.timeline import timeline_figure
+from reporting.page.write import as_script_json, plotly_js
 from tests.unit.synthetic_run import BEGIN, event, metrics_row, write_run
 
 FILES = (
@@ -189,7 +189,7 @@ def test_a_page_asks_for_nothing_outside_itself(tmp_path: Path) -> None:
     links = [value for name, value in page.attributes if name in ("src", "href", "srcset", "action", "data")]
     assert links
     assert all(value is not None and (value.startswith("#") or value == "data:,") for value in links)
-    style = (Path(launch.__file__).parent / "cluster" / "report" / "report.css").read_text()
+    style = (Path(launch.__file__).parent / "reporting" / "page" / "report.css").read_text()
     assert "url(" not in style
     assert "@import" not in style
 

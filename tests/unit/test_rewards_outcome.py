@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards import avg_at_k, grade_batch, pass_at_k
-from rewards.outcome import extract_answer
+from rewards.grading.outcome import extract_answer
 
 unhurried = settings(deadline=None)
 

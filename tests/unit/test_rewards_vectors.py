@@ -314,7 +314,7 @@ RUN_OF_PATTERN: dict[str, Run] = {
 }
 
 COVERED_ELSEWHERE = {
-    r"terminal_stop_.*": "stop labels are made before scoring: cluster/stop_tokens.py",
+    r"terminal_stop_.*": "stop labels are made before scoring: transport/stop_tokens.py",
     r"padded_vocab": "both vocabularies are cut where logits are computed",
 }
 

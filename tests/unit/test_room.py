@@ -3,8 +3,8 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.room import Room
-from cluster.workers import Worker
+from cluster.worker import Worker
+from controller.room import Room
 
 FIRST, SECOND = Worker("rollout-0"), Worker("rollout-1")
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from actors.row_source import open_data, open_rows
+from inputs.rows import open_data, open_rows
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -200,7 +200,7 @@ def test_a_revision_and_a_name_that_are_no_data_set_are_told_by_the_hub(hub: Cal
 def test_a_hub_that_does_not_answer_is_waited_for_once(
     hub: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("actors.row_source.HUB_TIMEOUT_S", 0.3)
+    monkeypatch.setattr("inputs.rows.HUB_TIMEOUT_S", 0.3)
     with hub(None, {}):
         assert "data.train_path: no such file or folder: owner/none, and the hub cannot be asked" in mistake(
             "owner/none"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from cluster.config import RunConfig
-from cluster.events import Events, reason_of
-from cluster.jsonl import append_row, drop_torn_line, read_rows
-from cluster.run_folder import RunFolder, describe_environment, valid_ledger
-from cluster.settings import load_config
+from records.events import Events, reason_of
+from records.files import append_row, drop_torn_line, read_rows
+from records.run_folder import RunFolder, describe_environment, valid_ledger
+from settings.load import load_config
+from settings.run import RunConfig
 
 
 def config(path: Path, **settings: Any) -> RunConfig:

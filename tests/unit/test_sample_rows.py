@@ -9,11 +9,11 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from cluster.batches import HIDDEN, TARGETS
-from cluster.config import RunConfig
-from cluster.teacher_signal import SAMPLED, TeacherSignal
 from learner.sample_rows import MAX_TOKENS, SampleRows, token_texts
+from settings.run import RunConfig
 from tests.unit.test_learner_scene import STOPS, replace_column, run_config, scored_table
+from transport.batches import HIDDEN, TARGETS
+from transport.teacher_signal import SAMPLED, TeacherSignal
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

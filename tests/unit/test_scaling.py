@@ -12,19 +12,19 @@ from typing import Any
 import pytest
 
 import launch
-from cluster.commands_remote import address_of, read_counts
-from cluster.config import RunConfig
-from cluster.controller import Controller
-from cluster.events import Events
 from cluster.placement import plan
 from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
-from cluster.run_folder import RunFolder
 from cluster.scaling import Change
-from cluster.slots import Slots
-from cluster.status import progress_status
-from cluster.status_text import as_text
-from cluster.workers import NEXT_STATES, Worker, WorkerState
+from cluster.worker import NEXT_STATES, Worker, WorkerState
+from commands.remote import address_of, read_counts
+from controller.remote_control import Controller
+from controller.slots import Slots
+from controller.status import progress_status
+from records.events import Events
+from records.run_folder import RunFolder
+from reporting.status_text import as_text
+from settings.run import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 NODES = [{"Alive": True, "Resources": {"CPU": 4.0}}, {"Alive": False, "Resources": {"CPU": 64.0}}]
@@ -52,7 +52,7 @@ def pools() -> dict[str, Pool]:
 @pytest.fixture
 def controller(monkeypatch: pytest.MonkeyPatch) -> Controller:
     """A run that still starts, on one machine of 4 CPUs of which it uses 3.5."""
-    monkeypatch.setattr("cluster.controller.ray.nodes", lambda: NODES)
+    monkeypatch.setattr("controller.remote_control.ray.nodes", lambda: NODES)
     return Controller(CONFIG, pools(), is_local=True)
 
 
@@ -152,7 +152,7 @@ def test_a_request_of_another_kind_is_refused(controller: Controller) -> None:
 
 def scaled_to_40(monkeypatch: pytest.MonkeyPatch, *, grows: bool, nodes: list[dict[str, Any]]) -> dict[str, Any]:
     """The answer of a run on a cluster of these nodes to the request for 40 rollout workers."""
-    monkeypatch.setattr("cluster.controller.ray.nodes", lambda: nodes)
+    monkeypatch.setattr("controller.remote_control.ray.nodes", lambda: nodes)
     config = CONFIG.model_copy(update={"cluster": CONFIG.cluster.model_copy(update={"grows": grows})})
     return Controller(config, pools(), is_local=False).reply({"kind": "scale", "counts": {"rollout": 40}})
 
@@ -216,7 +216,7 @@ def test_a_run_that_is_to_stop_answers_first(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_commands_import_ray_only_once_authentication_is_on() -> None:
-    program = "import sys, cluster.commands_remote; print('ray' in sys.modules)"
+    program = "import sys, commands.remote; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert (done.stdout.strip(), done.stderr) == ("False", "")
 

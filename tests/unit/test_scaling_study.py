@@ -5,9 +5,9 @@ import pytest
 from benchmarks.controller_workers import settings
 from benchmarks.scaling_model import Limits, Network, Speeds, best, reduction_s, throughput, weight_sync
 from benchmarks.scaling_study import point
-from cluster.flow import LOOK_EVERY_S
-from cluster.simulation.run import simulate
-from cluster.slots import Slots
+from commands.plan.run import simulate
+from controller.flow import LOOK_EVERY_S
+from controller.slots import Slots
 
 NETWORK = Network(nvlink=100e9, device_link=10e9, store=1e9, egress=4e9, hop_s=0.0, bucket_bytes=1e9)
 SPEEDS = Speeds(

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import RunConfig
-from cluster.settings import describe_fields, load_config, save_config, to_yaml
+from settings.load import describe_fields, load_config, save_config, to_yaml
+from settings.run import RunConfig
 
 REQUIRED = ["--student.model_path", "s", "--teacher.model_path", "t", "--data.train_path", "d"]
 

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 
 from cluster.clock import now
-from cluster.config import RunConfig
-from cluster.settings import save_config
-from cluster.simulation.fitting import fit_line, fit_rates, read_run
-from cluster.simulation.plan_config import SimulationConfig
-from cluster.simulation.prediction import check_fit, predict
-from cluster.simulation.prompts import LengthsConfig
-from cluster.simulation.rates import RatesConfig
-from cluster.simulation.run import simulated_run
-from cluster.simulation.timing import EngineRates
-from cluster.simulation.workers import LearnerRates
-from cluster.virtual_time import run_virtually
-from cluster.work_meter import WorkMeter
+from commands.plan.fitting import fit_line, fit_rates, read_run
+from commands.plan.plan_config import SimulationConfig
+from commands.plan.prediction import check_fit, predict
+from commands.plan.prompts import LengthsConfig
+from commands.plan.rates import RatesConfig
+from commands.plan.run import simulated_run
+from commands.plan.timing import EngineRates
+from commands.plan.virtual_time import run_virtually
+from commands.plan.workers import LearnerRates
+from controller.work_meter import WorkMeter
+from settings.load import save_config
+from settings.run import RunConfig
 
 pytestmark = pytest.mark.timeout(120)
 

@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 
-from cluster.advisor import advise
-from cluster.config import RunConfig
-from cluster.run_folder import valid_ledger
-from cluster.simulation.prompts import LengthsConfig
-from cluster.simulation.run import RatesConfig, simulate, simulated_run
-from cluster.simulation.timing import EngineRates
-from cluster.simulation.workers import LearnerRates, SimulatedLearner
-from cluster.virtual_time import run_virtually
+from commands.plan.prompts import LengthsConfig
+from commands.plan.run import RatesConfig, simulate, simulated_run
+from commands.plan.timing import EngineRates
+from commands.plan.virtual_time import run_virtually
+from commands.plan.workers import LearnerRates, SimulatedLearner
+from records.run_folder import valid_ledger
+from reporting.advisor import advise
+from settings.run import RunConfig
 
 pytestmark = pytest.mark.timeout(120)
 

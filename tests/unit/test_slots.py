@@ -1,11 +1,11 @@
-"""The rules of ``cluster.slots`` on examples small enough to follow by hand."""
+"""The rules of ``controller.slots`` on examples small enough to follow by hand."""
 
 import time
 from collections.abc import Callable, Iterable
 
 import pytest
 
-from cluster.slots import Frontier, Slots
+from controller.slots import Frontier, Slots
 
 
 def make_slots(

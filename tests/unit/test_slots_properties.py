@@ -1,4 +1,4 @@
-"""Whole simulated runs of ``cluster.slots``: stragglers, lagging engines, failures, resumes, fall-backs."""
+"""Whole simulated runs of ``controller.slots``: stragglers, lagging engines, failures, resumes, fall-backs."""
 
 import heapq
 import random
@@ -9,7 +9,7 @@ from itertools import combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.slots import Frontier, Slots
+from controller.slots import Frontier, Slots
 
 
 @dataclass(frozen=True)

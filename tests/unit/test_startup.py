@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from actors.vllm.imports import collection_paused
 from benchmarks.startup import phases
-from cluster.imports import collection_paused
-from cluster.start_times import StartTimes
+from commands.start_times import StartTimes
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "vllm", "deepspeed", "ray", "pandas", "datasets", "matplotlib")

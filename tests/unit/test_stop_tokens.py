@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cluster.stop_tokens import StopLabels, StopMode, StopTokens, stop_labels
+from transport.stop_tokens import StopLabels, StopMode, StopTokens, stop_labels
 
 pytestmark = pytest.mark.timeout(20)
 

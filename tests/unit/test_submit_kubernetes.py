@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 import yaml
 
-from cluster.submission.kubernetes import KubernetesPlace, state_of
-from cluster.submission.manifests import job_name, namespace_of
-from cluster.submission.rayjob import drain_script, entry_point, job_objects
-from cluster.submission.request import UnreachableError
+from commands.submit.kubernetes import KubernetesPlace, state_of
+from commands.submit.manifests import job_name, namespace_of
+from commands.submit.rayjob import drain_script, entry_point, job_objects
+from commands.submit.request import UnreachableError
 from tests.unit.kuberay import K8S, Object, rendered, request
 from tests.unit.kubernetes_api import Cluster, kubernetes_api
 
@@ -165,7 +165,7 @@ def test_a_run_that_has_not_started_or_does_not_end_in_time_is_deleted(
     assert state.status == "STOPPED"
     assert ("rayjobs", "first") not in cluster.objects
 
-    monkeypatch.setattr("cluster.submission.kubernetes.END_MARGIN_S", 0.5)
+    monkeypatch.setattr("commands.submit.kubernetes.END_MARGIN_S", 0.5)
     submitted(cluster)
     running(cluster)
     state = place().stop("first", grace_s=0.5)

@@ -6,11 +6,11 @@ from typing import Any
 
 from rich.console import Console
 
-from cluster.advisor import advise
-from cluster.flow_summary import flow_line, flow_means
-from cluster.progress import plain_line
-from cluster.run_folder import RunFolder
-from cluster.summary import accuracy_table, summarise
+from records.run_folder import RunFolder
+from reporting.advisor import advise
+from reporting.flow_summary import flow_line, flow_means
+from reporting.live.progress import plain_line
+from reporting.summary import accuracy_table, summarise
 
 ROW: dict[str, Any] = {
     **{"step": 3, "weight_version": 3, "reward/mean": -0.01234, "kl/reverse": 0.5, "loss": 0.0123456},

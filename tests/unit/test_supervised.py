@@ -11,16 +11,16 @@ import psutil
 import pytest
 
 import launch
-from cluster.command_line import BAD_INPUT, DRAINED, FAILED, FINISHED
-from cluster.run_folder import RunFolder
-from cluster.supervised import Supervisor
+from commands.parser import BAD_INPUT, DRAINED, FAILED, FINISHED
+from commands.retries import Supervisor
+from records.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 
 CHILD = """
 import os, signal, sys, time
 from pathlib import Path
-from cluster.run_folder import RunFolder
+from records.run_folder import RunFolder
 folder = RunFolder(Path(sys.argv[1]))
 folder.path.mkdir(exist_ok=True)
 started = len(list(folder.path.glob("started-*")))

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from cluster.config import RunConfig
 from cluster.placement import Demand, plan
-from cluster.teachers import TeacherShare, check_sources, field_of, role_of_source, share_of_source
+from settings.run import RunConfig
+from settings.teachers import TeacherShare, check_sources, field_of, role_of_source, share_of_source
 
 SEVERAL: dict[str, Any] = {
     "teacher": {"sources": ["gsm8k", "aime"]},

@@ -5,11 +5,11 @@ from pathlib import Path
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams import metadata
 
-from cluster.dashboards.boards import Dashboards
-from cluster.dashboards.evaluation_scalars import evaluation_scalars
-from cluster.dashboards.tensorboard import TensorBoard, flat
-from cluster.events import Events
-from cluster.run_folder import RunFolder
+from records.events import Events
+from records.run_folder import RunFolder
+from reporting.live.boards import Dashboards
+from reporting.live.evaluation_scalars import evaluation_scalars
+from reporting.live.tensorboard import TensorBoard, flat
 from tests.unit.test_live_view import config
 
 

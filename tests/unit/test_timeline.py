@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.ownership import Ownership
-from cluster.timeline import Span, Timeline, merged, read_spans
+from records.ownership import Ownership
+from records.timeline import Span, Timeline, merged, read_spans
 
 
 class Clock:

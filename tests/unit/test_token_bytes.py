@@ -5,9 +5,9 @@ from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE, WordLevel
 from transformers import PreTrainedTokenizerFast
 
-from actors.model_facts import ModelFacts
-from actors.preflight_tokenizers import differing_ids, num_common_ids, tokenizer_findings
-from actors.token_bytes import special_tokens, token_bytes
+from inputs.check_tokenizers import differing_ids, num_common_ids, tokenizer_findings
+from inputs.model_facts import ModelFacts
+from inputs.token_bytes import special_tokens, token_bytes
 
 pytestmark = pytest.mark.timeout(30)
 

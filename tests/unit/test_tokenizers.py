@@ -9,13 +9,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, Qwen3Config
 
-from actors.tokenizers import (
-    check_model_folder,
-    load_tokenizer,
-    model_limits,
-    num_known_ids,
-    stop_ids,
-)
+from inputs.tokenizers import check_model_folder, load_tokenizer, model_limits, num_known_ids, stop_ids
 
 pytestmark = pytest.mark.timeout(30)
 

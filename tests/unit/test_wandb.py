@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from cluster.dashboards.wandb_writer import WandbWriter, check_wandb, run_id
-from cluster.logging_config import LoggingConfig
+from reporting.live.wandb import WandbWriter, check_wandb, run_id
+from settings.logging_config import LoggingConfig
 
 OFFLINE = LoggingConfig(wandb_project="tests", wandb_mode="offline", wandb_tags=["a"], wandb_timeout_s=60.0)
 

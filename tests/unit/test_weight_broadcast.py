@@ -14,9 +14,9 @@ import pytest
 
 from actors.vllm.shared_file import PREFIX, SHARED_MEMORY
 from actors.weight_receiver import WeightReceiver
-from cluster.broadcast_group import Meeting
-from cluster.weights import TensorSpec, WeightManifest, checksum
 from learner.weight_sender import WeightSender
+from transport.collective import Meeting
+from transport.weights import TensorSpec, WeightManifest, checksum
 
 LIMIT_S = 10.0
 NAMES = count()

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cluster.weights import (
+from transport.weights import (
     GOLDEN_LIMITS,
     WeightManifest,
     bucket_sizes,

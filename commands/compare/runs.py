@@ -1,0 +1,116 @@
+"""Carries out a comparison: one run after the other, each a process of its own, finished ones skipped.
+
+Ctrl-C is passed on to the run in progress, which drains; the same command later goes on from there.
+"""
+
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from commands.compare.plan import PlannedRun, describe
+from commands.draining import signals_go_to
+from commands.parser import BAD_INPUT, DRAINED, FAILED, FINISHED
+from records.files import append_row
+
+ATTEMPTS = "attempts.jsonl"
+"""In the folder of the runs: a row for every time that a run was started."""
+
+SAMPLE_EVERY_S = 2.0
+"""Memory is measured so often; a shorter peak may be missed."""
+
+GIB = 2**30
+
+
+class Interrupts:
+    """SIGINT, SIGTERM and SIGHUP to this process, passed on to the run in progress as SIGINT: it drains."""
+
+    def __init__(self) -> None:
+        self.have_come = False
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @contextmanager
+    def handled(self) -> Iterator[None]:
+        """Handle the signals inside the block."""
+        with signals_go_to(self._on_signal, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            yield
+
+    def start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+        """Start a run in a session of its own: a terminal's Ctrl-C reaches it once, through this class."""
+        self._process = subprocess.Popen(command, start_new_session=True)
+        if self.have_come:
+            self._process.send_signal(signal.SIGINT)
+        return self._process
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self.have_come = True
+        if self._process is not None:
+            self._process.send_signal(signal.SIGINT)
+
+
+def run_all(
+    runs: Sequence[PlannedRun],
+    command_of: Callable[[PlannedRun], list[str]],
+    *,
+    is_local: bool,
+    say: Callable[[str], object] = print,
+) -> int:
+    """Carry out what is not finished; returns the exit code.
+
+    A failed run does not keep the next ones from their turn; a refused or interrupted one does.
+    With `is_local` all processes of a run are on this machine, and their memory is recorded.
+    """
+    interrupts, code = Interrupts(), FINISHED
+    with interrupts.handled():
+        for number, run in enumerate(runs, start=1):
+            title = f"run {number}/{len(runs)}: {run.config.run_name}"
+            say(f"{title} ({describe(run)})")
+            if run.is_finished:
+                continue
+            result = _attempt(run, interrupts.start(command_of(run)), is_local=is_local)
+            if interrupts.have_come and not all(each.is_finished for each in runs):
+                say("interrupted; the same command continues")
+                return DRAINED
+            if result in (BAD_INPUT, DRAINED):
+                return result
+            if result != FINISHED:
+                say(f"{title} failed with exit code {result}")
+                code = FAILED
+    return code
+
+
+def _attempt(run: PlannedRun, process: subprocess.Popen[bytes], *, is_local: bool) -> int:
+    """Wait for the end of a run, and record what it took."""
+    start, peak = time.monotonic(), 0
+    while True:
+        try:
+            code = process.wait(SAMPLE_EVERY_S)
+            break
+        except subprocess.TimeoutExpired:
+            peak = max(peak, memory_of(process.pid)) if is_local else 0
+    runs_path = Path(run.config.runs_path)
+    runs_path.mkdir(parents=True, exist_ok=True)
+    row = {"run": run.config.run_name, "exit_code": code, "wall_s": round(time.monotonic() - start, 1)}
+    append_row(runs_path / ATTEMPTS, row | {"peak_memory_gib": round(peak / GIB, 3) if peak else None})
+    return code
+
+
+def memory_of(pid: int) -> int:
+    """Bytes that a process and all below it hold; of what several share, each counts its part."""
+    total = 0
+    try:
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return 0
+    for each in family:
+        try:
+            total += each.memory_full_info().pss
+        except (psutil.NoSuchProcess, psutil.AccessDenied):  # it ended meanwhile
+            continue
+    return total

@@ -1,0 +1,174 @@
+"""The commands of `launch.py`, their options, and what their exit codes mean."""
+
+import argparse
+from typing import Any, NoReturn
+
+from pydantic import BaseModel
+
+from commands.compare.plan import CompareConfig
+from commands.options import add_submit_options
+from commands.plan.plan_config import PlanConfig
+from settings.load import describe_fields
+from settings.run import RunConfig
+
+FINISHED, FAILED, BAD_INPUT, DRAINED = 0, 1, 2, 3
+
+COMMANDS = {
+    "train": "distil the teacher into the student",
+    "preflight": "check a run before it takes devices; exit code 2 where training would be wrong",
+    "eval": "evaluate a model folder",
+    "submit": "train as a job of a Ray cluster or of Kubernetes; follow, stop or look at such a run",
+    "compare": "train with several objectives, one after the other, and put them side by side",
+    "plan": "predict throughput, staleness and bottleneck of a run, and the cheapest worker counts for a target",
+}
+
+SETTINGS: dict[str, type[BaseModel]] = {"compare": CompareConfig, "plan": PlanConfig}
+"""Settings of the commands that take others than a run's."""
+
+REMOTE_COMMANDS = {
+    "scale": "add or retire workers of a run that goes on: scale --run NAME --rollout 4 --teacher 2",
+    "stop": "finish the step in progress of a run that goes on, save it, and end it with exit code 3",
+    "status": "show workers, slots, throughput and what limits a run that goes on",
+    "chaos": "kill workers and nodes of a run that goes on, and report what was lost: nothing",
+}
+"""Commands that talk to a run in another process; they take no settings."""
+
+COMMANDS_ON_FOLDERS = {
+    "export": "write the student of a checkpoint as a Hugging Face folder, and push it to the hub if asked to",
+    "report": "write report.html of a run, or of several side by side: one file that needs no network",
+}
+"""Commands that read the folder of a run; they take no settings."""
+
+
+MAX_ERROR = 2000
+
+
+class Parser(argparse.ArgumentParser):
+    """Mistakes are a ValueError, as everywhere, and not a usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise it."""
+        raise ValueError(f"{message}; see {self.prog} --help")
+
+
+def one_line(error: Exception) -> str:
+    """What an error says in one line of printable characters; several mistakes are separated by semicolons."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = "; ".join(lines) or type(error).__name__
+    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable if len(printable) <= MAX_ERROR else f"{printable[:MAX_ERROR]}..."
+
+
+def add_eval_options(command: argparse.ArgumentParser) -> None:
+    """The options of `eval`; `commands/evaluate.py` says which settings they are."""
+    add = command.add_argument
+    add("--model", help="model folder to evaluate, enough without --config; by default the student's")
+    add("--benchmarks", metavar="A,B", help="benchmarks by name, such as gsm8k,math500")
+    add("--data", action="append", metavar="NAME=FILE", help="local copy of a benchmark; may be repeated")
+    add("--n", type=int, help="responses per problem (default 8)")
+    add("--k", metavar="1,8", help="avg@k, pass@k and maj@k at each of these (default: n)")
+    add("--temperature", type=float, help="sampling temperature (default 1)")
+    add("--top-p", type=float, help="nucleus sampling (default 1)")
+    add("--top-k", type=int, help="top-k sampling (default -1: all)")
+    add("--max-tokens", type=int, help="response limit (default 4096; with --config what it says)")
+    add("--limit", type=int, metavar="N", help="only the first N problems of each benchmark")
+    add("--stop-ids-of", metavar="MODEL", help="stop on this model's stop tokens too: the teacher's")
+    add("--out", metavar="FOLDER", help="where results go, and where an interrupted evaluation goes on")
+
+
+def build_parser(description: str | None) -> argparse.ArgumentParser:
+    """The parser; settings stay unparsed, `settings/load.py` reads them."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="launch.py", description=description, formatter_class=formatter, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog="settings (YAML keys, or options):\n"
+            + "\n".join(describe_fields(SETTINGS.get(name, RunConfig))),
+            formatter_class=formatter,
+            allow_abbrev=False,
+        )
+        command.add_argument("--config", help="YAML file of settings")
+        if name != "plan":
+            command.add_argument("--dry-run", action="store_true", help="print what would be done only")
+        command.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
+    commands.choices["train"].add_argument(
+        "--resume",
+        nargs="?",
+        const="yes",
+        default="no",
+        choices=["yes", "no", "auto"],
+        help="continue from the newest checkpoint; auto starts anew if there is no such run",
+    )
+    commands.choices["train"].add_argument(
+        "--retries",
+        type=int,
+        default=0,
+        metavar="N",
+        help="after a crash continue from the newest checkpoint; give up after N times without a new step",
+    )
+    for name in ("train", "submit", "preflight", "eval"):
+        commands.choices[name].add_argument(
+            "--force",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="KEY",
+            help="go on although this check fails; may be given several times",
+        )
+    commands.choices["preflight"].add_argument("--json", action="store_true", help="print JSON, one line")
+    commands.choices["compare"].add_argument(
+        "--results-only", action="store_true", help="train nothing; write table and figures of what is finished"
+    )
+    commands.choices["plan"].add_argument("--json", action="store_true", help="print JSON, one line")
+    add_eval_options(commands.choices["eval"])
+    add_submit_options(commands.choices["submit"])
+    _add_export(commands)
+    for name, text in REMOTE_COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.add_argument("--run", required=True, help="name of the run")
+        command.add_argument("--runs-path", default="runs", help="folder that holds its run folder")
+        command.add_argument(
+            "--address", help="address of its Ray; by default what the run folder says, then auto"
+        )
+        command.add_argument("--json", action="store_true", help="print JSON, one line")
+        command.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
+    _add_report(commands)
+    chaos = commands.choices["chaos"]
+    chaos.add_argument("--every", default="30s", help="time between kills: 30s, 2m (default 30s)")
+    chaos.add_argument("--duration", default="10m", help="kill for so long (default 10m)")
+    chaos.add_argument(
+        "--kill", default="rollout,teacher,learner", help="rollout, teacher, reference, learner, node"
+    )
+    chaos.add_argument("--seed", type=int, default=0, help="of what is killed (default 0)")
+    commands.choices["status"].add_argument("--watch", action="store_true", help="again every 2 s until Ctrl-C")
+    return parser
+
+
+def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
+    text = COMMANDS_ON_FOLDERS["export"]
+    export = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
+    export.add_argument("--run", required=True, help="name of the run")
+    export.add_argument("--runs-path", default="runs", help="folder that holds its run folder")
+    export.add_argument("--step", type=int, help="step of the checkpoint; by default the newest")
+    export.add_argument("--out", help="folder to make; by default export_step_N in the run's")
+    export.add_argument("--dtype", choices=["float32", "bfloat16"], help="by default that of training")
+    export.add_argument("--push", metavar="ORG/NAME", help="upload it to this model repository")
+    export.add_argument("--private", action="store_true", help="a repository that is made is private")
+    export.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
+
+
+def _add_report(commands: Any) -> None:
+    text = COMMANDS_ON_FOLDERS["report"]
+    report = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
+    report.add_argument("--run", action="append", required=True, metavar="NAME", help="give it again to compare")
+    report.add_argument("--runs-path", default="runs", help="folder that holds the run folders")
+    report.add_argument(
+        "--out",
+        help="file to write; by default report.html in the first run's folder, of several "
+        "runs report_NAME_NAME.html in --runs-path",
+    )
+    report.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])

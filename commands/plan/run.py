@@ -1,0 +1,141 @@
+"""A whole run, simulated: the real controller, pools in this process, engines that only take time."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cluster.placement import Bundle, Demand, plan
+from cluster.pool import Pool
+from cluster.ray_actors import WorkerSpec
+from commands.plan.local_pool import LocalPool
+from commands.plan.prompts import SimulatedPrompts
+from commands.plan.rates import RatesConfig
+from commands.plan.virtual_time import run_virtually
+from commands.plan.workers import SimulatedLearner, SimulatedRolloutWorker, SimulatedTeacher
+from controller.checkpointing import Checkpointer
+from controller.learner_group import LearnerGroup
+from controller.pipeline import Pipeline
+from controller.resume import Progress, restore
+from records.checkpoint_store import CheckpointStore
+from records.events import Events
+from records.run_folder import RunFolder
+from settings.run import RunConfig
+
+
+@dataclass(frozen=True)
+class SimulatedRun:
+    """A simulated run, ready to go."""
+
+    pipeline: Pipeline
+    pools: Mapping[str, Pool]
+    folder: RunFolder
+
+
+@asynccontextmanager
+async def simulated_run(
+    config: RunConfig,
+    rates: RatesConfig,
+    path: Path,
+    *,
+    pool_class: type[Pool] = LocalPool,
+    with_checkpoints: bool = False,
+) -> AsyncIterator[SimulatedRun]:
+    """Start the workers of a run and connect the stages; its run folder is made under `path`.
+
+    With `Pool` as `pool_class` the workers are Ray actors, and the run takes its time really. With checkpoints
+    (`config.checkpoint` says when) a lost learner falls back to the last one; without, it ends the run.
+    """
+    config = config.model_copy(update={"runs_path": str(path)})
+    folder = RunFolder(path / config.run_name)
+    folder.checkpoints.mkdir(parents=True)
+    events = Events(folder.events)
+    build = partial(worker_spec, config, rates)
+    pools = {
+        d.role: pool_class(d, partial(build, d.role), config=config.cluster, events=events, health=config.health)
+        for d in demands(config)
+    }
+    learner = LearnerGroup(pools["learner"], config.cluster)
+    try:
+        for pool in pools.values():
+            await pool.place()
+        engines = [pool.start() for role, pool in pools.items() if role != "learner"]
+        await asyncio.gather(learner.setup(), *engines)
+        prompts = SimulatedPrompts(config, rates.lengths)
+        saving = _saving(config, learner, prompts, folder, events) if with_checkpoints else {}
+        pipeline = Pipeline(
+            config,
+            pools=pools,
+            learner=learner,
+            prompts=prompts,
+            sampling=None,
+            evaluation=None,
+            folder=folder,
+            events=events,
+            progress=Progress(),
+            cluster=Endless(plan(config)),
+            **saving,
+        )
+        yield SimulatedRun(pipeline, pools, folder)
+    finally:
+        await asyncio.gather(*(pool.close() for pool in pools.values()))
+
+
+def _saving(
+    config: RunConfig, learner: LearnerGroup, prompts: SimulatedPrompts, folder: RunFolder, events: Events
+) -> dict[str, Any]:
+    """The arguments of a pipeline that saves checkpoints and falls back to them."""
+    store = CheckpointStore.of(config, folder)
+
+    async def restore_newest(reason: str, incarnation: int) -> Progress:
+        return await restore(learner, store, folder, events, prompts=prompts, reason=reason, above=incarnation)
+
+    checkpointer = Checkpointer(config, learner=learner, store=store, folder=folder, events=events)
+    return {"restore": restore_newest, "checkpointer": checkpointer}
+
+
+def simulate(config: RunConfig, rates: RatesConfig) -> list[dict[str, Any]]:
+    """Run to the end in simulated time; returns the metrics rows, with simulated seconds."""
+
+    async def run(path: Path) -> list[dict[str, Any]]:
+        async with simulated_run(config, rates, path) as simulated:
+            await simulated.pipeline.run()
+            return simulated.folder.valid_metrics()
+
+    with tempfile.TemporaryDirectory() as path:
+        return run_virtually(run(Path(path)))
+
+
+class Endless:
+    """A cluster that has room for everything."""
+
+    may_grow = False
+
+    def __init__(self, demands: Sequence[Demand]) -> None:
+        self._names = {name for demand in demands for name in demand.bundle}
+
+    def free(self) -> Mapping[str, float]:
+        """As much as anybody wants."""
+        return {name: 1e9 for name in self._names}
+
+    def request(self, bundles: Sequence[Bundle]) -> None:
+        """Nothing to do."""
+
+
+def demands(config: RunConfig) -> list[Demand]:
+    """Workers of a simulated run: one stands for all ranks of the learner."""
+    return [replace(each, count=1) if each.role == "learner" else each for each in plan(config)]
+
+
+def worker_spec(config: RunConfig, rates: RatesConfig, role: str, index: int) -> WorkerSpec:
+    """How a simulated worker is built."""
+    if role == "rollout":
+        return WorkerSpec(SimulatedRolloutWorker, (rates.rollout,), {"start_s": rates.start_s})
+    prompt = {"num_prompt_tokens": rates.lengths.prompt}
+    if role == "learner":
+        return WorkerSpec(SimulatedLearner, (rates.learner,), prompt | {"num_ranks": config.learner.num_workers})
+    return WorkerSpec(SimulatedTeacher, (rates.teacher,), prompt | {"start_s": rates.start_s})

@@ -1,0 +1,226 @@
+"""Runs as jobs of a Ray cluster, through Ray's own client of its jobs API. Import it after `jobs_api`.
+
+The job's process is `launch.py train` on the head, unless the entry point asks for resources of its own.
+"""
+
+import asyncio
+import hashlib
+import logging
+import math
+import shlex
+import time
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from ray.util.state import list_actors
+
+from cluster.connection import NAMESPACE
+from cluster.mailbox import actor_name
+from commands.parser import DRAINED
+from commands.submit.package import EXCLUDES, find_package, path_in_package
+from commands.submit.ray_client import JobsClient, reported
+from commands.submit.ray_job_log import LogFollower
+from commands.submit.ray_job_states import RUN, SETTINGS, is_ended, jobs_of, next_job_id, state_of, status_of
+from commands.submit.request import JobState, Request, UnreachableError
+
+NAME_TIMEOUT_S = 10.0
+"""So long the named actor of a run that has just ended may take to disappear."""
+STOP_MARGIN_S = 60.0
+"""So long after its grace time the end of a job is waited for: Ray kills it then."""
+POLL_S = 1.0
+GRACE_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
+
+logger = logging.getLogger(__name__)
+
+
+class RayJobs:
+    """The jobs of one Ray cluster; a `Place`."""
+
+    def __init__(
+        self,
+        address: str,
+        *,
+        root: Path,
+        num_cpus: float | None = None,
+        resources: Mapping[str, float] | None = None,
+    ) -> None:
+        """`address` as `jobs_api` gives it; `root` is the working directory that is sent.
+
+        `num_cpus` and `resources` are reserved for the run's own process, which then need not be on the head.
+        """
+        self._address, self._root = address, root
+        self._num_cpus, self._resources = num_cpus, dict(resources or {})
+
+    # -- submitting --
+
+    def submit(self, request: Request) -> JobState:
+        """Start the run, or find the job of this run that goes on with these settings."""
+        package = find_package(self._root)
+        entry_point = shlex.join(_entry_point(request, path_in_package(request.config, package)))
+        with reported(self._address):
+            all_jobs = self._client.list_jobs()
+        own = jobs_of(request.run_name, all_jobs)
+        if going := [job for job in own if not is_ended(job)]:
+            return self._found(going[-1], request)
+        self._check_name_is_free(request.run_name, [job for job in all_jobs if job not in own])
+        job_id = next_job_id(request.run_name, len(own), {job.submission_id for job in all_jobs})
+        try:
+            self._send(request, entry_point, job_id)
+        except ValueError:
+            now = self._newest(request.run_name)
+            if now is None or now.submission_id != job_id:
+                raise
+            return self._found(now, request)  # another process submitted the run meanwhile
+        return JobState(job_id, "PENDING", f"submitted to {self._address}", None)
+
+    def _send(self, request: Request, entry_point: str, job_id: str) -> None:
+        runtime_env = {"working_dir": str(self._root), "excludes": EXCLUDES, "env_vars": _variables(request)}
+        with reported(self._address):
+            self._client.submit_job(
+                entrypoint=entry_point,
+                submission_id=job_id,
+                runtime_env=runtime_env,
+                metadata={RUN: request.run_name, SETTINGS: _digest(request)},
+                entrypoint_num_cpus=self._num_cpus,
+                entrypoint_resources=self._resources or None,
+            )
+
+    def _found(self, job: Any, request: Request) -> JobState:
+        if (job.metadata or {}).get(SETTINGS) != _digest(request):
+            raise ValueError(
+                f"run_name: {request.run_name} goes on as job {job.submission_id} with other settings; choose "
+                f"another name, or stop it first (launch.py submit --stop --run {request.run_name})"
+            )
+        return JobState(job.submission_id, status_of(job), "goes on already; nothing was changed", None)
+
+    def _check_name_is_free(self, run_name: str, others: Sequence[Any]) -> None:
+        """ValueError if the run goes on, but not as a job of its own, or if another job has its name."""
+        if any(job.submission_id == run_name and not is_ended(job) for job in others):
+            raise ValueError(
+                f"run_name: a job named {run_name} that is not of this run goes on at {self._address}; choose "
+                "another name"
+            )
+        name = actor_name(run_name)
+        filters: list[Any] = [("name", "=", name), ("ray_namespace", "=", NAMESPACE), ("state", "=", "ALIVE")]
+        deadline = time.monotonic() + NAME_TIMEOUT_S
+        while True:
+            with reported(self._address):
+                found = list_actors(address=self._address, filters=filters)
+            if not found:
+                return
+            if time.monotonic() > deadline:
+                raise ValueError(
+                    f"run_name: a run named {run_name} goes on at {self._address} already, and not as a job of "
+                    "its own; choose another name"
+                )
+            time.sleep(POLL_S)
+
+    def describe(self, request: Request) -> str:
+        """What would be sent, in lines."""
+        package = find_package(self._root)
+        entry_point = _entry_point(request, path_in_package(request.config, package))
+        pinned = {**({} if self._num_cpus is None else {"CPU": self._num_cpus}), **self._resources}
+        where = ", ".join(f"{name} {amount:g}" for name, amount in pinned.items()) or "none: it runs on the head"
+        lines = {
+            "jobs API": self._address,
+            "job": f"{request.run_name}, or the next free one of {request.run_name}.2, {request.run_name}.3, ...",
+            "entry point": shlex.join(entry_point),
+            "its resources": where,
+            "variables": ", ".join(sorted(_variables(request))),
+            "working directory": str(package),
+        }
+        return "\n".join(f"{name}: {text}" for name, text in lines.items())
+
+    # -- a run that is there --
+
+    def state(self, run_name: str) -> JobState | None:
+        """The newest job of a run, with those before it; None if there is none."""
+        with reported(self._address):
+            jobs = jobs_of(run_name, self._client.list_jobs())
+        if not jobs:
+            return None
+        *before, newest = jobs
+        return self._state_of(newest, earlier=[self._state_of(job) for job in before])
+
+    def follow(self, run_name: str) -> JobState:
+        """Print the log of the newest job until it ends."""
+        job = self._wanted(run_name)
+        job_id = job.submission_id
+        follower = LogFollower(
+            lambda: self._client.tail_job_logs(job_id),
+            lambda: self._find(job_id),
+            has_ended=lambda found: found is None or is_ended(found),
+        )
+        found = asyncio.run(follower.run())
+        if found is None:
+            reason = "the cluster does not know it any more; its head was probably started anew"
+            return JobState(job_id, "FAILED", reason, None, is_lost=True)
+        return self._state_of(found)
+
+    def stop(self, run_name: str, *, grace_s: float) -> JobState:
+        """Let the run finish its step and save; its grace time is what it was submitted with."""
+        job = self._wanted(run_name)
+        if is_ended(job):
+            raise ValueError(f"--run: {run_name} does not go on: its newest job {job.submission_id} has ended")
+        variables = (job.runtime_env or {}).get("env_vars") or {}
+        grace_s = float(variables.get(GRACE_VARIABLE, grace_s))
+        with reported(self._address):
+            self._client.stop_job(job.submission_id)
+        given = f"it has {grace_s:g} s, as it was submitted, to finish its step and save"
+        print(f"{job.submission_id}: told to stop; {given}", flush=True)
+        deadline = time.monotonic() + grace_s + STOP_MARGIN_S
+        while not is_ended(job) and time.monotonic() < deadline:
+            time.sleep(POLL_S)
+            try:
+                job = self._newest(run_name) or job
+            except UnreachableError as error:
+                logger.warning("%s", error)
+        return self._state_of(job)
+
+    def _wanted(self, run_name: str) -> Any:
+        job = self._newest(run_name)
+        if job is None:
+            with reported(self._address):
+                known = sorted({(job.metadata or {}).get(RUN, "") for job in self._client.list_jobs()} - {""})
+            raise ValueError(
+                f"--run: no job of a run named {run_name} at {self._address} (runs: {', '.join(known) or 'none'})"
+            )
+        return job
+
+    def _find(self, job_id: str) -> Any:
+        with reported(self._address):
+            return next((job for job in self._client.list_jobs() if job.submission_id == job_id), None)
+
+    def _newest(self, run_name: str) -> Any:
+        with reported(self._address):
+            jobs = jobs_of(run_name, self._client.list_jobs())
+        return jobs[-1] if jobs else None
+
+    def _state_of(self, job: Any, earlier: Sequence[JobState] = ()) -> JobState:
+        log = ""
+        if status_of(job) == "STOPPED" or job.driver_exit_code == DRAINED:  # what the run said last
+            try:
+                with reported(self._address):
+                    log = self._client.get_job_logs(job.submission_id)
+            except ValueError as error:
+                logger.warning("the log of %s cannot be read: %s", job.submission_id, error)
+        return state_of(job, log, earlier)
+
+    @cached_property
+    def _client(self) -> JobsClient:
+        return JobsClient(self._address)
+
+
+def _entry_point(request: Request, config: str | None) -> list[str]:
+    named = [] if config is None else ["--config", config]
+    return ["python", "launch.py", "train", *named, *request.train]
+
+
+def _variables(request: Request) -> dict[str, str]:
+    return {**request.environment, GRACE_VARIABLE: str(math.ceil(request.grace_s))}
+
+
+def _digest(request: Request) -> str:
+    return hashlib.sha256(request.settings.encode()).hexdigest()

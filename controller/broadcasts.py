@@ -1,0 +1,134 @@
+"""Published weights by broadcast to the nodes of the student engines, before the engines are told to load them.
+
+    learner, first rank -- broadcast --> one engine of each node --> the node's file --> every engine of the node
+
+The calls of `controller/collective_group.py`'s decisions. Whatever fails here costs time and no weights: engines
+that do not find the file fetch the same version from the object store.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ray.exceptions import RayError
+
+from cluster.clock import now
+from cluster.pool import Pool
+from cluster.waiting import wait_for
+from controller.collective_group import Candidate, CollectiveGroup, Group
+from records.events import Events, reason_of
+from transport.collective import Meeting
+from transport.weights import WeightManifest
+
+LEARNER = "the learner"
+MARGIN_S = 5.0
+"""Members notice the limit themselves; one that has not answered so long after it is the one that was missing."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why members did not get a version, by name, and those that gave no answer."""
+
+    reasons: Mapping[str, str]
+    silent: frozenset[str]
+
+    @property
+    def reason(self) -> str:
+        """In one line: first of those that gave no answer."""
+        ordered = sorted(self.reasons, key=lambda name: (name not in self.silent, name))
+        return "; ".join(f"{name}: {self.reasons[name]}" for name in ordered)
+
+
+class Broadcasts:
+    """Spreads one version after the other. Members join and leave between two of them."""
+
+    def __init__(self, backend: str, *, learner: Pool, engines: Pool, events: Events, timeout_s: float) -> None:
+        """`backend`: gloo or nccl. `timeout_s`: limit of forming a group, and of a broadcast."""
+        self._backend = backend
+        self._learner = learner
+        self._engines = engines
+        self._events = events
+        self._timeout_s = timeout_s
+        self._group = CollectiveGroup()
+
+    async def spread(self, manifest: WeightManifest) -> None:
+        """Bring the set that the learner has just published to the nodes; returns also if it could not."""
+        workers = {worker.name: worker for worker in self._engines.healthy}
+        turn = self._group.next(
+            manifest.incarnation, [Candidate(name, worker.node_id) for name, worker in workers.items()]
+        )
+        if turn is None:
+            await self._forget()
+            return
+        handles = {name: workers[name].handle for name in turn.group.members}
+        start, failure = now(), None
+        if turn.is_new:
+            failure = await self._form(turn.group, handles)
+        failure = failure or await self._broadcast(manifest, turn.group, handles)
+        if failure is None:
+            self._group.succeeded(turn.group)
+            self._note("weights_broadcast", manifest, turn.group, start, bytes=manifest.total_bytes)
+            return
+        self._group.failed(failure.silent)
+        await self._forget()
+        again = "no" if self._group.is_given_up else "next version"
+        self._note("weights_fallback", manifest, turn.group, start, again=again, reason=failure.reason)
+
+    async def _forget(self) -> None:
+        """Let the learner free what it keeps for a broadcast; RayError if it has died."""
+        call = self._learner.workers[0].handle.forget_weights.remote()
+        await wait_for(call, timeout_s=self._timeout_s, what="the learner: freeing weights that are not sent")
+
+    async def _form(self, group: Group, handles: Mapping[str, Any]) -> Failure | None:
+        start, first = now(), self._learner.workers[0].handle
+        try:
+            what = "the learner: a meeting point of the group"
+            address, port = await wait_for(first.rendezvous.remote(), timeout_s=self._timeout_s, what=what)
+        except (RayError, TimeoutError) as error:
+            return Failure({LEARNER: reason_of(error)}, frozenset())
+        meeting = Meeting(
+            backend=self._backend,
+            address=address,
+            port=port,
+            name=f"{group.incarnation}-{group.number}",
+            world_size=group.world_size,
+            timeout_s=self._timeout_s,
+        )
+        calls = {name: h.join_weight_group.remote(meeting, group.rank_of(name)) for name, h in handles.items()}
+        failure = await self._all({LEARNER: first.join_weight_group.remote(meeting), **calls}, "joining the group")
+        if failure is None:
+            seconds = round(now() - start, 4)
+            self._events.add("weights_group", group=group.number, members=[*group.members], seconds=seconds)
+        return failure
+
+    async def _broadcast(
+        self, manifest: WeightManifest, group: Group, handles: Mapping[str, Any]
+    ) -> Failure | None:
+        calls = {name: handles[name].receive_weights.remote(manifest) for name in group.members}
+        first = self._learner.workers[0].handle
+        calls[LEARNER] = first.send_weights.remote(manifest.incarnation, manifest.version)
+        return await self._all(calls, f"the broadcast of v{manifest.version}")
+
+    async def _all(self, calls: Mapping[str, Awaitable[Any]], what: str) -> Failure | None:
+        """Wait for the answers of all, each of which has the limit by itself too."""
+        limit_s = self._timeout_s + MARGIN_S
+        waits = (wait_for(call, timeout_s=limit_s, what=f"{name}: {what}") for name, call in calls.items())
+        answers = dict(zip(calls, await asyncio.gather(*waits, return_exceptions=True), strict=True))
+        errors = {name: answer for name, answer in answers.items() if isinstance(answer, BaseException)}
+        for error in errors.values():
+            if not isinstance(error, RayError | TimeoutError):
+                raise error
+        silent = {name for name, error in errors.items() if not isinstance(error, RayError)}
+        return Failure({n: reason_of(e) for n, e in errors.items()}, frozenset(silent)) if errors else None
+
+    def _note(self, event: str, manifest: WeightManifest, group: Group, start: float, **details: Any) -> None:
+        self._events.add(
+            event,
+            version=manifest.version,
+            incarnation=manifest.incarnation,
+            group=group.number,
+            members=[*group.members],
+            seconds=round(now() - start, 4),
+            **details,
+        )

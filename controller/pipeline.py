@@ -1,0 +1,383 @@
+"""The controller: one asyncio loop that moves references from stage to stage and never reads a token.
+
+    slots --> RolloutStage --(note, table ref)--> ScoreStage --(note, table ref)--> batch --> LearnerGroup
+      ^            ^                                                                              |
+      |            '------ engines load v+1 <--- WeightStore <--- buckets, manifest --------------'
+      '------------------- version v+1 opens the next slots <----------------------------------- '
+
+Who waits for whom, and what unblocks it:
+    rollout engines   the start window is used up             a batch is trained (version + 1)
+    rollout streams   their teacher's queue is full           that teacher takes rollouts
+    teachers          no rollouts                             an engine finishes a slot
+    teachers          the reference's queue is full           the reference takes scored rollouts
+    learner           no batch, or a deadline would be lost   a slot is scored
+    slow engines      nothing: they skip versions             -
+
+A course is the run from one frontier on: its slots, rollouts and scores. When the learner is lost, the course is
+abandoned: the learner is restarted from the last checkpoint, and a new course begins there, with a new incarnation
+of the weights. The engines live on; what they did for the abandoned course is dropped.
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from cluster.autoscaling import Cluster, RayCluster
+from cluster.balancer import Balancer
+from cluster.clock import now
+from cluster.pool import Pool
+from cluster.scaling import Scaling
+from cluster.supervisor import Supervisor
+from cluster.waiting import Signal
+from controller.checkpointing import Checkpointer
+from controller.evaluations import Evaluations
+from controller.flow import Flow
+from controller.learner_group import LearnerGroup, LearnerLostError, StepResult, TablesLostError
+from controller.recovery import Recovery, first_of
+from controller.resume import Progress
+from controller.rollouts import Prompts, Rollout, RolloutStage
+from controller.samples import Samples
+from controller.scoring import ScoredSlot, ScoreStage
+from controller.slots import Slots
+from controller.status import progress_status
+from controller.waits import Waits
+from controller.waste import Waste
+from controller.weight_store import WeightStore
+from evaluation.evaluation import Evaluation
+from records.events import Events, reason_of
+from records.run_folder import RunFolder
+from reporting.advisor import RECENT_STEPS
+from settings.run import RunConfig
+from transport.teacher_signal import SAMPLED
+
+logger = logging.getLogger(__name__)
+
+Restore = Callable[[str, int], Awaitable[Progress]]
+"""Loads the last checkpoint into a restarted learner: (reason, incarnation of the abandoned course)."""
+
+
+class Pipeline:
+    """All stages of a run. `run()` returns when `max_steps` are trained or after `stop()`."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        *,
+        pools: Mapping[str, Pool],
+        learner: LearnerGroup,
+        prompts: Prompts,
+        sampling: Any,
+        evaluation: Evaluation | None,
+        folder: RunFolder,
+        events: Events,
+        progress: Progress,
+        restore: Restore | None = None,
+        token_bytes: int = SAMPLED.token_bytes,
+        cluster: Cluster | None = None,
+        checkpointer: Checkpointer | None = None,
+        samples: Samples | None = None,
+    ) -> None:
+        """Connect the stages; `pools` are started, and `progress` says where to begin.
+
+        `restore` brings a restarted learner to the last checkpoint; without it a lost learner fails the run.
+        Without a `checkpointer` nothing is saved.
+        `token_bytes` is about the size of a token in a scored table; `cluster` is what the balance of the pools
+        asks for room, by default the connected Ray as it is.
+        """
+        self._config = config
+        self._pools, self._rollout_pool = pools, pools["rollout"]
+        self._learner = learner
+        self._restore = restore
+        self._prompts = prompts
+        self._sampling = sampling
+        self._samples = samples
+        self._folder = folder
+        self._events = events
+        self._token_bytes = token_bytes
+        self._checkpointer = checkpointer
+        self._is_stopping = False
+        self._show: list[Callable[[dict[str, Any]], None]] = []
+        self._signal = signal = Signal()
+        self._members = members = Signal(of=signal)
+        for pool in pools.values():
+            pool.signal = members
+        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
+        self._weights = WeightStore(
+            self._rollout_pool, config=config.cluster, signal=signal, members=members, events=events
+        )
+        self.scaling = Scaling(config, pools=pools, signal=signal, events=events)
+        self._supervisor = Supervisor(config, pools=pools, scaling=self.scaling, members=members, events=events)
+        room: dict[str, Any] = {"cluster": cluster or RayCluster(may_grow=False), "scaling": self.scaling}
+        self._balancer = Balancer(config, pools=pools, signal=signal, events=events, **room)
+        self._recovery = Recovery(config.health, events)
+        shared = {"signal": signal, "members": members, "events": events, "folder": folder, "pools": pools}
+        self._evaluations = Evaluations(config, evaluation, weights=self._weights, **shared)
+        self.on_step(self._balancer.note)
+        self._waste = Waste(folder.metric_rows())
+        self._begin(progress)
+
+    def _begin(self, progress: Progress) -> None:
+        """Lay out a course of the run from `progress` on."""
+        config = self._config
+        self._incarnation = progress.incarnation
+        self._num_skipped = 0
+        self._waste.begin(progress.frontier.version)
+        self._prompts.replacements.update(progress.replacements)
+        self.slots = Slots(
+            batch_size=config.batch_size,
+            max_steps=config.max_steps,
+            max_staleness=config.max_staleness,
+            batches_ahead=config.num_batches_ahead,
+            frontier=progress.frontier,
+        )
+        shared: dict[str, Any] = {"slots": self.slots, "signal": self._signal, "events": self._events}
+        self._rollouts = RolloutStage(
+            config,
+            pool=self._rollout_pool,
+            prompts=self._prompts,
+            sampling=self._sampling,
+            deliver=self._deliver,
+            waste=self._waste,
+            **shared,
+        )
+        outcome: dict[str, Any] = {"accept": self._rollouts.accept, "lose": self._rollouts.lose}
+        self._scoring = ScoreStage(config, pools=self._pools, token_bytes=self._token_bytes, **outcome, **shared)
+        self._flow = Flow(
+            config, pool=self._rollout_pool, rollouts=self._rollouts, scoring=self._scoring, slots=self.slots
+        )
+
+    async def _recover(self, reason: str) -> Progress:
+        """Restart the learner at its last checkpoint; returns where that stands."""
+        assert self._restore is not None, "without `restore` a lost learner fails the run"
+        await self._learner.restart(reason)
+        if self._checkpointer is not None:
+            await self._checkpointer.finish()  # what its ranks have not written has failed by now
+        progress = await self._restore(reason, self._incarnation)
+        if self._checkpointer is not None:
+            self._checkpointer.fell_back_to(progress.saved_version)
+        return progress
+
+    def on_step(self, show: Callable[[dict[str, Any]], None]) -> None:
+        """Call `show(metrics row)` after every step."""
+        self._show.append(show)
+
+    async def run(self) -> None:
+        """Run all stages side by side until training ends; an error in any of them ends the run."""
+        async with asyncio.TaskGroup() as stages:
+            every_stage = (self._weights, self.scaling, self._supervisor, self._balancer, self._evaluations)
+            running = [stages.create_task(stage.run()) for stage in every_stage]
+            if self._checkpointer is not None:
+                running.append(stages.create_task(self._checkpointer.run()))
+            while (lost := await self._run_course()) is not None:
+                await self._fall_back(lost)
+            for stage in running:
+                stage.cancel()
+
+    async def _run_course(self) -> LearnerLostError | None:
+        """Train from the course's beginning to the end; returns early if the learner is lost."""
+        try:
+            async with asyncio.TaskGroup() as stages:
+                every_stage = (self._rollouts, self._scoring, self._flow)
+                running = [stages.create_task(stage.run()) for stage in every_stage]
+                await self._train()
+                for stage in running:
+                    stage.cancel()
+        except BaseExceptionGroup as errors:
+            lost, others = errors.split(LearnerLostError)
+            if lost is None or others is not None or self._restore is None:
+                raise
+            return first_of(lost)
+        return None
+
+    async def _fall_back(self, lost: LearnerLostError | None) -> None:
+        """Restart the learner from the last checkpoint, and begin a new course there."""
+        while lost is not None:
+            await self._evaluations.abandon("the learner was lost", above=self.slots.version)
+            self._weights.forget()
+            await self._recovery.prepare(lost, self.slots.version)
+            try:
+                progress = await self._recover(str(lost))
+            except LearnerLostError as again:
+                lost = again
+            else:
+                lost = None
+                self._recovery.succeeded(progress.frontier.version)
+                await self._evaluations.abandon("the learner fell back", above=progress.frontier.version)
+                self._begin(progress)
+
+    async def _deliver(self, rollout: Rollout) -> None:
+        await self._scoring.put(rollout)
+
+    def stop(self) -> None:
+        """Finish the step in progress, checkpoint, and return from `run`."""
+        self._is_stopping = True
+        self._signal.changed()
+
+    def status(self) -> dict[str, Any]:
+        """Where the run stands, as JSON values: slots, throughput, staleness, waits, advice."""
+        return progress_status(self.slots, [*self._recent]) | {
+            "balanced": self._balancer.last_reason,
+            "evaluation": self._evaluations.status(),
+            "queues": {
+                "in_flight": self._rollouts.num_in_flight,
+                "to_score": self._scoring.num_queued_of_role,
+                "scored": self._scoring.num_scored,
+                "capacity": self._scoring.capacity,
+            },
+        }
+
+    async def _train(self) -> None:
+        await self._publish()
+        await self._evaluations.begin(self.slots.version)
+        started = now()
+        while not self.slots.done and not self._is_stopping:
+            waits = Waits()
+            batch = await self._next_batch(waits)
+            if batch is None:
+                break
+            step = self.slots.version
+            if step == 0 and self._samples is not None:  # of a synchronous run nothing else is in the engines now
+                await self._samples.take("before", step)
+            scored = self._scoring.take(batch)
+            train_started = now()
+            try:
+                result = await self._learner.train(step, scored)
+            except TablesLostError as lost:
+                self._take_back(scored, lost)
+                continue
+            train_s = now() - train_started
+            self.slots.train(batch)
+            self._flow.open_slots()
+            publish_s = await self._publish()
+            self._record(result, scored, waits, train_s=train_s, publish_s=publish_s, step_s=now() - started)
+            started = now()
+            await self._after_step(result)
+        await self._finish()
+
+    async def _next_batch(self, waits: Waits) -> list[int] | None:
+        """Wait for a batch that the deadlines allow; None if the run is to stop.
+
+        LearnerLostError as soon as the learner is known to be dead: it is brought back while there is no batch.
+        """
+        since = now()
+        was_scoring = self._scoring.is_busy
+
+        def ready() -> tuple[list[int] | None] | None:
+            nonlocal since, was_scoring
+            self._learner.check_is_whole()
+            until = now()
+            if was_scoring:
+                waits.score_s += until - since
+            else:
+                waits.rollout_s += until - since
+            since, was_scoring = until, self._scoring.is_busy
+            if self._is_stopping:
+                return (None,)
+            batch = self.slots.next_batch()
+            return None if batch is None else (batch,)
+
+        (batch,) = await self._signal.until(
+            ready,
+            timeout_s=self._config.cluster.rollout_timeout_s,
+            what=lambda: (
+                f"a batch ({self.slots.num_finished} of {self._config.batch_size} slots scored, "
+                f"{self._rollouts.num_in_flight} in flight, deadlines wait for {self.slots.blocking()[:8]})"
+            ),
+        )
+        return batch
+
+    def _take_back(self, scored: list[ScoredSlot], lost: TablesLostError) -> None:
+        """Keep what is left of a batch, and start again the slots whose tables are lost."""
+        self._events.add("tables_lost", slots=[*lost.slots], reason=reason_of(lost.error))
+        self._scoring.put_back(each for each in scored if each.note.slot not in lost.slots)
+        for slot in lost.slots:
+            self._rollouts.lose(slot, lost.error)
+
+    async def _publish(self) -> float:
+        """Publish the learner's weights as the current version; returns the seconds it took."""
+        weights = await self._learner.publish(self._incarnation, self.slots.version)
+        self._weights.put(weights)
+        return weights.publish_s
+
+    def _record(self, result: StepResult, scored: list[ScoredSlot], waits: Waits, **seconds: float) -> None:
+        """Write metrics and ledger of the step that made the current version."""
+        version = self.slots.version
+        tokens = sum(slot.note.num_response_tokens for slot in scored)
+        row: dict[str, Any] = {
+            "step": version,
+            "weight_version": version,
+            "time_s": round(time.time(), 3),
+            **result.metrics,
+            "skipped": int(result.was_skipped),
+            "time/rollout_wait_s": waits.rollout_s,
+            "time/score_wait_s": waits.score_s,
+            "time/train_s": seconds["train_s"],
+            "time/publish_s": seconds["publish_s"],
+            **self._weights.metrics(),
+            "time/step_s": seconds["step_s"],
+            "queue/rollouts": self._scoring.num_queued,
+            **{f"queue/{role}": num for role, num in self._scoring.num_queued_of_role.items()},
+            "queue/scored": self._scoring.num_scored,
+            "queue/in_flight": self._rollouts.num_in_flight,
+            **{f"workers/{role}": num for role, num in self._num_workers().items()},
+            "throughput/learner": tokens / max(seconds["step_s"], 1e-9),
+            "throughput/rollout": self._rollouts.take_throughput(),
+            **{f"throughput/{role}": rate for role, rate in self._scoring.take_throughputs().items()},
+            **self._flow.take(),
+            "busy/learner": (seconds["train_s"] + seconds["publish_s"]) / max(seconds["step_s"], 1e-9),
+            "work/learner_tokens": sum(slot.note.num_tokens for slot in scored),
+            **{f"work/{role}_{name}": num for role, work in self._take_work() for name, num in work.items()},
+            "prompts_given_up": self._rollouts.num_given_up,
+        }
+        row |= self._waste.train(row, (slot.note.slot for slot in scored))
+        uids = [uid for slot in scored for uid in slot.note.uids]
+        self._folder.add_step(row, uids, was_skipped=result.was_skipped)
+        self._recent.append(row)
+        for show in self._show:
+            show(row)
+
+    def _take_work(self) -> Iterable[tuple[str, dict[str, float]]]:
+        return ({"rollout": self._rollouts.work.take()} | self._scoring.take_work()).items()
+
+    def _num_workers(self) -> dict[str, int]:
+        """Healthy workers by role; those of all teachers under `teacher`."""
+        healthy = {role: len(self._pools[role].healthy) for role in ("rollout", *self._config.scorers)}
+        return healthy | {"teacher": sum(healthy[role] for role in self._config.teacher_of_role)}
+
+    async def _after_step(self, result: StepResult) -> None:
+        """Evaluate and checkpoint where due; a row of skipped steps ends the run."""
+        version, checkpointer = self.slots.version, self._checkpointer
+        self._evaluations.due(version)  # before engines load the version that is to be evaluated
+        self._num_skipped = self._num_skipped + 1 if result.was_skipped else 0
+        if self._num_skipped >= self._config.health.max_skipped_steps:
+            if checkpointer is not None:
+                await self.checkpoint(checkpointer)
+                await checkpointer.finish()
+            raise RuntimeError(
+                f"{self._num_skipped} steps in a row had no finite gradient and were skipped; the weights of "
+                f"before are in the checkpoint of step {version}"
+            )
+        if checkpointer is not None and checkpointer.is_due(version) and not self.slots.done:
+            await self.checkpoint(checkpointer)
+
+    async def _finish(self) -> None:
+        """Save what was trained; a finished run is evaluated and exported too."""
+        if self._checkpointer is not None:
+            await self.checkpoint(self._checkpointer)
+            await self._checkpointer.finish()
+        if self.slots.done:
+            await self._evaluations.finish()
+            await self._learner.export(str(self._folder.export.resolve()))
+            if self._samples is not None:
+                await self._weights.all_loaded()
+                await self._samples.take("after", self.slots.version)
+        if self._checkpointer is not None:
+            self._checkpointer.check_saved(self.slots.version)
+
+    async def checkpoint(self, checkpointer: Checkpointer) -> None:
+        """Begin a checkpoint of the current version, unless there is one."""
+        progress = Progress(self.slots.frontier(), self._incarnation, self._prompts.replacements)
+        await checkpointer.begin(progress)

@@ -1,0 +1,218 @@
+"""The run's side of `launch.py scale`, `status` and `stop`: answers what arrives in its named actor.
+
+    request {"kind": "scale", "counts": {"rollout": 4}}  ->  {"lines": ["rollout 1 -> 4: ..."]} or {"error": "..."}
+    request {"kind": "stop"}                             ->  {"lines": ["..."]}
+    request {"kind": "status"}                           ->  the status (controller/status.py) or {"error": "..."}
+
+A scale request is checked as a whole, answered with what will happen, and carried out while the run goes on; one
+that comes while the run still starts is carried out once it has.
+"""
+
+import asyncio
+import difflib
+import logging
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from typing import Any
+
+import ray
+from ray.exceptions import RayError
+
+from cluster.autoscaling import grows
+from cluster.connection import NAMESPACE, cluster_address
+from cluster.mailbox import Mailbox, actor_name
+from cluster.placement import check_could_fit
+from cluster.pool import Pool
+from cluster.ray_actors import named_actor
+from cluster.waiting import wait_for
+from commands.parser import DRAINED
+from controller.pipeline import Pipeline
+from controller.status import pools_status
+from records.events import Events, reason_of
+from records.process_identity import this_process
+from records.run_folder import RunFolder
+from reporting.live.monitor import Monitor
+from settings.run import RunConfig
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 20.0
+"""So long one call to the actor waits for a request."""
+
+REASON = "command"
+NAME_TIMEOUT_S = 15.0
+"""So long an earlier run of the same name may take to disappear from the cluster."""
+
+
+class Controller:
+    """Answers requests about one run."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        pools: Mapping[str, Pool],
+        *,
+        is_local: bool,
+        stop: Callable[[], object] = lambda: None,
+        node_id: str = "",
+        monitor: Monitor | None = None,
+    ) -> None:
+        """`is_local`: Ray is this machine alone and does not grow; `stop` drains the run, or ends its start.
+
+        `node_id` is the node of this process; `monitor` adds health, evaluations and times to the status.
+        """
+        self._monitor = monitor
+        self._node_id = node_id
+        self._config = config
+        self._pools = pools
+        self._is_local = is_local
+        self._stop = stop
+        self._is_stopping = False
+        self._pipeline: Pipeline | None = None
+        self._counts: dict[str, int] = {}  # wanted once the run has started
+
+    def attach(self, pipeline: Pipeline) -> None:
+        """From now on the run goes on; what was wanted meanwhile is carried out."""
+        self._pipeline = pipeline
+        for role, count in self._counts.items():
+            pipeline.scaling.resize(role, count, f"{REASON} (during the start)")
+
+    def reply(self, request: Mapping[str, Any]) -> dict[str, Any]:
+        """The answer to a request; a mistake is answered with `error`, one line."""
+        try:
+            match request:
+                case {"kind": "status"}:
+                    return self.status()
+                case {"kind": "scale", "counts": dict(counts)}:
+                    return {"lines": self._scale(counts)}
+                case {"kind": "stop"}:
+                    self._is_stopping = True
+                    return {"lines": [self._stop_line()]}
+                case _:
+                    raise ValueError(f"unknown request {request!r} (known kinds: scale, status, stop)")
+        except ValueError as error:
+            return {"error": str(error)}
+
+    def after_reply(self) -> None:
+        """Carry out what could keep the answer from being sent."""
+        if self._is_stopping:
+            self._stop()
+
+    def _stop_line(self) -> str:
+        if self._pipeline is None:
+            return f"{self._config.run_name} ends before its first step, with exit code {DRAINED}"
+        return (
+            f"{self._config.run_name} finishes the step in progress, saves it and ends with exit code {DRAINED}; "
+            f"continue with --resume"
+        )
+
+    def status(self) -> dict[str, Any]:
+        """Where the run stands, as JSON values."""
+        state = "starting" if self._pipeline is None else "running"
+        state = "stopping" if self._is_stopping else state
+        pools, is_running = pools_status(self._pools), self._pipeline is not None
+        status = {"run": self._config.run_name, "state": state, "pools": pools, "driver_node_id": self._node_id}
+        if self._monitor is not None:
+            status |= self._monitor.status(pools, is_running=is_running)
+        return status if self._pipeline is None else status | self._pipeline.status()
+
+    def _scale(self, counts: Mapping[str, int]) -> list[str]:
+        for role, count in counts.items():
+            check_count(role, count, [role for role in self._pools if role != "learner"])
+        self._check_placement(counts)
+        if self._pipeline is None:
+            self._counts |= counts
+            return [f"{role} -> {count}: once the run has started" for role, count in counts.items()]
+        return [str(self._pipeline.scaling.resize(role, count, REASON)) for role, count in counts.items()]
+
+    def _check_placement(self, counts: Mapping[str, int]) -> None:
+        """ValueError saying what is missing if the cluster could never hold the workers."""
+        now = {role: len(pool.wanted) or pool.demand.count for role, pool in self._pools.items()}
+        wanted = now | self._counts | dict(counts)
+        changed_last = sorted(
+            self._pools.items(), key=lambda item: item[0] in counts
+        )  # an error names one of these
+        demands = [replace(pool.demand, count=wanted[role]) for role, pool in changed_last]
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        if any(wanted[role] > now[role] for role in wanted):
+            may_grow = not self._is_local and grows(self._config.cluster)
+            check_could_fit(demands, nodes, is_local=self._is_local, grows=may_grow)
+
+
+def check_count(role: str, count: int, roles: list[str]) -> None:
+    """ValueError naming the nearest valid role or count."""
+    if role not in roles:
+        if role == "learner":
+            raise ValueError("--learner: ranks cannot be added or removed while a run goes on; drain and --resume")
+        close = difflib.get_close_matches(role, roles, n=1)
+        nearest = f"; did you mean --{close[0]}?" if close else ""
+        raise ValueError(f"--{role}: this run has no such pool{nearest} (pools: {', '.join(roles)})")
+    if count < 1:
+        raise ValueError(f"--{role} must be >= 1, got {count} (nearest valid: 1)")
+
+
+def check_name_is_free(run_name: str) -> None:
+    """ValueError if a run of this name is going on in the connected cluster."""
+    deadline = time.monotonic() + NAME_TIMEOUT_S
+    while time.monotonic() < deadline:
+        try:
+            ray.get_actor(actor_name(run_name), namespace=NAMESPACE)
+        except ValueError:
+            return
+        time.sleep(0.5)
+    raise ValueError(f"run_name: a run named {run_name} is going on in this Ray cluster; choose another name")
+
+
+@asynccontextmanager
+async def controlled(
+    config: RunConfig,
+    pools: Mapping[str, Pool],
+    folder: RunFolder,
+    events: Events,
+    *,
+    is_local: bool,
+    stop: Callable[[], object] = lambda: None,
+    monitor: Monitor | None = None,
+) -> AsyncIterator[Controller]:
+    """Let other processes reach the run: by the name of its actor, and by `cluster.json` in its folder."""
+    node_id = ray.get_runtime_context().get_node_id()
+    controller = Controller(config, pools, is_local=is_local, stop=stop, node_id=node_id, monitor=monitor)
+    mailbox = named_actor(Mailbox, name=actor_name(config.run_name), args=())
+    ray_context = ray.get_runtime_context()
+    where = {"address": cluster_address(), "session": ray_context.get_session_name()}
+    where |= {"job_id": ray_context.get_job_id(), "is_local": is_local}
+    folder.write_cluster(where | this_process())
+    serving = asyncio.create_task(_serve(controller, mailbox, events))
+    serving.add_done_callback(_log_failure)
+    try:
+        yield controller
+    finally:
+        serving.cancel()
+        await asyncio.wait({serving})
+        ray.kill(mailbox)
+        if folder.owner.is_held:  # else it is another's
+            folder.cluster.unlink(missing_ok=True)
+
+
+async def _serve(controller: Controller, mailbox: Any, events: Events) -> None:
+    """Answer requests until the run ends; a lost actor is an event, and the run goes on without it."""
+    timeout_s = 3 * POLL_S
+    try:
+        while True:
+            request = await wait_for(
+                mailbox.next_request.remote(POLL_S), timeout_s=timeout_s, what="the run's named actor"
+            )
+            if request is not None:
+                number, body = request
+                sent = mailbox.answer.remote(number, controller.reply(body))
+                await wait_for(sent, timeout_s=timeout_s, what="the run's named actor: an answer")
+                controller.after_reply()
+    except (RayError, TimeoutError) as error:
+        events.add("controller_lost", reason=reason_of(error))
+
+
+def _log_failure(serving: asyncio.Task[None]) -> None:
+    if not serving.cancelled() and serving.exception() is not None:
+        logger.error("scale, status and stop no longer reach this run", exc_info=serving.exception())

@@ -1,0 +1,193 @@
+"""The graded responses of an evaluation on disk: part files while it runs, then one Parquet file per benchmark.
+
+FOLDER/settings.json               what was evaluated, and how: an evaluation goes on with the same alone
+FOLDER/parts/000000.parquet ...    graded problems, whole, in the order in which they were finished
+FOLDER/BENCHMARK.parquet           at the end: a row per response, by problem and sample; the parts are gone
+"""
+
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from evaluation.metrics import RIGHT, GradedSample
+from records.replaced_file import replacing, write_json
+
+RESULT_SCHEMA = pa.schema(
+    [
+        ("problem_id", pa.string()),
+        ("sample", pa.int32()),  # 0 to n - 1, in the order of sampling
+        ("problem", pa.string()),
+        ("answer", pa.string()),  # the gold answer
+        ("response", pa.string()),  # without special tokens
+        ("extracted", pa.string()),  # the final answer of the response
+        ("correct", pa.bool_()),
+        ("verdict", pa.string()),  # right, wrong, timed out (in grading) or failed (to be compared)
+        ("answer_class", pa.int32()),  # the first sample of the problem with an equal final answer
+        ("num_tokens", pa.int32()),  # of the response, with its stop token
+        ("finish_reason", pa.string()),  # `length`: truncated
+        ("seed", pa.int64()),  # of this response's sampling
+        ("weight_version", pa.int64()),
+        ("response_token_ids", pa.list_(pa.int32())),
+        ("behaviour_log_probs", pa.list_(pa.float32())),  # before temperature and truncation
+    ]
+)
+"""A row per response, in `BENCHMARK.parquet`."""
+
+PART_SCHEMA = pa.schema([("benchmark", pa.string()), ("slot", pa.int64()), *RESULT_SCHEMA])
+"""Of part files: `slot` is the place of the problem among those of all benchmarks."""
+
+
+TEXTS = ("benchmark", "problem_id", "problem", "answer")
+"""Columns that tell the problem."""
+
+
+@dataclass(frozen=True)
+class EvaluatedProblem:
+    """A problem of a benchmark, as text."""
+
+    benchmark: str
+    problem_id: str
+    problem: str
+    answer: str
+
+
+def result_table(
+    rollouts: pa.Table,
+    problems: Sequence[EvaluatedProblem],
+    texts: Sequence[str],
+    judged: Mapping[str, Sequence[Any]],
+) -> pa.Table:
+    """Graded rows of rollouts: with the problem and text of each, and what is `judged` of it.
+
+    That is `extracted`, `verdict` and `answer_class`.
+    """
+    versions = [runs[-1]["version"] for runs in rollouts.column("weight_versions").to_pylist()]
+    columns: dict[str, Any] = {
+        name: rollouts.column(name)
+        for name in ("slot", "sample", "finish_reason", "seed", "response_token_ids", "behaviour_log_probs")
+    }
+    columns |= {name: [getattr(problem, name) for problem in problems] for name in TEXTS}
+    columns |= {"response": texts, "weight_version": versions, **judged}
+    columns["correct"] = [verdict == RIGHT for verdict in judged["verdict"]]
+    columns["num_tokens"] = pc.list_value_length(rollouts.column("response_token_ids"))  # pyright: ignore[reportAttributeAccessIssue]
+    arrays = [_column(columns[field.name], field.type) for field in PART_SCHEMA]
+    return pa.Table.from_arrays(arrays, schema=PART_SCHEMA)
+
+
+def _column(values: Any, kind: pa.DataType) -> Any:
+    return values.cast(kind) if isinstance(values, pa.ChunkedArray) else pa.array(values, kind)
+
+
+def samples_of(table: pa.Table) -> dict[int, list[GradedSample]]:
+    """The graded responses of a table by slot, in the order of sampling."""
+    names = ["slot", "sample", "verdict", "answer_class", "num_tokens", "finish_reason"]
+    found: dict[int, list[GradedSample]] = {}
+    for row in table.select(names).to_pylist():
+        sample = GradedSample(
+            row["sample"], row["verdict"], row["answer_class"], row["num_tokens"], row["finish_reason"] == "length"
+        )
+        found.setdefault(row["slot"], []).append(sample)
+    return {slot: sorted(samples, key=lambda each: each.sample) for slot, samples in found.items()}
+
+
+class ResultFolder:
+    """The folder of one evaluation."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.summary = path / "summary.json"
+        self._parts = path / "parts"
+        self._settings = path / "settings.json"
+        self._num_parts = 0
+
+    def begin(self) -> None:
+        """Begin anew: what an earlier evaluation has left is removed."""
+        self.discard()
+        self._parts.mkdir(parents=True)
+
+    def discard(self) -> None:
+        """Remove the folder."""
+        if self.path.is_dir():
+            shutil.rmtree(self.path)
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """ValueError unless an evaluation with these settings may begin or go on here; nothing is written.
+
+        It names the first setting that differs if the folder holds an evaluation with others.
+        """
+        if self._settings.is_file():
+            self._check_settings(settings)
+        elif self.path.is_file() or (self.path.is_dir() and any(self.path.iterdir())):
+            raise ValueError(f"--out: {self.path} is not an empty folder, and holds no evaluation")
+
+    def resume(self, settings: Mapping[str, Any]) -> dict[int, list[GradedSample]]:
+        """Begin, or go on; returns what is graded already, by slot. ValueError as `check` says."""
+        self.check(settings)
+        self._parts.mkdir(parents=True, exist_ok=True)
+        write_json(self._settings, settings)
+        for torn in self._parts.glob("*.tmp"):
+            torn.unlink()
+        paths = self._part_paths()
+        self._num_parts = 1 + max((int(path.stem) for path in paths), default=-1)
+        graded: dict[int, list[GradedSample]] = {}
+        for path in paths:
+            graded |= samples_of(pq.ParquetFile(path).read())
+        return graded
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the evaluation has ended and its results are complete."""
+        return self.summary.is_file()
+
+    def finished_summary(self, settings: Mapping[str, Any]) -> dict[str, Any]:
+        """The summary of a finished evaluation; ValueError naming the setting if it was made with others."""
+        self._check_settings(settings)
+        return json.loads(self.summary.read_text(encoding="utf-8"))
+
+    def keep(self, table: pa.Table) -> None:
+        """Write graded problems as the next part."""
+        _write_table(self._parts / f"{self._num_parts:06d}.parquet", table)
+        self._num_parts += 1
+
+    def finish(self, summary: Mapping[str, Any] | None = None) -> None:
+        """Put the parts together, one file per benchmark, and write the summary if there is one."""
+        tables = [pq.ParquetFile(path).read() for path in self._part_paths()]
+        if tables:
+            for name, table in _by_benchmark(pa.concat_tables(tables)):
+                _write_table(self.path / f"{name}.parquet", table)
+        if summary is not None:
+            write_json(self.summary, summary)
+        shutil.rmtree(self._parts)
+
+    def _part_paths(self) -> list[Path]:
+        return sorted(self._parts.glob("*.parquet"))
+
+    def _check_settings(self, settings: Mapping[str, Any]) -> None:
+        before = json.loads(self._settings.read_text(encoding="utf-8"))
+        now = json.loads(json.dumps(settings))
+        differing = next((key for key in {**before, **now} if before.get(key) != now.get(key)), None)
+        if differing is not None:
+            raise ValueError(
+                f"--out: {self.path} holds an evaluation with {differing} {before.get(differing)!r}, and not "
+                f"{now.get(differing)!r}; choose another folder, or the same settings to go on with it"
+            )
+
+
+def _by_benchmark(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
+    """The rows of each benchmark, in the order of its problems and samples."""
+    ordered = table.sort_by([("slot", "ascending"), ("sample", "ascending")])
+    for name in pc.unique(ordered.column("benchmark")).to_pylist():  # pyright: ignore[reportAttributeAccessIssue]
+        rows = ordered.filter(pc.equal(ordered.column("benchmark"), name))  # pyright: ignore[reportAttributeAccessIssue]
+        yield name, rows.select(RESULT_SCHEMA.names)
+
+
+def _write_table(path: Path, table: pa.Table) -> None:
+    with replacing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")

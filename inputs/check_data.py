@@ -1,0 +1,96 @@
+"""Checks of the training prompts: their lengths against every model's context, and what else a run needs."""
+
+import statistics
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from inputs.data_report import DataReport, SourceReport
+from inputs.model_facts import ModelFacts
+from inputs.rendering import Prompt
+from settings.checks import Finding
+
+NUM_LONGEST = 3
+"""The longest prompts are named."""
+
+
+def context_findings(
+    models: Mapping[str, ModelFacts],
+    counted: Sequence[Prompt],
+    report: DataReport,
+    *,
+    max_response_tokens: int,
+) -> tuple[list[Finding], dict[str, Any]]:
+    """Whether the longest prompt of every data set leaves room for a full response in every model's context.
+
+    How many are too long is said of the `counted` ones.
+    """
+    findings = list(_longer_than_made_for(models))
+    narrowest = min(models.values(), key=lambda each: each.room)
+    limit = narrowest.room - max_response_tokens
+    share = sum(len(prompt.token_ids) > limit for prompt in counted) / max(1, len(counted))
+    for source in report.sources:
+        if source.longest_tokens > limit:
+            counts = f"; {share:.1%} of {len(counted)} prompts are too long for the {narrowest.who}"
+            findings.insert(0, _too_long(source, narrowest.room, max_response_tokens, counts))
+    details: dict[str, Any] = {"max_response_tokens": max_response_tokens, "max_prompt_tokens": limit}
+    for role, each in models.items():
+        details[role] = {"context": each.context, "max_model_len": each.max_model_len, "room": each.room}
+    if not findings:
+        longest = max(source.longest_tokens for source in report.sources)
+        text = f"{longest} + {max_response_tokens} tokens at most, room for {narrowest.room}"
+        findings.append(Finding("ok", f"{text} (the {narrowest.who} has least)"))
+    return findings, details
+
+
+def _longer_than_made_for(models: Mapping[str, ModelFacts]) -> Iterator[Finding]:
+    for each in models.values():
+        if each.max_model_len is not None and each.max_model_len > each.context:
+            section = "rollout" if each.role == "student" else each.field.removesuffix(".model_path")
+            field = f"{section}.engine.max_model_len"
+            text = f"{field} is {each.max_model_len}, but {each.path} was made for {each.context}"
+            yield Finding("warning", text, f"set it to at most {each.context}")
+
+
+def _too_long(source: SourceReport, room: int, max_response_tokens: int, counts: str) -> Finding:
+    needed = source.longest_tokens + max_response_tokens
+    text = (
+        f"{source.setting}: prompt {source.longest_id!r} has {source.longest_tokens} tokens, and with a response "
+        f"of up to {max_response_tokens} needs {needed}, but the context holds {room} (nearest valid "
+        f"rollout.max_response_tokens: {max(0, room - source.longest_tokens)}){counts}"
+    )
+    return Finding("error", text, "data.max_prompt_tokens drops long ones; or raise engine.max_model_len")
+
+
+def data_findings(
+    counted: Sequence[Prompt], report: DataReport, *, max_prompt_tokens: int
+) -> tuple[list[Finding], dict[str, Any]]:
+    """Lengths of the `counted` prompts, and sources and dropped problems of all data."""
+    lengths = sorted(len(prompt.token_ids) for prompt in counted)
+    over = sum(length > max_prompt_tokens for length in lengths) / len(lengths)
+    longest = sorted(counted, key=lambda prompt: -len(prompt.token_ids))[:NUM_LONGEST]
+    tokens = {
+        "min": lengths[0],
+        "median": statistics.median(lengths),
+        "p95": lengths[round(0.95 * (len(lengths) - 1))],
+        "max": lengths[-1],
+    }
+    details = {
+        "num_prompts": report.kept,
+        "num_counted": len(counted),
+        "tokens": tokens,
+        "max_prompt_tokens": max_prompt_tokens,
+        "share_over_limit": round(over, 6),
+        "longest": {prompt.prompt_id: len(prompt.token_ids) for prompt in longest},
+        "num_unanswered": sum(prompt.answer is None for prompt in counted),
+        "sources": dict(Counter(prompt.source for prompt in counted)),
+        "data": list(report.lines()),
+    }
+    listed = ", ".join(f"{name} {value:g}" for name, value in tokens.items())
+    text = f"{report.kept:,} prompts, tokens: {listed}; {over:.1%} over the limit of {max_prompt_tokens}"
+    findings = [Finding("ok", text)]
+    repeated = len(counted) - len({tuple(prompt.token_ids) for prompt in counted})
+    if repeated:
+        text = f"{repeated} of {len(counted)} prompts are repetitions of others"
+        findings.append(Finding("warning", text, "data.drop_duplicates keeps the first of each"))
+    return findings, details

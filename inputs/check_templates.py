@@ -1,0 +1,116 @@
+"""Check of stop tokens: generation ends where a model ends its answer, and the stop mode fits both sides."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from inputs.model_facts import ModelFacts
+from inputs.token_bytes import special_tokens
+from settings.checks import Finding
+from transport.stop_tokens import StopMode, StopTokens
+
+MARK = "777"
+"""An answer that every template leaves as it is."""
+
+
+def stop_findings(
+    models: Mapping[str, ModelFacts],
+    stops: StopTokens,
+    mode: StopMode,
+    *,
+    template_arguments: Mapping[str, Any] | None = None,
+) -> tuple[list[Finding], dict[str, Any]]:
+    """Compare the stop ids of student and teachers, and those that their chat templates end an answer with."""
+    ends = {role: answer_end(each, template_arguments or {}) for role, each in models.items()}
+    findings = [*_unknown(models), *_never_stops(models, stops, ends)]
+    student = models["student"]
+    teachers = [each for role, each in models.items() if role.startswith("teacher")]
+    for teacher in teachers:
+        findings += _mode_findings(student, teacher, mode)
+    proposed = proposed_mode(student, teachers)
+    details = {role: {"stop_ids": list(each.stop_ids), "template_ends_with": ends[role]}
+               for role, each in models.items()}  # fmt: skip
+    if not findings:
+        listed = "; ".join(f"{each.who} {_named(each, each.stop_ids)}" for each in models.values())
+        fits = "fits" if mode == proposed else f"is set, {proposed} would train the stop token too"
+        mode_text = f"stop mode {mode} {fits}" if mode != "cross_eos" else "stop mode cross_eos fits"
+        findings = [Finding("ok", f"{listed}; {mode_text}")]
+    return findings, {"models": details, "ends_on": list(stops.ids), "mode": mode, "proposed_mode": proposed}
+
+
+def proposed_mode(student: ModelFacts, teachers: list[ModelFacts]) -> StopMode:
+    """`raw` where every side's own stop token is the same, else `cross_eos`, which asks each for its own."""
+    labels = {each.stop_ids[0] for each in (student, *teachers)}
+    return "raw" if len(labels) == 1 else "cross_eos"
+
+
+def answer_end(model: ModelFacts, template_arguments: Mapping[str, Any]) -> int | None:
+    """The id with which the model's chat template ends an answer; None without one.
+
+    ValueError naming the model if its template cannot be rendered.
+    """
+    tokenizer = model.tokenizer
+    if not tokenizer.chat_template:
+        return None
+    messages = [{"role": "user", "content": "1"}, {"role": "assistant", "content": MARK}]
+    try:
+        text: Any = tokenizer.apply_chat_template(messages, tokenize=False, **template_arguments)
+        _, found, tail = str(text).rpartition(MARK)
+        return _first_special(tokenizer, tail) if found else None
+    except Exception as error:  # a template is a program: it can raise anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{model.field}: the {model.who}'s chat template cannot be rendered: {reason}") from error
+
+
+def _first_special(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
+    specials = special_tokens(tokenizer)
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
+    return next((index for index in ids if index in specials), None)
+
+
+def _unknown(models: Mapping[str, ModelFacts]) -> Iterator[Finding]:
+    for each in models.values():
+        unknown = [index for index in each.stop_ids if not 0 <= index < each.num_known_ids]
+        if unknown:
+            text = f"{each.field}: the {each.who}'s tokenizer does not know its stop ids {unknown}"
+            is_label = each.stop_ids[0] in unknown
+            num = each.num_known_ids
+            remedy = f"correct eos_token_id in config.json and generation_config.json (it knows {num:,} ids)"
+            yield Finding("error" if is_label else "warning", text, remedy)
+
+
+def _never_stops(
+    models: Mapping[str, ModelFacts], stops: StopTokens, ends: Mapping[str, int | None]
+) -> Iterator[Finding]:
+    """A model that scores for teaching ends its answers with something on which generation goes on."""
+    for role, end in ends.items():
+        if end is None or end in stops.ids or role == "reference":
+            continue
+        each = models[role]
+        yield Finding(
+            "error",
+            f"{each.field}: a stop id is missing: the {each.who}'s chat template ends an answer with "
+            f"{_named(each, [end])}, but generation ends on {_named(each, stops.ids)} only",
+            f"add {end} to eos_token_id in generation_config.json of {each.path}",
+        )
+
+
+def _mode_findings(student: ModelFacts, teacher: ModelFacts, mode: StopMode) -> Iterator[Finding]:
+    ours, theirs = student.stop_ids[0], teacher.stop_ids[0]
+    if mode != "raw" or ours == theirs:
+        return
+    is_shared = ours in teacher.stop_ids or theirs in student.stop_ids
+    text = (
+        f"objective.stop_mode: raw does not fit: the student ends with {_named(student, [ours])}, the "
+        f"{teacher.who} with {_named(teacher, [theirs])}, so a right stop is scored as a wrong token"
+    )
+    remedy = (
+        "set objective.stop_mode cross_eos (each side is asked for its own stop token) or mask (it is left out)"
+    )
+    yield Finding("warning" if is_shared else "error", text, remedy)
+
+
+def _named(model: ModelFacts, ids: tuple[int, ...] | list[int]) -> str:
+    known = {index: token for token, index in model.tokenizer.get_vocab().items() if index in ids}
+    return ", ".join(f"{index} ({known[index]!a})" if index in known else str(index) for index in ids)

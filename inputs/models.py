@@ -1,0 +1,89 @@
+"""Sizes of student and teacher, given or read from the config.json of their folders."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from settings.run import Section
+
+Billions = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+
+
+class ModelConfig(Section):
+    """How large a model is."""
+
+    parameters_b: Billions | None = None
+    """Parameters in billions; by default from the `config.json` of the model's folder, if it is a folder here."""
+    active_b: Billions | None = None
+    """Parameters in billions that one token uses (mixture of experts); by default all."""
+    bytes_per_weight: Annotated[float, Field(gt=0)] = 2.0
+    """Bytes of a weight in the engine: 2 for bfloat16, 1 for fp8."""
+    kv_bytes_per_token: Annotated[float, Field(gt=0)] | None = None
+    """Bytes of keys and values of one token; by default from `config.json`, else those of dense models of this
+    size with grouped-query attention (about 100 kB and 5 kB per billion parameters)."""
+
+
+class ModelsConfig(Section):
+    """Sizes of the models."""
+
+    student: ModelConfig = ModelConfig()
+    """The student."""
+    teacher: ModelConfig = ModelConfig()
+    """The teacher; further teachers and the reference model are taken to be as large."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """A model in numbers."""
+
+    num_parameters: float
+    num_active: float
+    weight_bytes: float
+    kv_bytes_per_token: float
+
+
+def size_of(model: ModelConfig, path: str, *, field: str) -> ModelSize:
+    """The size of a model; ValueError naming `field` if it is neither given nor in the folder `path`."""
+    found = _read(Path(path) / "config.json")
+    num = model.parameters_b * 1e9 if model.parameters_b else count_parameters(found)
+    if num is None:
+        raise ValueError(
+            f"{field}.parameters_b: required, since {path} is no folder here with the config.json of a dense model"
+        )
+    kv = model.kv_bytes_per_token or _kv_bytes(found) or 100e3 + 5e-6 * num
+    active = model.active_b * 1e9 if model.active_b else num
+    return ModelSize(num, active, num * model.bytes_per_weight, kv)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def head_dim(config: Mapping[str, Any]) -> int:
+    """Width of one attention head."""
+    return config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+
+
+def _kv_bytes(config: Mapping[str, Any]) -> float | None:
+    """Keys and values of one token in bfloat16; None without a known architecture."""
+    if not {"num_hidden_layers", "hidden_size", "num_attention_heads"} <= config.keys():
+        return None
+    num_heads = config.get("num_key_value_heads") or config["num_attention_heads"]
+    return 2.0 * 2 * config["num_hidden_layers"] * num_heads * head_dim(config)
+
+
+def count_parameters(config: Mapping[str, Any]) -> float | None:
+    """Parameters of a dense decoder with gated feed-forward layers; None for anything else."""
+    needed = {"num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", "vocab_size"}
+    if not needed <= config.keys() or any("expert" in key for key in config):
+        return None
+    hidden, width, num_heads = config["hidden_size"], head_dim(config), config["num_attention_heads"]
+    num_kv_heads = config.get("num_key_value_heads") or num_heads
+    attention = hidden * width * (2 * num_heads + 2 * num_kv_heads)
+    layer = attention + 3 * hidden * config["intermediate_size"]
+    embeddings = 1 if config.get("tie_word_embeddings") else 2
+    return float(config["num_hidden_layers"] * layer + embeddings * config["vocab_size"] * hidden)

@@ -1,0 +1,193 @@
+"""Rows of a data set, wherever it lies: one file, a folder, a folder saved by `datasets`, or a name of the hub.
+
+    for row in open_rows("openai/gsm8k", subset="main", split="test", field="evaluation.paths"): ...
+
+Files are read by `row_files.py`, with errors that name file and line; what the `datasets` library saved or
+downloads is read by it. Its offline mode (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE) is respected.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from inputs.row_files import Row, file_rows, format_of
+from inputs.row_folders import check_split, files_of_split
+
+HUB_TIMEOUT_S = 20.0
+"""Longest wait for the hub's first answer."""
+
+
+@dataclass(frozen=True)
+class OpenedRows:
+    """A data set that could be opened: its rows, each with its place (`path:3`), and the files they are in."""
+
+    rows: Iterator[tuple[str, Row]]
+    files: list[str]  # empty if nothing of them is stored here
+
+
+def open_rows(
+    path: str,
+    *,
+    subset: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    streaming: bool = False,
+    field: str,
+) -> Iterable[Row]:
+    """Rows of a data set in their order, one after the other; `field` names the setting in errors.
+
+    `subset` and `split` choose within a folder or a data set of the hub; a single file has neither, and they are
+    ignored. `revision` is the hub's. `streaming` reads a data set of the hub without storing it. ValueError with
+    one line if it cannot be opened, and, while rows are taken, for the first broken one.
+    """
+    opened = open_data(path, subset=subset, split=split, revision=revision, streaming=streaming, field=field)
+    return (row for _, row in opened.rows)
+
+
+def open_data(
+    path: str,
+    *,
+    subset: str | None = None,
+    split: str = "train",
+    revision: str | None = None,
+    streaming: bool = False,
+    field: str,
+) -> OpenedRows:
+    """As `open_rows`, with the places of rows, and with the files."""
+    kind = _kind(path, field)
+    if kind == "file":
+        return OpenedRows(_readable(file_rows(path), path, field), [path])
+    if kind == "folder":
+        files = files_of_split(Path(path), subset, split, field)
+        return OpenedRows(_readable(_rows_of(files, field), path, field), files)
+    if kind == "saved":
+        found = _saved(path, split, field)
+    else:
+        if kind == "hub":
+            _check_hub(path, revision, field)
+        found = _built(path, subset, split, revision, streaming, field)
+    stored = [] if streaming and kind != "saved" else found.cache_files
+    return OpenedRows(_numbered(found, path, field), [str(file["filename"]) for file in stored])
+
+
+def _kind(path: str, field: str) -> str:
+    """What a path is: a `file`, a `folder` of files, a folder `saved` by `datasets`, a folder with a `card` that
+    says what is in it, or else a name of the `hub`."""
+    place = Path(path)
+    try:
+        if path and place.is_dir():
+            if (place / "dataset_dict.json").is_file() or (place / "state.json").is_file():
+                return "saved"
+            return "card" if _has_card(place) else "folder"
+        if path and place.is_file():
+            return "file"
+    except OSError as error:
+        raise ValueError(f"{field}: {path} cannot be read: {error.strerror}") from error
+    if _is_hub_name(path):
+        return "hub"
+    raise ValueError(f"{field}: no such file: {path!r} (a data set of the hub is named owner/name)")
+
+
+def _has_card(folder: Path) -> bool:
+    """Whether a README says which files make up which subset, as those of the hub do."""
+    path = folder / "README.md"
+    start = path.read_bytes()[:100_000] if path.is_file() else b""
+    return start.startswith(b"---") and b"\nconfigs:" in start.partition(b"\n---")[0]
+
+
+def _is_hub_name(path: str) -> bool:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(path)
+    except HFValidationError:
+        return False
+    return path.count("/") == 1 and format_of(path) is None
+
+
+def _check_hub(path: str, revision: str | None, field: str) -> None:
+    """Ask the hub once, with a time-out; the library itself tries again and again."""
+    from datasets import config
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if config.HF_HUB_OFFLINE:
+        return
+    try:
+        HfApi().dataset_info(path, revision=revision, timeout=HUB_TIMEOUT_S)
+    except GatedRepoError as error:
+        raise ValueError(f"{field}: the hub gives {path} only to those who were granted access") from error
+    except RevisionNotFoundError as error:
+        raise ValueError(f"{field}: {path} has no revision {revision!r} in the hub") from error
+    except RepositoryNotFoundError as error:
+        raise ValueError(
+            f"{field}: no such file or folder: {path}, and the hub has no such data set, or not for you"
+        ) from error
+    except Exception as error:
+        raise ValueError(
+            f"{field}: no such file or folder: {path}, and the hub cannot be asked: {_line(error)} (with "
+            "HF_HUB_OFFLINE=1, a data set that was downloaded before is read from the cache)"
+        ) from error
+
+
+def _built(path: str, subset: str | None, split: str, revision: str | None, streaming: bool, field: str) -> Any:
+    """A split of a data set that `datasets` knows how to read; its own copy is in its cache, unless streaming."""
+    from datasets import config, disable_progress_bars, load_dataset_builder
+
+    disable_progress_bars()
+    try:
+        builder = load_dataset_builder(path, name=subset, revision=revision)
+        names = [str(name) for name in builder.info.splits or builder.config.data_files or {}]
+        check_split(split, names, path, field)
+        if streaming:
+            return builder.as_streaming_dataset(split=split)
+        builder.download_and_prepare()
+        return builder.as_dataset(split=split)
+    except Exception as error:
+        if config.HF_HUB_OFFLINE and isinstance(error, ConnectionError):
+            raise ValueError(
+                f"{field}: no such file or folder: {path}; as a data set of the hub it is not in the cache, and "
+                f"offline mode is on: {_line(error)}"
+            ) from error
+        raise ValueError(f"{field}: {path} cannot be read: {_line(error.__cause__ or error)}") from error
+
+
+def _saved(path: str, split: str, field: str) -> Any:
+    from datasets import DatasetDict, load_from_disk
+
+    try:
+        found = load_from_disk(path)
+    except Exception as error:
+        raise ValueError(f"{field}: {path} cannot be read: {_line(error)}") from error
+    if isinstance(found, DatasetDict):
+        check_split(split, [str(name) for name in found], path, field)
+        return found[split]
+    return found
+
+
+def _rows_of(files: list[str], field: str) -> Iterator[tuple[str, Row]]:
+    try:
+        for file in files:
+            yield from file_rows(file)
+    except ValueError as error:  # the file may be none that was meant
+        raise ValueError(f"{field}: {error}") from error
+
+
+def _readable(rows: Iterator[tuple[str, Row]], path: str, field: str) -> Iterator[tuple[str, Row]]:
+    try:
+        yield from rows
+    except OSError as error:
+        raise ValueError(f"{field}: {path} cannot be read: {error.strerror or _line(error)}") from error
+
+
+def _numbered(rows: Iterable[Row], path: str, field: str) -> Iterator[tuple[str, Row]]:
+    try:
+        for number, row in enumerate(rows, start=1):
+            yield f"{path}:{number}", dict(row)
+    except Exception as error:
+        raise ValueError(f"{field}: {path} cannot be read: {_line(error)}") from error
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:500] or type(error).__name__

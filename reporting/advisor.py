@@ -1,0 +1,140 @@
+"""Which stage limits a run, and what to do about it: pure, from the metrics rows of recent steps.
+
+The learner's time is training and publishing, waiting for rollouts, waiting for scores, and pauses. The pipeline
+counts a wait as one for scores while any rollout is with a teacher. Where generating one batch overlaps training
+another, teachers are busy most of the time even if they keep up: they limit the run only where rollouts queue.
+A wait for rollouts has one of two causes: the rollout workers are full, or the start window is used up before they
+are (`controller/flow.py` has what the rows say of that).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.readings import FULL
+
+RECENT_STEPS = 20
+"""Steps that advice on a run that goes on is taken from."""
+
+MIN_QUEUE = 1.0
+"""Mean rollouts in the queues of the scorers from which on they do not keep up, in rows without `queued/`."""
+
+LEAST_HELD_UP = 0.05
+"""Back-pressure is named from this share of the time on."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What limits a run."""
+
+    limit: str
+    """Role of the pool (`rollout`, `teacher`, `teacher-NAME`, `reference`), `window`, `learner`, or `pauses`."""
+    share: float
+    """Its share of the learner's time, in [0, 1]."""
+    text: str
+    """What it is and what to do, in one line."""
+
+    @property
+    def short(self) -> str:
+        """As on a progress line: `teacher-bound 62 %`."""
+        return f"{self.limit}-bound {_percent(self.share)}"
+
+
+def advise(rows: Sequence[Mapping[str, Any]]) -> Advice | None:
+    """Advice from metrics rows, oldest first; None without a row that has times."""
+    timed = [row for row in rows if "time/step_s" in row]
+    total_s = sum(row["time/step_s"] for row in timed)
+    if total_s <= 0:
+        return None
+
+    def share(*keys: str) -> float:
+        return sum(row[key] for row in timed for key in keys) / total_s
+
+    rollout, score = share("time/rollout_wait_s"), share("time/score_wait_s")
+    learner = share("time/train_s", "time/publish_s")
+    if _scorers_keep_up(timed):
+        rollout, score = rollout + score, 0.0
+    shares = {"score": score, "rollout": rollout, "learner": learner, "pauses": 1 - score - rollout - learner}
+    limit = max(shares, key=lambda stage: shares[stage])
+    match limit:
+        case "score":
+            return _scorer_bound(timed, score)
+        case "rollout":
+            return _rollout_bound(timed, rollout)
+        case "learner":
+            text = "of its time is training and publishing; more rollout workers or teachers do not help, more "
+            text += "ranks (learner.num_workers, with --resume) do"
+        case _:
+            text = "of the learner's time goes to evaluations and checkpoints; make them rarer "
+            text += "(evaluation.every_steps, checkpoint.every_steps)"
+    return Advice(limit, shares[limit], f"{limit}-bound: {_percent(shares[limit])} {text}")
+
+
+def _scorers_keep_up(rows: Sequence[Mapping[str, Any]]) -> bool:
+    """True if generating overlaps training and rollouts hardly wait for a scorer."""
+    if not any(row["staleness/max"] > 0 for row in rows):
+        return False
+    shares = [_mean(rows, f"queued/{role}") for role in _scorers(rows) if f"queued/{role}" in rows[-1]]
+    if shares:
+        return max(shares) < FULL
+    return sum(row["queue/rollouts"] for row in rows) / len(rows) < MIN_QUEUE
+
+
+def _scorer_bound(rows: Sequence[Mapping[str, Any]], share: float) -> Advice:
+    role = _fullest_scorer(rows)
+    field = role.replace("teacher-", "teachers.", 1)
+    held_up = "teachers" if role == "reference" else "rollout workers"
+    text = (
+        f"{role}-bound: {_percent(share)} of the learner's time is waiting for scores; add one {role} worker or "
+        f"raise {field}.max_batch_tokens{_details(rows, role, f'its full queue held the {held_up} up')}"
+    )
+    return Advice(role, share, text)
+
+
+def _rollout_bound(rows: Sequence[Mapping[str, Any]], share: float) -> Advice:
+    """Rollout workers that are full limit the run; where they are not, the start window does."""
+    waiting = f"{_percent(share)} of the learner's time is waiting for rollouts"
+    used = _mean(rows, "used/rollout") if "used/rollout" in rows[-1] else 1.0
+    if max(used, _mean(rows, "queued/rollout") if "queued/rollout" in rows[-1] else 1.0) >= FULL:
+        details = _details(rows, "rollout", "")
+        return Advice("rollout", share, f"rollout-bound: {waiting}; add rollout workers{details}")
+    text = (
+        f"window-bound: {waiting}, but no slot may start and the rollout workers are only {_percent(used)} full; "
+        f"raise batches_ahead (at most max_staleness)"
+    )
+    return Advice("window", share, text)
+
+
+def _details(rows: Sequence[Mapping[str, Any]], role: str, held_up: str) -> str:
+    """How long a slot waits for the pool, how busy it is, and what its full queue held up."""
+    if f"wait/{role}_s" not in rows[-1]:
+        return ""
+    wait_s, busy = _mean(rows, f"wait/{role}_s"), _mean(rows, f"busy/{role}")
+    parts = [f"a slot waits {wait_s:.3g} s for it", f"it is busy {_percent(busy)} of the time"]
+    total_s = sum(row["time/step_s"] for row in rows)
+    share = sum(row.get(f"backpressure/{role}_s", 0.0) for row in rows) / total_s
+    parts += [f"{held_up} {_percent(min(1.0, share))} of the time"] if share >= LEAST_HELD_UP else []
+    return f" ({', '.join(parts)})"
+
+
+def _percent(share: float) -> str:
+    return f"{share:.0%}".replace("%", " %")
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
+    """Mean over the time of the rows."""
+    total_s = sum(row["time/step_s"] for row in rows)
+    return sum(row.get(key, 0.0) * row["time/step_s"] for row in rows) / total_s
+
+
+def _scorers(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    return [key.removeprefix("queue/") for key in rows[-1] if key.startswith(("queue/teacher", "queue/reference"))]
+
+
+def _fullest_scorer(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The scorer that rollouts wait for most over these steps; the main teacher if they wait for none."""
+    if _mean(rows, "queued/reference") >= FULL:
+        return "reference"  # teachers pause while its queue is full, so that theirs fill too
+    kind = "queued" if "queued/teacher" in rows[-1] else "queue"
+    lengths = {role: sum(row.get(f"{kind}/{role}", 0) for row in rows) for role in ["teacher", *_scorers(rows)]}
+    return max(lengths, key=lambda role: lengths[role])

@@ -1,0 +1,137 @@
+"""All dashboards of a run in one place: they are told of steps, evaluations and events, and follow its status."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any, Protocol
+
+from records.events import Events
+from records.files import read_rows
+from records.run_folder import RunFolder
+from reporting.live.disk_watch import DiskWatch, written_folders
+from reporting.live.monitor import Monitor
+from reporting.live.progress import ProgressView
+from reporting.live.wandb import WandbWriter, is_wanted
+from settings.load import to_yaml
+from settings.run import RunConfig
+
+if TYPE_CHECKING:
+    from reporting.live.prometheus import Prometheus
+    from reporting.live.tensorboard import TensorBoard
+
+
+class Board(Protocol):
+    """Shows steps and evaluations."""
+
+    def step(self, row: Mapping[str, Any], /) -> None:
+        """Show a metrics row."""
+        ...
+
+    def evaluation(self, row: Mapping[str, Any], /) -> None:
+        """Show a row of `eval.jsonl`."""
+        ...
+
+
+class Listener(Board, Protocol):
+    """Shows events too."""
+
+    def event(self, event: Mapping[str, Any], /) -> None:
+        """Show an event."""
+        ...
+
+
+class Dashboards:
+    """Terminal, TensorBoard, Prometheus and Weights & Biases of one run. Ray must be connected for Prometheus.
+
+    >>> async with controlled(..., monitor=boards.monitor) as controller, boards.following(controller.status):
+    ...     pipeline.on_step(boards.step)
+    """
+
+    def __init__(self, config: RunConfig, folder: RunFolder, events: Events) -> None:
+        """Evaluations and events are taken from the folder's and `events`' own hooks."""
+        self.view = ProgressView(config)
+        self.monitor = Monitor(config, evaluations=read_rows(folder.evaluations))
+        self._prometheus = _prometheus(config)
+        self._tensorboard = _tensorboard(config, folder)
+        self._wandb = _wandb(config, folder)
+        self._disks = DiskWatch(written_folders(config, folder))
+        parts = (self.monitor, self._prometheus, self._tensorboard)
+        self._listeners: list[Listener] = [part for part in parts if part is not None]
+        boards = (*self._listeners, self.view, self._wandb)
+        self._boards: list[Board] = [board for board in boards if board is not None]
+        folder.on_evaluation(self.evaluation)
+        events.on_event(self.event)
+
+    @asynccontextmanager
+    async def following(self, status: Callable[[], Mapping[str, Any]]) -> AsyncIterator[None]:
+        """Show the status meanwhile, on the terminal and to Prometheus."""
+
+        def told() -> Mapping[str, Any]:
+            content = status()
+            if self._prometheus is not None:
+                self._prometheus.status({**content, "disk": self._disks.spaces})
+            return content
+
+        watching = asyncio.create_task(self._disks.run())
+        try:
+            async with self.view.following(told):
+                yield
+        finally:
+            watching.cancel()
+            await asyncio.wait({watching})
+
+    def step(self, row: Mapping[str, Any]) -> None:
+        """Tell all of a trained step: a metrics row."""
+        for board in self._boards:
+            board.step(row)
+
+    def evaluation(self, row: Mapping[str, Any]) -> None:
+        """Tell all of an evaluation: a row of `eval.jsonl`."""
+        for board in self._boards:
+            board.evaluation(row)
+
+    def event(self, event: Mapping[str, Any]) -> None:
+        """Tell those that show events."""
+        for listener in self._listeners:
+            listener.event(event)
+
+    def summary(self, summary: Mapping[str, Any]) -> None:
+        """Tell of the end in numbers."""
+        if self._wandb is not None:
+            self._wandb.summary(summary)
+
+    async def close(self, *, has_failed: bool = False) -> None:
+        """Flush and close; waits for Weights & Biases alone, and that has a limit."""
+        if self._prometheus is not None and not has_failed:
+            self._prometheus.ended()
+        self._boards.clear()
+        self._listeners.clear()
+        if self._tensorboard is not None:
+            self._tensorboard.close()
+        if self._wandb is not None:
+            await asyncio.to_thread(self._wandb.close, has_failed=has_failed)
+
+
+def _tensorboard(config: RunConfig, folder: RunFolder) -> "TensorBoard | None":
+    if not config.logging.tensorboard:
+        return None
+    from reporting.live.tensorboard import TensorBoard
+
+    board = TensorBoard(folder.tensorboard)
+    board.configuration(to_yaml(config), config.model_dump(mode="json", exclude_defaults=True))
+    return board
+
+
+def _prometheus(config: RunConfig) -> "Prometheus | None":
+    if not config.logging.prometheus:
+        return None
+    from reporting.live.prometheus import Prometheus
+
+    return Prometheus(config.run_name)
+
+
+def _wandb(config: RunConfig, folder: RunFolder) -> WandbWriter | None:
+    if not is_wanted(config.logging):
+        return None
+    settings = config.model_dump(mode="json")
+    return WandbWriter(config.logging, folder=folder.path, run_name=config.run_name, settings=settings)

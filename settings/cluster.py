@@ -1,0 +1,127 @@
+"""Settings of the automatic balance of the pools, and the limits that follow from them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from settings.engine import Positive, Seconds, Section
+
+Margin = Annotated[float, Field(gt=0, le=1)]
+
+
+class RangeConfig(Section):
+    """How small and how large the balance may make a pool."""
+
+    min_workers: Positive = 1
+    """The pool never gets fewer workers than this."""
+    max_workers: Positive | None = None
+    """The pool never gets more; by default what `balance.max_total` leaves, without that its num_workers."""
+
+
+class BalanceConfig(Section):
+    """Automatic balance: workers are moved to the pool that limits the run, while it goes on."""
+
+    enabled: bool = False
+    """Balance the pools. Runs with max_staleness 0 are refused: their stages take turns."""
+    max_total: Positive | None = None
+    """Most workers of all pools together, learner ranks apart: where they share devices. By default the cluster
+    and the maxima are the limits."""
+    shrink: bool = True
+    """Retire workers that a pool does not need for the learner's (or the slowest pool's) speed."""
+    every_s: Seconds = 20.0
+    """A reading spans the steps of at least so many seconds."""
+    readings: Positive = 3
+    """So many readings in a row must ask for the same change."""
+    margin: Margin = 0.1
+    """Smallest gain in speed, as a fraction, that a change is made for."""
+    cooldown_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    """After a change, when its workers serve or have ended, so long nothing is read."""
+    max_change: Positive = 4
+    """Most workers that one decision adds to a pool or retires from it."""
+    request_nodes: bool = True
+    """Where the cluster has no room, ask Ray's autoscaler for nodes; without it, workers are retired from one pool
+    before others are added. A local Ray has no autoscaler."""
+    rollout: RangeConfig = RangeConfig()
+    """Limits of the rollout pool."""
+    teacher: RangeConfig = RangeConfig()
+    """Limits of the teacher pool."""
+    teachers: dict[str, RangeConfig] = Field(default={})
+    """Limits of the pools of further teachers, by name."""
+    reference: RangeConfig = RangeConfig()
+    """Limits of the reference pool."""
+
+    def range_of(self, role: str) -> RangeConfig:
+        """The limits of a pool by its role (`teacher-NAME` of further teachers)."""
+        if role.startswith("teacher-"):
+            return self.teachers.get(role.removeprefix("teacher-"), RangeConfig())
+        return {"rollout": self.rollout, "teacher": self.teacher, "reference": self.reference}[role]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How many workers each pool may have, by role."""
+
+    low: Mapping[str, int]
+    high: Mapping[str, int]
+    max_total: int | None = None
+
+
+def limits_of(config: BalanceConfig, counts: Mapping[str, int]) -> Limits:
+    """The limits of a run that starts with `counts` workers; ValueError naming the field that is wrong."""
+    _check_names(config, counts)
+    low = {role: config.range_of(role).min_workers for role in counts}
+    if config.max_total is not None and sum(counts.values()) > config.max_total:
+        parts = " + ".join(f"{count} {role}" for role, count in counts.items())
+        total = sum(counts.values())
+        raise ValueError(
+            f"balance.max_total must be >= {total} ({parts} workers at the start), got {config.max_total} "
+            f"(nearest valid: {total})"
+        )
+    high = {role: _high(config, role, low, counts) for role in counts}
+    for role, count in counts.items():
+        _check_range(config, role, count, high[role])
+    return Limits(low, high, config.max_total)
+
+
+def _high(config: BalanceConfig, role: str, low: Mapping[str, int], counts: Mapping[str, int]) -> int:
+    given = config.range_of(role).max_workers
+    if given is not None:
+        return given
+    if config.max_total is not None:
+        return max(config.max_total - sum(low.values()) + low[role], low[role])
+    return max(counts[role], low[role])
+
+
+def _check_range(config: BalanceConfig, role: str, count: int, high: int) -> None:
+    field, given = field_of_range(role), config.range_of(role)
+    if given.max_workers is not None and given.min_workers > given.max_workers:
+        raise ValueError(
+            f"{field}.min_workers must be <= {field}.max_workers ({given.max_workers}), got {given.min_workers} "
+            f"(nearest valid: {given.max_workers})"
+        )
+    if not given.min_workers <= count <= high:
+        nearest = min(max(count, given.min_workers), high)
+        raise ValueError(
+            f"{_field_of(role)}.num_workers must be within {field}.min_workers and max_workers "
+            f"({given.min_workers}..{high}), got {count} (nearest valid: {nearest})"
+        )
+
+
+def field_of_range(role: str) -> str:
+    """The section that holds the limits of a pool: `balance.teachers.code` of `teacher-code`."""
+    return f"balance.{_field_of(role)}"
+
+
+def _field_of(role: str) -> str:
+    return role.replace("teacher-", "teachers.", 1)
+
+
+def _check_names(config: BalanceConfig, counts: Mapping[str, Any]) -> None:
+    known = [role.removeprefix("teacher-") for role in counts if role.startswith("teacher-")]
+    for name in config.teachers:
+        if name not in known:
+            raise ValueError(
+                f"balance.teachers.{name}: there is no such teacher (nearest valid: {', '.join(known) or 'none'})"
+            )

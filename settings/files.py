@@ -1,0 +1,92 @@
+"""Reads a settings file together with the files that it extends.
+
+    # configs/qwen3/0.6b_from_4b_one_gpu.yaml
+    extends: [0.6b_from_4b.yaml, ../parts/one_gpu.yaml]
+    run_name: qwen3-0.6b-from-4b-one-gpu
+
+`extends` is one path or a list of them, relative to the file that holds it. Later files win over earlier ones, and
+the file's own keys over all of them; mappings are merged key by key, lists are replaced.
+"""
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from settings.yaml_text import read_yaml_text
+
+MAX_FILES = 50
+"""Most files that one configuration reads, each counted as often as it is extended."""
+
+
+def read_settings_file(path: str | None) -> Any:
+    """The merged configuration of a file, unresolved; empty without one. ValueError naming a wrong file."""
+    return OmegaConf.create({}) if path is None else _Reader().read(path, "--config", ())
+
+
+def files_of_settings(path: str | None) -> list[Path]:
+    """The settings file and all that it extends, resolved, each as often as it is read."""
+    reader = _Reader()
+    if path is not None:
+        reader.read(path, "--config", ())
+    return reader.files
+
+
+class _Reader:
+    """Counts the files of one configuration, so that files that extend files twice come to an end."""
+
+    def __init__(self) -> None:
+        self.files: list[Path] = []
+
+    def read(self, path: str, field: str, above: tuple[Path, ...]) -> Any:
+        """The configuration of a file that those `above` it, from the first to the last, extend."""
+        real = Path(path).resolve()
+        if real in above:
+            circle = " -> ".join(each.name for each in (*above[above.index(real) :], real))
+            raise ValueError(f"{field}: the files extend each other in a circle: {circle}")
+        self.files.append(real)
+        if len(self.files) > MAX_FILES:
+            raise ValueError(f"{field}: a configuration extends at most {MAX_FILES} files")
+        own = _read_one(path, field)
+        merged = OmegaConf.create({})
+        for extended in _taken_paths(own, path, field):
+            below = self.read(str(Path(path).parent / extended), f"{path}: extends", (*above, real))
+            merged = _merged(merged, below, path)
+        return _merged(merged, own, path)
+
+
+def _read_one(path: str, field: str) -> Any:
+    text = read_yaml_text(path, field)
+    try:
+        loaded = OmegaConf.load(StringIO(text))
+    except OSError as error:  # what OmegaConf raises for a lone number
+        raise ValueError(f"{field}: {path} must hold a mapping of settings: {error}") from error
+    except (YAMLError, ValueError) as error:  # ValueError: a date that is none, an integer of too many digits
+        raise ValueError(f"{field}: {path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not OmegaConf.is_dict(loaded):
+        raise ValueError(f"{field}: {path} must hold a mapping of settings")
+    return loaded
+
+
+def _taken_paths(own: Any, path: str, field: str) -> list[str]:
+    """What a file extends; the key is taken out of it."""
+    values: Any = OmegaConf.to_container(own, resolve=False)
+    if "extends" not in values:
+        return []
+    given = values["extends"]
+    del own["extends"]
+    paths = [given] if isinstance(given, str) else given
+    if not isinstance(paths, list) or not paths or not all(isinstance(each, str) and each for each in paths):
+        raise ValueError(f"{field}: {path}: extends must be a path or a list of paths, got {given!r:.120}")
+    if wrong := next((each for each in paths if "\0" in each or "${" in each), None):
+        raise ValueError(f"{field}: {path}: extends must be a path as it is, got {wrong!r:.120}")
+    return paths
+
+
+def _merged(one: Any, other: Any, path: str) -> Any:
+    try:
+        return OmegaConf.merge(one, other)
+    except TypeError as error:  # a list where a mapping is given, or the other way round
+        raise ValueError(f"--config: {path} and what it extends cannot be merged: {error}") from error

@@ -1,0 +1,289 @@
+"""The configuration of a run: one frozen, documented tree of settings, importable without torch, vLLM or Ray.
+
+The string under each field is its documentation (`launch.py train --help` prints it). Reading YAML and dotted
+overrides lives in `settings/load.py`. Objective parameters are checked by `rewards.validate`, which
+`launch.py` calls, since this package imports nothing of ours.
+"""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from settings.cluster import BalanceConfig, limits_of
+from settings.data import DataConfig
+from settings.engine import (
+    Count,
+    EngineConfig,
+    Fraction,
+    Gib,
+    NonNegative,
+    Positive,
+    Rate,
+    ReferenceConfig,
+    ResourcesConfig,
+    ScorerConfig,
+    Seconds,
+    Section,
+    TeacherConfig,
+)
+from settings.evaluation import EvaluationConfig
+from settings.export_config import ExportConfig
+from settings.health_config import HealthConfig
+from settings.learner import CheckpointConfig
+from settings.learner_config import LearnerConfig
+from settings.logging_config import LoggingConfig
+from settings.objective import MasksConfig, NamedSection, SurrogateConfig, TokenWeightsConfig
+from settings.preflight_config import PreflightConfig
+from settings.run_name import checked_run_name
+from settings.weights_config import WeightsConfig
+
+TeacherName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=50)]
+
+
+class StudentConfig(Section):
+    """The model that is trained, and that generates."""
+
+    model_path: str
+    """Hugging Face folder (or hub name) of the student, with its tokenizer and chat template."""
+    trust_remote_code: bool = False
+    """Run Python code that comes with the model (`auto_map`), on every node. Read it first: it can do anything."""
+
+
+class RolloutConfig(Section):
+    """The pool of student engines, and how responses are sampled."""
+
+    num_workers: Count = 1
+    """Rollout workers (student engines)."""
+    max_response_tokens: Positive = 1024
+    """A response is cut after this many tokens and counted as truncated."""
+    temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """Sampling temperature. Teachers are scored at temperature 1, so other values bias the reward."""
+    top_p: Fraction = 1.0
+    """Nucleus sampling; the PowerOPD paper uses 0.95."""
+    top_k: Annotated[int, Field(ge=-1)] = -1
+    """Sample among the k most likely tokens; -1 is all. The PowerOPD paper uses 20."""
+    max_in_flight: Positive = 512
+    """Slots in flight on one worker; the start window bounds them further."""
+    max_attempts: Positive = 3
+    """Attempts for one prompt that engines refuse before it is given up, counted, and its slot takes the next
+    prompt. A prompt that has killed two engines on which it was alone is given up too."""
+    max_lost_attempts: Positive = 50
+    """Attempts for one prompt that may be lost with their workers or tables; then it is given up as `lost`."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """Ray resources of one worker."""
+    engine: EngineConfig = EngineConfig()
+    """vLLM settings."""
+
+
+class ObjectiveConfig(NamedSection):
+    """What is optimized. Keys besides these are the objective's own parameters (`alpha`, `low`, ...)."""
+
+    name: str = "power"
+    """Reward of each sampled token (power, log_ratio, log_clip, log_tanh, ...), or divergence of the two
+    distributions (reverse_kl, forward_kl, jsd, lsm, ...), which decides what the teacher sends."""
+    normaliser: str = "none"
+    """Normalisation of rewards over the window: none, zscore, sign_max_abs."""
+    discount: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """A token is credited with the rewards that follow it in its response too, each `discount` times less per
+    token; taken of normalised rewards. 0, the default of every published method, credits its own reward alone."""
+    baseline: Literal["none", "closed_form"] = "none"
+    """closed_form subtracts from each reward what the student expects at its position (power, log_ratio,
+    veto_reverse): the same gradient in expectation, with another variance; `gradient_variance/ratio` reports it.
+    The teacher sends whole distributions then."""
+    aggregate: Literal["window_token_mean", "seq_mean_token_mean", "seq_mean_token_sum"] = "window_token_mean"
+    """How token losses become one number."""
+    stop_mode: Literal["raw", "mask", "cross_eos"] = "mask"
+    """The last token, if it is a stop token: raw trains it as sampled, mask drops it, cross_eos asks the
+    teacher for its own stop token in the student's place."""
+
+
+class ImportanceConfig(NamedSection):
+    """Off-policy correction of stale tokens. Keys besides `name` are its parameters (`low`, `high`)."""
+
+    name: str = "truncated"
+    """Weight of a token: none, or truncated (`min(exp(logp - behaviour_logp), high)`). Divergences take none."""
+
+
+class OutcomeConfig(Section):
+    """Graded final answers as a second reward: `rl_coef * advantage + opd_coef * reward` on every token."""
+
+    rl_coef: Rate = 0.0
+    """Coefficient of the advantage of a response among the responses to its prompt; 0 grades nothing."""
+    opd_coef: Rate = 1.0
+    """Coefficient of the objective's reward, after its normaliser; 0 is reinforcement learning alone."""
+    std: Literal["sample", "population", "none"] = "sample"
+    """What a group's advantages are divided by: its sample or population standard deviation, or nothing."""
+
+
+class ClusterConfig(Section):
+    """The Ray cluster, and how long anything is waited for."""
+
+    address: str | None = None
+    """Address of a Ray cluster (`auto`, `HOST:6379`, `ray://...`); by default RAY_ADDRESS or a local Ray."""
+    num_cpus: Positive | None = None
+    """Logical CPUs of a local Ray; by default those of the machine."""
+    object_store_gib: Gib = 1.0
+    """Object store of a local Ray."""
+    dashboard: bool = False
+    """Start the dashboard of a local Ray, at port 8265."""
+    dashboard_host: Annotated[str, Field(pattern=r"^[0-9A-Za-z.:_-]{1,253}$")] = "127.0.0.1"
+    """Address the dashboard of a local Ray listens at; other machines reach it at any but a loopback address, and
+    its pages, though not its jobs API, are shown without the token."""
+    learner_strategy: Literal["pack", "strict_pack", "spread"] = "pack"
+    """Nodes of the learner's ranks: few, one (or none start), or as many as there are."""
+    teacher_strategy: Literal["pack", "spread"] = "pack"
+    """Nodes of the workers of each teacher and of the reference: few, or as many as there are."""
+    rollout_strategy: Literal["pack", "spread"] = "spread"
+    """Nodes of the rollout workers: few, or as many as there are."""
+    placement_timeout_s: Seconds = 300.0
+    """Wait so long for the cluster to provide resources that it could have; where nodes are started for a run,
+    longer than that takes."""
+    grows: bool | None = None
+    """Whether nodes come when they are wanted: a worker that no node could hold now is waited for then, not
+    refused. By default whether the head was started for Ray's autoscaler v2."""
+    start_timeout_s: Seconds = 900.0
+    """Wait so long for engines and ranks to start."""
+    rollout_timeout_s: Seconds = 1800.0
+    """Longest wait for the next finished rollout."""
+    score_timeout_s: Seconds = 600.0
+    """Longest wait for a scoring call."""
+    step_timeout_s: Seconds = 1800.0
+    """Longest wait for a training step, publish or checkpoint; a frozen rank is found by it."""
+    load_timeout_s: Seconds = 600.0
+    """Longest wait for an engine to load weights."""
+    drain_timeout_s: Seconds = 120.0
+    """So long a worker that is scaled away may take to finish what it has; the rest is done by others."""
+
+
+class RunConfig(Section):
+    """A whole run. Every key can be set in YAML or on the command line (`--rollout.num_workers 2`)."""
+
+    run_name: Annotated[str, AfterValidator(checked_run_name)] = "run"
+    """Name of the run and of its folder: letters, digits, '.', '_' and '-', at most 100."""
+    runs_path: str = "runs"
+    """Folder that holds run folders; it must be reachable from every node."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of every random choice: prompt order, sampling, initialisation."""
+    max_steps: Positive = 100
+    """Optimizer steps."""
+    batch_size: Positive = 32
+    """Slots (prompts) per step."""
+    num_samples_per_prompt: Positive = 1
+    """Responses per prompt: a slot's group."""
+    max_staleness: NonNegative = 8
+    """No trained token was sampled more than this many weight versions earlier; 0 is synchronous."""
+    batches_ahead: NonNegative | None = None
+    """Batches that may be started beyond the current one; default min(2, max_staleness)."""
+    student: StudentConfig
+    """The student."""
+    data: DataConfig
+    """Training prompts."""
+    objective: ObjectiveConfig = ObjectiveConfig()
+    """The objective."""
+    importance: ImportanceConfig = ImportanceConfig()
+    """Off-policy correction."""
+    masks: MasksConfig = MasksConfig()
+    """Response tokens that are left out."""
+    token_weights: TokenWeightsConfig = TokenWeightsConfig()
+    """Weights of advantages."""
+    surrogate: SurrogateConfig = SurrogateConfig()
+    """The loss of an advantage."""
+    rollout: RolloutConfig = RolloutConfig()
+    """Rollout workers."""
+    teacher: TeacherConfig
+    """Teacher workers."""
+    teachers: dict[TeacherName, TeacherConfig] = Field(default={})
+    """Further teachers by name, each with the settings of `teacher` and its own `sources`."""
+    reference: ReferenceConfig = ReferenceConfig()
+    """Workers of the reference model."""
+    outcome: OutcomeConfig = OutcomeConfig()
+    """Graded answers as a second reward."""
+    learner: LearnerConfig = LearnerConfig()
+    """The learner."""
+    weights: WeightsConfig = WeightsConfig()
+    """Published weights."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """Evaluation."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Checkpoints."""
+    export: ExportConfig = ExportConfig()
+    """The exported student."""
+    logging: LoggingConfig = LoggingConfig()
+    """Progress."""
+    cluster: ClusterConfig = ClusterConfig()
+    """Ray."""
+    health: HealthConfig = HealthConfig()
+    """Faults."""
+    balance: BalanceConfig = BalanceConfig()
+    """Automatic balance of the pools."""
+    preflight: PreflightConfig = PreflightConfig()
+    """Checks before a run."""
+
+    @model_validator(mode="after")
+    def _staleness_is_consistent(self) -> Self:
+        if self.batches_ahead is None:
+            object.__setattr__(self, "batches_ahead", min(2, self.max_staleness))
+        if self.num_batches_ahead > self.max_staleness:
+            raise ValueError(
+                f"batches_ahead must be <= max_staleness ({self.max_staleness}), got {self.batches_ahead}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _transport_is_possible(self) -> Self:
+        if self.weights.transport == "nccl":
+            for name, section in (("learner", self.learner), ("rollout", self.rollout)):
+                if section.resources.num_gpus == 0:
+                    raise ValueError(
+                        f"weights.transport must be 'object_store' without GPUs, got 'nccl' with "
+                        f"{name}.resources.num_gpus 0 (nearest valid: object_store)"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _balance_is_possible(self) -> Self:
+        if self.balance.enabled:
+            if self.max_staleness == 0:
+                raise ValueError(
+                    "balance.enabled must be false with max_staleness 0, whose stages take turns, got true "
+                    "(nearest valid: max_staleness 1)"
+                )
+            limits_of(self.balance, self.workers_of_role)
+        return self
+
+    @property
+    def workers_of_role(self) -> dict[str, int]:
+        """Workers of every pool of engines at the start, by role; the learner's ranks are not among them."""
+        return {"rollout": self.rollout.num_workers} | {r: each.num_workers for r, each in self.scorers.items()}
+
+    def trusts_code_of(self, role: str) -> bool:
+        """Whether the code that comes with a model may run: of `student` or of a role that scores."""
+        return {"student": self.student, "reference": self.reference, **self.teacher_of_role}[
+            role
+        ].trust_remote_code
+
+    @property
+    def num_batches_ahead(self) -> int:
+        """`batches_ahead` with its default filled in."""
+        assert self.batches_ahead is not None
+        return self.batches_ahead
+
+    @property
+    def engine_dtype(self) -> str:
+        """Precision of the student engines, and so of published weights."""
+        return self.dtype_of(self.rollout.engine)
+
+    def dtype_of(self, engine: EngineConfig) -> str:
+        """Precision of engines with these settings."""
+        return self.learner.dtype if engine.dtype == "auto" else engine.dtype
+
+    @property
+    def scorers(self) -> dict[str, ScorerConfig]:
+        """The pools that score, by role: `teacher`, `teacher-NAME` of each further one, `reference` if any."""
+        scorers: dict[str, ScorerConfig] = {**self.teacher_of_role}
+        return scorers if self.reference.model_path is None else scorers | {"reference": self.reference}
+
+    @property
+    def teacher_of_role(self) -> dict[str, TeacherConfig]:
+        """The teachers by role: `teacher`, and `teacher-NAME` for each of `teachers`."""
+        return {"teacher": self.teacher} | {f"teacher-{name}": each for name, each in self.teachers.items()}
