@@ -35,22 +35,14 @@ from typing import Any
 
 from rich.console import Console
 
+from cluster.capacity import ray_cluster
 from cluster.connection import is_local
 from cluster.orphans import check_has_ended, end_left_over
 from cluster.placement import plan
 from commands.compare.plan import CompareConfig, PlannedRun, describe, plan_runs
 from commands.draining import drain_on_signals
-from commands.dry_run import dry_run, ray_cluster
-from commands.parser import (
-    BAD_INPUT,
-    COMMANDS_ON_FOLDERS,
-    DRAINED,
-    FAILED,
-    FINISHED,
-    REMOTE_COMMANDS,
-    build_parser,
-    one_line,
-)
+from commands.dry_run import dry_run
+from commands.parser import COMMANDS_ON_FOLDERS, REMOTE_COMMANDS, build_parser
 from commands.preflight.resources import check_disk
 from commands.start_times import StartTimes
 from commands.wiring import (
@@ -71,8 +63,10 @@ from records.run_folder import RunFolder
 from reporting.live.wandb import check_wandb
 from reporting.model_card import write_model_card
 from settings.checks import Checks, RefusedError
-from settings.load import load_config, load_settings
+from settings.exit_codes import BAD_INPUT, DRAINED, FAILED, FINISHED, one_line
+from settings.load import load_settings
 from settings.run import RunConfig
+from settings.run_files import load_config
 
 logger = logging.getLogger("launch")
 LOGGERS = (

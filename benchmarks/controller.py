@@ -37,7 +37,7 @@ RATIOS = (
 def measure(variant: str, rollouts: int, batch_size: int) -> dict[str, float]:
     """Run one variant here."""
     from cluster.connection import connected, prepare_environment
-    from settings.run import ClusterConfig
+    from settings.cluster import ClusterConfig
 
     prepare_environment()
     kind, _, num_workers = variant.partition("-")

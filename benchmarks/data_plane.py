@@ -192,7 +192,7 @@ async def measure(options: argparse.Namespace) -> tuple[dict[str, list[dict[str,
 def main() -> None:
     """Measure one size and print one row."""
     from cluster.connection import connected, prepare_environment
-    from settings.run import ClusterConfig
+    from settings.cluster import ClusterConfig
 
     parser = benchmark_parser(__doc__)
     parser.add_argument("--responses", type=int, default=32, help="of a step [32]")

@@ -48,7 +48,8 @@ from controller.weight_store import LOAD_PARTS, WeightStore  # noqa: E402
 from inputs.prompts import Prompt, PromptSource  # noqa: E402
 from records.events import Events  # noqa: E402
 from records.files import read_rows  # noqa: E402
-from settings.run import ClusterConfig, EngineConfig  # noqa: E402
+from settings.cluster import ClusterConfig  # noqa: E402
+from settings.run import EngineConfig
 
 PROMPT_TOKENS, RESPONSE_TOKENS = 16, 64
 PARTS = ("publish_s", *LOAD_PARTS, "stopped_s")

@@ -33,7 +33,7 @@ from benchmarks.rows import Ratio, benchmark_parser, emit, result_row  # noqa: E
 from benchmarks.weight_update import scene, update  # noqa: E402
 from benchmarks.weight_update_workers import SIZES  # noqa: E402
 from cluster.connection import connected  # noqa: E402
-from settings.run import ClusterConfig  # noqa: E402
+from settings.cluster import ClusterConfig  # noqa: E402
 
 PARTS = ("publish_s", "fetch_s", "check_s", "pause_s", "load_s")
 COPIES, FIXED_S = 2, 0.2

@@ -7,7 +7,7 @@ import ray
 from ray.autoscaler.sdk import request_resources
 
 from cluster.placement import Bundle
-from settings.run import ClusterConfig
+from settings.cluster import ClusterConfig
 
 
 def grows(config: ClusterConfig) -> bool:

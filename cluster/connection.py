@@ -13,7 +13,7 @@ from typing import Any
 
 from actors.vllm.imports import collection_paused
 from cluster.auth_token import ensure_token
-from settings.run import ClusterConfig
+from settings.cluster import ClusterConfig
 
 logger = logging.getLogger(__name__)
 

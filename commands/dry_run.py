@@ -1,16 +1,11 @@
 """What a run would do with a cluster, printed and checked before anything starts: `launch.py train --dry-run`."""
 
-import os
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import replace
-from pathlib import Path
 
-import psutil
-
-from cluster.connection import connected, is_local
+from cluster.capacity import ray_cluster, this_machine
+from cluster.connection import is_local
 from cluster.nodes import Node
-from cluster.placement import Demand, check_all_fit, check_could_fit, place_all, text_of
+from cluster.placement import Demand, place_all, text_of
 from settings.load import to_yaml
 from settings.run import RunConfig
 
@@ -57,35 +52,3 @@ def _place(demand: Demand, nodes: Sequence[Node]) -> str:
 
 def _rounded(amounts: dict[str, float]) -> str:
     return text_of({name: round(max(0.0, amount), 3) for name, amount in amounts.items()}) or "nothing"
-
-
-def this_machine(config: RunConfig) -> Node:
-    """This machine as the node that a Ray of its own would be."""
-    memory = psutil.virtual_memory().available * 0.7  # what Ray takes
-    num_gpus = len(list(Path("/dev").glob("nvidia[0-9]*")))
-    total = {"CPU": _num_cpus(config), "GPU": float(num_gpus), "memory": memory}
-    return Node("this machine", {name: amount for name, amount in total.items() if amount})
-
-
-def check_local_machine(config: RunConfig, demands: Sequence[Demand]) -> None:
-    """ValueError if a Ray of this machine's own, which does not grow, could not hold the workers' CPUs."""
-    if is_local(config.cluster):
-        only_cpus = [
-            replace(d, bundle={"CPU": d.bundle["CPU"]}, further_stages=()) for d in demands if "CPU" in d.bundle
-        ]
-        check_all_fit(only_cpus, [{"CPU": _num_cpus(config)}])
-
-
-def _num_cpus(config: RunConfig) -> float:
-    return float(config.cluster.num_cpus or os.cpu_count() or 1)
-
-
-def ray_cluster(config: RunConfig, demands: Sequence[Demand]) -> AbstractContextManager[None]:
-    """Connect to the cluster, or start a local one, and check that the workers fit; a context manager."""
-
-    def check(nodes: list[dict[str, float]], is_local: bool) -> None:
-        from cluster.autoscaling import grows
-
-        check_could_fit(demands, nodes, is_local=is_local, grows=not is_local and grows(config.cluster))
-
-    return connected(config.cluster, check)

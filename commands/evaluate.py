@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
+from cluster.capacity import check_local_machine
 from cluster.placement import Demand, plan
-from commands.dry_run import check_local_machine, dry_run
+from commands.dry_run import dry_run
 from evaluation.metrics import mean_of_rows
 from evaluation.results import ResultFolder
 from evaluation.view import EvaluationView, print_results

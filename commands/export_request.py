@@ -7,8 +7,8 @@ from pathlib import Path
 from commands.export import check_push
 from records.checkpoint_store import CheckpointStore
 from records.run_folder import RunFolder
-from settings.load import load_config
 from settings.run import RunConfig
+from settings.run_files import load_config
 from settings.run_name import checked_run_name
 
 

@@ -8,10 +8,8 @@ from pydantic import BaseModel
 from commands.compare.plan import CompareConfig
 from commands.options import add_submit_options
 from commands.plan.plan_config import PlanConfig
-from settings.load import describe_fields
 from settings.run import RunConfig
-
-FINISHED, FAILED, BAD_INPUT, DRAINED = 0, 1, 2, 3
+from settings.run_files import describe_fields
 
 COMMANDS = {
     "train": "distil the teacher into the student",
@@ -40,23 +38,12 @@ COMMANDS_ON_FOLDERS = {
 """Commands that read the folder of a run; they take no settings."""
 
 
-MAX_ERROR = 2000
-
-
 class Parser(argparse.ArgumentParser):
     """Mistakes are a ValueError, as everywhere, and not a usage text."""
 
     def error(self, message: str) -> NoReturn:
         """Raise it."""
         raise ValueError(f"{message}; see {self.prog} --help")
-
-
-def one_line(error: Exception) -> str:
-    """What an error says in one line of printable characters; several mistakes are separated by semicolons."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = "; ".join(lines) or type(error).__name__
-    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return printable if len(printable) <= MAX_ERROR else f"{printable[:MAX_ERROR]}..."
 
 
 def add_eval_options(command: argparse.ArgumentParser) -> None:

@@ -22,10 +22,10 @@ from rich.live import Live
 
 from cluster.connection import NAMESPACE, attached
 from cluster.mailbox import ANSWER_TIMEOUT_S, PREFIX, actor_name
-from commands.parser import FINISHED
 from records.run_folder import RunFolder
 from reporting.live.terminal import LiveView
 from reporting.status_text import as_text
+from settings.exit_codes import FINISHED
 from settings.run_name import checked_run_name
 
 logger = logging.getLogger(__name__)

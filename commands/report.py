@@ -5,9 +5,9 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from commands.parser import FINISHED
 from records.replaced_file import replacing
 from records.run_folder import RunFolder
+from settings.exit_codes import FINISHED
 from settings.run_name import checked_run_name
 
 logger = logging.getLogger(__name__)

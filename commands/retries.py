@@ -22,10 +22,10 @@ from types import FrameType
 from typing import Any
 
 from commands.draining import signals_go_to
-from commands.parser import BAD_INPUT, DRAINED, FAILED, FINISHED
 from records.files import read_rows
 from records.ownership import owner_of
 from records.run_folder import RunFolder
+from settings.exit_codes import BAD_INPUT, DRAINED, FAILED, FINISHED
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 

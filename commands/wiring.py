@@ -13,9 +13,9 @@ from typing import Any
 
 import rewards
 from actors.vllm.imports import collection_paused
+from cluster.capacity import check_local_machine
 from cluster.connection import is_local
 from cluster.placement import Demand, plan
-from commands.dry_run import check_local_machine
 from commands.preflight.resources import check_nodes
 from learner.served import signal_kind
 from records.run_folder import RunFolder
@@ -36,13 +36,13 @@ def build_pools(
 
     `tolerated`: of the checks `golden` and `replicas`, those whose limits engines may exceed.
     """
+    from actors.engine_settings import scorer_settings, student_settings
     from actors.reference_worker import ReferenceWorker
     from actors.rollout_worker import RolloutWorker
     from actors.teacher_worker import TeacherWorker
     from actors.vllm import open_engine
     from cluster.pool import Pool
     from cluster.ray_actors import WorkerSpec
-    from inputs.inputs import scorer_settings, student_settings
     from learner.rank import LearnerRank
 
     signal = signal_of(config, inputs)
@@ -124,12 +124,12 @@ async def start_pipeline(
     config: RunConfig, inputs: Any, folder: RunFolder, pools: dict[str, Any], events: Any, *, resume: bool
 ) -> Any:
     """Place and start all workers, restore a checkpoint if resuming, and connect the stages."""
+    from actors.engine_settings import rollout_sampling
     from cluster.autoscaling import RayCluster
     from cluster.waiting import together
     from controller.checkpointing import Checkpointer
     from controller.pipeline import Pipeline
     from controller.resume import Progress, restore
-    from inputs.inputs import rollout_sampling
     from inputs.prompts import PromptSource
     from records.checkpoint_store import CheckpointStore
 
@@ -227,10 +227,10 @@ def build_evaluation(config: RunConfig, inputs: Any, *, k: Sequence[int] = ()) -
     """The held-out evaluation, or None without benchmarks; results at each of `k`, by default `evaluation.k`."""
     import pyarrow as pa
 
+    from actors.engine_settings import evaluation_sampling
     from evaluation.evaluation import Evaluation, Grading
     from evaluation.metrics import Measures
     from evaluation.results import EvaluatedProblem
-    from inputs.inputs import evaluation_sampling
     from inputs.prompts import evaluation_requests
 
     if not inputs.benchmarks:
@@ -267,8 +267,8 @@ def build_decode(inputs: Any) -> Callable[[Sequence[Sequence[int]]], list[str]]:
 
 def build_samples(config: RunConfig, inputs: Any, pools: dict[str, Any], folder: RunFolder, events: Any) -> Any:
     """What keeps a few responses before and after training, or None without."""
+    from actors.engine_settings import evaluation_sampling, rollout_sampling
     from controller.samples import Samples
-    from inputs.inputs import evaluation_sampling, rollout_sampling
     from inputs.prompts import evaluation_requests
     from learner.sample_rows import SampleRows
 
@@ -299,7 +299,7 @@ def build_grade(inputs: Any) -> Callable[[Sequence[Sequence[int]], Sequence[str]
 
 def signal_of(config: RunConfig, inputs: Any) -> Any:
     """What the teacher must return for the objective; ValueError if the models do not allow it."""
-    from inputs.inputs import teacher_signal
+    from actors.engine_settings import teacher_signal
 
     return teacher_signal(config, inputs, kind=signal_kind(config), k=config.objective.parameters.get("k", 0))
 

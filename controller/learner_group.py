@@ -22,7 +22,7 @@ from controller.scoring import ScoredSlot
 from controller.weight_store import PublishedWeights
 from records.checkpoints import WriteReport
 from records.events import reason_of
-from settings.run import ClusterConfig
+from settings.cluster import ClusterConfig
 from transport.weight_sources import TRANSPORTS
 from transport.weights import WeightManifest
 

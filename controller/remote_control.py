@@ -27,13 +27,13 @@ from cluster.placement import check_could_fit
 from cluster.pool import Pool
 from cluster.ray_actors import named_actor
 from cluster.waiting import wait_for
-from commands.parser import DRAINED
 from controller.pipeline import Pipeline
 from controller.status import pools_status
 from records.events import Events, reason_of
 from records.process_identity import this_process
 from records.run_folder import RunFolder
 from reporting.live.monitor import Monitor
+from settings.exit_codes import DRAINED
 from settings.run import RunConfig
 
 logger = logging.getLogger(__name__)

@@ -7,9 +7,8 @@ from typing import Any
 
 from controller.learner_group import LearnerGroup
 from controller.rollouts import Prompts
-from controller.slots import BEGINNING, Frontier
 from records.checkpoint_store import CheckpointStore, FoundCheckpoint
-from records.checkpoints import DamagedCheckpointError
+from records.checkpoints import BEGINNING, DamagedCheckpointError, Frontier
 from records.events import Events
 from records.files import read_rows
 from records.run_folder import RunFolder

@@ -27,22 +27,8 @@ a batch of its earliest deadlines leaves at most ``j * batch_size`` slots due wi
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Collection
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True)
-class Frontier:
-    """Which slots are trained: what a checkpoint stores."""
-
-    version: int = 0
-    """Batches trained or skipped so far: the learner's weight version."""
-    lowest_untrained: int = 0
-    """Every slot below this one is trained."""
-    trained_above: tuple[int, ...] = ()
-    """The trained slots above it."""
-
-
-BEGINNING = Frontier()
+from records.checkpoints import BEGINNING, Frontier
 
 
 class Slots:

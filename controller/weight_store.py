@@ -18,7 +18,7 @@ from cluster.pool import Pool
 from cluster.waiting import NO_LIMIT_S, Signal, wait_for
 from cluster.worker import Worker
 from records.events import Events, reason_of
-from settings.run import ClusterConfig
+from settings.cluster import ClusterConfig
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest
 

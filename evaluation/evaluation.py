@@ -24,7 +24,7 @@ from cluster.worker import Worker
 from evaluation.metrics import BenchmarkResult, GradedSample, Measures, result_of
 from evaluation.results import EvaluatedProblem, result_table, samples_of
 from records.events import reason_of
-from settings.run import ClusterConfig
+from settings.cluster import ClusterConfig
 from transport.parcels import tables_of_slots
 
 logger = logging.getLogger(__name__)

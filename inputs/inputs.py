@@ -1,30 +1,28 @@
 """Everything a run reads, read and checked before anything starts: models, tokenizers, prompts, stop tokens."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from actors.engine import EngineSettings, Sampling
+from actors.engine_settings import evaluation_sampling
 from inputs.benchmarks import BenchmarkPrompts, read_benchmarks
 from inputs.check_tokenizers import num_common_ids
 from inputs.data_report import DataReport
-from inputs.model_facts import ModelFacts, model_paths, read_models
+from inputs.model_facts import ModelFacts, read_models
 from inputs.overlap import HeldOut
 from inputs.preflight import check_models, check_prompts
 from inputs.problems import OpenedProblems, Problem, read_problems
 from inputs.prompt_data import TrainingPrompts, prepare_prompts
 from inputs.rendering import Prompt, check_prompt_lengths, render_prompts
 from inputs.shapes import Shape
-from inputs.tokenizers import head_width
 from settings.checks import Checks
-from settings.run import EngineConfig, ResourcesConfig, RunConfig
+from settings.run import RunConfig
 from settings.teachers import check_sources, role_of_source
 from transport.stop_tokens import StopTokens
-from transport.teacher_signal import SAMPLED, TeacherSignal
 
 GOLDEN_TOKENS = 64
 """Length limit of the golden sequence that every weight load must reproduce."""
@@ -148,77 +146,6 @@ def _held_out(config: RunConfig, benchmarks: Sequence[BenchmarkPrompts]) -> Held
 def _check_none_unanswered(unanswered: str | None, field: str) -> None:
     if unanswered is not None:
         raise ValueError(f"{field}: problem {unanswered!r} has no answer to grade against")
-
-
-def rollout_sampling(config: RunConfig) -> Sampling:
-    """How training responses are drawn."""
-    rollout = config.rollout
-    return Sampling(
-        max_tokens=rollout.max_response_tokens,
-        temperature=rollout.temperature,
-        top_p=rollout.top_p,
-        top_k=rollout.top_k,
-    )
-
-
-def evaluation_sampling(config: RunConfig) -> Sampling:
-    """How evaluation responses are drawn."""
-    evaluation = config.evaluation
-    return Sampling(
-        max_tokens=evaluation.max_response_tokens or config.rollout.max_response_tokens,
-        temperature=evaluation.temperature,
-        top_p=evaluation.top_p,
-        top_k=evaluation.top_k,
-    )
-
-
-def student_settings(config: RunConfig, inputs: Inputs) -> EngineSettings:
-    """The engine of a rollout worker."""
-    path, rollout = config.student.model_path, config.rollout
-    settings = _settings(path, config.engine_dtype, config, rollout.engine, rollout.resources, inputs)
-    shares_weights = config.weights.is_broadcast or config.weights.delta
-    trusts = config.student.trust_remote_code
-    return replace(settings, trust_remote_code=trusts, shares_weights=shares_weights)
-
-
-def scorer_settings(
-    config: RunConfig, inputs: Inputs, role: str = "teacher", signal: TeacherSignal = SAMPLED
-) -> EngineSettings:
-    """The engine of a worker that scores: of a teacher or of the reference."""
-    path, scorer = model_paths(config)[role], config.scorers[role]
-    dtype = config.dtype_of(scorer.engine)
-    settings = _settings(path, dtype, config, scorer.engine, scorer.resources, inputs)
-    return replace(settings, signal=signal, trust_remote_code=config.trusts_code_of(role))
-
-
-def teacher_signal(
-    config: RunConfig, inputs: Inputs, *, kind: Literal["token", "topk", "full"], k: int
-) -> TeacherSignal:
-    """The signal of this kind with its sizes; ValueError if k or the teacher's head does not allow it."""
-    if kind == "topk":
-        if k > inputs.num_shared_rows:
-            raise ValueError(f"objective.k must be <= {inputs.num_shared_rows}, the vocabulary, got {k}")
-        return TeacherSignal("topk", k=k)
-    if kind == "full":
-        teacher = config.teacher
-        trusts = teacher.trust_remote_code
-        width = head_width(teacher.model_path, "teacher.model_path", trust_remote_code=trusts)
-        return TeacherSignal("full", hidden_size=width, dtype=config.dtype_of(config.teacher.engine))
-    return SAMPLED
-
-
-def _settings(
-    path: str, dtype: str, config: RunConfig, engine: EngineConfig, resources: ResourcesConfig, inputs: Inputs
-) -> EngineSettings:
-    return EngineSettings(
-        model_path=path,
-        dtype=dtype,
-        device="cuda" if resources.num_gpus > 0 else "cpu",
-        seed=config.seed,
-        vocab_size=inputs.num_common_ids,
-        stop_token_ids=inputs.stops.ids,
-        config=engine,
-    )
 
 
 def _render(config: RunConfig, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learner.collate import PackedBatch
 from rewards import mix_outcome, return_to_go
-from settings.run import ObjectiveConfig, OutcomeConfig
+from settings.objective import ObjectiveConfig, OutcomeConfig
 
 
 class Advantage:

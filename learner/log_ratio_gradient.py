@@ -12,7 +12,8 @@ from torch import Tensor
 from learner.collate import PackedBatch
 from learner.loss import FixedValues, Objective
 from learner.window import Window
-from settings.run import ObjectiveConfig, RunConfig
+from settings.objective import ObjectiveConfig
+from settings.run import RunConfig
 
 if TYPE_CHECKING:
     from learner.deepspeed_backend import DeepSpeedBackend

@@ -49,8 +49,15 @@ from rewards import (
     check_name,
     drop_non_finite,
 )
-from settings.objective import MasksConfig, SurrogateConfig, TokenWeightsConfig
-from settings.run import ImportanceConfig, ObjectiveConfig, OutcomeConfig, RunConfig
+from settings.objective import (
+    ImportanceConfig,
+    MasksConfig,
+    ObjectiveConfig,
+    OutcomeConfig,
+    SurrogateConfig,
+    TokenWeightsConfig,
+)
+from settings.run import RunConfig
 
 POSITION_EXTRAS = {"sampled_ids_N": "target_ids_T", "sampled_teacher_logp_N": "teacher_logp_T"}
 """Inputs of a divergence with one value per position, and the field of a packed batch that holds them."""

@@ -17,8 +17,7 @@ from learner.facts import REVERSE_KL, Fact, reverse_kl_fact
 from learner.ranks import Ranks
 from learner.values import StudentValues, over_all_ranks, split_like
 from rewards import OBJECTIVES, TOKEN_MASKS
-from settings.objective import MasksConfig
-from settings.run import ObjectiveConfig
+from settings.objective import MasksConfig, ObjectiveConfig
 
 LOWEST_LOG_PROB = -1e30
 """Stands for -inf in means and quantiles, which have no value at infinity."""

@@ -14,8 +14,7 @@ from torch import Tensor
 
 from learner.collate import PackedBatch
 from rewards import IMPORTANCE_WEIGHTS, SURROGATES
-from settings.objective import SurrogateConfig
-from settings.run import ImportanceConfig
+from settings.objective import ImportanceConfig, SurrogateConfig
 
 POLICY_GRADIENT = "policy_gradient"
 

@@ -280,3 +280,18 @@ def fsync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Which slots are trained: what a checkpoint stores."""
+
+    version: int = 0
+    """Batches trained or skipped so far: the learner's weight version."""
+    lowest_untrained: int = 0
+    """Every slot below this one is trained."""
+    trained_above: tuple[int, ...] = ()
+    """The trained slots above it."""
+
+
+BEGINNING = Frontier()

@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from controller.slots import Frontier
-from records.checkpoints import fsync
+from records.checkpoints import Frontier, fsync
 from records.files import RowFile, complete_lines, each_complete_line, parse_row
 
 Row = dict[str, Any]

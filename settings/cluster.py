@@ -2,11 +2,16 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from settings.engine import Positive, Seconds, Section
+from settings.engine import (
+    Gib,
+    Positive,
+    Seconds,
+    Section,
+)
 
 Margin = Annotated[float, Field(gt=0, le=1)]
 
@@ -125,3 +130,43 @@ def _check_names(config: BalanceConfig, counts: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"balance.teachers.{name}: there is no such teacher (nearest valid: {', '.join(known) or 'none'})"
             )
+
+
+class ClusterConfig(Section):
+    """The Ray cluster, and how long anything is waited for."""
+
+    address: str | None = None
+    """Address of a Ray cluster (`auto`, `HOST:6379`, `ray://...`); by default RAY_ADDRESS or a local Ray."""
+    num_cpus: Positive | None = None
+    """Logical CPUs of a local Ray; by default those of the machine."""
+    object_store_gib: Gib = 1.0
+    """Object store of a local Ray."""
+    dashboard: bool = False
+    """Start the dashboard of a local Ray, at port 8265."""
+    dashboard_host: Annotated[str, Field(pattern=r"^[0-9A-Za-z.:_-]{1,253}$")] = "127.0.0.1"
+    """Address the dashboard of a local Ray listens at; other machines reach it at any but a loopback address, and
+    its pages, though not its jobs API, are shown without the token."""
+    learner_strategy: Literal["pack", "strict_pack", "spread"] = "pack"
+    """Nodes of the learner's ranks: few, one (or none start), or as many as there are."""
+    teacher_strategy: Literal["pack", "spread"] = "pack"
+    """Nodes of the workers of each teacher and of the reference: few, or as many as there are."""
+    rollout_strategy: Literal["pack", "spread"] = "spread"
+    """Nodes of the rollout workers: few, or as many as there are."""
+    placement_timeout_s: Seconds = 300.0
+    """Wait so long for the cluster to provide resources that it could have; where nodes are started for a run,
+    longer than that takes."""
+    grows: bool | None = None
+    """Whether nodes come when they are wanted: a worker that no node could hold now is waited for then, not
+    refused. By default whether the head was started for Ray's autoscaler v2."""
+    start_timeout_s: Seconds = 900.0
+    """Wait so long for engines and ranks to start."""
+    rollout_timeout_s: Seconds = 1800.0
+    """Longest wait for the next finished rollout."""
+    score_timeout_s: Seconds = 600.0
+    """Longest wait for a scoring call."""
+    step_timeout_s: Seconds = 1800.0
+    """Longest wait for a training step, publish or checkpoint; a frozen rank is found by it."""
+    load_timeout_s: Seconds = 600.0
+    """Longest wait for an engine to load weights."""
+    drain_timeout_s: Seconds = 120.0
+    """So long a worker that is scaled away may take to finish what it has; the rest is done by others."""

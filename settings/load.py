@@ -34,11 +34,6 @@ ANY_NAME = "NAME"
 """Stands for the names of sections that the configuration names itself: `teachers.NAME.model_path`."""
 
 
-def load_config(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
-    """Return the validated configuration of a run; ValueError with one line per mistake."""
-    return load_settings(RunConfig, path, overrides)
-
-
 def load_settings(model: type[Model], path: str | None, overrides: Sequence[str] = ()) -> Model:
     """Return the validated settings; ValueError with one line per mistake."""
     own_names = frozenset(key.rpartition(".")[2] for key in _dotted_keys(model))
@@ -68,19 +63,6 @@ def save_config(config: RunConfig, path: Path) -> None:
 def to_yaml(config: RunConfig) -> str:
     """The resolved configuration as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
-
-
-def describe_fields(model: type[BaseModel] = RunConfig, prefix: str = "") -> Iterator[str]:
-    """Yield one help line per setting: dotted key, default, documentation."""
-    for name, field in model.model_fields.items():
-        section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
-            yield from describe_fields(section, f"{prefix}{name}.")
-            continue
-        default = (
-            "required" if field.is_required() else f"default {field.get_default(call_default_factory=True)!r}"
-        )
-        yield f"  --{prefix}{name}  ({default})\n      {' '.join((field.description or '').split())}"
 
 
 def _read_overrides(

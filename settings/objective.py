@@ -3,9 +3,14 @@
 Keys of a section besides its own are the parameters of what it names; `rewards.validate` checks them.
 """
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
+
+from settings.engine import (
+    Rate,
+    Section,
+)
 
 
 class NamedSection(BaseModel):
@@ -49,3 +54,43 @@ class SurrogateConfig(NamedSection):
     staleness by its own ratio, with `importance.name none`: unclipped, ppo, decoupled_ppo, dppo. With one gradient
     step per window, the proximal policy of decoupled_ppo is the current one: its ratio is 1, its gradient that of
     the policy gradient with `importance.name decoupled`."""
+
+
+class ObjectiveConfig(NamedSection):
+    """What is optimized. Keys besides these are the objective's own parameters (`alpha`, `low`, ...)."""
+
+    name: str = "power"
+    """Reward of each sampled token (power, log_ratio, log_clip, log_tanh, ...), or divergence of the two
+    distributions (reverse_kl, forward_kl, jsd, lsm, ...), which decides what the teacher sends."""
+    normaliser: str = "none"
+    """Normalisation of rewards over the window: none, zscore, sign_max_abs."""
+    discount: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """A token is credited with the rewards that follow it in its response too, each `discount` times less per
+    token; taken of normalised rewards. 0, the default of every published method, credits its own reward alone."""
+    baseline: Literal["none", "closed_form"] = "none"
+    """closed_form subtracts from each reward what the student expects at its position (power, log_ratio,
+    veto_reverse): the same gradient in expectation, with another variance; `gradient_variance/ratio` reports it.
+    The teacher sends whole distributions then."""
+    aggregate: Literal["window_token_mean", "seq_mean_token_mean", "seq_mean_token_sum"] = "window_token_mean"
+    """How token losses become one number."""
+    stop_mode: Literal["raw", "mask", "cross_eos"] = "mask"
+    """The last token, if it is a stop token: raw trains it as sampled, mask drops it, cross_eos asks the
+    teacher for its own stop token in the student's place."""
+
+
+class ImportanceConfig(NamedSection):
+    """Off-policy correction of stale tokens. Keys besides `name` are its parameters (`low`, `high`)."""
+
+    name: str = "truncated"
+    """Weight of a token: none, or truncated (`min(exp(logp - behaviour_logp), high)`). Divergences take none."""
+
+
+class OutcomeConfig(Section):
+    """Graded final answers as a second reward: `rl_coef * advantage + opd_coef * reward` on every token."""
+
+    rl_coef: Rate = 0.0
+    """Coefficient of the advantage of a response among the responses to its prompt; 0 grades nothing."""
+    opd_coef: Rate = 1.0
+    """Coefficient of the objective's reward, after its normaliser; 0 is reinforcement learning alone."""
+    std: Literal["sample", "population", "none"] = "sample"
+    """What a group's advantages are divided by: its sample or population standard deviation, or nothing."""

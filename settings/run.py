@@ -5,24 +5,21 @@ overrides lives in `settings/load.py`. Objective parameters are checked by `rewa
 `launch.py` calls, since this package imports nothing of ours.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from settings.cluster import BalanceConfig, limits_of
+from settings.cluster import BalanceConfig, ClusterConfig, limits_of
 from settings.data import DataConfig
 from settings.engine import (
     Count,
     EngineConfig,
     Fraction,
-    Gib,
     NonNegative,
     Positive,
-    Rate,
     ReferenceConfig,
     ResourcesConfig,
     ScorerConfig,
-    Seconds,
     Section,
     TeacherConfig,
 )
@@ -32,7 +29,14 @@ from settings.health_config import HealthConfig
 from settings.learner import CheckpointConfig
 from settings.learner_config import LearnerConfig
 from settings.logging_config import LoggingConfig
-from settings.objective import MasksConfig, NamedSection, SurrogateConfig, TokenWeightsConfig
+from settings.objective import (
+    ImportanceConfig,
+    MasksConfig,
+    ObjectiveConfig,
+    OutcomeConfig,
+    SurrogateConfig,
+    TokenWeightsConfig,
+)
 from settings.preflight_config import PreflightConfig
 from settings.run_name import checked_run_name
 from settings.weights_config import WeightsConfig
@@ -73,86 +77,6 @@ class RolloutConfig(Section):
     """Ray resources of one worker."""
     engine: EngineConfig = EngineConfig()
     """vLLM settings."""
-
-
-class ObjectiveConfig(NamedSection):
-    """What is optimized. Keys besides these are the objective's own parameters (`alpha`, `low`, ...)."""
-
-    name: str = "power"
-    """Reward of each sampled token (power, log_ratio, log_clip, log_tanh, ...), or divergence of the two
-    distributions (reverse_kl, forward_kl, jsd, lsm, ...), which decides what the teacher sends."""
-    normaliser: str = "none"
-    """Normalisation of rewards over the window: none, zscore, sign_max_abs."""
-    discount: Annotated[float, Field(ge=0, le=1)] = 0.0
-    """A token is credited with the rewards that follow it in its response too, each `discount` times less per
-    token; taken of normalised rewards. 0, the default of every published method, credits its own reward alone."""
-    baseline: Literal["none", "closed_form"] = "none"
-    """closed_form subtracts from each reward what the student expects at its position (power, log_ratio,
-    veto_reverse): the same gradient in expectation, with another variance; `gradient_variance/ratio` reports it.
-    The teacher sends whole distributions then."""
-    aggregate: Literal["window_token_mean", "seq_mean_token_mean", "seq_mean_token_sum"] = "window_token_mean"
-    """How token losses become one number."""
-    stop_mode: Literal["raw", "mask", "cross_eos"] = "mask"
-    """The last token, if it is a stop token: raw trains it as sampled, mask drops it, cross_eos asks the
-    teacher for its own stop token in the student's place."""
-
-
-class ImportanceConfig(NamedSection):
-    """Off-policy correction of stale tokens. Keys besides `name` are its parameters (`low`, `high`)."""
-
-    name: str = "truncated"
-    """Weight of a token: none, or truncated (`min(exp(logp - behaviour_logp), high)`). Divergences take none."""
-
-
-class OutcomeConfig(Section):
-    """Graded final answers as a second reward: `rl_coef * advantage + opd_coef * reward` on every token."""
-
-    rl_coef: Rate = 0.0
-    """Coefficient of the advantage of a response among the responses to its prompt; 0 grades nothing."""
-    opd_coef: Rate = 1.0
-    """Coefficient of the objective's reward, after its normaliser; 0 is reinforcement learning alone."""
-    std: Literal["sample", "population", "none"] = "sample"
-    """What a group's advantages are divided by: its sample or population standard deviation, or nothing."""
-
-
-class ClusterConfig(Section):
-    """The Ray cluster, and how long anything is waited for."""
-
-    address: str | None = None
-    """Address of a Ray cluster (`auto`, `HOST:6379`, `ray://...`); by default RAY_ADDRESS or a local Ray."""
-    num_cpus: Positive | None = None
-    """Logical CPUs of a local Ray; by default those of the machine."""
-    object_store_gib: Gib = 1.0
-    """Object store of a local Ray."""
-    dashboard: bool = False
-    """Start the dashboard of a local Ray, at port 8265."""
-    dashboard_host: Annotated[str, Field(pattern=r"^[0-9A-Za-z.:_-]{1,253}$")] = "127.0.0.1"
-    """Address the dashboard of a local Ray listens at; other machines reach it at any but a loopback address, and
-    its pages, though not its jobs API, are shown without the token."""
-    learner_strategy: Literal["pack", "strict_pack", "spread"] = "pack"
-    """Nodes of the learner's ranks: few, one (or none start), or as many as there are."""
-    teacher_strategy: Literal["pack", "spread"] = "pack"
-    """Nodes of the workers of each teacher and of the reference: few, or as many as there are."""
-    rollout_strategy: Literal["pack", "spread"] = "spread"
-    """Nodes of the rollout workers: few, or as many as there are."""
-    placement_timeout_s: Seconds = 300.0
-    """Wait so long for the cluster to provide resources that it could have; where nodes are started for a run,
-    longer than that takes."""
-    grows: bool | None = None
-    """Whether nodes come when they are wanted: a worker that no node could hold now is waited for then, not
-    refused. By default whether the head was started for Ray's autoscaler v2."""
-    start_timeout_s: Seconds = 900.0
-    """Wait so long for engines and ranks to start."""
-    rollout_timeout_s: Seconds = 1800.0
-    """Longest wait for the next finished rollout."""
-    score_timeout_s: Seconds = 600.0
-    """Longest wait for a scoring call."""
-    step_timeout_s: Seconds = 1800.0
-    """Longest wait for a training step, publish or checkpoint; a frozen rank is found by it."""
-    load_timeout_s: Seconds = 600.0
-    """Longest wait for an engine to load weights."""
-    drain_timeout_s: Seconds = 120.0
-    """So long a worker that is scaled away may take to finish what it has; the rest is done by others."""
 
 
 class RunConfig(Section):

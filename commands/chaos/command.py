@@ -17,10 +17,10 @@ from rich.console import Console
 
 from commands.chaos.report import Kill, as_lines, as_table, recovery_s, report
 from commands.chaos.schedule import Schedule, read_kinds, read_seconds, victims
-from commands.parser import FAILED, FINISHED
 from commands.remote import ask, reached
 from records.files import append_row
 from records.run_folder import RunFolder, valid_ledger
+from settings.exit_codes import FAILED, FINISHED
 
 logger = logging.getLogger(__name__)
 

@@ -15,8 +15,8 @@ import psutil
 
 from commands.compare.plan import PlannedRun, describe
 from commands.draining import signals_go_to
-from commands.parser import BAD_INPUT, DRAINED, FAILED, FINISHED
 from records.files import append_row
+from settings.exit_codes import BAD_INPUT, DRAINED, FAILED, FINISHED
 
 ATTEMPTS = "attempts.jsonl"
 """In the folder of the runs: a row for every time that a run was started."""

@@ -12,10 +12,10 @@ from rich.console import Console
 from cluster.connection import prepare_environment
 from commands.compare.plan import options_of
 from commands.plan.plan_config import PlanConfig
+from commands.plan.plan_text import train_options
 from commands.plan.planned_rates import PlannedRates, planned_rates
 from settings.load import load_settings
 from settings.run import RunConfig
-from settings.teachers import field_of
 
 
 def plan_command(
@@ -54,8 +54,3 @@ def _numbers(planned: PlannedRates, prediction: Any, found: Any) -> dict[str, An
         numbers["search"] = asdict(found)
         numbers["options"] = None if found.chosen is None else train_options(found.chosen.workers)
     return numbers
-
-
-def train_options(workers: dict[str, int]) -> str:
-    """The counts as options of `launch.py train`."""
-    return " ".join(f"--{field_of(role)}.num_workers {count}" for role, count in workers.items())

@@ -18,8 +18,8 @@ from commands.plan.timing import EngineRates
 from commands.plan.workers import LearnerRates
 from records.files import read_rows
 from records.run_folder import RunFolder
-from settings.load import load_config
 from settings.run import RunConfig
+from settings.run_files import load_config
 
 Row = Mapping[str, Any]
 

@@ -6,10 +6,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from commands.plan.command import train_options
 from commands.plan.planned_rates import PlannedRates
 from commands.plan.prediction import FitCheck, Prediction
 from commands.plan.search import Search
+from settings.teachers import field_of
 
 SHOWN_RATES = {
     "rollout": ("step_s", "sequence_s", "max_num_seqs", "prefill_tokens_per_s", "fetch_s", "load_s"),
@@ -108,3 +108,8 @@ def _number(value: float) -> str:
     if value and abs(value) < 10:
         return f"{value:.3g}"
     return f"{value:,.0f}" if abs(value) >= 100 or value == int(value) else f"{value:.1f}"
+
+
+def train_options(workers: dict[str, int]) -> str:
+    """The counts as options of `launch.py train`."""
+    return " ".join(f"--{field_of(role)}.num_workers {count}" for role, count in workers.items())

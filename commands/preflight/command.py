@@ -9,14 +9,14 @@ from typing import Any
 
 from rich.console import Console
 
+from cluster.capacity import ray_cluster
 from cluster.connection import is_local
 from cluster.placement import Demand
-from commands.dry_run import ray_cluster
-from commands.parser import BAD_INPUT, FINISHED
 from commands.preflight.resources import check_disk
 from commands.preflight.table import show
 from records.run_folder import RunFolder
 from settings.checks import CHECKS, Checks, RefusedError
+from settings.exit_codes import BAD_INPUT, FINISHED
 from settings.run import RunConfig
 
 

@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from cluster.capacity import this_machine
 from cluster.connection import is_local
 from cluster.nodes import Node
 from cluster.placement import Demand
-from commands.dry_run import this_machine
 from commands.preflight.disk_space import disk_findings
 from commands.preflight.memory import GIB, needs_of
 from commands.preflight.node_facts import NodeFacts, describe_node, existing_parent, needed_paths

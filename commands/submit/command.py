@@ -15,9 +15,9 @@ import yaml
 
 from cluster.connection import jobs_api
 from commands.options import GRACE_S
-from commands.parser import DRAINED, FAILED, FINISHED
 from commands.submit.environment import read_environment
 from commands.submit.request import JobState, Place, Request, UnreachableError
+from settings.exit_codes import DRAINED, FAILED, FINISHED
 from settings.load import to_yaml
 from settings.run import RunConfig
 from settings.run_name import checked_run_name

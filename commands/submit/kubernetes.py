@@ -7,12 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from commands.parser import DRAINED
 from commands.submit.kubectl import Kubectl, Object
 from commands.submit.manifests import as_yaml, job_name, namespace_of, rendered
 from commands.submit.rayjob import RUN, RUNS_PATH, job_objects, owned
 from commands.submit.request import JobState, Request, UnreachableError
 from commands.submit.submitter_log import SubmitterLog
+from settings.exit_codes import DRAINED
 
 logger = logging.getLogger(__name__)
 

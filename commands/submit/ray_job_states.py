@@ -7,8 +7,8 @@ import re
 from collections.abc import Collection, Iterable, Sequence
 from typing import Protocol
 
-from commands.parser import BAD_INPUT, DRAINED, FAILED, FINISHED, one_line
 from commands.submit.request import JobState
+from settings.exit_codes import BAD_INPUT, DRAINED, FAILED, FINISHED, one_line
 
 RUN, SETTINGS = "poweropd_run", "poweropd_settings"
 """Keys of a job's metadata: the run's name, and a digest of its settings."""

@@ -18,12 +18,12 @@ from ray.util.state import list_actors
 
 from cluster.connection import NAMESPACE
 from cluster.mailbox import actor_name
-from commands.parser import DRAINED
 from commands.submit.package import EXCLUDES, find_package, path_in_package
 from commands.submit.ray_client import JobsClient, reported
 from commands.submit.ray_job_log import LogFollower
 from commands.submit.ray_job_states import RUN, SETTINGS, is_ended, jobs_of, next_job_id, state_of, status_of
 from commands.submit.request import JobState, Request, UnreachableError
+from settings.exit_codes import DRAINED
 
 NAME_TIMEOUT_S = 10.0
 """So long the named actor of a run that has just ended may take to disappear."""

@@ -11,8 +11,8 @@ from typing import Any
 from records.files import read_rows
 from records.run_folder import RunFolder
 from records.timeline import Span, read_spans
-from settings.load import load_config
 from settings.run import RunConfig
+from settings.run_files import load_config
 
 logger = logging.getLogger(__name__)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from cluster.connection import connected, prepare_environment
-from settings.run import ClusterConfig
+from settings.cluster import ClusterConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

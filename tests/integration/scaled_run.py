@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from commands.parser import DRAINED
 from controller.resume import Progress
 from records.checkpoints import read_manifest
 from records.files import read_rows
 from records.run_folder import RunFolder, valid_ledger
+from settings.exit_codes import DRAINED
 from tests.integration.namespaces import ROOT, until
 
 STALENESS, AHEAD, BATCH = 2, 1, 8

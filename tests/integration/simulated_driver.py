@@ -10,11 +10,12 @@ from pathlib import Path
 
 from cluster.connection import connected
 from cluster.orphans import check_has_ended, end_left_over
-from commands.parser import FAILED, FINISHED
 from controller.remote_control import check_name_is_free, controlled
 from records.events import Events
 from records.run_folder import RunFolder
-from settings.run import ClusterConfig, RunConfig
+from settings.cluster import ClusterConfig
+from settings.exit_codes import FAILED, FINISHED
+from settings.run import RunConfig
 from tests.integration.simulated import EngineBehaviour, LearnerBehaviour
 from tests.integration.simulated_run import run_config, simulated_run
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from commands.parser import DRAINED
+from settings.exit_codes import DRAINED
 from tests.integration.namespaces import ROOT, NodeOptions, ray_nodes, until
 from tests.unit.validators import validator
 

@@ -16,9 +16,9 @@ import pytest
 import ray
 
 from cluster.autoscaling import grows
+from cluster.capacity import ray_cluster
 from cluster.placement import plan
 from cluster.ray_actors import named_actor
-from commands.dry_run import ray_cluster
 from controller.remote_control import controlled
 from records.events import Events
 from tests.integration.namespaces import HEAD, ROOT, until

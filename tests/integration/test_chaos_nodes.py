@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from commands.parser import DRAINED
 from records.files import read_rows
 from records.run_folder import RunFolder
+from settings.exit_codes import DRAINED
 from tests.integration.chaos_run import check_ledger, check_report
 from tests.integration.namespaces import ROOT, NodeOptions, until
 from tests.integration.network import RayNetwork, network

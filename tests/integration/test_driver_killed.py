@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from commands.parser import BAD_INPUT, FAILED, FINISHED
+from settings.exit_codes import BAD_INPUT, FAILED, FINISHED
 from tests.integration.killed_run import STEPS, KilledRun, frozen
 from tests.integration.namespaces import ROOT, until
 

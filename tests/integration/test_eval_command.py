@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from commands.parser import BAD_INPUT, DRAINED, FINISHED
+from settings.exit_codes import BAD_INPUT, DRAINED, FINISHED
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "examples" / "arithmetic" / "models"

@@ -14,9 +14,9 @@ import pytest
 import ray
 
 from cluster.connection import connected
-from commands.parser import BAD_INPUT, DRAINED
 from records.files import read_rows
-from settings.run import ClusterConfig
+from settings.cluster import ClusterConfig
+from settings.exit_codes import BAD_INPUT, DRAINED
 from tests.integration.listening import Listener, grpc_codes, http_status, listeners
 from tests.integration.namespaces import HEAD, ROOT, NodeOptions, driver, ray_nodes, until
 

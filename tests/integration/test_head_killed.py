@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.parser import FAILED, FINISHED
+from settings.exit_codes import FAILED, FINISHED
 from tests.integration.namespaces import NodeOptions, until
 from tests.integration.network_run import NetworkRun, network_run
 

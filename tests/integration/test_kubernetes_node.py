@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from commands.parser import DRAINED
 from commands.submit.rayjob import drain_script
 from commands.submit.request import Request
 from records.files import read_rows
 from records.run_folder import RunFolder
+from settings.exit_codes import DRAINED
 from tests.integration.namespaces import HEAD, ROOT, NodeOptions, ray_nodes, until
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.isolated, pytest.mark.slow]

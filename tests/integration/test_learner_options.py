@@ -16,7 +16,8 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from learner.served import check_objective, signal_kind
-from settings.run import ImportanceConfig, ObjectiveConfig, RunConfig
+from settings.objective import ImportanceConfig, ObjectiveConfig
+from settings.run import RunConfig
 from tests.integration.test_learner_ranks import (
     LENGTHS,
     READ_OUT_GRADIENT,

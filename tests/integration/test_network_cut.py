@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from commands.parser import FINISHED
+from settings.exit_codes import FINISHED
 from tests.integration.namespaces import NodeOptions, until
 from tests.integration.network_run import network_run
 

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from commands.parser import BAD_INPUT, DRAINED
 from records.files import read_rows
 from records.run_folder import RunFolder
+from settings.exit_codes import BAD_INPUT, DRAINED
 from tests.integration.chaos_run import check_ledger
 from tests.integration.namespaces import ROOT, NodeOptions, until
 from tests.integration.node_groups import LAUNCH, SCRIPT, NodeGroups, node_groups

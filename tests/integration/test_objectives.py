@@ -18,7 +18,7 @@ import rewards
 from actors.engine import Engine, EngineSettings
 from actors.teacher_worker import TeacherWorker
 from learner.teacher_head import TeacherHead
-from settings.run import ObjectiveConfig
+from settings.objective import ObjectiveConfig
 from tests.integration.test_engine_scene import MAX_MODEL_LEN, opened, read_model, run, save_model, settings
 from tests.integration.test_learner_ranks import make_rank, run_ranks
 from tests.integration.test_workers import rollouts

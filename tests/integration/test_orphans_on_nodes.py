@@ -9,9 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from commands.parser import FINISHED
 from records.files import read_rows
 from records.run_folder import RunFolder, valid_ledger
+from settings.exit_codes import FINISHED
 from tests.integration.namespaces import ROOT, NodeOptions, ray_nodes, until
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.isolated, pytest.mark.slow]

@@ -12,7 +12,7 @@ from cluster.placement import Demand
 from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
 from records.events import Events
-from settings.run import ClusterConfig
+from settings.cluster import ClusterConfig
 from tests.integration.simulated import EngineBehaviour, LearnerBehaviour, SimulatedLearner
 from tests.integration.simulated_evaluation import simulated_evaluation
 from tests.integration.simulated_run import SimulatedRun, eventually, other_tasks, run_config, simulated_run

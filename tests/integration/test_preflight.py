@@ -18,8 +18,8 @@ from learner.served import check_objective
 from records.events import Events
 from records.files import read_rows
 from settings.checks import Checks, RefusedError
-from settings.load import load_config
 from settings.run import RunConfig
+from settings.run_files import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "examples" / "arithmetic" / "models"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from commands.parser import BAD_INPUT
+from settings.exit_codes import BAD_INPUT
 from tests.integration.namespaces import NodeOptions, until
 from tests.integration.network import network
 from tests.integration.node_groups import SCRIPT, NodeGroups

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import ray
 
-from commands.parser import BAD_INPUT, FINISHED
 from controller.remote_control import check_name_is_free, controlled
 from records.events import Events
+from settings.exit_codes import BAD_INPUT, FINISHED
 from tests.integration.conftest import ROOT
 from tests.integration.simulated import EngineBehaviour
 from tests.integration.simulated_run import eventually, run_config, simulated_run

@@ -14,9 +14,9 @@ from typing import Any
 import psutil
 import pytest
 
-from commands.parser import DRAINED
 from records.files import read_rows
 from records.run_folder import RunFolder
+from settings.exit_codes import DRAINED
 from tests.integration.chaos_run import check_ledger
 from tests.integration.namespaces import ROOT, until
 from tests.integration.network import Node, network

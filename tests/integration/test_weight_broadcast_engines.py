@@ -30,7 +30,7 @@ from learner.rank import LearnerRank
 from learner.weight_sender import WeightSender
 from records.events import Events
 from records.files import read_rows
-from settings.run import ClusterConfig
+from settings.cluster import ClusterConfig
 from tests.integration.test_engine_scene import perturb, publish, read_model, run, save_model, settings, until
 from transport.collective import Meeting
 from transport.notes import Pulse

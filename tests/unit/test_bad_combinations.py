@@ -7,7 +7,7 @@ import pytest
 
 import launch
 from learner.served import signal_kind
-from settings.load import load_config
+from settings.run_files import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "examples" / "arithmetic" / "models"

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from settings.load import load_config
+from settings.run_files import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "examples" / "arithmetic" / "models"

@@ -4,8 +4,8 @@ import pytest
 
 from cluster.balancer import room_for
 from settings.cluster import limits_of
-from settings.load import load_config
 from settings.run import RunConfig
+from settings.run_files import load_config
 
 REQUIRED = ["--student.model_path", "s", "--data.train_path", "d", "--teacher.model_path", "t"]
 ENABLED = ["--balance.enabled", "true"]

@@ -16,7 +16,7 @@ from controller.broadcasts import MARGIN_S, Broadcasts
 from controller.collective_group import MAX_FAILURES
 from records.events import Events
 from records.files import read_rows
-from settings.run import ClusterConfig
+from settings.cluster import ClusterConfig
 from transport.collective import Meeting
 from transport.weights import WeightManifest
 

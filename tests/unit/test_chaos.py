@@ -11,9 +11,9 @@ import launch
 from commands.chaos.report import Kill, as_lines, as_table, report
 from commands.chaos.schedule import KINDS, Schedule, read_kinds, read_seconds, victims
 from commands.chaos.strike import Striker
-from commands.parser import BAD_INPUT
 from records.files import append_row
 from records.run_folder import RunFolder
+from settings.exit_codes import BAD_INPUT
 
 
 def test_kills_come_at_regular_times_and_kinds_take_turns() -> None:

@@ -12,9 +12,8 @@ import pytest
 
 from controller.checkpointing import Checkpointer
 from controller.resume import Progress, restore
-from controller.slots import Frontier
 from records.checkpoint_store import CheckpointStore
-from records.checkpoints import MANIFEST_NAME, WriteReport, record_of
+from records.checkpoints import MANIFEST_NAME, Frontier, WriteReport, record_of
 from records.events import Events
 from records.files import read_rows
 from records.ledger import valid_ledger

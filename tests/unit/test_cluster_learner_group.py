@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from controller.learner_group import split_by_tokens
 from controller.resume import Progress
 from controller.scoring import ScoredSlot
-from controller.slots import Frontier
+from records.checkpoints import Frontier
 from transport.notes import RolloutNote
 
 MANY_TOKENS = st.lists(st.integers(1, 5000), min_size=1, max_size=60)

@@ -17,8 +17,9 @@ from commands.compare.plan import CompareConfig, PlannedRun, describe, plan_runs
 from commands.compare.results import build_rows, to_markdown
 from commands.compare.runs import ATTEMPTS, memory_of, run_all
 from records.files import append_row
-from settings.load import load_config, load_settings, save_config
+from settings.load import load_settings, save_config
 from settings.run import RunConfig
+from settings.run_files import load_config
 
 pytestmark = pytest.mark.timeout(60)
 

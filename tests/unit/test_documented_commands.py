@@ -10,7 +10,8 @@ import pytest
 import launch
 from commands.compare.plan import CompareConfig, plan_runs
 from commands.parser import SETTINGS, build_parser
-from settings.load import load_config, load_settings
+from settings.load import load_settings
+from settings.run_files import load_config
 from tests.unit.documented_commands import DOCUMENTS, ROOT, Command, commands
 
 COMMANDS = commands()

@@ -20,7 +20,7 @@ from records.events import Events
 from records.run_folder import RunFolder
 from rewards import avg_at_k, maj_at_k, pass_at_k, pass_at_k_unbiased
 from settings.evaluation import EvaluationConfig
-from settings.load import load_config
+from settings.run_files import load_config
 from transport.batches import ROLLOUT_SCHEMA
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from settings.load import load_config, to_yaml
+from settings.load import to_yaml
+from settings.run_files import load_config
 
 BASE = """
 max_steps: 10

@@ -11,7 +11,8 @@ import yaml
 from cluster.nodes import Node
 from cluster.placement import check_all_fit, check_some_node_fits, plan
 from commands.submit.rayjob import job_objects
-from settings.load import load_config, to_yaml
+from settings.load import to_yaml
+from settings.run_files import load_config
 from tests.unit.kuberay import (
     K8S,
     OVERLAYS,

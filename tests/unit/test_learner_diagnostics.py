@@ -8,7 +8,7 @@ from learner.diagnostics import step_diagnostics
 from learner.loss import Objective, WindowCounts
 from learner.metrics import StepTokens
 from learner.ranks import Ranks
-from settings.run import ImportanceConfig, ObjectiveConfig
+from settings.objective import ImportanceConfig, ObjectiveConfig
 from tests.unit.test_learner_scene import STOPS, replace_column, scored_table
 
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))

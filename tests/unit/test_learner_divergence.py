@@ -14,7 +14,7 @@ from learner.log_probs import HeadLimits, position_values
 from learner.loss import Objective, WindowCounts
 from learner.student import StudentModel
 from learner.teacher_head import TeacherHead
-from settings.run import ImportanceConfig, ObjectiveConfig
+from settings.objective import ImportanceConfig, ObjectiveConfig
 from tests.unit.test_learner_scene import STOPS, VOCAB_SIZE, scored_table, tiny_qwen3
 
 # Shapes: T positions, H hidden size of student and teacher, V vocabulary, K the teacher's likeliest tokens.

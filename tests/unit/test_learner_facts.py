@@ -26,7 +26,7 @@ from learner.log_probs import HeadLimits
 from learner.loss import Objective, WindowCounts
 from learner.student import LogProbHead
 from learner.teacher_head import TeacherHead
-from settings.run import ImportanceConfig, ObjectiveConfig
+from settings.objective import ImportanceConfig, ObjectiveConfig
 from tests.unit.test_learner_scene import STOPS, scored_table
 
 # Shapes: V vocabulary, T positions, H hidden size.

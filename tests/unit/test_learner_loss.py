@@ -14,7 +14,7 @@ from learner.metrics import StepTokens, abs_quantile, step_metrics
 from learner.ranks import Ranks
 from learner.student import StudentModel
 from rewards import window_counts
-from settings.run import ImportanceConfig, ObjectiveConfig
+from settings.objective import ImportanceConfig, ObjectiveConfig
 from tests.unit.test_learner_scene import STOPS, VOCAB_SIZE, replace_column, scored_table, tiny_qwen3
 
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))

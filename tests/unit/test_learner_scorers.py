@@ -17,7 +17,7 @@ from learner.outcome import outcome_metrics
 from learner.ranks import Ranks
 from learner.teacher_metrics import teacher_metrics
 from rewards import window_counts
-from settings.run import ImportanceConfig, ObjectiveConfig, OutcomeConfig
+from settings.objective import ImportanceConfig, ObjectiveConfig, OutcomeConfig
 from settings.teachers import TeacherShare
 from tests.unit.test_learner_scene import STOPS, replace_column, scored_table
 from transport.batches import OUTCOME, REFERENCE

@@ -17,8 +17,7 @@ from learner.metrics import StepTokens, step_metrics
 from learner.ranks import Ranks
 from learner.values import StudentValues
 from learner.window import Window, prepare_window
-from settings.objective import MasksConfig, SurrogateConfig, TokenWeightsConfig
-from settings.run import ImportanceConfig, ObjectiveConfig
+from settings.objective import ImportanceConfig, MasksConfig, ObjectiveConfig, SurrogateConfig, TokenWeightsConfig
 from tests.unit.test_learner_scene import STOPS, scored_table
 
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.slots import Frontier
+from records.checkpoints import Frontier
 from records.files import read_rows
 from records.ledger import Ledger, valid_ledger
 

@@ -5,15 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from actors.engine_settings import student_settings
 from cluster.known_answers import KnownAnswer
 from cluster.placement import Demand
 from cluster.pool import Pool
 from commands.preflight.golden import record_golden, record_replicas
-from inputs.inputs import read_inputs, student_settings
+from inputs.inputs import read_inputs
 from records.events import Events
 from settings.checks import Checks
-from settings.load import load_config
 from settings.run import RunConfig
+from settings.run_files import load_config
 from tests.unit.conftest import MODELS
 from tests.unit.test_preflight import edit
 

@@ -9,8 +9,9 @@ import yaml
 import launch
 import rewards
 from commands.compare.plan import CompareConfig
-from settings.load import load_config, load_settings
+from settings.load import load_settings
 from settings.run import RunConfig
+from settings.run_files import load_config
 from settings.teachers import check_sources
 
 ROOT = Path(__file__).resolve().parents[2]

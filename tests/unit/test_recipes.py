@@ -10,8 +10,8 @@ import yaml
 import launch
 from cluster.placement import check_all_fit, plan
 from learner.served import signal_kind
-from settings.load import load_config
 from settings.run import RunConfig
+from settings.run_files import load_config
 from tests.unit.qwen3_stand_in import qwen3_folder
 
 ROOT = Path(__file__).resolve().parents[2]

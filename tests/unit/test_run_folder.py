@@ -10,8 +10,8 @@ import pytest
 from records.events import Events, reason_of
 from records.files import append_row, drop_torn_line, read_rows
 from records.run_folder import RunFolder, describe_environment, valid_ledger
-from settings.load import load_config
 from settings.run import RunConfig
+from settings.run_files import load_config
 
 
 def config(path: Path, **settings: Any) -> RunConfig:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from settings.load import describe_fields, load_config, save_config, to_yaml
+from settings.load import save_config, to_yaml
 from settings.run import RunConfig
+from settings.run_files import describe_fields, load_config
 
 REQUIRED = ["--student.model_path", "s", "--teacher.model_path", "t", "--data.train_path", "d"]
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Iterable
 
 import pytest
 
-from controller.slots import Frontier, Slots
+from controller.slots import Slots
+from records.checkpoints import Frontier
 
 
 def make_slots(

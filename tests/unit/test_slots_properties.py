@@ -9,7 +9,8 @@ from itertools import combinations
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from controller.slots import Frontier, Slots
+from controller.slots import Slots
+from records.checkpoints import Frontier
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,13 @@ import pytest
 from ray._private.authentication_test_utils import reset_auth_token_state
 
 import launch
-from commands.parser import BAD_INPUT, FINISHED, build_parser
+from commands.parser import build_parser
 from commands.submit.command import build_request, check_options, read_resources
 from commands.submit.environment import read_environment
 from commands.submit.package import find_package, path_in_package
 from commands.submit.request import Request
-from settings.load import load_config
+from settings.exit_codes import BAD_INPUT, FINISHED
+from settings.run_files import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ["submit", "--config", str(ROOT / "configs" / "demo.yaml"), "--runs-path", "/shared/runs"]

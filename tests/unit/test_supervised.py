@@ -11,9 +11,9 @@ import psutil
 import pytest
 
 import launch
-from commands.parser import BAD_INPUT, DRAINED, FAILED, FINISHED
 from commands.retries import Supervisor
 from records.run_folder import RunFolder
+from settings.exit_codes import BAD_INPUT, DRAINED, FAILED, FINISHED
 
 ROOT = Path(__file__).parents[2]
 

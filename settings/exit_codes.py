@@ -1,0 +1,14 @@
+"""Exit codes of the command line, and errors in one line."""
+
+FINISHED, FAILED, BAD_INPUT, DRAINED = 0, 1, 2, 3
+
+
+MAX_ERROR = 2000
+
+
+def one_line(error: Exception) -> str:
+    """What an error says in one line of printable characters; several mistakes are separated by semicolons."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = "; ".join(lines) or type(error).__name__
+    printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return printable if len(printable) <= MAX_ERROR else f"{printable[:MAX_ERROR]}..."
