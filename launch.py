@@ -40,10 +40,10 @@ from cluster.connection import is_local
 from cluster.orphans import check_has_ended, end_left_over
 from cluster.placement import plan
 from commands.compare.plan import CompareConfig, PlannedRun, describe, plan_runs
-from commands.draining import drain_on_signals
 from commands.dry_run import dry_run
 from commands.parser import COMMANDS_ON_FOLDERS, REMOTE_COMMANDS, build_parser
 from commands.preflight.resources import check_disk
+from commands.retries import drain_on_signals
 from commands.start_times import StartTimes
 from commands.wiring import (
     build_evaluation,
@@ -58,8 +58,7 @@ from commands.wiring import (
 from learner.served import check_objective
 from records.checkpoint_store import check_checkpoints
 from records.checkpoints import DamagedCheckpointError
-from records.own_version import own_version
-from records.run_folder import RunFolder
+from records.run_folder import RunFolder, own_version
 from reporting.live.wandb import check_wandb
 from reporting.model_card import write_model_card
 from settings.checks import Checks, RefusedError
@@ -173,8 +172,7 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
     times.end("inputs")
     with ray_cluster(config, demands):
         from controller.remote_control import check_name_is_free
-        from records.data_record import record_data
-        from records.events import Events
+        from records.events import Events, record_data
 
         if not local:
             check_machines(config, inputs, demands, checks)
@@ -328,14 +326,13 @@ async def evaluate(planned: Any) -> int:
 
 def export_command(arguments: argparse.Namespace, options: Sequence[str]) -> int:
     """Write the student of a checkpoint as a Hugging Face folder. ValueError means that nothing was written."""
-    from commands.export import PushError, push
-    from commands.export_request import read_request
+    from commands.export import PushError, push, read_request
 
     if options:
         raise ValueError(f"unexpected argument {options[0]!r}; see launch.py export --help")
     request = read_request(arguments)
     stops = read_stops(request.config)
-    from learner.export_checkpoint import export_checkpoint
+    from learner.export import export_checkpoint
 
     config, out = request.config, request.out
     try:
@@ -366,7 +363,7 @@ def compare_command(config: CompareConfig, arguments: argparse.Namespace) -> int
         for run in runs:
             print(f"# {run.config.run_name} ({describe(run)})\n{shlex.join(command_of(run))}")
         return FINISHED
-    from commands.compare.comparison_results import write_results
+    from commands.compare.results import write_results
     from commands.compare.runs import run_all
     from rewards.sampled import sampled_reward
 

@@ -10,7 +10,7 @@ from typing import Protocol
 import numpy as np
 
 from settings.run import EngineConfig
-from transport.teacher_signal import SAMPLED, TeacherSignal
+from transport.batches import SAMPLED, TeacherSignal
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest
 

@@ -5,10 +5,10 @@ from typing import Literal
 
 from actors.engine import EngineSettings, Sampling
 from inputs.inputs import Inputs
-from inputs.model_facts import model_paths
+from inputs.models import model_paths
 from inputs.tokenizers import head_width
 from settings.run import EngineConfig, ResourcesConfig, RunConfig
-from transport.teacher_signal import SAMPLED, TeacherSignal
+from transport.batches import SAMPLED, TeacherSignal
 
 
 def rollout_sampling(config: RunConfig) -> Sampling:
@@ -26,7 +26,7 @@ def evaluation_sampling(config: RunConfig) -> Sampling:
     """How evaluation responses are drawn."""
     evaluation = config.evaluation
     return Sampling(
-        max_tokens=evaluation.max_response_tokens or config.rollout.max_response_tokens,
+        max_tokens=config.max_evaluation_tokens,
         temperature=evaluation.temperature,
         top_p=evaluation.top_p,
         top_k=evaluation.top_k,

@@ -11,10 +11,9 @@ import pyarrow as pa
 
 from actors.engine import Engine, EngineSettings, TokenScores
 from actors.engine_worker import Scorer, of_target
-from transport.batches import REFERENCE, check_scored
+from transport.batches import REFERENCE, TeacherSignal, check_scored
 from transport.notes import ScoreNote
 from transport.stop_tokens import StopMode, StopTokens
-from transport.teacher_signal import TeacherSignal
 
 
 class ReferenceWorker(Scorer):

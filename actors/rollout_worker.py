@@ -21,11 +21,10 @@ import pyarrow as pa
 from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
 from actors.engine_worker import EngineWorker
 from actors.weight_receiver import WeightReceiver
-from transport.batches import ROLLOUT_SCHEMA, check_prompts, check_rollouts
+from transport.batches import ROLLOUT_SCHEMA, SAMPLED, check_prompts, check_rollouts
 from transport.collective import Meeting
 from transport.notes import EndOfStream, Parcel, RolloutNote
 from transport.parcels import plan_parcels
-from transport.teacher_signal import SAMPLED
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest
 

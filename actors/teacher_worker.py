@@ -15,11 +15,19 @@ import pyarrow as pa
 from actors.engine import Engine, EngineSettings, Sampling, TokenScores
 from actors.engine_worker import Scorer, of_target
 from actors.rollout_worker import StreamItem, generate_slots
-from transport.batches import HIDDEN, OUTCOME, SCORES, TARGETS, TOP_K_FIELDS, check_rollouts, check_scored
+from transport.batches import (
+    HIDDEN,
+    OUTCOME,
+    SCORES,
+    TARGETS,
+    TOP_K_FIELDS,
+    TeacherSignal,
+    check_rollouts,
+    check_scored,
+)
 from transport.columns import read_lists
 from transport.notes import ScoreNote
 from transport.stop_tokens import StopMode, StopTokens
-from transport.teacher_signal import TeacherSignal
 
 Grade = Callable[[Sequence[Sequence[int]], Sequence[str]], list[bool]]
 """Grades responses (token ids) against answers."""

@@ -57,7 +57,7 @@ class Plane:
         )
         from cluster.ray_actors import named_actor
         from settings.run import EngineConfig
-        from transport.teacher_signal import TeacherSignal
+        from transport.batches import TeacherSignal
 
         self.options = options
         self.signal = TeacherSignal("topk", k=options.k) if options.signal == "topk" else TeacherSignal()

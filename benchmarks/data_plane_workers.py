@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from actors.engine import Generation, GenerationRequest, LoadReport, Sampling, TokenScores, Vitals
 from actors.rollout_worker import RolloutWorker
+from transport.batches import TeacherSignal
 from transport.stop_tokens import StopTokens
-from transport.teacher_signal import TeacherSignal
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest
 

@@ -90,7 +90,7 @@ def chunked_loss(student: Any, ids_N: Any, positions_N: Any, teacher_VH: Any, hi
     """Return the exact divergence; logits of both sides exist for one chunk at a time."""
     import torch
 
-    from learner.teacher_head import TeacherHead
+    from learner.divergence import TeacherHead
     from rewards import DIVERGENCES, TeacherLogits
 
     head = TeacherHead(teacher_VH)

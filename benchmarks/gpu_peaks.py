@@ -3,7 +3,7 @@
     peaks = peaks_of(torch.device("cuda"), torch.bfloat16)
     peaks.flops, peaks.bandwidth, peaks.source
 
-A device that `commands.plan.data_sheets` does not know, and any dtype but bfloat16, is measured: one large
+A device that `commands.plan.devices` does not know, and any dtype but bfloat16, is measured: one large
 matrix product, one large copy. A share of a measured peak says less, since the peak itself may be poor.
 """
 
@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from commands.plan.data_sheets import device_named
+from commands.plan.devices import device_named
 
 MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
 COPY_BYTES = {"cpu": 2**26, "cuda": 2**31}

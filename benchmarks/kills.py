@@ -33,9 +33,12 @@ sys.path.insert(0, str(ROOT))
 from commands.chaos.report import check_ledger  # noqa: E402
 from commands.plan.kills import Killer  # noqa: E402
 from commands.plan.prompts import LengthsConfig  # noqa: E402
-from commands.plan.run import RatesConfig, simulated_run  # noqa: E402
+from commands.plan.run import (  # noqa: E402
+    RatesConfig,
+    run_virtually,
+    simulated_run,
+)
 from commands.plan.timing import EngineRates  # noqa: E402
-from commands.plan.virtual_time import run_virtually  # noqa: E402
 from commands.plan.workers import LearnerRates  # noqa: E402
 from records.files import read_rows  # noqa: E402
 from records.run_folder import RunFolder  # noqa: E402

@@ -75,8 +75,8 @@ def planned(path: str) -> tuple[Any, Any, Any]:
     """Run configuration, rates and plan of a file, as `launch.py plan` has them,."""
     import launch
     from commands.compare.plan import options_of
+    from commands.plan.estimate import planned_rates
     from commands.plan.plan_config import PlanConfig
-    from commands.plan.planned_rates import planned_rates
     from settings.load import load_settings
 
     plan = load_settings(PlanConfig, str(ROOT / path), [])

@@ -61,8 +61,7 @@ class Publisher:
         import torch
         from transformers import AutoModelForCausalLM
 
-        from learner.bucket_memory import BucketMemory
-        from learner.weight_history import WeightHistory
+        from learner.publisher import BucketMemory, WeightHistory
 
         torch.set_num_threads(1)
         self._model: Any = AutoModelForCausalLM.from_pretrained(self._path, dtype=torch.bfloat16).eval()

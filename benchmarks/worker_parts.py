@@ -21,9 +21,9 @@ from benchmarks.raw_parts import SEED, timed, token_ids
 from benchmarks.workload import Workload
 from inputs.prompts import Prompt, PromptSource
 from settings.engine import EngineConfig
+from transport.batches import SAMPLED, TeacherSignal
 from transport.parcels import plan_parcels
 from transport.stop_tokens import StopTokens
-from transport.teacher_signal import SAMPLED, TeacherSignal
 
 STOPS = StopTokens((1,), (1,), {"teacher": (1,)})
 

@@ -6,13 +6,13 @@ A Ray of our own asks for a token and listens on the loopback interface alone.
 import logging
 import os
 import re
+import secrets
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-from actors.vllm.imports import collection_paused
-from cluster.auth_token import ensure_token
 from settings.cluster import ClusterConfig
 
 logger = logging.getLogger(__name__)
@@ -132,7 +132,7 @@ def _start_local(config: ClusterConfig) -> None:
         logger.warning("RAY_AUTH_MODE is not token: every user of this machine can run code in this Ray")
     elif not os.environ.get("RAY_AUTH_TOKEN"):
         ensure_token(os.environ.get("RAY_AUTH_TOKEN_PATH"))
-    with _environment(ON_LOOPBACK), _own_switch(), collection_paused():  # it imports its dashboard's packages too
+    with _environment(ON_LOOPBACK), _own_switch():
         ray.init(
             num_cpus=config.num_cpus,
             object_store_memory=int(config.object_store_gib * 2**30),
@@ -230,3 +230,35 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
     finally:
         for name in missing:
             del os.environ[name]
+
+
+# -- auth token --------------------------------------------------------------------------------------------
+# The token of a Ray cluster that we start: a file that only its user can read, from the moment it exists.
+
+
+def ensure_token(path: str | None = None) -> Path:
+    """Make the file of the token if there is none, with mode 0600, and return it; by default Ray's own.
+
+    Ray would make it readable for everyone. A file that others can read is closed to them; its token stays.
+    """
+    token = Path(path).expanduser() if path else Path.home() / ".ray" / "auth_token"
+    token.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not token.exists():
+        _create(token)
+    if token.stat().st_mode & 0o077:
+        token.chmod(0o600)
+    return token
+
+
+def _create(token: Path) -> None:
+    """Write the whole file beside its place and link it there: of several processes, one makes the token."""
+    part = token.with_name(f".{token.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+        os.link(part, token)
+    except FileExistsError:  # another process was faster
+        return
+    finally:
+        part.unlink()

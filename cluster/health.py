@@ -21,7 +21,7 @@ stages.
 
 from enum import StrEnum
 
-from settings.health_config import HealthConfig
+from settings.cluster import HealthConfig
 from transport.notes import Pulse
 
 

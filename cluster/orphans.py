@@ -17,7 +17,7 @@ from typing import Any
 import psutil
 
 from records.events import Events
-from records.process_identity import is_alive_here
+from records.ownership import is_alive_here
 from records.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)

@@ -24,8 +24,7 @@ from cluster.waiting import NO_LIMIT_S, Signal, together, wait_for
 from cluster.worker import Worker
 from records.events import Events, reason_of
 from records.timeline import Timeline
-from settings.cluster import ClusterConfig
-from settings.health_config import HealthConfig
+from settings.cluster import ClusterConfig, HealthConfig
 from transport.notes import Pulse
 
 logger = logging.getLogger(__name__)

@@ -13,10 +13,9 @@ from functools import partial
 
 from ray.exceptions import RayError
 
-from cluster.clock import now
 from cluster.health import WorkerState
 from cluster.pool import Pool
-from cluster.waiting import NO_LIMIT_S, Signal, wait_for
+from cluster.waiting import NO_LIMIT_S, Signal, now, wait_for
 from cluster.worker import Worker
 from records.events import Events, reason_of
 from settings.run import RunConfig

@@ -7,7 +7,6 @@ import ray
 from ray.exceptions import RayError
 
 from cluster.waiting import wait_for
-from commands.plan.local_actors import LocalStream
 from transport.notes import EndOfStream, Parcel, RolloutNote
 
 ITEMS_AHEAD = 64
@@ -49,7 +48,7 @@ async def next_item(stream: Any, *, timeout_s: float, what: str) -> Any:
 
 
 async def _cancel(stream: Any) -> None:
-    if isinstance(stream, LocalStream):
-        await stream.cancel()
-    else:
+    if isinstance(stream, ray.ObjectRefGenerator):
         ray.cancel(stream)
+    else:  # of a worker in this process
+        await stream.cancel()

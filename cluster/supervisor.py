@@ -10,11 +10,10 @@ from collections.abc import Mapping
 
 from ray.exceptions import ActorUnavailableError, RayError
 
-from cluster.clock import now
 from cluster.health import Verdict, WorkerState
 from cluster.pool import Pool
 from cluster.scaling import Scaling
-from cluster.waiting import NO_LIMIT_S, Signal, wait_for
+from cluster.waiting import NO_LIMIT_S, Signal, now, wait_for
 from cluster.worker import WATCHED, Worker
 from records.events import Events, reason_of
 from settings.run import RunConfig

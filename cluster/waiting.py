@@ -2,10 +2,9 @@
 
 import asyncio
 import logging
+from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Iterable
 from typing import TypeVar
-
-from cluster.clock import now
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -102,3 +101,12 @@ def _text(what: str | Callable[[], str]) -> str:
 def _resolve(waiter: asyncio.Future[bool], value: bool) -> None:
     if not waiter.done():
         waiter.set_result(value)
+
+
+# -- clock -------------------------------------------------------------------------------------------------
+# The clock of the controller: its event loop's, so that a loop of simulated time measures simulated seconds.
+
+
+def now() -> float:
+    """Seconds of the running event loop's clock, from an arbitrary start; RuntimeError outside a loop."""
+    return get_running_loop().time()

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cluster.health import NEXT_STATES, Health, WorkerState
-from settings.health_config import HealthConfig
+from settings.cluster import HealthConfig
 
 WATCHED = frozenset({WorkerState.HEALTHY, WorkerState.SUSPECT, WorkerState.STALE, WorkerState.DRAINING})
 """States in which a worker must answer heartbeats."""

@@ -26,7 +26,7 @@ from records.run_folder import RunFolder
 from reporting.live.terminal import LiveView
 from reporting.status_text import as_text
 from settings.exit_codes import FINISHED
-from settings.run_name import checked_run_name
+from settings.run import checked_run_name
 
 logger = logging.getLogger(__name__)
 

@@ -5,10 +5,10 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from records.replaced_file import replacing
+from records.files import replacing
 from records.run_folder import RunFolder
 from settings.exit_codes import FINISHED
-from settings.run_name import checked_run_name
+from settings.run import checked_run_name
 
 logger = logging.getLogger(__name__)
 

@@ -8,6 +8,7 @@ the supervision.
 """
 
 import argparse
+import asyncio
 import ctypes
 import os
 import signal
@@ -21,7 +22,6 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from commands.draining import signals_go_to
 from records.files import read_rows
 from records.ownership import owner_of
 from records.run_folder import RunFolder
@@ -148,3 +148,53 @@ def _dies_with(parent: int) -> Callable[[], None] | None:
             os._exit(FAILED)
 
     return prepare
+
+
+# -- draining ----------------------------------------------------------------------------------------------
+# SIGINT and SIGTERM end a run gently.
+
+
+SAME_SIGNAL_S = 2.0
+"""A signal so soon after the first one is the same one, sent by another."""
+
+
+def drain_on_signals() -> list[Callable[[], object]]:
+    """Call the last entry of the returned list on SIGINT or SIGTERM: at first it cancels this task.
+
+    A second signal ends the process the default way, unless it follows at once: `ray job stop` signals a
+    supervisor and its child, and the supervisor passes it on.
+    """
+    loop, task = asyncio.get_running_loop(), asyncio.current_task()
+    assert task is not None
+    stop: list[Callable[[], object]] = [task.cancel]
+    signals = (signal.SIGINT, signal.SIGTERM)
+
+    is_draining = False
+
+    def drain() -> None:
+        nonlocal is_draining
+        if is_draining:
+            return
+        is_draining = True
+        print("stopping: the step in progress is finished and saved (again to abort)", file=sys.stderr, flush=True)
+        loop.call_later(SAME_SIGNAL_S, let_abort)
+        stop[-1]()
+
+    def let_abort() -> None:
+        for each in signals:
+            loop.remove_signal_handler(each)
+
+    for each in signals:
+        loop.add_signal_handler(each, drain)
+    return stop
+
+
+@contextmanager
+def signals_go_to(handler: Callable[[int, FrameType | None], None], *signals: signal.Signals) -> Iterator[None]:
+    """Let `handler` have these signals inside the block, and restore what had them before."""
+    before = {each: signal.signal(each, handler) for each in signals}
+    try:
+        yield
+    finally:
+        for each, earlier in before.items():
+            signal.signal(each, earlier)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import rewards
-from actors.vllm.imports import collection_paused
+from actors.vllm import collection_paused
 from cluster.capacity import check_local_machine
 from cluster.connection import is_local
 from cluster.placement import Demand, plan
@@ -129,7 +129,7 @@ async def start_pipeline(
     from cluster.waiting import together
     from controller.checkpointing import Checkpointer
     from controller.pipeline import Pipeline
-    from controller.resume import Progress, restore
+    from controller.recovery import Progress, restore
     from inputs.prompts import PromptSource
     from records.checkpoint_store import CheckpointStore
 

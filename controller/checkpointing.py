@@ -15,14 +15,13 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from cluster.clock import now
-from cluster.waiting import NO_LIMIT_S, Signal
+from cluster.waiting import NO_LIMIT_S, Signal, now
 from controller.learner_group import LearnerGroup, LearnerLostError
-from controller.resume import Progress
+from controller.recovery import Progress
 from records.checkpoint_store import CheckpointStore
 from records.checkpoints import CheckpointManifest, WriteReport
-from records.disk import is_disk_error
 from records.events import Events, reason_of
+from records.files import is_disk_error
 from records.run_folder import RunFolder
 from settings.run import RunConfig
 

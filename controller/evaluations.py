@@ -15,13 +15,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.clock import now
 from cluster.pool import Pool
-from cluster.waiting import NO_LIMIT_S, Signal, together
+from cluster.waiting import NO_LIMIT_S, Signal, now, together
 from cluster.worker import Worker
 from controller.weight_store import PublishedWeights, WeightStore
 from evaluation.evaluation import Evaluation, EvaluationRun
-from evaluation.kept_results import KeptResults
+from evaluation.results import KeptResults
 from records.events import Events
 from records.run_folder import RunFolder
 from settings.run import RunConfig

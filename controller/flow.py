@@ -18,8 +18,8 @@ import asyncio
 from collections import defaultdict
 from collections.abc import Mapping
 
-from cluster.clock import now
 from cluster.pool import Pool
+from cluster.waiting import now
 from controller.lanes import Lane
 from controller.meters import Clock
 from controller.rollouts import RolloutStage

@@ -9,8 +9,7 @@ from typing import Any
 
 from cluster.pool import Pool
 from cluster.worker import Worker
-from controller.meters import Meter, MeteredQueue, SpellMeter
-from controller.work_meter import WorkMeter
+from controller.meters import Meter, MeteredQueue, SpellMeter, WorkMeter
 from settings.engine import ScorerConfig
 from transport.notes import RolloutNote
 

@@ -12,11 +12,10 @@ from typing import Any, Protocol
 
 from ray.exceptions import RayError
 
-from cluster.clock import now
 from cluster.errors import is_lost, is_mistake
 from cluster.health import WorkerState
 from cluster.pool import Pool
-from cluster.waiting import together, wait_for
+from cluster.waiting import now, together, wait_for
 from controller.broadcasts import Broadcasts
 from controller.scoring import ScoredSlot
 from controller.weight_store import PublishedWeights

@@ -5,11 +5,11 @@ simulated time measures simulated seconds.
 """
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
-from cluster.clock import now
+from cluster.waiting import now
 
 Clock = Callable[[], float]
 T = TypeVar("T")
@@ -162,3 +162,110 @@ class MeteredQueue(Generic[T]):
         put(items)
         self.waits.enter(*map(self._key, items))
         self.queued.set(len(self._items))
+
+
+# -- work meter --------------------------------------------------------------------------------------------
+# What the workers of a stage have in hand and get done, summed up between two looks: what rates are fitted to.
+
+
+class WorkMeter:
+    """What the workers of a stage did since it was last asked, and how long how much was in their hands.
+
+    `take()` gives sums over the workers: `tokens` done; `busy_s`, seconds with anything in hand; `held_s`, the
+    integral of the number in hand over time; `held_squared_s`, that of its square. `held_squared_s / held_s` is
+    the number in hand that the average thing saw.
+    """
+
+    def __init__(self) -> None:
+        self._held: dict[str, tuple[int, float]] = {}  # number, and since when
+        self._tokens = 0
+        self._busy_s = self._held_s = self._held_squared_s = 0.0
+
+    def add(self, tokens: int) -> None:
+        """Count some tokens as done."""
+        self._tokens += tokens
+
+    def hold(self, worker: str, num: int) -> None:
+        """Note that a worker has `num` things in hand from now on."""
+        before, since = self._held.get(worker, (0, 0.0))
+        until = now()
+        if before:
+            seconds = until - since
+            self._busy_s += seconds
+            self._held_s += before * seconds
+            self._held_squared_s += before * before * seconds
+        self._held[worker] = (num, until)
+
+    def take(self) -> dict[str, float]:
+        """The sums since the last call."""
+        for worker, (num, _) in self._held.items():
+            self.hold(worker, num)
+        taken = {"tokens": self._tokens, "busy_s": self._busy_s, "held_s": self._held_s}
+        taken["held_squared_s"] = self._held_squared_s
+        self._tokens = 0
+        self._busy_s = self._held_s = self._held_squared_s = 0.0
+        return taken
+
+
+# -- waste -------------------------------------------------------------------------------------------------
+# Response tokens that were generated and then not trained on, by cause, from the beginning of the run.
+#
+# wasted/lost       the rollout was lost with its worker or its table, and generated again
+# wasted/refused    no teacher could score it, and it was generated again
+# wasted/given_up   its prompt was given up
+# wasted/skipped    its step had no finite gradient
+# wasted/fall_back  the learner was lost or the run continued: steps after the checkpoint, rollouts not trained yet
+# wasted/cut_off    attempts (not tokens) that ended before the response did: how long it was is not known
+#
+# Tokens that masks leave out of a step are in `masked/...`. Counts go on when a run is continued; what was
+# generated after the last step before a crash is not known and not among them.
+
+
+Cause = Literal["lost", "refused", "given_up", "skipped", "fall_back", "cut_off"]
+CAUSES: tuple[Cause, ...] = ("lost", "refused", "given_up", "skipped", "fall_back", "cut_off")
+
+
+class Waste:
+    """Follows finished rollouts to their training, or to what becomes of them instead."""
+
+    def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
+        """`rows`: the metrics rows of a run that is continued, all of them, as they were written."""
+        self._wasted: dict[Cause, int] = dict.fromkeys(CAUSES, 0)
+        self._finished: dict[int, int] = {}  # response tokens by slot, not trained yet
+        self._trained: dict[int, int] = {}  # tokens by step, of steps that count
+        for row in rows:
+            self._void(row["step"] - 1)
+            self._trained[row["step"]] = int(row.get("tokens_trained", 0))
+            self._wasted = {cause: row.get(f"wasted/{cause}", self._wasted[cause]) for cause in CAUSES}
+
+    def begin(self, version: int) -> None:
+        """A course of the run begins at `version`: later steps, and rollouts that were not trained, are wasted."""
+        self._wasted["fall_back"] += self._void(version) + sum(self._finished.values())
+        self._finished.clear()
+
+    def finish(self, slot: int, num_tokens: int) -> None:
+        """Note that a slot has been generated."""
+        self._finished[slot] = num_tokens
+
+    def lose(self, slot: int, cause: Cause) -> None:
+        """Note that a slot is generated again; or, if it had not been generated, that the attempt was cut off."""
+        num_tokens = self._finished.pop(slot, None)
+        if num_tokens is None:
+            self._wasted["cut_off"] += 1
+        else:
+            self._wasted[cause] += num_tokens
+
+    def train(self, row: Mapping[str, Any], slots: Iterable[int]) -> dict[str, int]:
+        """Note a step: its metrics row and its slots. Returns what the row says of waste."""
+        for slot in slots:
+            self._finished.pop(slot, None)
+        num_tokens = int(row.get("tokens_trained", 0))
+        if row.get("skipped"):
+            self._wasted["skipped"] += num_tokens
+            num_tokens = 0
+        self._trained[row["step"]] = num_tokens
+        return {f"wasted/{cause}": count for cause, count in self._wasted.items()}
+
+    def _void(self, version: int) -> int:
+        """Forget the steps above a version; returns their tokens."""
+        return sum(self._trained.pop(step) for step in [*self._trained] if step > version)

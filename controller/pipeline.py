@@ -23,35 +23,45 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from cluster.autoscaling import Cluster, RayCluster
 from cluster.balancer import Balancer
-from cluster.clock import now
 from cluster.pool import Pool
 from cluster.scaling import Scaling
 from cluster.supervisor import Supervisor
-from cluster.waiting import Signal
+from cluster.waiting import Signal, now
 from controller.checkpointing import Checkpointer
 from controller.evaluations import Evaluations
 from controller.flow import Flow
 from controller.learner_group import LearnerGroup, LearnerLostError, StepResult, TablesLostError
-from controller.recovery import Recovery, first_of
-from controller.resume import Progress
+from controller.meters import Waste
+from controller.recovery import Progress, Recovery, first_of
 from controller.rollouts import Prompts, Rollout, RolloutStage
 from controller.samples import Samples
 from controller.scoring import ScoredSlot, ScoreStage
 from controller.slots import Slots
 from controller.status import progress_status
-from controller.waits import Waits
-from controller.waste import Waste
 from controller.weight_store import WeightStore
 from evaluation.evaluation import Evaluation
 from records.events import Events, reason_of
 from records.run_folder import RunFolder
 from reporting.advisor import RECENT_STEPS
 from settings.run import RunConfig
-from transport.teacher_signal import SAMPLED
+from transport.batches import SAMPLED
+
+# -- waits -------------------------------------------------------------------------------------------------
+# How long the learner waited for a batch.
+
+
+@dataclass
+class Waits:
+    """Seconds the learner waited for its last batch, by the stage it waited for."""
+
+    rollout_s: float = 0.0
+    score_s: float = 0.0
+
 
 logger = logging.getLogger(__name__)
 

@@ -1,12 +1,135 @@
-"""How often, and after which waits, a lost learner is brought back."""
+"""Where a run stands: what a checkpoint stores of the controller, and where a resumed run begins."""
 
 import asyncio
+import logging
+from dataclasses import dataclass, field
+from typing import Any
 
-from cluster.clock import now
 from cluster.health import backoff_s
-from controller.learner_group import LearnerLostError
+from cluster.waiting import now
+from controller.learner_group import LearnerGroup, LearnerLostError
+from controller.rollouts import Prompts
+from records.checkpoint_store import CheckpointStore, FoundCheckpoint
+from records.checkpoints import BEGINNING, DamagedCheckpointError, Frontier
 from records.events import Events
-from settings.health_config import HealthConfig
+from records.files import read_rows
+from records.run_folder import RunFolder
+from settings.cluster import HealthConfig
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The trained frontier, the course of the run, and the prompts that replaced given-up ones by slot."""
+
+    frontier: Frontier = BEGINNING
+    incarnation: int = 0
+    replacements: dict[int, int] = field(default_factory=dict)
+
+    @property
+    def saved_version(self) -> int | None:
+        """The version of the checkpoint that a run was restored from; None if it begins at its start."""
+        return self.frontier.version or None
+
+    def to_json(self) -> dict[str, Any]:
+        """As stored in a checkpoint."""
+        return {
+            "version": self.frontier.version,
+            "lowest_untrained": self.frontier.lowest_untrained,
+            "trained_above": list(self.frontier.trained_above),
+            "incarnation": self.incarnation,
+            "replacements": {str(slot): position for slot, position in self.replacements.items()},
+        }
+
+    @classmethod
+    def from_json(cls, state: dict[str, Any]) -> "Progress":
+        """The stored progress."""
+        frontier = Frontier(state["version"], state["lowest_untrained"], tuple(state["trained_above"]))
+        replacements = {int(slot): position for slot, position in state["replacements"].items()}
+        return cls(frontier, state["incarnation"], replacements)
+
+
+async def restore(
+    learner: LearnerGroup,
+    store: CheckpointStore,
+    folder: RunFolder,
+    events: Events,
+    *,
+    prompts: Prompts,
+    reason: str = "--resume",
+    above: int = 0,
+) -> Progress:
+    """Load the newest good checkpoint into the learner; the ledger says what counts, and a new incarnation begins.
+
+    Without any committed checkpoint the run begins anew: the learner must be as it was set up. The incarnation
+    returned is above the stored one and `above`. `prompts` takes the stored replacements. RuntimeError if
+    checkpoints were committed and none is good. While a run goes on, nothing may be being saved.
+    """
+    damaged = folder.ledger_rows.mend()
+    if damaged:
+        aside = str(folder.ledger.with_suffix(".damaged"))
+        events.add("ledger_damaged", lines=damaged, set_aside=aside, reason="damaged lines")
+    found = await asyncio.to_thread(newest_good, store, folder, events)
+    prompts.replacements.clear()
+    if found is None:
+        folder.roll_back_to(0)
+        events.add("resumed", step=0, reason=f"{reason}; no checkpoint was committed")
+        return Progress(incarnation=above + 1)
+    path = str(found.path.resolve())
+    seconds = await learner.load_checkpoint(path)
+    if seconds:
+        events.add("checkpoint_converted", path=path, seconds=round(seconds, 3), reason="other learner ranks")
+    stored = Progress.from_json(found.manifest.client_state)
+    prompts.replacements.update(stored.replacements)
+    _mend_ledger(stored.frontier, folder, events, prompts)
+    events.add("resumed", step=stored.frontier.version, reason=reason, checkpoint=path)
+    return Progress(stored.frontier, max(stored.incarnation, above) + 1, stored.replacements)
+
+
+def newest_good(store: CheckpointStore, folder: RunFolder, events: Events) -> FoundCheckpoint | None:
+    """Return the newest checkpoint that is whole, and set newer ones aside; None if there never was one.
+
+    RuntimeError naming the damaged ones, and touching none, if all are. Every byte is read.
+    """
+    store.recover()
+    damaged: dict[int, str] = {}
+    for step in reversed(store.steps()):
+        try:
+            found = store.fetch(step)
+        except DamagedCheckpointError as error:
+            damaged[step] = f"{store.place_of(step)}: {error}"
+            logger.warning("checkpoint %s", damaged[step])
+            events.add("checkpoint_damaged", path=store.place_of(step), reason=str(error))
+            continue
+        for newer in damaged:  # else, readable again some day, they would be resumed beside the ledger's course
+            store.set_aside(newer)
+        return found
+    if damaged:
+        raise RuntimeError(f"no checkpoint of the run is good: {'; '.join(damaged.values())}")
+    committed = [row for row in read_rows(folder.events) if row.get("event") == "checkpoint"]
+    if committed:
+        raise RuntimeError(
+            f"{store.place} holds no checkpoint, but {len(committed)} were committed, the last as "
+            f"{committed[-1].get('path')}"
+        )
+    return None
+
+
+def _mend_ledger(frontier: Frontier, folder: RunFolder, events: Events, prompts: Prompts) -> None:
+    """Void the ledger's rows beyond the frontier, and make those anew that are lost before it."""
+
+    def uids_of(slots: list[int]) -> list[str]:
+        return prompts.requests_for(slots, [0] * len(slots)).column("uid").to_pylist()
+
+    folder.roll_back_to(frontier.version)
+    restored = folder.ledger_rows.restore(frontier, uids_of)
+    if restored:
+        events.add("ledger_restored", steps=restored, reason="rows were lost")
+
+
+# -- recovery ----------------------------------------------------------------------------------------------
+# How often, and after which waits, a lost learner is brought back.
 
 
 class Recovery:

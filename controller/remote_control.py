@@ -30,7 +30,7 @@ from cluster.waiting import wait_for
 from controller.pipeline import Pipeline
 from controller.status import pools_status
 from records.events import Events, reason_of
-from records.process_identity import this_process
+from records.ownership import this_process
 from records.run_folder import RunFolder
 from reporting.live.monitor import Monitor
 from settings.exit_codes import DRAINED

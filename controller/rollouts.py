@@ -5,8 +5,9 @@ bounded queue, and Ray pauses a worker's stream while its items are not taken.
 """
 
 import asyncio
+import heapq
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Protocol
@@ -20,13 +21,9 @@ from cluster.streams import finished_slots
 from cluster.waiting import NO_LIMIT_S, Signal
 from cluster.worker import Worker
 from controller.failures import NO_FAILURES, Failures, Refusal
-from controller.isolation import GENERATING, Isolation
 from controller.lanes import Rollout
-from controller.meters import Meter, WaitMeter
-from controller.room import Room
+from controller.meters import Meter, WaitMeter, Waste, WorkMeter
 from controller.slots import Slots
-from controller.waste import Waste
-from controller.work_meter import WorkMeter
 from records.events import Events, reason_of
 from settings.run import RunConfig
 
@@ -269,3 +266,73 @@ class RolloutStage:
                 f"{self._given_up_in_a_row} prompts in a row were given up, and no slot was scored in between; "
                 f"the last, {prompt_id}, failed with: {reason}"
             )
+
+
+# -- room --------------------------------------------------------------------------------------------------
+# Who takes the next slot: the worker with the most room, found without looking at all of them each time.
+
+
+class Room:
+    """What workers may still be given, in slots.
+
+    >>> room = Room({first: 2, second: 1})
+    >>> [room.take(), room.take(), room.take(), room.take()]
+    [first, first, second, None]
+    """
+
+    def __init__(self, room: Mapping[Worker, int]) -> None:
+        """Of workers with equal room, the one named first comes first."""
+        self._heap = [(-slots, order, worker) for order, (worker, slots) in enumerate(room.items()) if slots > 0]
+        heapq.heapify(self._heap)
+
+    def take(self, *, avoid: Worker | None = None) -> Worker | None:
+        """Give a slot to the worker with the most room; None if there is none, or only with `avoid`."""
+        if not self._heap or (self._heap[0][2] is avoid and len(self._heap) == 1):
+            return None
+        taken = heapq.heappop(self._heap)
+        if taken[2] is avoid:
+            taken = heapq.heapreplace(self._heap, taken)
+        slots, order, worker = taken
+        if slots < -1:
+            heapq.heappush(self._heap, (slots + 1, order, worker))
+        return worker
+
+
+# -- isolation ---------------------------------------------------------------------------------------------
+# Prompts that were there when engines died run alone on one, to tell the poisonous from the unlucky.
+#
+# One engine at a time is reserved for them: it is given nothing else, and takes them one after the other.
+
+
+GENERATING = "generate"
+"""The stage of a worker's use that a stream of rollouts is."""
+
+ISOLATED_AFTER = 2
+"""Deaths of engines after which a slot runs alone: with one, too many are merely unlucky."""
+
+
+class Isolation:
+    """Chooses the engine on which suspicious slots run alone, while there are any."""
+
+    def __init__(self, num_deaths: Callable[[int], int]) -> None:
+        """`num_deaths(slot)`: engines that died while they worked on it."""
+        self._num_deaths = num_deaths
+        self.worker: Worker | None = None
+        """The reserved engine; no other slot may start on it."""
+
+    def needs(self, slot: int) -> bool:
+        """Whether the slot runs alone."""
+        return self._num_deaths(slot) >= ISOLATED_AFTER
+
+    def reserve(self, startable: Sequence[int], eligible: Sequence[Worker]) -> None:
+        """Reserve the least loaded engine if one of the startable slots needs it; else free the one reserved."""
+        reserved = self.worker
+        if not any(self.needs(slot) for slot in startable):
+            self.worker = reserved if reserved is not None and reserved.num_slots and reserved.is_healthy else None
+        elif reserved not in eligible:
+            self.worker = min(eligible, key=lambda worker: worker.num_slots, default=None)
+
+    def take(self) -> Worker | None:
+        """The reserved engine if nothing is generated on it, and no stream waits for its end."""
+        worker = self.worker
+        return worker if worker is not None and worker.num_slots == worker.uses[GENERATING] == 0 else None

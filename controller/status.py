@@ -6,8 +6,7 @@ from typing import Any
 
 from cluster.pool import Pool
 from controller.slots import Slots
-from reporting.advisor import advise
-from reporting.flow_summary import flow_means
+from reporting.advisor import advise, flow_means
 
 
 def pools_status(pools: Mapping[str, Pool]) -> dict[str, Any]:

@@ -12,10 +12,9 @@ from typing import Protocol
 
 from ray.exceptions import RayError
 
-from cluster.clock import now
 from cluster.health import WorkerState
 from cluster.pool import Pool
-from cluster.waiting import NO_LIMIT_S, Signal, wait_for
+from cluster.waiting import NO_LIMIT_S, Signal, now, wait_for
 from cluster.worker import Worker
 from records.events import Events, reason_of
 from settings.cluster import ClusterConfig

@@ -7,7 +7,8 @@ FOLDER/BENCHMARK.parquet           at the end: a row per response, by problem an
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from evaluation.metrics import RIGHT, GradedSample
-from records.replaced_file import replacing, write_json
+from records.events import Events, reason_of
+from records.files import is_disk_error, replacing, write_json
+from records.run_folder import RunFolder
 
 RESULT_SCHEMA = pa.schema(
     [
@@ -191,3 +194,55 @@ def _by_benchmark(table: pa.Table) -> Iterator[tuple[str, pa.Table]]:
 def _write_table(path: Path, table: pa.Table) -> None:
     with replacing(path) as temporary:
         pq.write_table(table, temporary, compression="zstd")
+
+
+# -- kept results ------------------------------------------------------------------------------------------
+# The per-problem results of evaluations in a run's folder: `evaluations/step_N/BENCHMARK.parquet`.
+
+
+class KeptResults:
+    """Those of one evaluation. A full disk costs them, with an event, and not the run."""
+
+    def __init__(self, folder: RunFolder, name: str, events: Events) -> None:
+        """`name` is `step_N` for the student, a teacher's role for a teacher."""
+        self._folder = folder
+        self._name = name
+        self._results = ResultFolder(folder.evaluation_results / name)
+        self._events = events
+        self._is_lost = False
+        self._lock = threading.Lock()  # `keep` comes from a thread, which may outlive its evaluation
+
+    def begin(self) -> None:
+        """Begin anew: what an abandoned evaluation has left is removed."""
+        self._attempt(self._results.begin)
+
+    def keep(self, table: pa.Table) -> None:
+        """Write graded problems."""
+        self._attempt(lambda: self._results.keep(table))
+
+    def finish(self) -> None:
+        """Put everything together."""
+        self._attempt(self._results.finish)
+
+    def discard(self) -> None:
+        """Remove what was kept of an evaluation that came to no end, and take nothing more."""
+
+        def remove() -> None:
+            self._is_lost = True
+            self._results.discard()
+
+        self._attempt(remove)
+
+    def _attempt(self, write: Callable[[], object]) -> None:
+        """Write, unless something is missing already. NotOwnerError if the run's folder is another's by now."""
+        with self._lock:
+            if self._is_lost:
+                return
+            self._folder.owner.check()
+            try:
+                write()
+            except OSError as error:
+                if not is_disk_error(error):
+                    raise
+                self._is_lost = True
+                self._events.add("evaluation_not_kept", name=self._name, reason=reason_of(error))

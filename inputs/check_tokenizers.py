@@ -3,8 +3,8 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from inputs.model_facts import ModelFacts
-from inputs.token_bytes import decoder_kinds, special_tokens, token_bytes
+from inputs.models import ModelFacts
+from inputs.tokenizers import decoder_kinds, special_tokens, token_bytes
 from settings.checks import Finding
 
 MAX_NAMED = 5

@@ -1,17 +1,74 @@
 """What is trained on: duplicates, overlaps with the evaluation and long prompts are dropped and counted."""
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+import re
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
 
 from inputs.data_report import DUPLICATES, OVERLAPS, TOO_LONG, SourceReport
-from inputs.overlap import HeldOut, normalised
 from inputs.problems import Problem
 from inputs.rendering import BATCH, Prompt
-from inputs.seen import Seen
 from settings.data import DataConfig
+
+# -- overlap -----------------------------------------------------------------------------------------------
+# Overlap of training problems with evaluation sets, by 13 words in a row.
+#
+# The rule is that of GPT-3 (Brown et al. 2020, appendix C) with 13-grams of words: case, punctuation and spaces do
+# not count. A problem of the evaluation that has fewer words is found where a training problem has exactly those.
+
+
+GRAM_WORDS = 13
+WORD = re.compile(r"[^\W_]+")
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What a training problem shares with an evaluation set."""
+
+    name: str  # of the problem in the evaluation set: `eval_math500.jsonl: test/algebra/7`
+    words: str
+
+
+class HeldOut:
+    """Problems that must not be trained on."""
+
+    def __init__(self, problems: Iterable[tuple[str, str]]) -> None:
+        """`problems` are pairs of a name and a text; only the grams stay in memory."""
+        self._name_of_gram: dict[str, str] = {}
+        self.num_problems = 0
+        digest = hashlib.sha256()
+        for name, text in problems:
+            self.num_problems += 1
+            digest.update(f"{name}\0{text}\0".encode())
+            for gram in grams(text):
+                self._name_of_gram.setdefault(gram, name)
+        self.fingerprint = digest.hexdigest()
+
+    def overlap(self, text: str) -> Overlap | None:
+        """The first words that a text shares with a problem here; None if it shares none."""
+        gram = next((gram for gram in grams(text) if gram in self._name_of_gram), None)
+        return None if gram is None else Overlap(self._name_of_gram[gram], gram)
+
+
+def grams(text: str) -> Iterator[str]:
+    """Every run of 13 words of a text; all of its words if there are fewer."""
+    words = words_of(text)
+    for start in range(max(1, len(words) - GRAM_WORDS + 1) if words else 0):
+        yield " ".join(words[start : start + GRAM_WORDS])
+
+
+def words_of(text: str) -> list[str]:
+    """Letters and digits in a row, in lower case: `\\frac{1}{2}` is three words."""
+    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
+
+
+def normalised(text: str) -> str:
+    """A text by which duplicates are found: without differences of case, spaces and the width of letters."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 class Filters:
@@ -74,3 +131,42 @@ class Filters:
             if len(prompt.token_ids) > limit:
                 report.drop(TOO_LONG, f"{prompt.prompt_id} with {len(prompt.token_ids):,} tokens")
         return [prompt for prompt in prompts if len(prompt.token_ids) <= limit]
+
+
+# -- seen --------------------------------------------------------------------------------------------------
+# A set of texts that takes 8 bytes for each: of texts seen before in data that do not fit into memory.
+
+
+class Seen:
+    """Which texts came before, by 64-bit digests: of ten million, two are taken for one with a chance of 3e-6.
+
+    Kept as sorted arrays, of which a shorter one is merged into the one before it.
+    """
+
+    def __init__(self) -> None:
+        self._sorted: list[np.ndarray] = []
+
+    def are_new(self, texts: Sequence[str]) -> list[bool]:
+        """For each text whether it comes for the first time; from now on all were seen."""
+        digests = np.array([_digest(text) for text in texts], dtype=np.uint64)
+        unique, first = np.unique(digests, return_index=True)
+        known = np.zeros(len(unique), dtype=bool)
+        for array in self._sorted:
+            places = np.minimum(np.searchsorted(array, unique), len(array) - 1)
+            known |= array[places] == unique
+        is_new = np.zeros(len(digests), dtype=bool)
+        is_new[first[~known]] = True
+        self._add(unique[~known])
+        return is_new.tolist()
+
+    def _add(self, digests: np.ndarray) -> None:
+        if not len(digests):
+            return
+        self._sorted.append(digests)
+        while len(self._sorted) > 1 and len(self._sorted[-2]) <= 2 * len(self._sorted[-1]):
+            last = self._sorted.pop()
+            self._sorted[-1] = np.sort(np.concatenate([self._sorted[-1], last]))
+
+
+def _digest(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -8,17 +8,15 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from actors.engine_settings import evaluation_sampling
 from inputs.benchmarks import BenchmarkPrompts, read_benchmarks
+from inputs.check_data import check_models, check_prompts
 from inputs.check_tokenizers import num_common_ids
 from inputs.data_report import DataReport
-from inputs.model_facts import ModelFacts, read_models
-from inputs.overlap import HeldOut
-from inputs.preflight import check_models, check_prompts
+from inputs.filters import HeldOut
+from inputs.models import ModelFacts, Shape, read_models
 from inputs.problems import OpenedProblems, Problem, read_problems
 from inputs.prompt_data import TrainingPrompts, prepare_prompts
 from inputs.rendering import Prompt, check_prompt_lengths, render_prompts
-from inputs.shapes import Shape
 from settings.checks import Checks
 from settings.run import RunConfig
 from settings.teachers import check_sources, role_of_source
@@ -84,7 +82,7 @@ def read_inputs(config: RunConfig, *, with_training: bool = True, checks: Checks
         with checks.guard("data", is_hard=True):
             unanswered = next((problem.prompt_id for problem in each.problems if problem.answer is None), None)
             _check_none_unanswered(unanswered, each.field)
-        limit, limit_field = evaluation_sampling(config).max_tokens, "evaluation.max_response_tokens"
+        limit, limit_field = config.max_evaluation_tokens, "evaluation.max_response_tokens"
         given: dict[str, Any] = {"field": each.field, "limit_field": limit_field, "context": room}
         with checks.guard("context"):
             check_prompt_lengths(each.prompts, max_response_tokens=limit, **given)

@@ -11,7 +11,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from inputs.prompt_sequence import PromptSequence
+from inputs.prompt_table import PromptSequence
 from inputs.rendering import Prompt
 
 BLOCK = 4096

@@ -15,12 +15,10 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from inputs.data_report import DataReport, SourceReport
-from inputs.filters import Filters
+from inputs.filters import Filters, HeldOut
 from inputs.mixture import PromptMixture
-from inputs.overlap import HeldOut
 from inputs.problems import OpenedProblems
-from inputs.prompt_cache import PromptCache, cache_key
-from inputs.prompt_table import PromptWriter
+from inputs.prompt_table import PromptCache, PromptWriter, cache_key
 from inputs.rendering import Prompt, render_prompts
 from settings.data import DataConfig
 

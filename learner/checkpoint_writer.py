@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from records.checkpoints import FileRecord, WriteReport
-from records.disk import is_disk_error
+from records.files import is_disk_error
 
 
 class CheckpointWriter:
@@ -141,3 +141,43 @@ class _ChecksummedFile:
 
     def flush(self) -> None:
         """Nothing is held back."""
+
+
+# -- checkpoint engine -------------------------------------------------------------------------------------
+# What DeepSpeed saves goes to our writer: an engine for the time of one `engine.save_checkpoint`.
+#
+# It answers the calls of `deepspeed.runtime.checkpoint_engine.CheckpointEngine` that saving makes. None of them
+# touches the disk: an error there in one rank would leave the others waiting at DeepSpeed's next barrier.
+
+
+class WriterEngine:
+    """Hands every state to a writer."""
+
+    def __init__(self, writer: CheckpointWriter) -> None:
+        self._writer = writer
+
+    def create(self, info: Any) -> None:
+        """Nothing to do."""
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """The writer makes its folders."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Take the state as it is now."""
+        self._writer.add(state_dict, Path(path))
+
+    def commit(self, info: Any) -> bool:
+        """The driver commits."""
+        return True
+
+    def is_data_parallel_writer(self, dp_rank: int) -> bool:
+        """The first rank writes what all ranks share."""
+        return dp_rank == 0
+
+    def is_decoupled(self) -> bool:
+        """DeepSpeed need not come back for the commit."""
+        return False
+
+    def preserves_storage_sharing(self) -> bool:
+        """The writer copies tensors itself."""
+        return False

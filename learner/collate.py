@@ -22,8 +22,8 @@ from torch import Tensor
 from learner.sequences import ScoredSequence, read_sequences
 from rewards import group_advantage
 from settings.teachers import ONLY_TEACHER, TeacherShare
+from transport.batches import SAMPLED, TeacherSignal
 from transport.stop_tokens import StopMode, StopTokens
-from transport.teacher_signal import SAMPLED, TeacherSignal
 
 MASKED_BY = ("stop", "special", "truncated", "selection")
 """What may leave a token out; `PackedBatch.masked_by_T` counts from 1 in it."""
@@ -44,7 +44,7 @@ class PackedBatch:
     """The label under the student: the sampled token, unless the stop mode relabels it."""
     behaviour_logp_T: Tensor
     teacher_logp_T: Tensor
-    """NaN where the teacher sent hidden states, until `learner.teacher_head` has filled it in."""
+    """NaN where the teacher sent hidden states, until `learner.divergence` has filled it in."""
     teacher_topk_ids_TK: Tensor
     """K is 0 unless the teacher sent its likeliest tokens."""
     teacher_topk_logp_TK: Tensor

@@ -9,6 +9,7 @@ Shapes: T response tokens of a micro-batch.
 
 import io
 import logging
+import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
@@ -25,20 +26,18 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-from learner.checkpoint_engine import WriterEngine
-from learner.checkpoint_writer import CheckpointWriter
+from learner.checkpoint_writer import CheckpointWriter, WriterEngine
 from learner.collate import PackedBatch
 from learner.engine_memory import REDUCE_BUCKET_ELEMENTS, convert_in_blocks
 from learner.log_probs import HeadLimits, PositionFacts, PositionValue
 from learner.packed_attention import use_packed_attention
 from learner.ranks import Ranks
 from learner.student import StudentModel
-from learner.uncompiled import compiler_unused
 from learner.universal import CHECKPOINT_TAG
 from records.checkpoints import universal_path
-from settings.learner_config import LearnerConfig
+from settings.learner import LearnerConfig
 from settings.run import RunConfig
-from transport.meeting_point import open_store
+from transport.collective import open_store
 
 logger = logging.getLogger(__name__)
 
@@ -316,3 +315,28 @@ def _partitioned_loading(settings: dict[str, Any]) -> Iterator[None]:
         yield
     finally:
         unset_hf_deepspeed_config()
+
+
+# -- uncompiled --------------------------------------------------------------------------------------------
+# Imports of modules that compile a function as they are imported, without its compiler.
+
+
+SWITCH = "TORCHDYNAMO_DISABLE"
+
+
+@contextmanager
+def compiler_unused() -> Iterator[None]:
+    """Let `torch.compile` return functions as they are, for the functions that it is given meanwhile.
+
+    DeepSpeed decorates Muon's update with it, whatever the optimizer is. The decorator alone imports the whole
+    compiler, which takes longer than everything else that DeepSpeed does at its start.
+    """
+    before = os.environ.get(SWITCH)
+    os.environ[SWITCH] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SWITCH]
+        else:
+            os.environ[SWITCH] = before

@@ -1,14 +1,21 @@
 """Weights -> a Hugging Face folder that `AutoModelForCausalLM.from_pretrained` and vLLM load."""
 
+import copy
+import logging
+import os
+import shutil
+import sys
+from contextlib import nullcontext, redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from learner.generation import exported_generation_config
-from learner.publisher import Gather
-from settings.run import RolloutConfig
+from learner.publisher import TORCH_DTYPES, Gather
+from records.checkpoints import CheckpointManifest
+from settings.run import RolloutConfig, RunConfig
 from transport.stop_tokens import StopTokens
 
 
@@ -48,3 +55,80 @@ def _full_weights(causal_lm: Any, *, gathered: Gather, is_first_rank: bool) -> d
             if is_first_rank:
                 weights[name] = parameter.detach().to("cpu", copy=True)
     return weights
+
+
+# -- generation --------------------------------------------------------------------------------------------
+# How an exported student generates by default: its own generation settings with this run's stops and sampling.
+
+
+def exported_generation_config(
+    own: GenerationConfig, *, stops: StopTokens, rollout: RolloutConfig, pad_token_id: int | None = None
+) -> GenerationConfig:
+    """The student's own settings, with the stop ids of both sides and the sampling it was trained with.
+
+    Training ends responses on the stop ids of student and teachers, so the trained student may end with either:
+    whatever loads the folder must stop on all of them. Limits on length are left out (vLLM would take them for
+    limits of a server).
+    """
+    config: Any = copy.deepcopy(own)
+    config._from_model_config = False  # else transformers makes it anew from config.json, with one stop id
+    config.eos_token_id = [*dict.fromkeys((*stops.student_ids, *stops.ids))]
+    if config.pad_token_id is None:
+        config.pad_token_id = pad_token_id
+    config.do_sample = True
+    config.temperature = rollout.temperature
+    config.top_p = rollout.top_p
+    config.top_k = max(0, rollout.top_k)  # 0 is all, for transformers and vLLM; unset, transformers takes 50
+    config.max_length = config.max_new_tokens = None
+    return config
+
+
+# -- export checkpoint -------------------------------------------------------------------------------------
+# A checkpoint -> the same Hugging Face folder that a finished run exports, without ranks and on the CPU.
+
+
+logger = logging.getLogger(__name__)
+
+
+def export_checkpoint(
+    config: RunConfig, path: Path, manifest: CheckpointManifest, *, out: Path, stops: StopTokens, dtype: str
+) -> None:
+    """Write the student of the verified checkpoint at `path` to `out`, which appears complete or not at all.
+
+    ValueError if the checkpoint's weights are not those of the configuration's student.
+    """
+    with redirect_stdout(sys.stderr):  # DeepSpeed's log would go to the standard output that it finds
+        from learner.deepspeed_backend import read_checkpoint_weights
+
+    student = config.student
+    causal_lm: Any = AutoModelForCausalLM.from_pretrained(
+        student.model_path, trust_remote_code=student.trust_remote_code, use_safetensors=True, dtype=dtype
+    )
+    _fill(causal_lm, read_checkpoint_weights(path, zero_stage=manifest.zero_stage), dtype=TORCH_DTYPES[dtype])
+    temporary = Path(f"{out}.tmp")
+    if temporary.exists():
+        shutil.rmtree(temporary)
+    export_student(
+        causal_lm,
+        str(temporary),
+        gathered=lambda parameters: nullcontext(),
+        is_first_rank=True,
+        model_path=student.model_path,
+        stops=stops,
+        rollout=config.rollout,
+        trust_remote_code=student.trust_remote_code,
+    )
+    os.replace(temporary, out)
+
+
+def _fill(causal_lm: Any, weights: dict[str, Tensor], *, dtype: torch.dtype) -> None:
+    """Put weights in the place of the model's own, tied ones once."""
+    for name, parameter in causal_lm.named_parameters():
+        found = weights.get(name)
+        if found is None or found.shape != parameter.shape:
+            held = "not there" if found is None else f"of shape {tuple(found.shape)}"
+            raise ValueError(
+                f"student.model_path: the checkpoint is of another model: {name} is {held}, not of shape "
+                f"{tuple(parameter.shape)}"
+            )
+        parameter.data.copy_(found.to(dtype))

@@ -30,14 +30,12 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from learner.advantage import Advantage
+from learner.advantage import Advantage, TokenWeight
 from learner.collate import PackedBatch
-from learner.divergence import BatchDivergence
+from learner.divergence import BatchDivergence, TeacherHead
 from learner.facts import BASELINE, BatchFacts, Fact, baseline_fact, student_mass_fact
 from learner.masks import TokenMasks
 from learner.surrogate import Surrogate
-from learner.teacher_head import TeacherHead
-from learner.token_weight import TokenWeight
 from rewards import (
     DIVERGENCES,
     NORMALISERS,

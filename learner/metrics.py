@@ -203,3 +203,78 @@ def gather_sample(values_T: Tensor, *, ranks: Ranks) -> Tensor:
     """
     stride = -(-max(values_T.numel(), 1) // MAX_QUANTILE_TOKENS)
     return ranks.gather(values_T[::stride].double())
+
+
+# -- outcome -----------------------------------------------------------------------------------------------
+# What one optimizer step had of graded outcomes. The advantages themselves are made by `learner.collate`.
+#
+# Shapes: B responses of this rank's window, G its groups.
+
+
+def outcome_metrics(batches: Sequence[PackedBatch], *, ranks: Ranks) -> dict[str, float]:
+    """Return the metrics of graded outcomes, the same on every rank. Every rank must call it.
+
+    `outcome/mean` is the accuracy of the responses, `outcome/advantage_abs_mean` the mean |advantage|, and
+    `outcome/constant_groups_frac` the share of groups whose outcomes are all the same: they have advantage 0.
+    """
+    outcome_B = torch.cat([batch.outcome_B for batch in batches]).double()
+    advantage_B = torch.cat([batch.outcome_advantage_B for batch in batches]).double()
+    slot_B = torch.cat([batch.slot_B for batch in batches])
+    is_constant_G = _is_constant(outcome_B, slot_B)
+    own = [outcome_B.sum(), advantage_B.abs().sum(), outcome_B.new_tensor(len(outcome_B))]
+    own += [is_constant_G.double().sum(), outcome_B.new_tensor(len(is_constant_G))]
+    outcome, advantage, responses, constant, groups = ranks.sum(torch.stack(own)).tolist()
+    return {
+        "outcome/mean": outcome / max(responses, 1.0),
+        "outcome/advantage_abs_mean": advantage / max(responses, 1.0),
+        "outcome/constant_groups_frac": constant / max(groups, 1.0),
+    }
+
+
+def _is_constant(outcome_B: Tensor, slot_B: Tensor) -> Tensor:
+    slots_G, group_B = slot_B.unique(return_inverse=True)
+    empty_G = outcome_B.new_zeros(len(slots_G))
+    lowest_G, highest_G = (
+        empty_G.scatter_reduce(0, group_B, outcome_B, how, include_self=False) for how in ("amin", "amax")
+    )
+    return lowest_G == highest_G
+
+
+# -- teacher metrics ---------------------------------------------------------------------------------------
+# What one optimizer step did by teacher, where there are several.
+#
+# Shapes: T response tokens of this rank's window, K teachers.
+
+
+def teacher_metrics(
+    batches: Sequence[PackedBatch], tokens: StepTokens, *, names: Sequence[str], ranks: Ranks
+) -> dict[str, float]:
+    """Return `kl/reverse/NAME`, `reward/mean/NAME` and `tokens_trained/NAME`, the same on every rank.
+
+    `tokens` are those of `batches`; `names` are the teachers in the order of `PackedBatch.teacher_B`. A teacher of
+    none of the step's tokens has 0. Every rank must call it.
+    """
+    teacher_T = torch.cat([batch.teacher_B[batch.row_T] for batch in batches])
+    kl_T = tokens.logp_T - tokens.teacher_logp_T
+    has_kl_T = tokens.is_trained_T & kl_T.isfinite()
+    trained_T = tokens.is_trained_T
+    values_4T = torch.stack(
+        [
+            torch.where(has_kl_T, kl_T, 0.0),
+            has_kl_T.double(),
+            torch.where(trained_T, tokens.reward_T, 0.0),
+            trained_T.double(),
+        ]
+    )
+    sums_4K = values_4T.new_zeros(4, len(names)).index_add_(1, teacher_T, values_4T)
+    kl_K, kl_tokens_K, reward_K, trained_K = ranks.sum(sums_4K)
+    means = {
+        "kl/reverse": kl_K / kl_tokens_K.clamp(min=1.0),
+        "reward/mean": reward_K / trained_K.clamp(min=1.0),
+        "tokens_trained": trained_K,
+    }
+    return {
+        f"{metric}/{name}": value
+        for metric, values_K in means.items()
+        for name, value in zip(names, values_K.tolist(), strict=True)
+    }

@@ -20,34 +20,28 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from learner.bucket_memory import BucketMemory
 from learner.collate import PackedBatch, collate, pack
 from learner.diagnostics import step_diagnostics
-from learner.divergence import BatchDivergence
+from learner.divergence import BatchDivergence, TeacherHead
 from learner.export import export_student
 from learner.facts import BatchFacts
 from learner.log_ratio_gradient import LogRatioGradient
 from learner.loss import MicroBatchLoss, Objective
-from learner.metrics import StepTokens, step_metrics
-from learner.outcome import outcome_metrics
-from learner.publisher import publish_weights
+from learner.metrics import StepTokens, outcome_metrics, step_metrics, teacher_metrics
+from learner.publisher import BucketMemory, WeightHistory, publish_weights
 from learner.rank_checkpoint import RankCheckpoints
 from learner.schedule import learning_rate
-from learner.teacher_head import TeacherHead
-from learner.teacher_metrics import teacher_metrics
 from learner.values import StudentValues
-from learner.weight_history import WeightHistory
 from learner.weight_sender import WeightSender
 from learner.window import Window, prepare_window
 from records.checkpoints import WriteReport
 from settings.run import RunConfig
 from settings.teachers import share_of_source
-from transport.batches import save_batch
+from transport.batches import SAMPLED, TeacherSignal, save_batch
 from transport.collective import Meeting
 from transport.notes import Pulse
 from transport.parcels import tables_of_slots
 from transport.stop_tokens import StopTokens
-from transport.teacher_signal import SAMPLED, TeacherSignal
 from transport.weights import WeightManifest
 
 if TYPE_CHECKING:

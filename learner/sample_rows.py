@@ -13,8 +13,8 @@ import torch
 from learner.sequences import ScoredSequence, read_sequences
 from rewards.sampled import reward_of_log_probs
 from settings.run import RunConfig
+from transport.batches import TeacherSignal
 from transport.stop_tokens import StopTokens
-from transport.teacher_signal import TeacherSignal
 
 MAX_TOKENS = 1500
 """Tokens kept of a response: its first."""

@@ -2,7 +2,7 @@
 
 import math
 
-from settings.learner_config import LearnerConfig
+from settings.learner import LearnerConfig
 
 
 def learning_rate(config: LearnerConfig, *, step: int, max_steps: int) -> float:

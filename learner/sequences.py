@@ -5,10 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
-from transport.batches import HIDDEN, REFERENCE, TARGETS, TOP_K_FIELDS, check_scored
+from transport.batches import HIDDEN, REFERENCE, SAMPLED, TARGETS, TOP_K_FIELDS, TeacherSignal, check_scored
 from transport.columns import Ragged, flat, flattened, read_lists
 from transport.stop_tokens import StopMode, StopTokens, stop_labels
-from transport.teacher_signal import SAMPLED, TeacherSignal
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from records.checkpoints import CheckpointManifest, fsync, universal_path
-from settings.learner_config import LearnerConfig
+from settings.learner import LearnerConfig
 
 logger = logging.getLogger(__name__)
 

@@ -1,14 +1,15 @@
 """JSON lines on disk: one row per line, appended whole, read back without lines that are damaged."""
 
+import errno
 import json
 import logging
 import os
+import shutil
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-from records.disk import is_disk_error
 
 logger = logging.getLogger(__name__)
 
@@ -138,3 +139,46 @@ class RowFile:
         if self._max_kept is not None and len(self._kept) > self._max_kept:
             self._num_dropped += len(self._kept) - self._max_kept
             del self._kept[: -self._max_kept]
+
+
+# -- replaced file -----------------------------------------------------------------------------------------
+# Files that are written beside their place and then put there: a reader finds the old or the new one, whole.
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A path to write to, which takes the place of `path` when the block has ended well."""
+    temporary = path.with_suffix(".tmp")
+    yield temporary
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write `content` as indented JSON in the place of `path`."""
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+# -- disk --------------------------------------------------------------------------------------------------
+# What a full or failing disk answers, told apart from mistakes.
+
+
+DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG})
+"""No space, over quota, failing, and beyond the limit of a file's size: all may pass."""
+
+
+def is_disk_error(error: BaseException) -> bool:
+    """True if it says that the disk did not take what was written."""
+    return isinstance(error, OSError) and error.errno in DISK_ERRORS
+
+
+def free_bytes(path: Path) -> int:
+    """Free space where `path` lies, or would lie."""
+    return space(path)["free"]
+
+
+def space(path: Path) -> dict[str, int]:
+    """Free bytes and all bytes (`free`, `size`) of the disk where `path` lies, or would lie."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    usage = shutil.disk_usage(there)
+    return {"free": usage.free, "size": usage.total}

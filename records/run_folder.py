@@ -5,16 +5,15 @@ import os
 import platform
 import subprocess
 import time
+import tomllib
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from records.files import RowFile, drop_torn_line, read_rows
+from records.files import RowFile, drop_torn_line, read_rows, write_json
 from records.ledger import Ledger, valid_ledger
-from records.own_version import own_version
 from records.ownership import Ownership
-from records.replaced_file import write_json
 from settings.load import save_config
 from settings.run import RunConfig
 
@@ -190,3 +189,17 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
+
+
+# -- own version -------------------------------------------------------------------------------------------
+# The version of this software.
+
+
+PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"
+
+
+def own_version() -> str:
+    """What the checkout or image says that this code is from; of an installed copy, what was installed."""
+    if PYPROJECT.is_file():
+        return tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["version"]
+    return version("poweropd")

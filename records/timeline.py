@@ -17,10 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from records.disk import is_disk_error
-from records.files import RowFile, read_rows
+from records.files import RowFile, is_disk_error, read_rows, replacing
 from records.ownership import Ownership
-from records.replaced_file import replacing
 
 logger = logging.getLogger(__name__)
 

@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from reporting.flow_summary import flow_line
+from reporting.advisor import flow_line
+from reporting.live.monitor import clock_text
 from reporting.live.terminal import facts
-from reporting.live.time_left import clock_text
 
 
 def as_text(status: Mapping[str, Any]) -> str:

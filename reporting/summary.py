@@ -8,8 +8,7 @@ from rich.table import Table
 from evaluation.metrics import latest_rows, mean_of_rows
 from records.files import read_rows
 from records.run_folder import RunFolder
-from reporting.advisor import advise
-from reporting.flow_summary import flow_means
+from reporting.advisor import advise, flow_means
 
 STUDENTS = ("student_before", "student_after")
 
@@ -89,7 +88,7 @@ def accuracy_table(summary: dict[str, Any]) -> Table:
 
 
 def _wasted(folder: RunFolder) -> dict[str, int]:
-    """Tokens that were generated and not trained on, by cause (`controller/waste.py`)."""
+    """Tokens that were generated and not trained on, by cause (`controller/meters.py`)."""
     rows = folder.metric_rows()
     counts = {key: count for key, count in (rows[-1] if rows else {}).items() if key.startswith("wasted/")}
     return {key.removeprefix("wasted/"): count for key, count in counts.items() if count}

@@ -48,26 +48,24 @@ from rewards.grading.outcome import (
 )
 from rewards.parameters import Parameter, Params, Rule, check_name, nearest
 from rewards.registry import Entry, Needs, NormaliserEntry
-from rewards.schedules import scheduled_beta
 from rewards.teacher import Teacher, TeacherLogits, TeacherTopK
+from rewards.veto import scheduled_beta
 
 if TYPE_CHECKING:
-    from rewards.advantages import group_advantage, mix_outcome
+    from rewards.advantages import group_advantage, mix_outcome, multi_sample_loss, return_to_go
     from rewards.aggregation import aggregate, window_counts
-    from rewards.finite import FiniteReward, drop_non_finite
+    from rewards.log_probs import FiniteReward, drop_non_finite
     from rewards.masks import top_fraction_threshold
-    from rewards.monte_carlo import multi_sample_loss
-    from rewards.returns import return_to_go
 
 MODULE_OF_TENSOR_FUNCTION = {
     "aggregate": "rewards.aggregation",
     "window_counts": "rewards.aggregation",
-    "FiniteReward": "rewards.finite",
-    "drop_non_finite": "rewards.finite",
+    "FiniteReward": "rewards.log_probs",
+    "drop_non_finite": "rewards.log_probs",
     "group_advantage": "rewards.advantages",
     "mix_outcome": "rewards.advantages",
-    "multi_sample_loss": "rewards.monte_carlo",
-    "return_to_go": "rewards.returns",
+    "multi_sample_loss": "rewards.advantages",
+    "return_to_go": "rewards.advantages",
     "top_fraction_threshold": "rewards.masks",
 }
 

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from rewards.log_probs import at_least_float32
+from rewards.log_ratio import log_ratio
+from rewards.surrogates import unclipped
 
 
 def group_advantage(outcome_PK: Tensor, *, std: str = "sample", eps: float = 1e-6) -> Tensor:
@@ -47,3 +49,45 @@ def mix_outcome(
     """
     mixed_BT = rl_coef * outcome_advantage_B.detach().unsqueeze(-1) + opd_coef * reward_BT.detach()
     return torch.where(response_mask_BT.bool(), mixed_BT, 0.0)
+
+
+# -- returns -----------------------------------------------------------------------------------------------
+# From the reward of each token to the return of what follows it.
+#
+# Shapes: B sequences, T tokens.
+
+
+def return_to_go(reward_BT: Tensor, response_mask_BT: Tensor, *, discount: float = 0.0) -> Tensor:
+    """Return `sum over s >= t of discount**(s - t) * reward_s` per token; 0 outside the mask.
+
+    Discount 0, the default of every published method, credits a token with its own reward alone. Rows are
+    whole responses. Works in log2(T) passes: each doubles the number of rewards that a slot has summed.
+    """
+    if not 0.0 <= discount <= 1.0:
+        raise ValueError(f"discount must be >= 0 and <= 1, got {discount}")
+    mask_BT = response_mask_BT.bool()
+    return_BT = torch.where(mask_BT, reward_BT.detach(), 0.0)
+    reach = 1
+    while discount > 0.0 and reach < return_BT.shape[-1]:
+        later_BT = torch.zeros_like(return_BT)
+        later_BT[..., :-reach] = return_BT[..., reach:]
+        return_BT = return_BT + discount**reach * later_BT
+        reach *= 2
+    return torch.where(mask_BT, return_BT, 0.0)
+
+
+# -- monte carlo -------------------------------------------------------------------------------------------
+# Several sampled tokens per position, each scored by the teacher: the loss of AsyncOPD (arXiv 2606.24143).
+#
+# Shapes: N positions, M samples per position, drawn with replacement from the rollout's own distribution.
+
+
+def multi_sample_loss(teacher_logp_NM: Tensor, logp_NM: Tensor, behaviour_logp_NM: Tensor) -> Tensor:
+    """Return the mean over the samples of `-ratio * (teacher_logp - logp)` per position.
+
+    The ratio `exp(logp - behaviour_logp)` carries the gradient, the log-ratio does not. Repeated samples are kept:
+    they are what makes the mean unbiased.
+    """
+    all_NM = torch.ones_like(logp_NM, dtype=torch.bool)
+    advantage_NM = log_ratio(teacher_logp_NM, logp_NM, all_NM)
+    return unclipped(logp_NM, advantage_NM, all_NM, behaviour_logp_BT=behaviour_logp_NM).mean(-1)

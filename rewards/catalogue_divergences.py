@@ -88,7 +88,7 @@ DIVERGENCES: dict[str, Entry] = by_name(
     Entry(
         name="power_full",
         doc="The divergence that the reward power descends in expectation, over the whole vocabulary.",
-        source="rewards.power_full:power_full",
+        source="rewards.power:power_full",
         needs=FULL,
         is_bounded=True,
         parameters=POWER_PARAMETERS,
@@ -117,14 +117,14 @@ DIVERGENCES: dict[str, Entry] = by_name(
     Entry(
         name="top_k_forward_kl",
         doc="KL from the teacher, renormalised over its top k, to the student's full softmax.",
-        source="rewards.top_k:top_k_forward_kl",
+        source="rewards.support:top_k_forward_kl",
         needs=TOP_K,
         parameters=(Parameter("k", int, 16, "Teacher tokens.", at_least=1),),
     ),
     Entry(
         name="student_top_k",
         doc="Policy gradient of the log-ratio over the student's top k tokens at once.",
-        source="rewards.top_k:student_top_k",
+        source="rewards.support:student_top_k",
         needs=Needs(form="direct", teacher=("ids_query",), student=("logits",)),
         parameters=(Parameter("k", int, 16, "Student tokens.", at_least=1),),
     ),

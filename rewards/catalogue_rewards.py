@@ -110,7 +110,7 @@ TOKEN_REWARDS: dict[str, Entry] = by_name(
     Entry(
         name="g_opd",
         doc="lambda * (teacher - reference) - (student - reference): above 1 it extrapolates.",
-        source="rewards.g_opd:g_opd_reward",
+        source="rewards.log_ratio:g_opd_reward",
         needs=Needs(reference=True, finite_teacher=True),
         parameters=(
             Parameter("lambda_", float, 1.25, "Weight of the teacher; 1 is the log-ratio.", at_least=0),

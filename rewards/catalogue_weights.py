@@ -61,7 +61,7 @@ IMPORTANCE_WEIGHTS: dict[str, Entry] = by_name(
     Entry(
         name="sequence",
         doc="The ratio of the whole response, at most cap.",
-        source="rewards.sequence_importance:sequence_weight",
+        source="rewards.importance:sequence_weight",
         needs=BEHAVIOUR,
         is_bounded=True,
         parameters=(Parameter("cap", float, 2.0, "Largest weight.", above=0),),
@@ -69,7 +69,7 @@ IMPORTANCE_WEIGHTS: dict[str, Entry] = by_name(
     Entry(
         name="sequence_mask",
         doc="The ratio of the whole response, 0 above the cap.",
-        source="rewards.sequence_importance:sequence_mask",
+        source="rewards.importance:sequence_mask",
         needs=BEHAVIOUR,
         is_bounded=True,
         parameters=(Parameter("cap", float, 3.0, "Largest ratio that counts.", above=0),),
@@ -77,7 +77,7 @@ IMPORTANCE_WEIGHTS: dict[str, Entry] = by_name(
     Entry(
         name="geometric_mask",
         doc="1 for responses whose geometric mean ratio lies in [low, high], 0 for others.",
-        source="rewards.sequence_importance:geometric_mask",
+        source="rewards.importance:geometric_mask",
         needs=BEHAVIOUR,
         is_bounded=True,
         parameters=(
@@ -89,7 +89,7 @@ IMPORTANCE_WEIGHTS: dict[str, Entry] = by_name(
     Entry(
         name="k3_mask",
         doc="1 for responses with a mean of ratio - log ratio - 1 up to high, 0 for others.",
-        source="rewards.sequence_importance:k3_mask",
+        source="rewards.importance:k3_mask",
         needs=BEHAVIOUR,
         is_bounded=True,
         parameters=(Parameter("high", float, 0.1, "Largest mean.", above=0),),

@@ -10,10 +10,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rewards.distributions import teacher_entropy
 from rewards.log_ratio import log_ratio
-from rewards.teacher import Teacher
-from rewards.top_k import top_k_forward_kl
+from rewards.support import top_k_forward_kl
+from rewards.teacher import Teacher, teacher_entropy
 
 
 def eopd_reward(

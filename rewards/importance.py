@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rewards.importance_ratio import importance_ratio
-from rewards.log_probs import at_least_float32
+from rewards.log_probs import at_least_float32, log_difference, masked_log_probs, selected_log_probs
 
 
 def unit_weight(logp_BT: Tensor, behaviour_logp_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
@@ -67,3 +66,93 @@ def decoupled_weight(
     """
     ratio_BT = importance_ratio(proximal_logp_BT.detach(), behaviour_logp_BT, response_mask_BT)
     return torch.where(response_mask_BT.bool() & ~(ratio_BT > cap), ratio_BT, 0.0)
+
+
+# -- importance ratio --------------------------------------------------------------------------------------
+# The importance ratio: how much likelier a token is under one policy than under another.
+#
+# Shapes: B sequences, T tokens.
+
+
+LARGEST_LOG_RATIO = 20.0
+"""Log-ratios are clamped to this before exp, so that no weight overflows."""
+
+
+def log_importance_ratio(logp_BT: Tensor, behaviour_logp_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
+    """Return `logp - behaviour_logp` with the gradient of `logp_BT`, 0 outside the mask."""
+    current_BT = selected_log_probs(logp_BT, response_mask_BT)
+    behaviour_BT = masked_log_probs(behaviour_logp_BT, response_mask_BT)
+    return log_difference(current_BT, behaviour_BT)
+
+
+def importance_ratio(logp_BT: Tensor, behaviour_logp_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
+    """Return `exp(logp - behaviour_logp)` with the gradient of `logp_BT`, 1 outside the mask."""
+    return clamped_exp(log_importance_ratio(logp_BT, behaviour_logp_BT, response_mask_BT))
+
+
+def clamped_exp(log_ratio: Tensor) -> Tensor:
+    """Return exp of the log-ratio, clamped to +-LARGEST_LOG_RATIO."""
+    return log_ratio.clamp(min=-LARGEST_LOG_RATIO, max=LARGEST_LOG_RATIO).exp()
+
+
+# -- sequence importance -----------------------------------------------------------------------------------
+# Importance weights of whole responses: one ratio per response, or the rejection of all its tokens.
+#
+# Shapes: B sequences, T tokens. Rows are whole responses. Every weight is detached, and 0 outside the mask.
+# Rejected tokens keep their place in the denominator of the loss.
+
+
+def sequence_weight(
+    logp_BT: Tensor, behaviour_logp_BT: Tensor, response_mask_BT: Tensor, *, cap: float = 2.0
+) -> Tensor:
+    """Return the ratio of the whole response, at most `cap`, on each of its tokens."""
+    return _on_tokens(
+        _sequence_ratio(logp_BT, behaviour_logp_BT, response_mask_BT).clamp(max=cap), response_mask_BT
+    )
+
+
+def sequence_mask(
+    logp_BT: Tensor, behaviour_logp_BT: Tensor, response_mask_BT: Tensor, *, cap: float = 3.0
+) -> Tensor:
+    """Return the ratio of the whole response on each of its tokens, and 0 if it is above the cap."""
+    ratio_B = _sequence_ratio(logp_BT, behaviour_logp_BT, response_mask_BT)
+    return _on_tokens(torch.where(ratio_B > cap, 0.0, ratio_B), response_mask_BT)
+
+
+def geometric_mask(
+    logp_BT: Tensor,
+    behaviour_logp_BT: Tensor,
+    response_mask_BT: Tensor,
+    *,
+    low: float = 0.999,
+    high: float = 1.001,
+) -> Tensor:
+    """Return 1 on the tokens of a response whose geometric mean ratio lies in [low, high], 0 on others."""
+    log_ratio_BT = log_importance_ratio(logp_BT.detach(), behaviour_logp_BT, response_mask_BT)
+    ratio_B = clamped_exp(_mean_over_tokens(log_ratio_BT, response_mask_BT))
+    return _on_tokens(_pass(ratio_B, (ratio_B >= low) & (ratio_B <= high)), response_mask_BT)
+
+
+def k3_mask(logp_BT: Tensor, behaviour_logp_BT: Tensor, response_mask_BT: Tensor, *, high: float = 0.1) -> Tensor:
+    """Return 1 on the tokens of a response whose mean `ratio - log ratio - 1` is at most `high`, 0 on others."""
+    log_ratio_BT = log_importance_ratio(logp_BT.detach(), behaviour_logp_BT, response_mask_BT)
+    mismatch_BT = clamped_exp(log_ratio_BT) - log_ratio_BT - 1.0
+    mismatch_B = _mean_over_tokens(mismatch_BT, response_mask_BT)
+    return _on_tokens(_pass(mismatch_B, mismatch_B <= high), response_mask_BT)
+
+
+def _sequence_ratio(logp_BT: Tensor, behaviour_logp_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
+    return clamped_exp(log_importance_ratio(logp_BT.detach(), behaviour_logp_BT, response_mask_BT).sum(dim=-1))
+
+
+def _mean_over_tokens(values_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
+    return values_BT.sum(dim=-1) / response_mask_BT.bool().sum(dim=-1).clamp(min=1)
+
+
+def _pass(measure_B: Tensor, is_kept_B: Tensor) -> Tensor:
+    """Return 1 or 0, and NaN where the measure is NaN."""
+    return torch.where(measure_B.isnan(), measure_B, is_kept_B.to(measure_B.dtype))
+
+
+def _on_tokens(weight_B: Tensor, response_mask_BT: Tensor) -> Tensor:
+    return torch.where(response_mask_BT.bool(), weight_B.unsqueeze(-1), 0.0)

@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rewards.importance import decoupled_weight
-from rewards.importance_ratio import importance_ratio
+from rewards.importance import decoupled_weight, importance_ratio
 from rewards.log_probs import selected_log_probs
 from rewards.power import power_reward
 

@@ -1,11 +1,11 @@
 """Settings of checkpoints: when, how many, where."""
 
-from typing import Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import model_validator
+from pydantic import Field, model_validator
 
-from settings.engine import NonNegative, Positive, Section
+from settings.engine import Count, Dtype, Fraction, NonNegative, Positive, Rate, ResourcesConfig, Seconds, Section
 
 
 class CheckpointConfig(Section):
@@ -72,3 +72,114 @@ def _check_protocol(scheme: str) -> None:
         close = difflib.get_close_matches(scheme, available_protocols(), n=1, cutoff=0.5)
         nearest = f" (nearest valid: {close[0]}://)" if close else ""
         raise ValueError(f"checkpoint.path: unknown protocol {scheme}://{nearest}") from error
+
+
+# -- learner config ----------------------------------------------------------------------------------------
+# Settings of the learner.
+
+
+class LearnerConfig(Section):
+    """The DeepSpeed learner: data-parallel ranks, one Ray actor each."""
+
+    num_workers: Count = 1
+    """Ranks; the batch is split over them by tokens."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """ZeRO stage: 0 replicates, 1 shards the optimizer, 2 also gradients, 3 also parameters."""
+    dtype: Dtype = "bfloat16"
+    """Precision of forward and backward; the optimizer always holds fp32 master weights."""
+    learning_rate: Rate = 5e-7
+    """Peak learning rate of AdamW."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the learning rate after warm-up, over `max_steps`."""
+    lr_final_fraction: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Learning rate at `max_steps` as a share of the peak (linear and cosine)."""
+    warmup_steps: NonNegative = 0
+    """Steps of linear warm-up; the first step already trains, at peak / warmup_steps."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.95)
+    """AdamW's decay rates of the first and second moment."""
+    eps: Annotated[float, Field(gt=0)] = 1e-8
+    """AdamW's epsilon."""
+    weight_decay: Rate = 0.0
+    """AdamW's decoupled weight decay."""
+    max_grad_norm: Rate = 1.0
+    """Gradients are clipped to this global norm; 0 switches clipping off."""
+    micro_batch_tokens: Positive = 8192
+    """Token budget of one forward and backward; sequences are packed into it without padding."""
+    head_chunk_tokens: Positive | Literal["auto"] = "auto"
+    """Positions per chunk of the log-prob head: peak memory is chunk x vocabulary, not batch x vocabulary. `auto`:
+    as many as have 2^27 logits, 256 MiB in bfloat16."""
+    head_kept_gib: Annotated[float, Field(ge=0, le=2**20)] = 0.25
+    """Keep up to so much of the log-prob head's logits, in GiB, from forward to backward: saves one of the head's
+    four products (tokens x vocabulary x 2 bytes in bfloat16 hold all of a micro-batch). The last chunk is
+    kept in any case: backward needs its room."""
+    activation_checkpointing: bool = False
+    """Recompute layer activations in backward: less memory for about a third more time."""
+    offload_optimizer: bool = False
+    """Keep optimizer state in CPU memory (GPU learners)."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention implementation of transformers. With `sdpa` the sequences of a micro-batch are attended to one by
+    one; flash_attention_2 takes them in one call."""
+    num_threads: Positive = 1
+    """CPU threads of one rank."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """Ray resources of one rank."""
+    deepspeed: dict[str, Any] = Field(default={})
+    """Further DeepSpeed settings, merged over the generated ones."""
+
+
+# -- weights config ----------------------------------------------------------------------------------------
+# Settings of how published weights travel to the student engines.
+
+
+class WeightsConfig(Section):
+    """Weights on their way from the learner to the student engines."""
+
+    transport: Literal["object_store", "nccl", "gloo"] = "object_store"
+    """How weights travel: object_store, Ray's (engines may join, leave or die at any time); nccl, a broadcast from
+    the learner's first GPU to a GPU of each node with student engines; gloo, the same over TCP between hosts.
+    Where a broadcast fails, and for engines that it does not reach, the object store serves."""
+    broadcast_timeout_s: Seconds = 60.0
+    """With `nccl` or `gloo`: limit of forming the group, and of one broadcast. The learner waits so long for an
+    engine that is missing, before the object store serves."""
+    delta: bool = False
+    """Also publish what changed since the version before, exactly: an engine that holds that version fetches only
+    this. The learner's first rank keeps a copy of the last published weights in memory."""
+    full_every: Positive = 20
+    """With `delta`: every so many-th version is published without differences, so that every engine fetches it in
+    full."""
+
+    @property
+    def is_broadcast(self) -> bool:
+        """Whether a group of the learner and the engines is formed."""
+        return self.transport != "object_store"
+
+
+# -- export config -----------------------------------------------------------------------------------------
+# Settings of the exported student.
+
+
+class ExportConfig(Section):
+    """What happens with the exported student at the end of a run."""
+
+    push_to: Annotated[str, Field(pattern=r"^[\w-][\w.-]*/[\w-][\w.-]*$", max_length=200)] | None = None
+    """Model repository (`organisation/name`) on the Hugging Face hub that the export is uploaded to at the end.
+    The login is that of `hf auth login` or HF_TOKEN, and is checked before the run starts."""
+    private: bool = True
+    """Whether a repository that is made for it is private."""
+
+
+# -- head chunk --------------------------------------------------------------------------------------------
+# How many positions the learner's log-prob head takes at a time: for it, and for estimates of its memory.
+
+
+CHUNK_ELEMENTS = 2**27
+"""Logits of a chunk whose size is not given: 256 MiB in bfloat16, 883 positions of a vocabulary of 151,936."""
+BLOCK_ELEMENTS, CACHED_BLOCK_ELEMENTS = 2**25, 2**20
+"""Logits that are read in float32 at a time, and on CPUs, where they must not leave the cache: 4 MiB."""
+MIN_CHUNK_TOKENS = 64
+"""Fewer positions of a very large vocabulary would be read faster than the weight they are multiplied with."""
+
+
+def chunk_positions(setting: int | Literal["auto"], *, vocab_size: int) -> int:
+    """Return the largest number of positions of a chunk."""
+    return max(CHUNK_ELEMENTS // vocab_size, MIN_CHUNK_TOKENS) if setting == "auto" else setting

@@ -19,10 +19,9 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
-from settings.files import read_settings_file
+from settings.files import check_yaml, read_settings_file
 from settings.run import RunConfig
 from settings.secrets import leaves, refuse_secrets
-from settings.yaml_text import check_yaml
 
 Model = TypeVar("Model", bound=BaseModel)
 

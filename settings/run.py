@@ -5,11 +5,12 @@ overrides lives in `settings/load.py`. Objective parameters are checked by `rewa
 `launch.py` calls, since this package imports nothing of ours.
 """
 
-from typing import Annotated, Self
+import re
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from settings.cluster import BalanceConfig, ClusterConfig, limits_of
+from settings.cluster import BalanceConfig, ClusterConfig, HealthConfig, limits_of
 from settings.data import DataConfig
 from settings.engine import (
     Count,
@@ -20,15 +21,12 @@ from settings.engine import (
     ReferenceConfig,
     ResourcesConfig,
     ScorerConfig,
+    Seconds,
     Section,
     TeacherConfig,
 )
 from settings.evaluation import EvaluationConfig
-from settings.export_config import ExportConfig
-from settings.health_config import HealthConfig
-from settings.learner import CheckpointConfig
-from settings.learner_config import LearnerConfig
-from settings.logging_config import LoggingConfig
+from settings.learner import CheckpointConfig, ExportConfig, LearnerConfig, WeightsConfig
 from settings.objective import (
     ImportanceConfig,
     MasksConfig,
@@ -37,9 +35,93 @@ from settings.objective import (
     SurrogateConfig,
     TokenWeightsConfig,
 )
-from settings.preflight_config import PreflightConfig
-from settings.run_name import checked_run_name
-from settings.weights_config import WeightsConfig
+
+# -- run name ----------------------------------------------------------------------------------------------
+# Which names a run may have: its name is that of a folder, of an actor, and part of what other tools store.
+
+
+MAX_LENGTH = 100
+ALLOWED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+RESERVED = {"con", "prn", "aux", "nul"} | {f"{name}{number}" for name in ("com", "lpt") for number in range(1, 10)}
+"""Names of devices, with any ending, where run folders are shared with Windows."""
+
+
+def checked_run_name(name: str, field: str = "run_name") -> str:
+    """Return the name; ValueError naming `field` if it could lead out of the runs' folder, or is not portable."""
+    if not ALLOWED.fullmatch(name):
+        raise ValueError(
+            f"{field} must be letters, digits, '.', '_' and '-', the first a letter or digit, got {name[:80]!r}"
+        )
+    if len(name) > MAX_LENGTH:
+        raise ValueError(f"{field} must have at most {MAX_LENGTH} characters, got {len(name)}")
+    if name.endswith("."):
+        raise ValueError(f"{field} must not end in a dot, got {name!r} (nearest valid: {name.rstrip('.')})")
+    if name.partition(".")[0].lower() in RESERVED:
+        raise ValueError(f"{field} must not be the name of a device, got {name!r} (nearest valid: run-{name})")
+    return name
+
+
+# -- logging config ----------------------------------------------------------------------------------------
+# Settings of what a person sees of a run: the live view, dashboards, what is kept.
+
+
+WandbText = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class LoggingConfig(Section):
+    """Where progress goes."""
+
+    display: Literal["auto", "live", "plain"] = "auto"
+    """Live view on a terminal, one plain line per step otherwise."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run folder."""
+    diagnostics_every: NonNegative = 10
+    """Measure on every so many-th step, from the first, what the log-ratio's gradient norm would have been
+    (`grad_norm/log_ratio`): one more forward and backward, and for that time a float32 copy of all gradients on
+    every rank, next to those of a micro-batch. Not with learner.zero_stage 3. 0 is never."""
+    save_batches: bool = False
+    """Keep every trained batch as Arrow files under `batches/`, so that steps can be replayed and examined."""
+    samples: NonNegative = 4
+    """Problems whose responses before and after training are kept, token by token with their rewards, in
+    `samples.jsonl` for the report; 0 is none."""
+    prometheus: bool = True
+    """Metrics named `poweropd_...` through Ray, on the Prometheus port of the driver's node."""
+    wandb_project: WandbText | None = None
+    """Weights & Biases project; nothing is sent without it. The package `wandb` must be installed
+    (`pip install 'poweropd[wandb]'`); a resumed run continues the same run there."""
+    wandb_mode: Literal["online", "offline", "disabled"] = "online"
+    """offline writes to `wandb/` in the run folder, for `wandb sync`; disabled is like no project."""
+    wandb_entity: WandbText | None = None
+    """User or team that the project belongs to; by default that of the login."""
+    wandb_group: WandbText | None = None
+    """Group of the run, e.g. for seeds of one experiment."""
+    wandb_tags: list[WandbText] = Field(default=[])
+    """Tags of the run."""
+    wandb_timeout_s: Seconds = 60.0
+    """So long Weights & Biases may take to begin and, at the end, to send the rest; the run never waits longer."""
+
+
+# -- preflight config --------------------------------------------------------------------------------------
+# Settings of the checks before a run.
+
+
+class PreflightConfig(Section):
+    """Limits of the checks that `launch.py preflight` makes, and `train` before it starts."""
+
+    num_samples: Positive = 8
+    """Prompts on which the chat templates of student and teachers are rendered and compared."""
+    num_rows: Positive = 10_000
+    """Prompts whose lengths are counted; the first so many."""
+    max_memory_fraction: Fraction = 0.95
+    """A role's estimated memory may be this share of what its device or node has."""
+    min_free_gib: Annotated[float, Field(ge=0, le=2**20)] = 0.2
+    """Disk space that must stay free beside checkpoints and export, in GiB: metrics, logs, ledger."""
+    golden_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """Largest mean absolute difference of log-probs of the golden sequence between two engines, or between an
+    engine and the learner; by default 0.001 in float32 and 0.25 in bfloat16."""
+    node_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
+    """Wait so long for every node of the cluster to say what it has."""
+
 
 TeacherName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=50)]
 
@@ -191,6 +273,11 @@ class RunConfig(Section):
         """`batches_ahead` with its default filled in."""
         assert self.batches_ahead is not None
         return self.batches_ahead
+
+    @property
+    def max_evaluation_tokens(self) -> int:
+        """Tokens after which an evaluation response is cut."""
+        return self.evaluation.max_response_tokens or self.rollout.max_response_tokens
 
     @property
     def engine_dtype(self) -> str:

@@ -1,8 +1,11 @@
 """The vLLM engine: the only package that imports vllm, and only once an engine is opened."""
 
+import gc
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from actors.engine import Engine, EngineSettings
-from actors.vllm.environment import prepare_environment
-from actors.vllm.imports import collection_paused
 
 
 def open_engine(settings: EngineSettings) -> Engine:
@@ -12,3 +15,44 @@ def open_engine(settings: EngineSettings) -> Engine:
         from actors.vllm.engine import VllmEngine
 
     return VllmEngine(settings)
+
+
+# -- environment -------------------------------------------------------------------------------------------
+# The process environment of a vLLM engine; it must be set before vllm (and torch) are imported.
+
+
+def prepare_environment(settings: EngineSettings) -> None:
+    """Set what vLLM reads at import: quiet, in this process, and on CPUs without a compiler or core binding."""
+    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine's steps are ours, see engine.py
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # it refuses the logits processor of sampling.py
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    if settings.device == "cpu":
+        threads = str(settings.config.num_threads)
+        os.environ["OMP_NUM_THREADS"] = threads
+        os.environ["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # several engines share the cores
+        os.environ["TORCH_COMPILE_DISABLE"] = "1"  # parts of the sampler would need a C++ compiler
+
+
+# -- imports -----------------------------------------------------------------------------------------------
+# Imports of large libraries without garbage collection, which finds nothing there and takes time.
+
+
+@contextmanager
+def collection_paused() -> Iterator[None]:
+    """Collect no garbage meanwhile, and never again look for it in what there is at the end.
+
+    vllm, torch and transformers make millions of objects that live as long as the process. Each collection while
+    they are imported, and each full one afterwards, would walk through all of them: a fifth of the time of an
+    import. Where collection is off already it stays off.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()

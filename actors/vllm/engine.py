@@ -29,8 +29,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling, TokenScores, Vitals
 from actors.vllm.commands import Commands
-from actors.vllm.in_hand import WeightsInHand
-from actors.vllm.staging import Staged, WeightCache
+from actors.vllm.staging import Staged, WeightCache, WeightsInHand
 from actors.vllm.translate import (
     engine_args,
     executor,

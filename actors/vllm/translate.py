@@ -13,10 +13,9 @@ from vllm.sampling_params import RequestOutputKind
 from actors.engine import EngineSettings, Generation, Sampling, TokenScores
 from actors.vllm import weight_transfer
 from actors.vllm.sampling import SETTING as DRAWING
-from actors.vllm.sampling import Drawing
-from actors.vllm.vocabulary import SETTING, VocabularyLimit
+from actors.vllm.sampling import VOCAB_SETTING, Drawing, VocabularyLimit
 from settings.engine import EngineConfig
-from transport.teacher_signal import TeacherSignal
+from transport.batches import TeacherSignal
 
 MIN_LOG_PROBS = 20
 """vLLM's own limit of log-probs per token."""
@@ -72,7 +71,7 @@ def _generating_args(settings: EngineSettings) -> dict[str, Any]:
     return {
         "max_logprobs": max(MIN_LOG_PROBS, settings.signal.k),
         "logits_processors": [VocabularyLimit, *([Drawing] if settings.device == "cpu" else [])],
-        "additional_config": {SETTING: settings.vocab_size},
+        "additional_config": {VOCAB_SETTING: settings.vocab_size},
         "weight_transfer_config": {"backend": weight_transfer.BACKEND},
         "worker_extension_cls": f"{weight_transfer.__name__}.{weight_transfer.WorkerExtension.__name__}",
     }

@@ -1,7 +1,7 @@
 """The worker side of a weight load: vLLM's weight-transfer registry reads published buckets from a file.
 
 The file lies in shared memory, so engines of several processes (tensor parallel) read the same bytes and no RPC
-carries tensors; an engine of one process may take them from this one (`actors/vllm/in_hand.py`). On CPUs some
+carries tensors; an engine of one process may take them from this one (`actors/vllm/staging.py`). On CPUs some
 models need no reload in general (`actors/vllm/packed_layers.py`). Importing this module registers the backend.
 """
 
@@ -20,8 +20,8 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
-from actors.vllm.in_hand import buckets_at
 from actors.vllm.packed_layers import PackedLayers, packed_layers
+from actors.vllm.staging import buckets_at
 
 BACKEND = "poweropd_file"
 

@@ -8,11 +8,14 @@ staleness bound was kept, 1 otherwise, 2 for bad input.
 import argparse
 import json
 import logging
+import os
+import signal
 import time
 from pathlib import Path
 from random import Random
 from typing import Any
 
+import psutil
 from rich.console import Console
 
 from commands.chaos.report import Kill, as_lines, as_table, recovery_s, report
@@ -182,7 +185,6 @@ class Chaos:
         from ray.exceptions import RayError
 
         from cluster.ray_actors import actor_on_node
-        from commands.chaos.strike import Striker
 
         striker = actor_on_node(Striker, node_id)
         try:
@@ -210,3 +212,33 @@ class Chaos:
             if states == {"healthy"} and is_seen:
                 return
             time.sleep(0.5)
+
+
+# -- strike ------------------------------------------------------------------------------------------------
+# Kills processes on the node it runs on; an actor of the chaos command, one for each node.
+
+
+class Striker:
+    """Sends SIGKILL, by process id, to processes that are what they are said to be."""
+
+    def check(self) -> None:
+        """Answer as soon as it has started; RuntimeError if its parent is not the raylet of its node."""
+        name = psutil.Process(os.getppid()).name()
+        if name != "raylet":
+            raise RuntimeError(f"the parent of a Ray worker should be the raylet, and is {name}")
+
+    def kill_worker(self, pid: int) -> bool:
+        """Kill an actor's process; False if there is no such process, or it is none of Ray's."""
+        if not psutil.pid_exists(pid) or not psutil.Process(pid).name().startswith("ray::"):
+            return False
+        os.kill(pid, signal.SIGKILL)
+        return True
+
+    def kill_node(self) -> None:
+        """Kill the raylet of this node and all of its workers, this actor among them."""
+        raylet = psutil.Process(os.getppid())
+        workers = [each for each in raylet.children(recursive=True) if each.pid != os.getpid()]
+        raylet.kill()
+        for worker in workers:
+            worker.kill()
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -14,7 +14,7 @@ from types import FrameType
 import psutil
 
 from commands.compare.plan import PlannedRun, describe
-from commands.draining import signals_go_to
+from commands.retries import signals_go_to
 from records.files import append_row
 from settings.exit_codes import BAD_INPUT, DRAINED, FAILED, FINISHED
 

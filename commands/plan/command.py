@@ -11,9 +11,9 @@ from rich.console import Console
 
 from cluster.connection import prepare_environment
 from commands.compare.plan import options_of
+from commands.plan.estimate import PlannedRates, planned_rates
 from commands.plan.plan_config import PlanConfig
 from commands.plan.plan_text import train_options
-from commands.plan.planned_rates import PlannedRates, planned_rates
 from settings.load import load_settings
 from settings.run import RunConfig
 

@@ -15,9 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from statistics import median
 from typing import Any
 
-from cluster.clock import now
 from cluster.pool import Pool
-from cluster.waiting import NO_LIMIT_S
+from cluster.waiting import NO_LIMIT_S, now
 from cluster.worker import Worker
 
 logger = logging.getLogger(__name__)

@@ -1,10 +1,154 @@
-"""A pool whose workers live in this process: no Ray, no placement. For simulations and load tests."""
+"""Actors inside this process: called as Ray actors are, for simulations of whole runs and for load tests.
+
+    handle = LocalActor(worker)
+    refs = handle.score.options(num_returns=3).remote(table)     # references: await them, or pass them on
+    stream = handle.generate.options(num_returns="streaming").remote(prompts)
+
+Errors reach the caller as `RayError`, as they would from another process.
+"""
 
 import asyncio
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from functools import partial
+from typing import Any
+
+from ray.exceptions import RayActorError, RayError
 
 from cluster.pool import Pool
 from cluster.worker import Worker
-from commands.plan.local_actors import LocalActor
+from records.events import reason_of
+
+ENDED = "the worker was ended"
+
+
+class LocalRef:
+    """A value that a call returns: item `index` of its result, or all of it."""
+
+    def __init__(self, call: "asyncio.Future[Any]", index: int | None = None) -> None:
+        self._call = call
+        self._index = index
+
+    def __await__(self) -> Generator[Any, None, Any]:
+        value = yield from asyncio.shield(self._call).__await__()
+        return value if self._index is None else value[self._index]
+
+
+class LocalActor:
+    """Stands for `target` as a handle does for an actor."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+        self._calls: dict[asyncio.Task[Any], None] = {}  # in the order of their begin
+        self._is_dead = False
+
+    def __getattr__(self, method: str) -> "LocalMethod":
+        return LocalMethod(self, method)
+
+    def kill(self) -> None:
+        """End every call in flight with an error, and refuse further ones."""
+        self._is_dead = True
+        for call in self._calls:
+            call.get_loop().call_soon(call.cancel)  # once it has begun, so that it ends with our error
+
+    def call(self, method: str, args: tuple[Any, ...], named: dict[str, Any]) -> "asyncio.Task[Any]":
+        """Begin a call; references among the arguments are awaited first."""
+        return self.track(partial(self._run, method, args, named))
+
+    def track(self, work: Callable[[], Awaitable[Any]]) -> "asyncio.Task[Any]":
+        """Begin work that ends with this actor."""
+        task = asyncio.create_task(self._guard(work))
+        self._calls[task] = None
+        task.add_done_callback(self._ended)
+        return task
+
+    def _ended(self, task: "asyncio.Task[Any]") -> None:
+        self._calls.pop(task, None)
+        if not task.cancelled():
+            task.exception()  # whoever waits for it is told; nobody has to
+
+    async def _run(self, method: str, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        values = [await arg if isinstance(arg, LocalRef) else arg for arg in args]
+        result = getattr(self._target, method)(*values, **named)
+        return await result if inspect.isawaitable(result) else result
+
+    async def _guard(self, work: Callable[[], Awaitable[Any]]) -> Any:
+        """Do work of this actor; its errors are those of an actor."""
+        try:
+            if self._is_dead:
+                raise RayActorError(error_msg=ENDED)
+            return await work()
+        except (RayError, StopAsyncIteration):
+            raise
+        except asyncio.CancelledError:
+            if not self._is_dead:
+                raise
+            raise RayActorError(error_msg=ENDED) from None
+        except Exception as error:
+            raise RayError(reason_of(error)) from error
+
+
+class LocalMethod:
+    """A method of a local actor."""
+
+    def __init__(self, actor: LocalActor, name: str, num_returns: int | str = 1) -> None:
+        self._actor = actor
+        self._name = name
+        self._num_returns = num_returns
+
+    def options(self, *, num_returns: int | str = 1, **_: Any) -> "LocalMethod":
+        """As of a Ray method; what concerns processes is ignored."""
+        return LocalMethod(self._actor, self._name, num_returns)
+
+    def remote(self, *args: Any, **named: Any) -> Any:
+        """Begin the call: a reference, a list of them, or a `LocalStream`."""
+        call = self._actor.call(self._name, args, named)
+        if self._num_returns == "streaming":
+            return LocalStream(self._actor, call)
+        if self._num_returns == 1:
+            return LocalRef(call)
+        assert isinstance(self._num_returns, int)
+        return [LocalRef(call, index) for index in range(self._num_returns)]
+
+
+class LocalStream:
+    """The references of what a generator method yields, made as they are asked for."""
+
+    def __init__(self, actor: LocalActor, call: "asyncio.Task[Any]") -> None:
+        self._actor = actor
+        self._call = call
+        self._items: AsyncIterator[Any] | Iterator[Any] | None = None
+        self._making: asyncio.Task[Any] | None = None  # the item asked for last
+
+    async def __anext__(self) -> LocalRef:
+        value: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._making = self._actor.track(self._next)
+        value.set_result(await self._making)
+        return LocalRef(value)
+
+    async def _next(self) -> Any:
+        if self._items is None:
+            self._items = await self._call
+        assert self._items is not None
+        if isinstance(self._items, AsyncIterator):
+            return await anext(self._items)
+        try:
+            return next(self._items)
+        except StopIteration:
+            raise StopAsyncIteration from None
+
+    async def cancel(self) -> None:
+        """End the generator where it is."""
+        if self._making is not None and not self._making.done():  # whoever asked for it waits no more
+            self._making.cancel()
+            await asyncio.wait({self._making})
+        if isinstance(self._items, AsyncIterator) and hasattr(self._items, "aclose"):
+            await self._items.aclose()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# -- local pool --------------------------------------------------------------------------------------------
+# A pool whose workers live in this process: no Ray, no placement. For simulations and load tests.
+
 
 IN_PROCESS = "in process"
 """Placement of a local worker."""

@@ -6,7 +6,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from commands.plan.planned_rates import PlannedRates
+from commands.plan.estimate import PlannedRates
 from commands.plan.prediction import FitCheck, Prediction
 from commands.plan.search import Search
 from settings.teachers import field_of

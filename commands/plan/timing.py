@@ -1,6 +1,6 @@
 """How long an engine takes: decoding shared by all its sequences, prefill and weight loads in between.
 
-Times are those of the event loop, real or simulated (`commands/plan/virtual_time.py`).
+Times are those of the event loop, real or simulated (`commands/plan/run.py`).
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from cluster.clock import now
+from cluster.waiting import now
 from settings.run import Positive, Section
 
 Duration = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from cluster.clock import now
+from cluster.waiting import now
 from commands.plan.timing import Duration, EngineRates, PerSecond, SimulatedDevice
 from records.checkpoints import WriteReport, record_of
 from settings.run import Section

@@ -9,9 +9,9 @@ Estimates, of the right size for dense decoders; what allocators waste is in `ma
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from inputs.shapes import Shape
+from inputs.models import Shape
 from settings.engine import EngineConfig
-from settings.head_chunk import BLOCK_ELEMENTS, chunk_positions
+from settings.learner import BLOCK_ELEMENTS, chunk_positions
 from settings.run import RunConfig
 
 GIB = 2**30

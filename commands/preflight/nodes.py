@@ -1,16 +1,74 @@
 """Checks of the nodes: whether they reach what a run reads and writes, and whether its workers fit into memory."""
 
-from collections import Counter
+import os
+import shutil
+import subprocess
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 from cluster.nodes import Node
 from cluster.placement import Demand, place_all
-from commands.preflight.memory import GIB, Need, gib
-from commands.preflight.node_facts import NodeFacts
+from commands.preflight.memory import GIB, ITEM_BYTES, OPTIMIZER_BYTES, Need, gib
+from inputs.models import Shape
+from records.files import free_bytes
 from settings.checks import Finding
 from settings.run import RunConfig
 from settings.teachers import field_of
+
+# -- node facts --------------------------------------------------------------------------------------------
+# What one node has: memory, devices, and which files it can reach. Runs on every node, or here.
+
+
+SMI_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """A node as a task found it."""
+
+    memory_bytes: int
+    """All of its memory."""
+    available_bytes: int
+    """What is free or can be freed now."""
+    gpu_bytes: tuple[int, ...]
+    """Memory of each GPU; empty without any, or without `nvidia-smi`."""
+    missing: tuple[str, ...]
+    """Those of the given paths that it does not have."""
+    is_writable: bool
+    """Whether run folders can be written there."""
+
+
+def describe_node(paths: Sequence[str], runs_path: str) -> NodeFacts:
+    """What this machine has; `paths` are files or folders that it must have."""
+    memory = psutil.virtual_memory()
+    missing = tuple(path for path in paths if not Path(path).exists())
+    is_writable = Path(runs_path).is_dir() and os.access(runs_path, os.W_OK | os.X_OK)
+    return NodeFacts(memory.total, memory.available, _gpu_bytes(), missing, is_writable)
+
+
+def needed_paths(paths: Sequence[str]) -> list[str]:
+    """Those of the paths that are files or folders here; the others are names on the hub."""
+    return [path for path in dict.fromkeys(paths) if Path(path).exists()]
+
+
+def existing_parent(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
+    return next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+
+
+def _gpu_bytes() -> tuple[int, ...]:
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    command = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=SMI_TIMEOUT_S, check=False)
+    values = [line.strip() for line in done.stdout.splitlines()] if done.returncode == 0 else []
+    return tuple(int(value) * 2**20 for value in values if value.isdecimal())
+
 
 FIELDS = {"learner": "learner.micro_batch_tokens, learner.activation_checkpointing, learner.zero_stage"}
 """What is changed to make a role smaller."""
@@ -185,3 +243,69 @@ def _section(role: str) -> str:
 
 def _fields(role: str) -> str:
     return FIELDS.get(role, ENGINE_FIELDS)
+
+
+# -- disk space --------------------------------------------------------------------------------------------
+# Check of disk space: checkpoints, export and the rows of a run fit where they are written.
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Bytes that will be written into one folder."""
+
+    path: Path
+    num_bytes: float
+    how: str
+
+
+def disk_findings(
+    config: RunConfig, student: Shape | None, *, run_folder: Path, checkpoints: Path
+) -> tuple[list[Finding], dict[str, Any]]:
+    """Whether the disks have room for what the run writes; the arithmetic is in the details."""
+    wanted = wanted_of(config, student, run_folder=run_folder, checkpoints=checkpoints)
+    by_disk: dict[int, list[Wanted]] = defaultdict(list)
+    for each in wanted:
+        by_disk[existing_parent(each.path).stat().st_dev].append(each)
+    findings = list[Finding]()
+    if student is None:
+        text = "the student's size is not known, and so not the size of its checkpoints"
+        findings.append(Finding("warning", text))
+    lines = list[str]()
+    for together in by_disk.values():
+        place = together[0].path
+        needed, free = sum(each.num_bytes for each in together), free_bytes(place)
+        lines += [f"{each.path}: {gib(each.num_bytes)} = {each.how}" for each in together]
+        text = f"{gib(needed)} needed, {gib(free)} free at {place}"
+        if needed > free:
+            remedy = "set checkpoint.keep lower, or runs_path or checkpoint.path to a larger disk"
+            findings.append(Finding("error", f"runs_path: too little disk space: {text}", remedy))
+        elif not findings:
+            findings.append(Finding("ok", text))
+    return findings, {"arithmetic": lines}
+
+
+def wanted_of(config: RunConfig, student: Shape | None, *, run_folder: Path, checkpoints: Path) -> list[Wanted]:
+    """What a run writes: checkpoints (one more than are kept, while it is written), export, rows."""
+    rows = Wanted(run_folder, config.preflight.min_free_gib * GIB, "preflight.min_free_gib")
+    if student is None:
+        return [rows]
+    item = ITEM_BYTES[config.learner.dtype]
+    one = checkpoint_bytes(student, item_bytes=item)
+    num = 2 if config.checkpoint.url is not None else config.checkpoint.keep + 1
+    held = _size_of(checkpoints)
+    less = f", less {gib(held)} that are there" if held else ""
+    how = f"{num} checkpoints of {gib(one)} ({OPTIMIZER_BYTES} + {item} bytes per parameter){less}"
+    return [
+        Wanted(checkpoints, max(0.0, num * one - held), how),
+        Wanted(run_folder, student.num_parameters * item, f"export, {item} bytes per parameter"),
+        rows,
+    ]
+
+
+def checkpoint_bytes(student: Shape, *, item_bytes: int) -> float:
+    """Bytes of one checkpoint: fp32 master weights and two moments, and the weights in the learner's dtype."""
+    return student.num_parameters * (OPTIMIZER_BYTES + item_bytes)
+
+
+def _size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0

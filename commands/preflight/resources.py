@@ -10,11 +10,19 @@ from cluster.capacity import this_machine
 from cluster.connection import is_local
 from cluster.nodes import Node
 from cluster.placement import Demand
-from commands.preflight.disk_space import disk_findings
 from commands.preflight.memory import GIB, needs_of
-from commands.preflight.node_facts import NodeFacts, describe_node, existing_parent, needed_paths
-from commands.preflight.nodes import memory_findings, path_findings, placement_findings, roles_by_node
-from inputs.shapes import Shape
+from commands.preflight.nodes import (
+    NodeFacts,
+    describe_node,
+    disk_findings,
+    existing_parent,
+    memory_findings,
+    needed_paths,
+    path_findings,
+    placement_findings,
+    roles_by_node,
+)
+from inputs.models import Shape
 from records.checkpoint_store import CheckpointStore
 from records.run_folder import RunFolder
 from settings.checks import Checks

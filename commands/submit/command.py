@@ -14,13 +14,11 @@ from pathlib import Path
 import yaml
 
 from cluster.connection import jobs_api
-from commands.options import GRACE_S
-from commands.submit.environment import read_environment
-from commands.submit.request import JobState, Place, Request, UnreachableError
+from commands.parser import GRACE_S
+from commands.submit.request import JobState, Place, Request, UnreachableError, read_environment
 from settings.exit_codes import DRAINED, FAILED, FINISHED
 from settings.load import to_yaml
-from settings.run import RunConfig
-from settings.run_name import checked_run_name
+from settings.run import RunConfig, checked_run_name
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C while following: the job goes on."""

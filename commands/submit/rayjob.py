@@ -11,8 +11,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from commands.submit.kubectl import Object
-from commands.submit.manifests import INSTANCE, is_of_cluster, job_name, ray_cluster, with_instance
+from commands.submit.kubectl import INSTANCE, Object, is_of_cluster, job_name, ray_cluster, with_instance
 from commands.submit.request import Request
 
 SETTINGS_PATH = "/etc/poweropd/settings.yaml"

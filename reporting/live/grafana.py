@@ -1,15 +1,175 @@
-"""The Grafana dashboard of the metrics in `prometheus_table.py`: `docker/grafana/poweropd.json`.
-
-python -m reporting.live.grafana      writes the file anew
-"""
+"""What the Grafana dashboard shows: its sections and panels. `grafana.py` lays them out."""
 
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from reporting.live.grafana_panels import SECTIONS, Panel
-from reporting.live.prometheus_table import BY_NAME
+from reporting.live.prometheus import BY_NAME
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One panel: queries as (expression, legend)."""
+
+    title: str
+    queries: Sequence[tuple[str, str]]
+    unit: str = "short"
+    kind: Literal["timeseries", "stat"] = "timeseries"
+    width: int = 8
+    height: int = 8
+
+
+def of(name: str, how: str = "", **tags: str) -> str:
+    """The series of a metric, of the runs that are chosen; `how` is appended to the name (`_bucket`)."""
+    assert name in BY_NAME, name
+    matchers = ", ".join(['run=~"$run"', *(f'{tag}="{value}"' for tag, value in tags.items())])
+    return f"ray_{BY_NAME[name].full_name}{how}{{{matchers}}}"
+
+
+def since(name: str) -> str:
+    """Seconds since a time that a metric holds."""
+    return f"time() - {of(f'{name}_timestamp_seconds')}"
+
+
+def rate(name: str, by: str, how: str = "") -> str:
+    """Rate of a counter, summed by labels."""
+    return f"sum by ({by}) (rate({of(name, how)}[$__rate_interval]))"
+
+
+def count(name: str, by: str) -> str:
+    """Rise of a counter over the shown time, summed by labels."""
+    return f"sum by ({by}) (increase({of(name)}[$__range]))"
+
+
+SECTIONS: dict[str, Sequence[Panel]] = {
+    "Run": (
+        Panel("Step", [(of("step"), "{{run}}"), (of("max_steps"), "{{run}} of")], kind="stat", width=6, height=4),
+        Panel("Time left", [(of("seconds_left"), "{{run}}")], "s", kind="stat", width=6, height=4),
+        Panel("Weight version", [(of("weight_version"), "{{run}}")], kind="stat", width=6, height=4),
+        Panel("Prompts given up", [(of("prompts_given_up"), "{{run}}")], kind="stat", width=6, height=4),
+        Panel(
+            "Since the start",
+            [(since("started"), "{{run}}"), (since("ended"), "{{run}} since its end")],
+            "s",
+            kind="stat",
+            width=6,
+            height=4,
+        ),
+        Panel("Since the last step", [(since("progress"), "{{run}}")], "s", kind="stat", width=6, height=4),
+        Panel("Usual step", [(of("usual_step_seconds"), "{{run}}")], "s", kind="stat", width=6, height=4),
+        Panel(
+            "Work that is not saved",
+            [(f"({of('step')} - {of('checkpoint_step')}) * {of('usual_step_seconds')}", "{{run}}")],
+            "s",
+            kind="stat",
+            width=6,
+            height=4,
+        ),
+    ),
+    "Learning": (
+        Panel(
+            "Accuracy",
+            [
+                (of("evaluation_accuracy"), "{{run}} {{model}} {{benchmark}} avg@k"),
+                (of("evaluation_pass_at_k"), "{{run}} {{model}} {{benchmark}} pass@k"),
+            ],
+            "percentunit",
+        ),
+        Panel("Reverse KL", [(of("reverse_kl"), "{{run}}")]),
+        Panel("Reward", [(of("reward_mean"), "{{run}}")]),
+        Panel("Gradient norm", [(of("gradient_norm"), "{{run}}")]),
+        Panel("Loss", [(of("loss"), "{{run}}")]),
+        Panel("Learning rate", [(of("learning_rate"), "{{run}}")], "sci"),
+        Panel("Entropy", [(of("entropy"), "{{run}}")]),
+        Panel("Response length", [(of("response_length_mean"), "{{run}}")]),
+        Panel(
+            "Shares",
+            [
+                (of("truncated_fraction"), "{{run}} truncated"),
+                (of("importance_capped_fraction"), "{{run}} capped importance"),
+            ],
+            "percentunit",
+        ),
+    ),
+    "Throughput": (
+        Panel("Tokens per second", [(of("throughput_tokens_per_second"), "{{run}} {{role}}")]),
+        Panel("Tokens trained per second", [(rate("tokens_trained_total", "run"), "{{run}}")]),
+        Panel("Busy workers", [(of("busy_fraction"), "{{run}} {{role}}")], "percentunit"),
+        Panel("Seconds by stage", [(of("stage_seconds"), "{{run}} {{stage}}")], "s"),
+        Panel(
+            "Seconds of a step",
+            [
+                (f"histogram_quantile(0.5, {rate('step_seconds', 'run, le', '_bucket')})", "{{run}} median"),
+                (f"histogram_quantile(0.95, {rate('step_seconds', 'run, le', '_bucket')})", "{{run}} 95 %"),
+            ],
+            "s",
+        ),
+        Panel("A slot waits for", [(of("wait_seconds"), "{{run}} {{role}}")], "s"),
+        Panel("Queues", [(of("queue_length"), "{{run}} {{queue}}")]),
+        Panel(
+            "Held up by", [(rate("backpressure_seconds_total", "run, role"), "{{run}} {{role}}")], "percentunit"
+        ),
+        Panel(
+            "Staleness",
+            [
+                (of("staleness_mean"), "{{run}} mean"),
+                (of("staleness_max"), "{{run}} max"),
+                (of("staleness_bound"), "{{run}} bound"),
+            ],
+        ),
+    ),
+    "Health": (
+        Panel("Workers", [(of("workers"), "{{run}} {{role}} {{state}}")]),
+        Panel(
+            "Workers missing",
+            [(f"{of('workers_wanted')} - on (run, role) {of('workers', state='healthy')}", "{{run}} {{role}}")],
+        ),
+        Panel(
+            "Deaths, restarts, suspects",
+            [
+                (count("deaths_total", "run, role"), "{{run}} {{role}} deaths"),
+                (count("restarts_total", "run, role"), "{{run}} {{role}} restarts"),
+                (count("suspects_total", "run, role"), "{{run}} {{role}} suspects"),
+                (count("given_up_total", "run, role"), "{{run}} {{role}} given up"),
+            ],
+        ),
+        Panel("Learner against engine", [(of("mismatch_kl"), "{{run}}")]),
+        Panel(
+            "Steps skipped, checkpoints lost",
+            [
+                (count("skipped_steps_total", "run"), "{{run}} steps skipped"),
+                (count("checkpoint_failures_total", "run"), "{{run}} checkpoints not written"),
+                (count("checkpoints_damaged_total", "run"), "{{run}} checkpoints damaged"),
+            ],
+        ),
+        Panel(
+            "Steps since the newest checkpoint",
+            [
+                (f"{of('step')} - {of('checkpoint_step')}", "{{run}}"),
+                (of("checkpoint_every_steps"), "{{run}} between two"),
+            ],
+        ),
+        Panel(
+            "Free disk",
+            [
+                (of("disk_free_bytes"), "{{run}} {{folder}}"),
+                (of("disk_size_bytes"), "{{run}} {{folder}} size"),
+                (of("checkpoint_bytes"), "{{run}} a checkpoint"),
+            ],
+            "bytes",
+        ),
+    ),
+}
+
+
+# -- grafana -----------------------------------------------------------------------------------------------
+# The Grafana dashboard of the metrics in `prometheus_table.py`: `docker/grafana/poweropd.json`.
+#
+# python -m reporting.live.grafana      writes the file anew
+
 
 DASHBOARD_PATH = Path(__file__).resolve().parents[2] / "docker" / "grafana" / "poweropd.json"
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.live import Live
 
 from reporting.advisor import RECENT_STEPS, Advice, advise
+from reporting.live.monitor import clock_text
 from reporting.live.terminal import LiveView, accuracy_text
-from reporting.live.time_left import clock_text
 from settings.run import RunConfig
 
 logger = logging.getLogger(__name__)

@@ -18,9 +18,8 @@ from tensorboard.plugins.scalar.summary_v2 import scalar_pb
 from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from records.disk import is_disk_error
-from reporting.live.evaluation_scalars import evaluation_scalars
-from reporting.live.event_words import ROUTINE, in_words
+from records.files import is_disk_error
+from reporting.live.event_words import ROUTINE, evaluation_scalars, in_words
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from reporting.live.time_left import clock_text
+from reporting.live.monitor import clock_text
 
 Status = Mapping[str, Any]
 

@@ -18,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from reporting.live.evaluation_scalars import evaluation_scalars
-from settings.logging_config import LoggingConfig
+from reporting.live.event_words import evaluation_scalars
+from settings.run import LoggingConfig
 
 logger = logging.getLogger(__name__)
 

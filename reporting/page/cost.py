@@ -20,7 +20,7 @@ CAUSES: Mapping[str, str] = {
     "wasted/skipped": "steps without a finite gradient",
     "wasted/fall_back": "steps and rollouts voided by a fall-back or a continuation",
 }
-"""Tokens by cause, as the last metrics row counts them (`controller/waste.py`)."""
+"""Tokens by cause, as the last metrics row counts them (`controller/meters.py`)."""
 
 
 @dataclass(frozen=True)

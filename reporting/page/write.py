@@ -10,15 +10,21 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reporting.page.configurations import commands, differences, reproduction
 from reporting.page.cost import PoolCost, WasteLine, num_cut_off, pool_costs, waste_lines
-from reporting.page.curves import learning_figures
-from reporting.page.faults import Faults, faults_of
+from reporting.page.curves import learning_figures, time_figures
 from reporting.page.figure import Figure
 from reporting.page.run_data import RunData
-from reporting.page.sample_view import SamplesView, samples_view
-from reporting.page.summary_table import Verdict, advice_of, duration, percent, summary_rows, verdicts
-from reporting.page.time_figures import time_figures
+from reporting.page.sample_view import SamplesView, commands, differences, reproduction, samples_view
+from reporting.page.summary_table import (
+    Faults,
+    Verdict,
+    advice_of,
+    duration,
+    faults_of,
+    percent,
+    summary_rows,
+    verdicts,
+)
 from reporting.page.timeline import timeline_figure
 
 HERE = Path(__file__).parent

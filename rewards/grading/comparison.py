@@ -11,8 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from rewards.grading.answer_units import readings
-from rewards.grading.numbers import are_equal, parse_number
+from rewards.grading.numbers import are_equal, parse_number, readings
 from rewards.grading.text import compact, enclosed, split_top
 
 Algebra = Callable[[str, str], bool]

@@ -13,7 +13,7 @@ from typing import Any
 import psutil
 
 from commands.chaos.report import Kill, recovery_s
-from controller.resume import Progress
+from controller.recovery import Progress
 from records.checkpoints import read_manifest
 from records.run_folder import RunFolder, valid_ledger
 from tests.integration.namespaces import ROOT, until

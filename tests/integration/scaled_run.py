@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from controller.resume import Progress
+from controller.recovery import Progress
 from records.checkpoints import read_manifest
 from records.files import read_rows
 from records.run_folder import RunFolder, valid_ledger

@@ -33,10 +33,9 @@ from records.checkpoints import WriteReport, record_of
 from records.files import append_row
 from settings.run import EngineConfig, RunConfig
 from settings.teachers import role_of_source
-from transport.batches import PROMPT_SCHEMA, check_scored
+from transport.batches import PROMPT_SCHEMA, SAMPLED, TeacherSignal, check_scored
 from transport.notes import Pulse
 from transport.parcels import tables_of_slots
-from transport.teacher_signal import SAMPLED, TeacherSignal
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest, check_buckets, checksum
 

@@ -20,7 +20,7 @@ from cluster.waiting import together
 from controller.checkpointing import Checkpointer
 from controller.learner_group import LearnerGroup
 from controller.pipeline import Pipeline
-from controller.resume import Progress, restore
+from controller.recovery import Progress, restore
 from evaluation.evaluation import Evaluation
 from records.checkpoint_store import CheckpointStore
 from records.events import Events
@@ -38,8 +38,8 @@ from tests.integration.simulated import (
     SimulatedPrompts,
     WorkerCutOff,
 )
+from transport.batches import TeacherSignal
 from transport.stop_tokens import StopTokens
-from transport.teacher_signal import TeacherSignal
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from controller.resume import Progress
+from controller.recovery import Progress
 from records.checkpoints import committed_steps, read_manifest, verify
 from records.files import read_rows
 from records.run_folder import RunFolder, valid_ledger

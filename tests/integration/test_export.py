@@ -27,7 +27,7 @@ ANSWERING = f"{ASKED}12+30=42\n42+5=47\n####47"
 WITH_VLLM = """
 import json, sys
 from actors.engine import EngineSettings
-from actors.vllm.environment import prepare_environment
+from actors.vllm import prepare_environment
 from settings.run import EngineConfig
 path, prompts = sys.argv[1], json.loads(sys.argv[2])
 prepare_environment(EngineSettings(path, "float32", "cpu", 0, 32, (), EngineConfig()))

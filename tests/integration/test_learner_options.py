@@ -33,8 +33,7 @@ from tests.unit.test_learner_scene import (
     save_student,
     scored_table,
 )
-from transport.batches import scored_schema
-from transport.teacher_signal import SAMPLED, TeacherSignal
+from transport.batches import SAMPLED, TeacherSignal, scored_schema
 
 pytestmark = pytest.mark.timeout(400)
 

@@ -17,15 +17,14 @@ from torch import Tensor
 import rewards
 from actors.engine import Engine, EngineSettings
 from actors.teacher_worker import TeacherWorker
-from learner.teacher_head import TeacherHead
+from learner.divergence import TeacherHead
 from settings.objective import ObjectiveConfig
 from tests.integration.test_engine_scene import MAX_MODEL_LEN, opened, read_model, run, save_model, settings
 from tests.integration.test_learner_ranks import make_rank, run_ranks
 from tests.integration.test_workers import rollouts
 from tests.unit.test_learner_scene import run_config
-from transport.batches import check_scored
+from transport.batches import TeacherSignal, check_scored
 from transport.stop_tokens import StopTokens
-from transport.teacher_signal import TeacherSignal
 
 pytestmark = pytest.mark.timeout(240)
 

@@ -15,8 +15,7 @@ from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
 from controller.status import pools_status
 from reporting.live.monitor import Monitor
-from reporting.live.prometheus import Prometheus
-from reporting.live.prometheus_table import METRICS
+from reporting.live.prometheus import METRICS, Prometheus
 from tests.integration.simulated_run import run_config, simulated_run
 from tests.unit.ray_metrics import GPU_METRICS, RAY_LABELS, RAY_METRICS
 

@@ -10,7 +10,7 @@ import ray
 from ray.job_submission import JobSubmissionClient
 
 from cluster.mailbox import actor_name
-from commands.submit.package import find_package
+from commands.submit.ray_jobs import find_package
 from settings.exit_codes import BAD_INPUT, DRAINED, FINISHED
 from tests.integration.namespaces import ROOT, NodeOptions, driver, ray_nodes, until
 from tests.integration.submitted_run import BATCH, JOBS, LAUNCH, SubmittedRun, asked, ran

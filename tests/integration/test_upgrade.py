@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from commands.submit.package import find_package
+from commands.submit.ray_jobs import find_package
 from records.checkpoints import committed_steps
-from records.own_version import own_version
+from records.run_folder import own_version
 from settings.exit_codes import DRAINED, FINISHED
 from tests.integration.namespaces import ROOT, NodeOptions, ray_nodes
 from tests.integration.submitted_run import BATCH, SubmittedRun

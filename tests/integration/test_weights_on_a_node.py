@@ -12,7 +12,7 @@ from actors.engine import LoadReport
 from actors.rollout_worker import RolloutWorker
 from actors.vllm import open_engine
 from actors.vllm.shared_file import PREFIX, SHARED_MEMORY
-from learner.weight_history import WeightHistory
+from learner.publisher import WeightHistory
 from tests.integration.test_engine_scene import perturb, publish, read_model, save_model, settings
 from transport.weight_sources import ObjectStoreSource
 from transport.weights import WeightManifest

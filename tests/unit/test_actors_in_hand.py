@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from actors.vllm.in_hand import WeightsInHand, buckets_at
+from actors.vllm.staging import WeightsInHand, buckets_at
 from transport.weight_sources import BucketsInHand
 from transport.weights import WeightManifest, bucket_sizes, checksum, plan_buckets
 

@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 
 from actors.vllm import shared_file
-from actors.vllm.in_hand import buckets_at
 from actors.vllm.shared_file import hold, remove_left_over
-from actors.vllm.staging import WeightCache
+from actors.vllm.staging import WeightCache, buckets_at
 from transport.differences import encode
 from transport.weight_sources import BucketsInHand
 from transport.weights import WeightManifest, bucket_sizes, checksum, plan_buckets

@@ -14,10 +14,9 @@ from actors.rollout_worker import RolloutWorker
 from actors.teacher_worker import TeacherWorker
 from inputs.prompts import Prompt, PromptSource
 from settings.run import EngineConfig
-from transport.batches import ROLLOUT_SCHEMA, check_rollouts
+from transport.batches import ROLLOUT_SCHEMA, TeacherSignal, check_rollouts
 from transport.notes import EndOfStream, Parcel, RolloutNote, ScoreNote
 from transport.stop_tokens import StopTokens
-from transport.teacher_signal import TeacherSignal
 from transport.weight_sources import BucketsInHand, WeightSource
 from transport.weights import WeightManifest
 

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from reporting.live.grafana import dashboard
-from reporting.live.prometheus_table import BY_NAME, METRICS
+from reporting.live.prometheus import BY_NAME, METRICS
 from tests.unit.promql import labels_of, metrics_of
 from tests.unit.ray_metrics import GPU_METRICS, RAY_LABELS, RAY_METRICS
 from tests.unit.validators import ROOT, run, validator

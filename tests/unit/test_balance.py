@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cluster.balance import Decision
-from cluster.balancing import Balancing
+from cluster.balancer import Balancing
 from settings.cluster import BalanceConfig, Limits
 
 BATCH = 16

@@ -10,12 +10,12 @@ from transport.batches import (
     PROMPT_SCHEMA,
     ROLLOUT_SCHEMA,
     SCORED_SCHEMA,
+    TeacherSignal,
     check_prompts,
     check_rollouts,
     check_scored,
     scored_schema,
 )
-from transport.teacher_signal import TeacherSignal
 
 pytestmark = pytest.mark.timeout(20)
 

@@ -11,9 +11,8 @@ import pytest
 from cluster.placement import Demand
 from cluster.ray_actors import WorkerSpec
 from commands.plan.local_pool import LocalPool
-from commands.plan.virtual_time import run_virtually
-from controller.broadcasts import MARGIN_S, Broadcasts
-from controller.collective_group import MAX_FAILURES
+from commands.plan.run import run_virtually
+from controller.broadcasts import MARGIN_S, MAX_FAILURES, Broadcasts
 from records.events import Events
 from records.files import read_rows
 from settings.cluster import ClusterConfig

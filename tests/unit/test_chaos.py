@@ -8,9 +8,9 @@ import pytest
 from rich.console import Console
 
 import launch
+from commands.chaos.command import Striker
 from commands.chaos.report import Kill, as_lines, as_table, report
 from commands.chaos.schedule import KINDS, Schedule, read_kinds, read_seconds, victims
-from commands.chaos.strike import Striker
 from records.files import append_row
 from records.run_folder import RunFolder
 from settings.exit_codes import BAD_INPUT

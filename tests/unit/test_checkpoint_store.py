@@ -11,9 +11,8 @@ from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
 from records import checkpoints
-from records.checkpoint_store import CheckpointStore, check_checkpoints
+from records.checkpoint_store import ASIDE_NAME, CheckpointStore, RemoteFolder, check_checkpoints
 from records.checkpoints import MANIFEST_NAME, CheckpointManifest, DamagedCheckpointError, record_of
-from records.remote_folder import ASIDE_NAME, RemoteFolder
 from records.run_folder import RunFolder
 from settings.learner import CheckpointConfig
 from tests.unit.test_learner_scene import run_config

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from controller.checkpointing import Checkpointer
-from controller.resume import Progress, restore
+from controller.recovery import Progress, restore
 from records.checkpoint_store import CheckpointStore
 from records.checkpoints import MANIFEST_NAME, Frontier, WriteReport, record_of
 from records.events import Events

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transport.checksums import BLOCK_ROWS, ROW_BYTES, checksum
+from transport.weights import BLOCK_ROWS, ROW_BYTES, checksum
 
 pytestmark = pytest.mark.timeout(20)
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.learner_group import split_by_tokens
-from controller.resume import Progress
+from controller.recovery import Progress
 from controller.scoring import ScoredSlot
 from records.checkpoints import Frontier
 from transport.notes import RolloutNote

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.collective_group import MAX_FAILURES, MAX_MISSES, Candidate, CollectiveGroup, Group, Turn
+from controller.broadcasts import MAX_FAILURES, MAX_MISSES, Candidate, CollectiveGroup, Group, Turn
 
 
 def candidates(**node_of: str) -> list[Candidate]:

@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from commands.compare.comparison_results import positions_of, write_results
 from commands.compare.figures import draw_curves, running_median
 from commands.compare.plan import CompareConfig, PlannedRun, describe, plan_runs
-from commands.compare.results import build_rows, to_markdown
+from commands.compare.results import build_rows, positions_of, to_markdown, write_results
 from commands.compare.runs import ATTEMPTS, memory_of, run_all
 from records.files import append_row
 from settings.load import load_settings, save_config

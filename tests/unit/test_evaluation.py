@@ -12,9 +12,8 @@ import pytest
 import launch
 from cluster.placement import plan
 from commands.evaluate import model_fingerprint
-from evaluation.kept_results import KeptResults
 from evaluation.metrics import GradedSample, Measures, latest_rows, mean_of_rows, result_of
-from evaluation.results import EvaluatedProblem, ResultFolder, result_table, samples_of
+from evaluation.results import EvaluatedProblem, KeptResults, ResultFolder, result_table, samples_of
 from evaluation.view import progress_line, results_table
 from records.events import Events
 from records.run_folder import RunFolder

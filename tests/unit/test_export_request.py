@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 import launch
-from commands.export_request import read_request
+from commands.export import read_request
 from commands.parser import build_parser
 from records import checkpoints
 from records.checkpoints import CheckpointManifest

@@ -9,9 +9,8 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from learner.checkpoint_writer import CheckpointWriter
-from records.disk import free_bytes, is_disk_error
 from records.events import Events
-from records.files import RowFile, read_rows
+from records.files import RowFile, free_bytes, is_disk_error, read_rows
 from records.run_folder import RunFolder, valid_ledger
 from reporting.live.tensorboard import TensorBoard
 from tests.unit.full_disk import files_end_at

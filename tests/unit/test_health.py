@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.health import NEXT_STATES, Health, Verdict, WorkerState, backoff_s
-from settings.health_config import HealthConfig
+from settings.cluster import HealthConfig
 from transport.notes import Pulse
 
 LIMITS = HealthConfig(heartbeat_s=1.0, suspect_after_s=3.0, dead_after_s=10.0, stall_after_s=20.0)

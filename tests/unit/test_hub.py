@@ -18,7 +18,7 @@ PUSH = """
 import asyncio, sys
 from pathlib import Path
 from records.events import Events
-from settings.export_config import ExportConfig
+from settings.learner import ExportConfig
 from commands.export import push_export
 config = ExportConfig(push_to=sys.argv[2])
 asyncio.run(push_export(Path(sys.argv[1]), config, Events(Path(sys.argv[3]))))

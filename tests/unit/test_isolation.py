@@ -1,7 +1,7 @@
 """Where suspicious slots run: on one engine that does nothing else."""
 
 from cluster.worker import Worker
-from controller.isolation import GENERATING, ISOLATED_AFTER, Isolation
+from controller.rollouts import GENERATING, ISOLATED_AFTER, Isolation
 
 SUSPICIOUS, OTHER = 1, 2
 

@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from benchmarks.kills import RATES, is_whole, run_config, soak
-from cluster.clock import now
+from cluster.waiting import now
 from commands.plan.kills import Killer
-from commands.plan.run import simulated_run
+from commands.plan.run import run_virtually, simulated_run
 from commands.plan.timing import EngineRates
-from commands.plan.virtual_time import run_virtually
 from controller.learner_group import LearnerLostError
 from records.files import read_rows
 from records.run_folder import valid_ledger

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from learner.bucket_memory import BucketMemory
+from learner.publisher import BucketMemory
 
 
 def address(memory: BucketMemory, num_bytes: int) -> int:

@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 import rewards
 from learner.collate import PackedBatch, collate
-from learner.divergence import known_top_k
+from learner.divergence import TeacherHead, known_top_k
 from learner.log_probs import HeadLimits, position_values
 from learner.loss import Objective, WindowCounts
 from learner.student import StudentModel
-from learner.teacher_head import TeacherHead
 from settings.objective import ImportanceConfig, ObjectiveConfig
 from tests.unit.test_learner_scene import STOPS, VOCAB_SIZE, scored_table, tiny_qwen3
 

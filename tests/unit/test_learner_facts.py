@@ -11,21 +11,21 @@ from torch import Tensor
 
 import rewards
 from learner.collate import PackedBatch, collate
+from learner.divergence import TeacherHead
 from learner.facts import (
     BASELINE,
     BASELINE_VARIANCE,
     RAW_VARIANCE,
     STUDENT_MASS,
     BatchFacts,
+    gradient_variance,
     reverse_kl_fact,
     student_mass_fact,
     teacher_entropy_fact,
 )
-from learner.gradient_variance import gradient_variance
 from learner.log_probs import HeadLimits
 from learner.loss import Objective, WindowCounts
 from learner.student import LogProbHead
-from learner.teacher_head import TeacherHead
 from settings.objective import ImportanceConfig, ObjectiveConfig
 from tests.unit.test_learner_scene import STOPS, scored_table
 

@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from learner.publisher import publish_weights
-from learner.weight_history import WeightHistory
+from learner.publisher import WeightHistory, publish_weights
 from tests.unit.test_learner_scene import GOLDEN_TOKEN_IDS, tiny_qwen3
 from transport.differences import decode
 from transport.weights import WeightManifest, check_buckets

@@ -3,7 +3,7 @@
 import pytest
 
 from learner.schedule import learning_rate
-from settings.learner_config import LearnerConfig
+from settings.learner import LearnerConfig
 
 
 def rates(*, max_steps: int, **fields: object) -> list[float]:

@@ -12,16 +12,13 @@ from torch import Tensor
 
 from learner.collate import PackedBatch, collate, pack
 from learner.loss import MicroBatchLoss, Objective, WindowCounts
-from learner.metrics import StepTokens
-from learner.outcome import outcome_metrics
+from learner.metrics import StepTokens, outcome_metrics, teacher_metrics
 from learner.ranks import Ranks
-from learner.teacher_metrics import teacher_metrics
 from rewards import window_counts
 from settings.objective import ImportanceConfig, ObjectiveConfig, OutcomeConfig
 from settings.teachers import TeacherShare
 from tests.unit.test_learner_scene import STOPS, replace_column, scored_table
-from transport.batches import OUTCOME, REFERENCE
-from transport.teacher_signal import TeacherSignal
+from transport.batches import OUTCOME, REFERENCE, TeacherSignal
 
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 REFERENCED, GRADED = TeacherSignal(has_reference=True), TeacherSignal(has_outcome=True)

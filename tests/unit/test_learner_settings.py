@@ -5,7 +5,7 @@ from transformers import GPT2Config
 
 from learner.deepspeed_backend import engine_settings, without_dropout
 from learner.engine_memory import REDUCE_BUCKET_ELEMENTS
-from settings.learner_config import LearnerConfig
+from settings.learner import LearnerConfig
 
 
 def test_user_settings_are_merged_over_the_generated_ones() -> None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from ray.exceptions import RayActorError, RayError
 
-from cluster.clock import now
-from commands.plan.local_actors import LocalActor, LocalStream
-from commands.plan.virtual_time import run_virtually
+from cluster.waiting import now
+from commands.plan.local_pool import LocalActor, LocalStream
+from commands.plan.run import run_virtually
 
 
 class Target:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from cluster.clock import now
+from cluster.waiting import now
 from controller.meters import Meter, MeteredQueue, SpellMeter, WaitMeter
 
 

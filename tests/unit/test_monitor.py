@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 
 from reporting.live.event_words import MAX_REASON, in_words, role_of_event
-from reporting.live.monitor import Monitor, waited_for
-from reporting.live.time_left import clock_text, time_left_s
+from reporting.live.monitor import Monitor, clock_text, time_left_s, waited_for
 from settings.run import RunConfig
 from tests.unit.run_status import pool, worker
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from cluster.orphans import EVERY_PROCESS, check_has_ended, end_orphans, log_of
-from records.process_identity import SAME_START_S, is_alive_here, this_process
+from records.ownership import SAME_START_S, is_alive_here, this_process
 from records.run_folder import RunFolder
 
 SESSION = f"session_2026-01-01_00-00-00_000000_{os.getpid()}"  # others may run the same test

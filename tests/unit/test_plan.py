@@ -9,9 +9,8 @@ import pytest
 import launch
 from commands.plan.coarse import coarse_run
 from commands.plan.devices import DEVICES, DeviceConfig
-from commands.plan.estimate import estimate_rates
+from commands.plan.estimate import estimate_rates, planned_rates
 from commands.plan.plan_config import PlanConfig, SimulationConfig, TargetConfig
-from commands.plan.planned_rates import planned_rates
 from commands.plan.prediction import Prediction, gpus_of, predict, with_workers, workers_of
 from commands.plan.prompts import LengthsConfig
 from commands.plan.rates import RatesConfig

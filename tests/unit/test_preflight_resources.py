@@ -8,11 +8,18 @@ import pytest
 
 from cluster.nodes import Node
 from cluster.placement import plan
-from commands.preflight.disk_space import checkpoint_bytes, wanted_of
 from commands.preflight.memory import GIB, Need, engine_need, learner_need, needs_of
-from commands.preflight.node_facts import NodeFacts, describe_node
-from commands.preflight.nodes import memory_findings, path_findings, placement_findings, roles_by_node
-from inputs.shapes import Shape
+from commands.preflight.nodes import (
+    NodeFacts,
+    checkpoint_bytes,
+    describe_node,
+    memory_findings,
+    path_findings,
+    placement_findings,
+    roles_by_node,
+    wanted_of,
+)
+from inputs.models import Shape
 from settings.checks import Checks, Finding, RefusedError
 from settings.learner import CheckpointConfig
 from settings.run import RunConfig

@@ -7,11 +7,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from records.disk import space
+from records.files import space
 from records.run_folder import RunFolder
-from reporting.live.disk_watch import DiskWatch, written_folders
+from reporting.live.boards import DiskWatch, written_folders
 from reporting.live.grafana import DASHBOARD_PATH, WIDTH, dashboard_text
-from reporting.live.prometheus_table import (
+from reporting.live.prometheus import (
     METRICS,
     HeldGauges,
     Sample,

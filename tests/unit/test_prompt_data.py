@@ -11,10 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from inputs.data_report import DataReport
-from inputs.overlap import HeldOut, grams
+from inputs.filters import HeldOut, Seen, grams
 from inputs.prompt_data import TrainingPrompts, prepare_prompts
 from inputs.prompts import PromptSource
-from inputs.seen import Seen
 from settings.data import DataConfig
 from tests.unit.word_tokenizer import word_tokenizer
 

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 import launch
-from cluster.auth_token import ensure_token
+from cluster.connection import ensure_token
 from records.checkpoints import MANIFEST_NAME, remove_old, start
 from settings.load import _dotted_keys, to_yaml
-from settings.run import RunConfig
-from settings.run_name import checked_run_name
+from settings.run import RunConfig, checked_run_name
 from settings.secrets import is_secret_name
 from tests.unit.conftest import MODELS
 

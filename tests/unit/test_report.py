@@ -13,11 +13,10 @@ import launch
 from commands.report import write_report
 from records.files import append_row
 from records.run_folder import RunFolder
-from reporting.page.configurations import differences
 from reporting.page.cost import pool_costs, waste_lines
 from reporting.page.figure import MAX_POINTS, logarithmic, thinned
 from reporting.page.run_data import read_run
-from reporting.page.sample_view import samples_view
+from reporting.page.sample_view import differences, samples_view
 from reporting.page.summary_table import verdicts
 from reporting.page.timeline import timeline_figure
 from reporting.page.write import as_script_json, plotly_js

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from rewards import IMPORTANCE_WEIGHTS, SURROGATES, TOKEN_REWARDS, aggregate, multi_sample_loss
-from rewards.importance_ratio import importance_ratio
+from rewards.importance import importance_ratio
 from rewards.surrogates import clipped_loss, dppo_mask, probability_difference
 from tests.unit.reward_vectors import CASES, Case, Results, assert_reproduced, needs_vectors
 

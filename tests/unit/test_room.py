@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.worker import Worker
-from controller.room import Room
+from controller.rollouts import Room
 
 FIRST, SECOND = Worker("rollout-0"), Worker("rollout-1")
 

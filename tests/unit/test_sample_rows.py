@@ -12,8 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from learner.sample_rows import MAX_TOKENS, SampleRows, token_texts
 from settings.run import RunConfig
 from tests.unit.test_learner_scene import STOPS, replace_column, run_config, scored_table
-from transport.batches import HIDDEN, TARGETS
-from transport.teacher_signal import SAMPLED, TeacherSignal
+from transport.batches import HIDDEN, SAMPLED, TARGETS, TeacherSignal
 
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:

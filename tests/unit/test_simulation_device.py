@@ -5,9 +5,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from cluster.clock import now
+from cluster.waiting import now
+from commands.plan.run import run_virtually
 from commands.plan.timing import EngineRates, SimulatedDevice
-from commands.plan.virtual_time import run_virtually
 
 RATES = EngineRates(
     step_s=0.02, sequence_s=0.001, max_num_seqs=4, prefill_tokens_per_s=1000, load_s=0.5, call_s=0.1

@@ -8,17 +8,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from cluster.clock import now
+from cluster.waiting import now
 from commands.plan.fitting import fit_line, fit_rates, read_run
 from commands.plan.plan_config import SimulationConfig
 from commands.plan.prediction import check_fit, predict
 from commands.plan.prompts import LengthsConfig
 from commands.plan.rates import RatesConfig
-from commands.plan.run import simulated_run
+from commands.plan.run import run_virtually, simulated_run
 from commands.plan.timing import EngineRates
-from commands.plan.virtual_time import run_virtually
 from commands.plan.workers import LearnerRates
-from controller.work_meter import WorkMeter
+from controller.meters import WorkMeter
 from settings.load import save_config
 from settings.run import RunConfig
 

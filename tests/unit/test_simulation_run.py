@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from commands.plan.prompts import LengthsConfig
-from commands.plan.run import RatesConfig, simulate, simulated_run
+from commands.plan.run import RatesConfig, run_virtually, simulate, simulated_run
 from commands.plan.timing import EngineRates
-from commands.plan.virtual_time import run_virtually
 from commands.plan.workers import LearnerRates, SimulatedLearner
 from records.run_folder import valid_ledger
 from reporting.advisor import advise

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from actors.vllm.imports import collection_paused
+from actors.vllm import collection_paused
 from benchmarks.startup import phases
 from commands.start_times import StartTimes
 

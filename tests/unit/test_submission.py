@@ -10,9 +10,8 @@ from ray._private.authentication_test_utils import reset_auth_token_state
 import launch
 from commands.parser import build_parser
 from commands.submit.command import build_request, check_options, read_resources
-from commands.submit.environment import read_environment
-from commands.submit.package import find_package, path_in_package
-from commands.submit.request import Request
+from commands.submit.ray_jobs import find_package, path_in_package
+from commands.submit.request import Request, read_environment
 from settings.exit_codes import BAD_INPUT, FINISHED
 from settings.run_files import load_config
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from commands.submit.kubectl import job_name, namespace_of
 from commands.submit.kubernetes import KubernetesPlace, state_of
-from commands.submit.manifests import job_name, namespace_of
 from commands.submit.rayjob import drain_script, entry_point, job_objects
 from commands.submit.request import UnreachableError
 from tests.unit.kuberay import K8S, Object, rendered, request

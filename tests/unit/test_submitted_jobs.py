@@ -10,8 +10,8 @@ import pytest
 
 from commands.submit import command
 from commands.submit.command import exit_code_of, follow, submit_again
+from commands.submit.ray_client import RUN, exit_code, is_lost, jobs_of, next_job_id, state_of
 from commands.submit.ray_job_log import LogFollower, LogPrinter
-from commands.submit.ray_job_states import RUN, exit_code, is_lost, jobs_of, next_job_id, state_of
 from commands.submit.request import JobState, Request, UnreachableError
 from settings.exit_codes import BAD_INPUT, DRAINED, FAILED, FINISHED
 

@@ -7,8 +7,7 @@ from typing import Any
 from rich.console import Console
 
 from records.run_folder import RunFolder
-from reporting.advisor import advise
-from reporting.flow_summary import flow_line, flow_means
+from reporting.advisor import advise, flow_line, flow_means
 from reporting.live.progress import plain_line
 from reporting.summary import accuracy_table, summarise
 

@@ -8,7 +8,7 @@ from tensorboard.plugins.hparams import metadata
 from records.events import Events
 from records.run_folder import RunFolder
 from reporting.live.boards import Dashboards
-from reporting.live.evaluation_scalars import evaluation_scalars
+from reporting.live.event_words import evaluation_scalars
 from reporting.live.tensorboard import TensorBoard, flat
 from tests.unit.test_live_view import config
 

@@ -5,9 +5,8 @@ import time
 
 import pytest
 
-from cluster.clock import now
-from cluster.waiting import wait_for
-from commands.plan.virtual_time import run_virtually
+from cluster.waiting import now, wait_for
+from commands.plan.run import run_virtually
 
 
 def test_a_week_of_sleep_takes_no_time() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from reporting.live.wandb import WandbWriter, check_wandb, run_id
-from settings.logging_config import LoggingConfig
+from settings.run import LoggingConfig
 
 OFFLINE = LoggingConfig(wandb_project="tests", wandb_mode="offline", wandb_tags=["a"], wandb_timeout_s=60.0)
 

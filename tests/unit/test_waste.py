@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from controller.waste import Waste
+from controller.meters import Waste
 
 
 def step(waste: Waste, number: int, slots: list[int], tokens: int = 10, *, skipped: int = 0) -> dict[str, Any]:
