@@ -63,7 +63,7 @@ class PoolReading:
         return self.rate / max(self.workers * self.use, LEAST_USE)
 
     def numbers(self) -> dict[str, Any]:
-        """The numbers for an event."""
+        """For an event."""
         speeds = {"slots_per_s": round(self.rate, 3), "use": round(self.use, 3), "is_full": self.is_full}
         return {"workers": self.workers, **speeds, "capacity_per_worker": round(self.capacity, 3)}
 
@@ -107,13 +107,12 @@ def read(rows: Sequence[Mapping[str, Any]], batch_size: int, roles: Sequence[str
         pools[role] = PoolReading(
             rows[-1][f"workers/{role}"], done[role] / share, used if is_rollout else busy, is_full
         )
-    rate, learner_rate = trained / (train_s + wait_s), trained / train_s
-    return Reading(rate, learner_rate, wait_s / (train_s + wait_s), pools)
+    total_s = train_s + wait_s
+    return Reading(trained / total_s, trained / train_s, wait_s / total_s, pools)
 
 
 def average(readings: Sequence[Reading]) -> Reading:
     """The mean of readings with the same workers; a pool is full if it is in all of them."""
-    last = readings[-1]
     pools = {
         role: PoolReading(
             pool.workers,
@@ -121,7 +120,7 @@ def average(readings: Sequence[Reading]) -> Reading:
             fmean(each.pools[role].use for each in readings),
             all(each.pools[role].is_full for each in readings),
         )
-        for role, pool in last.pools.items()
+        for role, pool in readings[-1].pools.items()
     }
     return Reading(
         fmean(each.rate for each in readings),
