@@ -21,7 +21,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ENGINES = ("cpu", "gpu")
 LEFT_OUT = {"torchaudio", "torchcodec", "torchvision", "triton"}
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")}
-IN_CONTEXT = PACKAGES | {"configs", "docker", "launch.py", "pyproject.toml", "requirements"}
+IN_CONTEXT = PACKAGES | {"LICENSE", "configs", "docker", "launch.py", "pyproject.toml", "requirements"}
 UNWANTED = (
     *(
         ".env",
@@ -101,6 +101,7 @@ def test_nothing_runs_as_root_and_every_container_is_watched() -> None:
     assert {Path(name) for name in scripts} <= {*context_files(ROOT)}
     labels = pairs(node["LABEL"].text, {"REVISION": "x"})
     assert labels["org.opencontainers.image.version"] == PROJECT["version"]
+    assert labels["org.opencontainers.image.licenses"] == PROJECT["license"]
 
 
 def test_what_the_reader_of_the_dockerfile_does_not_know_is_refused(tmp_path: Path) -> None:
@@ -159,7 +160,7 @@ def _normal(name: str) -> str:
 def test_the_build_context_is_the_code_the_recipes_and_the_scripts() -> None:
     files = context_files(ROOT)
     assert {path.parts[0] for path in files} == IN_CONTEXT
-    assert {path.suffix for path in files} == {".css", ".j2", ".js", ".py", ".sh", ".toml", ".txt", ".yaml"}
+    assert {path.suffix for path in files} == {"", ".css", ".j2", ".js", ".py", ".sh", ".toml", ".txt", ".yaml"}
     assert max((ROOT / path).stat().st_size for path in files) < 200_000
     texts = {path: (ROOT / path).read_text() for path in files}
     assert [
