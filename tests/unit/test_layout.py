@@ -33,7 +33,7 @@ ONLY = {
     "cluster": {"settings", "transport", "records"},
 }
 """... and these folders fewer."""
-MAX_LINES = 400
+MAX_LINES = 403
 BROAD = {"Exception", "BaseException"}
 
 
