@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from commands.chaos.report import check_ledger  # noqa: E402
-from commands.plan.kills import Killer  # noqa: E402
+from benchmarks.killer import Killer  # noqa: E402
 from commands.plan.prompts import LengthsConfig  # noqa: E402
 from commands.plan.run import (  # noqa: E402
     RatesConfig,

@@ -15,14 +15,15 @@ import ray
 from ray.exceptions import OwnerDiedError
 
 from cluster.worker import Worker
+from commands.plan.run import run_virtually
 from controller.learner_group import LearnerLostError
 from controller.scoring import ScoredSlot
-from tests.integration.simulated import EngineBehaviour, LearnerBehaviour
-from tests.integration.simulated_run import SimulatedRun, eventually, other_tasks, run_config, simulated_run
+from tests.simulated import EngineBehaviour, LearnerBehaviour
+from tests.simulated_run import FaultyRun, eventually, freeze, kill, other_tasks, run_config, simulated_run
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("local_ray")]
+pytestmark = pytest.mark.timeout(60)
 
-ENGINE = EngineBehaviour(fastest_s=0.01, slowest_s=0.1)
+ENGINE = EngineBehaviour(token_s=0.0053)
 SPEED: dict[str, Any] = {"max_steps": 6, "max_staleness": 3}
 HEALTH = {"heartbeat_s": 0.2, "suspect_after_s": 2.0, "dead_after_s": 8.0, "backoff_s": 0.1}
 """Short limits; shorter ones take a busy machine for a dead one."""
@@ -30,7 +31,7 @@ ALL_SLOTS = list(range(6 * 8))
 
 
 def run_with(
-    tmp_path: Path, scenario: Callable[[SimulatedRun], Awaitable[None]], *, health: Any = HEALTH, **given: Any
+    tmp_path: Path, scenario: Callable[[FaultyRun], Awaitable[None]], *, health: Any = HEALTH, **given: Any
 ) -> None:
     """Carry out a scenario on a run of six steps; `settings` among what is given are those of the run."""
 
@@ -40,10 +41,10 @@ def run_with(
         async with simulated_run(config, **behaviours) as run:
             await scenario(run)
 
-    asyncio.run(main())
+    run_virtually(main())
 
 
-def check_ledger(run: SimulatedRun) -> None:
+def check_ledger(run: FaultyRun) -> None:
     """Every slot counts as trained once, and none on rollouts that were too old."""
     assert sorted(run.trained_slots()) == ALL_SLOTS
     staleness = [value for call in run.calls("train_step") for value in call["staleness"]]
@@ -52,11 +53,11 @@ def check_ledger(run: SimulatedRun) -> None:
 
 @pytest.mark.parametrize("role", ["rollout", "teacher"])
 def test_the_only_worker_of_a_pool_is_restarted_when_it_dies(tmp_path: Path, role: str) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         running = asyncio.create_task(run.pipeline.run())
         await eventually(lambda: run.pipeline.slots.version == 2)
         [worker] = run.pools[role].workers
-        os.kill(worker.pid, signal.SIGKILL)
+        kill(worker)
         await asyncio.wait_for(running, 90)
         check_ledger(run)
         assert [event["worker"] for event in run.events("worker_died")] == [worker.name]
@@ -68,10 +69,10 @@ def test_the_only_worker_of_a_pool_is_restarted_when_it_dies(tmp_path: Path, rol
 
 
 def test_a_restarted_student_engine_serves_only_the_current_weights(tmp_path: Path) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         running = asyncio.create_task(run.pipeline.run())
         await eventually(lambda: run.pipeline.slots.version == 3)
-        ray.kill(run.rollout.workers[0].handle)
+        kill(run.rollout.workers[0])
         await asyncio.wait_for(running, 90)
         check_ledger(run)
         restarted_at = run.events("worker_started")[-1]["time"]
@@ -82,7 +83,7 @@ def test_a_restarted_student_engine_serves_only_the_current_weights(tmp_path: Pa
 
 
 def test_a_worker_that_cannot_be_brought_back_is_given_up_and_the_run_ends_with_the_last(tmp_path: Path) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         error = await asyncio.wait_for(run.failure(), 90)
         assert isinstance(error, RuntimeError)
         assert str(error) == (
@@ -98,10 +99,10 @@ def test_a_worker_that_cannot_be_brought_back_is_given_up_and_the_run_ends_with_
 
 @pytest.mark.parametrize("role", ["rollout", "teacher"])
 def test_a_frozen_worker_is_found_within_the_configured_time_and_replaced(tmp_path: Path, role: str) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         running = asyncio.create_task(run.pipeline.run())
         await eventually(lambda: run.pipeline.slots.version == 2)
-        os.kill(run.pools[role].workers[0].pid, signal.SIGSTOP)
+        freeze(run.pools[role].workers[0])
         frozen_at = time.time()
         await asyncio.wait_for(running, 90)
         check_ledger(run)
@@ -113,16 +114,16 @@ def test_a_frozen_worker_is_found_within_the_configured_time_and_replaced(tmp_pa
 
 
 def test_a_worker_that_is_silent_for_a_while_is_given_nothing_until_it_is_heard_again(tmp_path: Path) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         running = asyncio.create_task(run.pipeline.run())
         await eventually(lambda: run.pipeline.slots.version == 1)
         worker = run.rollout.workers[1]
-        os.kill(worker.pid, signal.SIGSTOP)
+        freeze(worker)
         await eventually(lambda: run.events("worker_suspect"))
         issued = len(run.prompts.issued)
         assert not worker.is_healthy
         await asyncio.sleep(0.5)
-        os.kill(worker.pid, signal.SIGCONT)
+        worker.handle.thaw()
         await eventually(lambda: run.events("worker_heard"))
         await asyncio.wait_for(running, 90)
         check_ledger(run)
@@ -134,21 +135,21 @@ def test_a_worker_that_is_silent_for_a_while_is_given_nothing_until_it_is_heard_
 
 @pytest.mark.parametrize("role", ["rollout", "teacher"])
 def test_an_engine_that_answers_and_makes_no_token_is_found_and_replaced(tmp_path: Path, role: str) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         await asyncio.wait_for(run.pipeline.run(), 90)
         check_ledger(run)
         [died] = run.events("worker_died")
         assert died["worker"] == f"{role}-0"
         assert died["reason"] == "its engine has work and made no token for 1.5 s"
 
-    wedged = EngineBehaviour(0.01, 0.1, is_wedged=True, first_life=tmp_path / "first")
+    wedged = EngineBehaviour(0.005, is_wedged=True, first_life=tmp_path / "first")
     given: dict[str, Any] = {"engines": (wedged,)} if role == "rollout" else {"teachers": (wedged,)}
     run_with(tmp_path, scenario, health=HEALTH | {"stall_after_s": 1.5}, **given)
 
 
 @pytest.mark.parametrize("stage", ["kills", "kills_scoring"])
 def test_a_prompt_that_kills_engines_is_set_aside_and_no_other_is(tmp_path: Path, stage: str) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         await asyncio.wait_for(run.pipeline.run(), 170)
         assert sorted(run.trained_slots()) == ALL_SLOTS
         [given_up] = run.events("prompt_given_up")
@@ -158,7 +159,7 @@ def test_a_prompt_that_kills_engines_is_set_aside_and_no_other_is(tmp_path: Path
         assert 2 <= len(deaths) - no_proof <= 4, deaths
         assert no_proof <= 4, deaths
 
-    behaviour: dict[str, Any] = {"fastest_s": 0.01, "slowest_s": 0.1, stage: frozenset({13})}
+    behaviour: dict[str, Any] = {"token_s": 0.005, stage: frozenset({13})}
     poisoned = EngineBehaviour(**behaviour)
     engines = (poisoned, poisoned) if stage == "kills" else (ENGINE,)
     teachers = (poisoned, poisoned) if stage == "kills_scoring" else (EngineBehaviour(),)
@@ -167,7 +168,7 @@ def test_a_prompt_that_kills_engines_is_set_aside_and_no_other_is(tmp_path: Path
 
 
 def test_a_teacher_that_disagrees_with_its_replicas_is_not_admitted(tmp_path: Path) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         running = asyncio.create_task(run.pipeline.run())
         run.pipeline.scaling.resize("teacher", 2, "test")
         await eventually(lambda: run.events("worker_given_up"), timeout_s=60)
@@ -190,7 +191,7 @@ def test_a_teacher_that_disagrees_with_its_replicas_is_not_admitted(tmp_path: Pa
 def test_a_lost_learner_is_restarted_from_the_last_checkpoint(
     tmp_path: Path, fault: str, max_staleness: int
 ) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         await asyncio.wait_for(run.pipeline.run(), 120)
         check_ledger(run)
         [lost] = run.events("learner_lost")
@@ -218,11 +219,11 @@ def test_a_lost_learner_is_restarted_from_the_last_checkpoint(
 
 
 def test_a_frozen_learner_rank_is_found_by_its_silence(tmp_path: Path) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         running = asyncio.create_task(run.pipeline.run())
         await eventually(lambda: run.pipeline.slots.version == 3)
         ranks: list[Worker] = run.pools["learner"].workers
-        os.kill(ranks[1].pid, signal.SIGSTOP)
+        freeze(ranks[1])
         await asyncio.wait_for(running, 120)
         check_ledger(run)
         died = run.events("worker_died")
@@ -234,17 +235,17 @@ def test_a_frozen_learner_rank_is_found_by_its_silence(tmp_path: Path) -> None:
 
 
 def test_a_learner_that_dies_while_it_waits_for_a_batch_is_brought_back_meanwhile(tmp_path: Path) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         running = asyncio.create_task(run.pipeline.run())
         await eventually(lambda: run.pipeline.slots.version == 2)
         await asyncio.sleep(0.5)  # the step is published by now
-        os.kill(run.pools["learner"].workers[0].pid, signal.SIGKILL)
+        kill(run.pools["learner"].workers[0])
         await eventually(lambda: run.events("learner_lost"), timeout_s=5)
         assert run.events("learner_lost")[0]["reason"] == "between two steps: learner-0 is dead"
         await asyncio.wait_for(running, 120)
         check_ledger(run)
 
-    slow = EngineBehaviour(fastest_s=3.0, slowest_s=3.0)
+    slow = EngineBehaviour(token_s=0.29)
     settings = {"checkpoint": {"every_steps": 1}, "max_staleness": 0, "max_steps": 6}
     run_with(tmp_path, scenario, engines=(slow,), settings=settings)
 
@@ -252,7 +253,7 @@ def test_a_learner_that_dies_while_it_waits_for_a_batch_is_brought_back_meanwhil
 def test_a_rank_that_is_ended_with_a_lost_learner_may_owe_an_answer(tmp_path: Path) -> None:
     """Its heartbeat fails with its end, and that is no news of its next life."""
 
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         running = asyncio.create_task(run.pipeline.run())
         await eventually(lambda: run.pipeline.slots.version == 2)
         await asyncio.sleep(0.5)  # the step is published by now
@@ -265,13 +266,13 @@ def test_a_rank_that_is_ended_with_a_lost_learner_may_owe_an_answer(tmp_path: Pa
         assert [event["worker"] for event in run.events("worker_died")] == ["learner-0"]
         assert [event["worker"] for event in run.events("worker_ended")] == ["learner-1"]
 
-    slow = EngineBehaviour(fastest_s=3.0, slowest_s=3.0)
+    slow = EngineBehaviour(token_s=0.29)
     settings = {"learner": {"num_workers": 2}, "checkpoint": {"every_steps": 1}, "max_staleness": 0}
     run_with(tmp_path, scenario, engines=(slow,), settings=settings)
 
 
 def test_a_learner_that_is_lost_again_and_again_without_a_new_step_ends_the_run(tmp_path: Path) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         error = await asyncio.wait_for(run.failure(), 120)
         assert isinstance(error, LearnerLostError)
         assert "training step 2" in str(error)
@@ -305,7 +306,7 @@ def lost_reference() -> Any:
 
 
 def test_slots_whose_scored_tables_are_lost_are_generated_anew_and_the_learner_goes_on(tmp_path: Path) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         reference = await asyncio.to_thread(lost_reference)
         take, lost = run.pipeline._scoring.take, list[int]()
 
@@ -333,7 +334,7 @@ def test_slots_whose_scored_tables_are_lost_are_generated_anew_and_the_learner_g
 
 
 def test_three_steps_in_a_row_without_a_finite_gradient_stop_the_run_with_a_checkpoint(tmp_path: Path) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         error = await asyncio.wait_for(run.failure(), 60)
         assert isinstance(error, RuntimeError)
         assert "3 steps in a row had no finite gradient" in str(error)

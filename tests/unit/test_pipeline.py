@@ -2,16 +2,18 @@
 
 import asyncio
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from commands.plan.run import run_virtually
 from records.files import read_rows
 from records.run_folder import valid_ledger
-from tests.integration.simulated import NEVER_S, EngineBehaviour, LearnerBehaviour
-from tests.integration.simulated_run import eventually, other_tasks, run_config, simulated_run
+from tests.simulated import NEVER_S, EngineBehaviour, LearnerBehaviour
+from tests.simulated_run import eventually, other_tasks, run_config, simulated_run
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("local_ray")]
+pytestmark = pytest.mark.timeout(60)
 
 METRICS = (
     *("step", "weight_version", "time_s", "tokens_trained", "reward/mean", "reward/abs_p95"),
@@ -22,8 +24,8 @@ METRICS = (
     *("wait/rollout_s", "wait/teacher_s", "wait/learner_s", "backpressure/teacher_s", "backpressure/learner_s"),
     *("busy/rollout", "busy/teacher", "busy/learner", "used/rollout", "used/teacher"),
 )
-SLOW_ROLLOUTS = EngineBehaviour(fastest_s=0.004, slowest_s=0.2)
-FAST_ROLLOUTS = EngineBehaviour(fastest_s=0.0004, slowest_s=0.02)
+SLOW_ROLLOUTS = EngineBehaviour(token_s=0.011)
+FAST_ROLLOUTS = EngineBehaviour(token_s=0.0011)
 
 
 @pytest.mark.parametrize(
@@ -42,7 +44,7 @@ def test_no_trained_token_is_older_than_max_staleness_and_every_slot_is_trained_
 ) -> None:
     async def scenario() -> None:
         config = run_config(tmp_path, max_steps=12, max_staleness=max_staleness, batches_ahead=batches_ahead)
-        slow_to_load = EngineBehaviour(engine.fastest_s, engine.slowest_s, load_s=0.05)
+        slow_to_load = replace(engine, load_s=0.05)
         learner = LearnerBehaviour(train_s=train_s)
         async with simulated_run(
             config, engines=(engine, slow_to_load), teachers=(EngineBehaviour(),) * 2, learner=learner
@@ -57,7 +59,7 @@ def test_no_trained_token_is_older_than_max_staleness_and_every_slot_is_trained_
             assert sorted(run.trained_slots()) == list(range(96))
             assert sorted(run.prompts.issued) == list(range(96))
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_a_synchronous_run_trains_slots_in_order_on_fresh_weights_and_scores_the_same_batches_each_time(
@@ -76,8 +78,8 @@ def test_a_synchronous_run_trains_slots_in_order_on_fresh_weights_and_scores_the
                 assert set(call["staleness"]) == {0}
         return read_rows(scores)
 
-    first = asyncio.run(scenario("first", EngineBehaviour()))
-    second = asyncio.run(scenario("second", SLOW_ROLLOUTS))
+    first = run_virtually(scenario("first", EngineBehaviour()))
+    second = run_virtually(scenario("second", SLOW_ROLLOUTS))
     assert first == second
     assert len(first) > 12
 
@@ -99,7 +101,7 @@ def test_a_frozen_learner_stops_the_start_of_slots_at_the_end_of_the_window(
             assert run.pipeline.slots.num_open == (1 + 2) * 8
             await _cancel(running)
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_a_stalled_teacher_stops_the_rollouts_and_the_score_queue_stays_bounded(tmp_path: Path) -> None:
@@ -120,13 +122,13 @@ def test_a_stalled_teacher_stops_the_rollouts_and_the_score_queue_stays_bounded(
             assert len(run.prompts.issued) <= (1 + 4) * 8
             await _cancel(running)
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_stop_finishes_the_step_in_progress_saves_it_and_leaves_nothing_running(tmp_path: Path) -> None:
     async def scenario() -> None:
         aborts = tmp_path / "aborts.jsonl"
-        engine = EngineBehaviour(fastest_s=0.001, slowest_s=100.0, aborts=aborts)
+        engine = EngineBehaviour(token_s=5.3, aborts=aborts)
         config = run_config(tmp_path, max_steps=50, max_staleness=40, batches_ahead=10)
         async with simulated_run(config, engines=(engine,), learner=LearnerBehaviour(train_s=0.3)) as run:
             running = asyncio.create_task(run.pipeline.run())
@@ -143,7 +145,7 @@ def test_stop_finishes_the_step_in_progress_saves_it_and_leaves_nothing_running(
             await eventually(lambda: not other_tasks(), timeout_s=5)
             await eventually(lambda: read_rows(aborts), timeout_s=5)
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_a_resumed_run_trains_every_remaining_slot_once(tmp_path: Path) -> None:
@@ -166,8 +168,8 @@ def test_a_resumed_run_trains_every_remaining_slot_once(tmp_path: Path) -> None:
             assert {event["incarnation"] for event in run.events("weights_published")} == {0, 1}
             assert [event["step"] for event in run.events("resumed")] == [4]
 
-    asyncio.run(cut_off())
-    asyncio.run(resumed())
+    run_virtually(cut_off())
+    run_virtually(resumed())
 
 
 def test_a_run_whose_last_checkpoint_does_not_fit_on_the_disk_trains_to_its_end_and_fails(tmp_path: Path) -> None:
@@ -183,7 +185,7 @@ def test_a_run_whose_last_checkpoint_does_not_fit_on_the_disk_trains_to_its_end_
             assert list(run.folder.checkpoints.iterdir()) == []
             await eventually(lambda: not other_tasks(), timeout_s=5)
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_a_metrics_row_holds_every_documented_key_and_the_run_ends_with_checkpoint_and_export(
@@ -203,7 +205,7 @@ def test_a_metrics_row_holds_every_documented_key_and_the_run_ends_with_checkpoi
             }
             await eventually(lambda: not other_tasks(), timeout_s=5)
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_an_update_is_reported_by_its_parts_in_events_and_metrics(tmp_path: Path) -> None:
@@ -224,7 +226,7 @@ def test_an_update_is_reported_by_its_parts_in_events_and_metrics(tmp_path: Path
                 assert row["weights/difference_bytes"] == 0
                 assert row["time/update_s"] > 0
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 async def _cancel(running: asyncio.Task[None]) -> None:

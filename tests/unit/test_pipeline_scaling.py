@@ -5,17 +5,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from ray.util.placement_group import placement_group_table
 
 from cluster.worker import Worker, WorkerState
+from commands.plan.run import run_virtually
 from records.files import read_rows
-from tests.integration.simulated import NEVER_S, EngineBehaviour
-from tests.integration.simulated_run import SimulatedRun, eventually, other_tasks, run_config, simulated_run
+from tests.simulated import NEVER_S, EngineBehaviour
+from tests.simulated_run import FaultyRun, eventually, kill, other_tasks, run_config, simulated_run
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("local_ray")]
+pytestmark = pytest.mark.timeout(60)
 
-ENGINE = EngineBehaviour(fastest_s=0.02, slowest_s=0.2, load_s=0.05)
+ENGINE = EngineBehaviour(token_s=0.011, load_s=0.05)
 STEPS, BATCH, STALENESS = 60, 8, 3
 
 
@@ -53,7 +53,7 @@ def test_growing_and_shrinking_loses_nothing_trains_nothing_twice_and_keeps_the_
             assert run.events("rollout_failed") == run.events("scoring_failed") == []
             await eventually(lambda: not other_tasks(), timeout_s=5)
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_the_throughput_of_rollouts_follows_the_number_of_workers_where_engines_are_the_limit(
@@ -61,7 +61,7 @@ def test_the_throughput_of_rollouts_follows_the_number_of_workers_where_engines_
 ) -> None:
     async def scenario() -> None:
         config = run_config(tmp_path, max_steps=25, max_staleness=STALENESS, rollout={"max_in_flight": 2})
-        engine = EngineBehaviour(fastest_s=0.5, slowest_s=0.5, load_s=0.01)
+        engine = EngineBehaviour(token_s=0.048, load_s=0.01)
         async with simulated_run(config, engines=(engine,)) as run:
             running = asyncio.create_task(run.pipeline.run())
             await _eventually(running, lambda: run.pipeline.slots.version >= 4)
@@ -75,7 +75,7 @@ def test_the_throughput_of_rollouts_follows_the_number_of_workers_where_engines_
             rates = {count: _rate(run, count) for count in (1, 3)}
             assert rates[3] > 1.7 * rates[1], rates
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_what_a_draining_worker_cannot_finish_in_time_is_done_elsewhere(
@@ -85,7 +85,7 @@ def test_what_a_draining_worker_cannot_finish_in_time_is_done_elsewhere(
         monkeypatch.setattr("cluster.pool.SHUTDOWN_TIMEOUT_S", 0.5)
         limits: dict[str, Any] = {"cluster": {"drain_timeout_s": 0.3}, "rollout": {"max_in_flight": 12}}
         config = run_config(tmp_path, max_steps=6, max_staleness=STALENESS, **limits)
-        stuck = EngineBehaviour(fastest_s=NEVER_S, slowest_s=NEVER_S, score_s=NEVER_S)
+        stuck = EngineBehaviour(token_s=NEVER_S, score_s=NEVER_S)
         engines, teachers = (ENGINE, stuck), (EngineBehaviour(score_s=0.2), stuck)
         async with simulated_run(config, engines=engines, teachers=teachers) as run:
             running = asyncio.create_task(run.pipeline.run())
@@ -104,14 +104,14 @@ def test_what_a_draining_worker_cannot_finish_in_time_is_done_elsewhere(
             [reason] = {event["reason"] for event in run.events("worker_retired")}
             assert reason == "scale down; not finished after 0.3 s"
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 @pytest.mark.parametrize("role", ["rollout", "teacher"])
 def test_a_worker_that_dies_while_it_drains_costs_nothing(tmp_path: Path, role: str) -> None:
     async def scenario() -> None:
         config = run_config(tmp_path, max_steps=6, max_staleness=STALENESS)
-        slow = EngineBehaviour(fastest_s=0.3, slowest_s=1.0, score_s=0.5)
+        slow = EngineBehaviour(token_s=0.053, score_s=0.5)
         async with simulated_run(
             config, engines=(ENGINE, slow), teachers=(EngineBehaviour(score_s=0.2), slow)
         ) as run:
@@ -119,14 +119,14 @@ def test_a_worker_that_dies_while_it_drains_costs_nothing(tmp_path: Path, role: 
             worker = run.pools[role].workers[1]
             await eventually(lambda: worker.num_slots or worker.num_calls)
             run.pipeline.scaling.resize(role, 1, "test")
-            ray.kill(worker.handle)
+            kill(worker)
             await asyncio.wait_for(running, 60)
             _check_nothing_lost(run, steps=6)
             assert worker.state is WorkerState.RETIRED
             assert [event["worker"] for event in run.events("worker_died")] == [worker.name]
             assert run.events("worker_retired") == []
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_an_added_worker_that_cannot_be_placed_or_cannot_load_is_an_event_and_the_run_goes_on(
@@ -155,7 +155,7 @@ def test_an_added_worker_that_cannot_be_placed_or_cannot_load_is_an_event_and_th
             await asyncio.wait_for(running, 90)
             _check_nothing_lost(run, steps=40)
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_a_resize_before_the_stream_begins_is_carried_out_and_one_taken_back_starts_nothing(
@@ -176,7 +176,7 @@ def test_a_resize_before_the_stream_begins_is_carried_out_and_one_taken_back_sta
             assert states == ["healthy", "retired", "retired"]
         await eventually(lambda: _live_placement_groups() == before, timeout_s=5)
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_the_death_of_the_only_worker_while_another_starts_does_not_end_the_run(tmp_path: Path) -> None:
@@ -187,19 +187,19 @@ def test_the_death_of_the_only_worker_while_another_starts_does_not_end_the_run(
             await eventually(lambda: run.teacher.workers[0].num_calls)
             for pool in (run.rollout, run.teacher):
                 run.pipeline.scaling.resize(pool.role, 2, "test")
-                ray.kill(pool.workers[0].handle)
+                kill(pool.workers[0])
             await asyncio.wait_for(running, 60)
             _check_nothing_lost(run, steps=6)
             assert {event["worker"] for event in run.events("worker_died")} == {"rollout-0", "teacher-0"}
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
-def _added(run: SimulatedRun) -> list[Worker]:
+def _added(run: FaultyRun) -> list[Worker]:
     return [*run.rollout.workers[1:], *run.teacher.workers[1:]]
 
 
-def _note_busy(run: SimulatedRun, worked: set[str]) -> set[str]:
+def _note_busy(run: FaultyRun, worked: set[str]) -> set[str]:
     """Add the names of workers that have work just now."""
     busy = {w.name for pool in (run.rollout, run.teacher) for w in pool.workers if w.num_slots or w.num_calls}
     worked |= busy
@@ -214,14 +214,14 @@ async def _eventually(running: asyncio.Task[None], condition: Any) -> None:
     assert condition(), "the run ended too early for this test"
 
 
-def _rate(run: SimulatedRun, num_rollout: int) -> float:
+def _rate(run: FaultyRun, num_rollout: int) -> float:
     """Mean rollout tokens per second of the steps with so many rollout workers."""
     rows = [row for row in read_rows(run.folder.metrics) if row["workers/rollout"] == num_rollout]
     seconds = sum(row["time/step_s"] for row in rows)
     return sum(row["throughput/rollout"] * row["time/step_s"] for row in rows) / seconds
 
 
-def _check_nothing_lost(run: SimulatedRun, *, steps: int = STEPS) -> None:
+def _check_nothing_lost(run: FaultyRun, *, steps: int = STEPS) -> None:
     """Every slot was trained once, within the bound."""
     assert sorted(run.trained_slots()) == list(range(steps * BATCH))
     staleness = [value for call in run.calls("train_step") for value in call["staleness"]]
