@@ -18,8 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OBJECTIVES = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", OBJECTIVES, re.MULTILINE | re.DOTALL)
 DOCUMENTS = [
-    ROOT / "README.md",
-    ROOT / "SECURITY.md",
+    *(ROOT / name for name in ("README.md", "SECURITY.md", "AGENTS.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "benchmarks" / "README.md",
     ROOT / "docker" / "README.md",
@@ -96,3 +95,19 @@ def test_every_link_to_a_file_leads_somewhere(path: Path) -> None:
 def test_every_objective_that_a_run_serves_is_in_the_documents() -> None:
     missing = [name for name in rewards.OBJECTIVES if f"`{name}`" not in OBJECTIVES]
     assert missing == []
+
+
+PATH = re.compile(r"`(?:\./)?((?:[\w.-]+/)+[\w.-]*|\w+\.(?:py|md|toml|yml))`")
+TOP = {path.name for path in ROOT.iterdir() if path.name[0] != "."} - {"runs", "site"}
+MADE_BY_HAND = {"docker/.env", "docker/ray_token"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [each for each in DOCUMENTS if each.name != "CHANGELOG.md"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_every_file_of_the_repository_that_is_named_exists(path: Path) -> None:
+    named = {name for name in PATH.findall(path.read_text(encoding="utf-8")) if name.split("/")[0] in TOP}
+    missing = {name for name in named - MADE_BY_HAND if not (ROOT / name).exists() and "NAME" not in name}
+    assert missing == set()
