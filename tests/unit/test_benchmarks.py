@@ -129,13 +129,6 @@ def test_the_learner_benchmark_counts_memory_above_parameters_and_optimizer() ->
         assert 0 < variant["added_mib"]["median"] < variant["peak_mib"]["median"]
 
 
-def test_the_head_benchmark_reports_less_memory_for_the_chunked_head() -> None:
-    line = [sys.executable, "benchmarks/log_prob_head.py", "--tokens=2048", "--vocabulary=32000", "--hidden=64"]
-    done = subprocess.run([*line, "--runs=1"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["ratios"]["memory_mib: chunked / naive"]["median"] < 0.6
-
-
 def test_the_controller_benchmark_trains_every_rollout_once_and_reports_its_cost() -> None:
     line = [sys.executable, "benchmarks/controller.py", "--variant=local-4", "--rollouts=1024", "--batch_size=128"]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
