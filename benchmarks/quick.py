@@ -21,7 +21,6 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.rows import RESULTS_PATH  # noqa: E402
 
 QUICK: dict[str, tuple[str, ...]] = {
-    "full_vocabulary": ("--tokens=256", "--vocabulary=32000", "--layers=1", "--runs=3"),
     "asynchrony": ("--steps=20", "--spreads", "1.0"),
     "learner": ("--runs=2", "--warmup=0"),
     "rollout": ("--runs=2", "--warmup=0", "--repeats=1", "--batch-size=8"),
