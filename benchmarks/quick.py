@@ -23,8 +23,6 @@ from benchmarks.rows import RESULTS_PATH  # noqa: E402
 QUICK: dict[str, tuple[str, ...]] = {
     "asynchrony": ("--steps=20", "--spreads", "1.0"),
     "learner": ("--runs=2", "--warmup=0"),
-    "rollout": ("--runs=2", "--warmup=0", "--repeats=1", "--batch-size=8"),
-    "scoring": ("--runs=2", "--warmup=0", "--repeats=1", "--batch-size=8"),
     "parts": ("--runs=1", "--repeats=1", "--batch-size=8", "--steps=3", "--skip=2"),
     "data_plane": ("--runs=3", "--steps=5"),
     "weights": ("--size=tiny", "--runs=3"),
