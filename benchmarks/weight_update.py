@@ -1,8 +1,8 @@
 """A weight update on the real path, beside generation, as `benchmarks/weights.py` measures it.
 
 Local Ray, a rank-like actor that yields buckets (`weight_update_workers.Publisher`), the pool, the learner group
-and the weight store of a run, and rollout workers with the real engine, which keep generating. The model is random:
-the shape of SmolLM2-135M, 134.5 M parameters in bfloat16.
+and the weight store of a run, and rollout workers with the real engine, which keep generating. The model is
+random: the shape of SmolLM2-135M, 134.5 M parameters in bfloat16.
 """
 
 import argparse
