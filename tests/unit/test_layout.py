@@ -2,8 +2,6 @@
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -150,16 +148,3 @@ def test_there_is_no_drawer_module() -> None:
 
 def test_source_is_ascii() -> None:
     assert {str(path) for path in EVERY_FILE if not (ROOT / path).read_bytes().isascii()} == set()
-
-
-@pytest.mark.parametrize(
-    ("modules", "heavy"),
-    [
-        ("settings.run, settings.load", ["torch", "vllm", "ray", "transformers", "deepspeed"]),
-        ("commands.evaluate, inputs.inputs", ["ray"]),  # it reads its environment when it is imported
-    ],
-)
-def test_what_is_checked_first_loads_without_heavy_libraries(modules: str, heavy: list[str]) -> None:
-    program = f"import sys, {modules}; print([name for name in {heavy} if name in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "[]", done.stderr
