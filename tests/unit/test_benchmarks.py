@@ -14,7 +14,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from benchmarks.gpu_end_to_end import settings_of
 from benchmarks.gpu_learner import forward_flops
 from benchmarks.gpu_update import Update
-from commands.plan.devices import DEVICES, device_named
+from commands.plan.data_sheets import DEVICES, device_named
 from settings.run_files import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
