@@ -1,4 +1,4 @@
-"""What devices can do by their data sheets. Importable alone: the benchmarks for GPUs have torch and no pydantic."""
+"""What devices can do by their data sheets; without pydantic, since GPU benchmarks run where only torch is."""
 
 from dataclasses import dataclass
 
