@@ -2,6 +2,7 @@
 
 import ast
 import re
+import tomllib
 from types import SimpleNamespace
 from typing import Any
 
@@ -111,3 +112,12 @@ def _messages_of_the_code() -> list[str]:
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     found.append(node.value)
     return found
+
+
+def test_licence_and_version_are_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["license"], str(citation["version"])) == (project["license"], project["version"])
+    licence = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in licence
+    assert f"Copyright 2026 {citation['authors'][0]['name']}" in licence
