@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from actors.vllm import collection_paused
 from cluster.capacity import check_local_machine
 from cluster.placement import Demand, plan
 from learner.served import check_objective, signal_kind
@@ -26,6 +25,8 @@ def check_inputs(config: RunConfig, checks: Checks) -> "Inputs":
 
     RefusedError at the first error; also where errors are collected, if something could not be read.
     """
+    from actors.vllm import collection_paused
+
     with collection_paused():
         from inputs.inputs import read_inputs
 

@@ -91,7 +91,7 @@ async def train(
     from commands.preflight.record import PreflightRecord
     from commands.wiring import build_pools, start_pipeline
     from controller.context import RunContext
-    from controller.remote_control import controlled
+    from controller.remote_control import remote_control
     from records.timeline import Timeline
     from reporting.live.boards import Dashboards
     from reporting.summary import summarise
@@ -112,10 +112,10 @@ async def train(
     has_started = has_ended = False
     try:
         async with (
-            controlled(
+            remote_control(
                 context, is_local=is_local(config.cluster), stop=lambda: stop[-1](), monitor=boards.monitor
-            ) as controller,
-            boards.following(controller.status),
+            ) as control,
+            boards.following(control.status),
         ):
             view.say(f"run folder {folder.path}; starting {'; '.join(map(str, plan(config)))}")
             view.say(preflight.begin())
@@ -125,7 +125,7 @@ async def train(
             pipeline.on_step(preflight.note_step)
             pipeline.on_step(boards.step)
             stop.append(pipeline.stop)
-            controller.attach(pipeline)
+            control.attach(pipeline)
             await pipeline.run()
         summary = summarise(folder, wall_s=time.monotonic() - started)
         folder.write_summary(summary)

@@ -20,13 +20,13 @@ from actors.teacher_worker import TeacherWorker
 from actors.vllm import open_engine
 from cluster.autoscaling import RayCluster
 from cluster.connection import is_local
-from cluster.known_answers import KnownAnswer
 from cluster.placement import plan
 from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
+from cluster.replica_check import ReplicaCheck
 from cluster.waiting import together
 from commands.checks import signal_of, special_token_ids
-from controller.broadcasts import Broadcasts
+from controller.broadcasts import WeightBroadcast
 from controller.checkpointing import Checkpointer
 from controller.context import RunContext
 from controller.learner_group import LearnerGroup
@@ -95,18 +95,18 @@ def build_pools(
             config=config.cluster,
             health=config.health,
             events=events,
-            known_answer=_known_answer(config, inputs, demand.role, is_enforced="replicas" not in tolerated),
+            replica_check=_replica_check(config, inputs, demand.role, is_enforced="replicas" not in tolerated),
         )
         for demand in plan(config)
         if demand.role in (roles or build)
     }
 
 
-def _known_answer(config: RunConfig, inputs: Inputs, role: str, *, is_enforced: bool) -> KnownAnswer | None:
+def _replica_check(config: RunConfig, inputs: Inputs, role: str, *, is_enforced: bool) -> ReplicaCheck | None:
     """What every worker of a pool that scores must answer; None for other pools."""
     if role not in config.scorers:
         return None
-    return KnownAnswer(
+    return ReplicaCheck(
         inputs.golden_token_ids,
         dtype=config.dtype_of(config.scorers[role].engine),
         timeout_s=config.cluster.score_timeout_s,
@@ -120,7 +120,7 @@ def build_learner(config: RunConfig, pools: Mapping[str, Pool], events: Events) 
     weights = config.weights
     broadcasts = None
     if weights.is_broadcast:
-        broadcasts = Broadcasts(
+        broadcasts = WeightBroadcast(
             weights.transport,
             learner=pools["learner"],
             engines=pools["rollout"],
