@@ -58,8 +58,8 @@ class Heartbeat:
 class LoadReport:
     """One completed and verified weight load, with its seconds by part, in the order in which they pass.
 
-    The engine keeps generating while it fetches and checks. It makes no token from the start of the pause to the end
-    of the verification.
+    The engine keeps generating while it fetches and checks. It makes no token from the start of the pause to the
+    end of the verification.
     """
 
     incarnation: int
