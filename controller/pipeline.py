@@ -35,7 +35,7 @@ from controller.checkpointing import Checkpointer
 from controller.context import RunContext
 from controller.evaluations import Evaluations
 from controller.flow import Flow
-from controller.learner_group import LearnerGroup, LearnerLostError, StepResult, TablesLostError
+from controller.learner_group import LearnerGroup, LearnerLostError, TablesLostError
 from controller.meters import WastedTokens
 from controller.recovery import Progress, Recovery, first_of
 from controller.rollouts import Prompts, Rollout, RolloutStage
@@ -48,6 +48,7 @@ from evaluation.evaluation import Evaluation
 from records.events import reason_of
 from reporting.advisor import RECENT_STEPS
 from transport.batches import SAMPLED
+from transport.notes import StepResult
 
 
 @dataclass
