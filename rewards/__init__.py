@@ -52,7 +52,7 @@ from rewards.teacher import Teacher, TeacherLogits, TeacherTopK
 from rewards.veto import scheduled_beta
 
 if TYPE_CHECKING:
-    from rewards.advantages import group_advantage, mix_outcome, multi_sample_loss, return_to_go
+    from rewards.advantages import group_advantage, mix_outcome, return_to_go
     from rewards.aggregation import aggregate, window_counts
     from rewards.log_probs import FiniteReward, drop_non_finite
     from rewards.masks import top_fraction_threshold
@@ -64,7 +64,6 @@ MODULE_OF_TENSOR_FUNCTION = {
     "drop_non_finite": "rewards.log_probs",
     "group_advantage": "rewards.advantages",
     "mix_outcome": "rewards.advantages",
-    "multi_sample_loss": "rewards.advantages",
     "return_to_go": "rewards.advantages",
     "top_fraction_threshold": "rewards.masks",
 }
@@ -105,7 +104,6 @@ __all__ = [
     "lookup",
     "maj_at_k",
     "mix_outcome",
-    "multi_sample_loss",
     "nearest",
     "pass_at_k",
     "pass_at_k_unbiased",
