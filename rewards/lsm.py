@@ -1,4 +1,4 @@
-"""Local support matching: a KL over the teacher's likeliest tokens (Revisiting OPD, arXiv 2603.25562).
+"""Local support matching: a KL over the teacher's top k tokens (Revisiting OPD, arXiv 2603.25562).
 
 Shapes: N positions, V vocabulary, S slots of the support.
 """

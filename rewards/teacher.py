@@ -1,20 +1,17 @@
-"""What a teacher hands to a divergence: all its logits, or its top K. No torch at run time.
+"""What a teacher hands to a divergence, all its logits or its top K, and how both sides become log-probs.
 
-Shapes: N positions, V vocabulary, K support.
+Shapes: N positions, V vocabulary, K support. Student `p`, teacher `t`. Log-softmax runs in float32, or float64 if
+the logits come so.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from rewards.log_probs import at_least_float32
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,7 +27,7 @@ class TeacherLogits:
 
 @dataclass(frozen=True, eq=False)
 class TeacherTopK:
-    """The teacher's K likeliest tokens per position; log-probs under its full softmax at temperature 1.
+    """The teacher's top K tokens per position; log-probs under its full softmax at temperature 1.
 
     With a support that the student chooses, they are the K tokens that the teacher was asked for.
     """
@@ -44,13 +41,6 @@ class TeacherTopK:
 
 
 Teacher = TeacherLogits | TeacherTopK
-
-
-# -- distributions -----------------------------------------------------------------------------------------
-# Distributions over the vocabulary: log-probs of student and teacher, entropies, and the terms of a KL.
-#
-# Shapes: N positions, V vocabulary, K support. Student `p`, teacher `t`. Log-softmax runs in float32, or float64
-# if the logits come so.
 
 
 def student_log_probs(student_logits_NV: Tensor, *, temperature: float = 1.0) -> Tensor:

@@ -77,10 +77,6 @@ def _beta(
     return scheduled_beta(start, beta_end, schedule, step=step, max_steps=max_steps)
 
 
-# -- schedules ---------------------------------------------------------------------------------------------
-# Values that change over training, as functions of the optimizer step. No torch.
-
-
 def scheduled_beta(
     beta_start: float, beta_end: float, schedule: str, *, step: int | None = None, max_steps: int | None = None
 ) -> float:
