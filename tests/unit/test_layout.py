@@ -20,7 +20,7 @@ STILL_LONG = {
     "tests/integration/test_run.py: test_an_asynchronous_run_with_two_workers_of_each_kind_keeps_its_bound_and_"
     "exports_the_student",
 }
-SMALL, MAX_SMALL_FILES = 50, 15
+SMALL, MAX_SMALL_FILES = 50, 20
 BROAD = {"Exception", "BaseException"}
 PRODUCT = files(ROOT, *ORDER)
 EVERY_FILE = [*PRODUCT, *files(ROOT, "examples", "docs", "tests")]
