@@ -76,17 +76,21 @@ def student_mass_fact() -> Fact:
     return Fact((STUDENT_MASS,), lambda logits_CV, teacher: [_student_mass(logits_CV, teacher)])
 
 
-def baseline_fact(objective: str, parameters: Mapping[str, Any], scheduled: Mapping[str, int]) -> Fact:
-    """The reward that the student expects, and the variance of the gradient without and with it as a baseline.
+def baseline_fact(
+    objective: str, parameters: Mapping[str, Any], scheduled: Mapping[str, int], *, is_diagnosed: bool
+) -> Fact:
+    """The reward that the student expects; `is_diagnosed`: and the gradient's variance without and with it.
 
     `parameters` are those of the objective, validated; `scheduled` the step, for objectives with a schedule.
     """
     known = {parameter.name for parameter in BASELINES[objective].parameters}
     shared_parameters = {name: value for name, value in parameters.items() if name in known}
     baseline = partial(BASELINES[objective], **shared_parameters, **scheduled)
+    if not is_diagnosed:
+        return Fact((BASELINE,), lambda logits_CV, teacher: [baseline(logits_CV, teacher)])
     reward = partial(TOKEN_REWARDS[objective], **parameters, **scheduled)
 
-    def function(logits_CV: Tensor, teacher: Teacher) -> Sequence[Tensor]:
+    def with_variances(logits_CV: Tensor, teacher: Teacher) -> Sequence[Tensor]:
         log_p_CV = student_log_probs(logits_CV)
         log_t_CV = teacher_log_probs(teacher, log_p_CV)
         reward_CV = reward(log_t_CV, log_p_CV, torch.ones_like(log_p_CV, dtype=torch.bool))
@@ -94,7 +98,7 @@ def baseline_fact(objective: str, parameters: Mapping[str, Any], scheduled: Mapp
         centred_CV = reward_CV - baseline_C[:, None]
         return baseline_C, gradient_variance(log_p_CV, reward_CV), gradient_variance(log_p_CV, centred_CV)
 
-    return Fact((BASELINE, RAW_VARIANCE, BASELINE_VARIANCE), function)
+    return Fact((BASELINE, RAW_VARIANCE, BASELINE_VARIANCE), with_variances)
 
 
 def _student_mass(logits_CV: Tensor, teacher: Teacher) -> Tensor:
