@@ -114,7 +114,7 @@ class LoadReport:
 
 @dataclass(frozen=True)
 class Vitals:
-    """How an engine does."""
+    """Engine health."""
 
     progress: int = 0
     """Changes whenever a token is made or a request is finished."""

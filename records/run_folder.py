@@ -134,7 +134,7 @@ class RunFolder:
             write_json(self.preflight, report)
 
     def write_cluster(self, cluster: dict[str, Any]) -> None:
-        """Write where the run can be reached while it goes on: `address` of its Ray, `host` and `pid`."""
+        """Write where the running run can be reached: `address` of its Ray, `host` and `pid`."""
         write_json(self.cluster, cluster)
 
     def read_cluster(self) -> dict[str, Any] | None:

@@ -44,7 +44,7 @@ class Listener(Board, Protocol):
 class Dashboards:
     """Terminal, TensorBoard, Prometheus and Weights & Biases of one run. Ray must be connected for Prometheus.
 
-    >>> async with controlled(..., monitor=boards.monitor) as controller, boards.following(controller.status):
+    >>> async with remote_control(..., monitor=boards.monitor) as control, boards.following(control.status):
     ...     pipeline.on_step(boards.step)
     """
 

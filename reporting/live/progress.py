@@ -1,6 +1,6 @@
 """What a person sees while a run goes on: a live view on a terminal, plain lines otherwise.
 
-The live view shows the status of the run (`Controller.status`), which is asked for again and again: a long step
+The live view shows the status of the run (`RemoteControl.status`), which is asked for again and again: a long step
 or a slow start moves it too. Plain lines come with every step, evaluation and phase of the start.
 """
 

@@ -1,4 +1,4 @@
-"""The live view of a run: its status (`Controller.status`) as lines and tables that fit a terminal. Without Ray.
+"""The live view of a run: its status (`RemoteControl.status`) as lines and tables for a terminal. Without Ray.
 
 The run's own terminal and `launch.py status --watch` show the same.
 """
