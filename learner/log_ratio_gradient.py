@@ -32,7 +32,7 @@ class LogRatioGradient:
         self._vanilla = Objective(objective, config.importance, surrogate=config.surrogate)
         if self._is_sharded:
             logger.warning(
-                "grad_norm/log_ratio is not measured: learner.zero_stage 3 has no room for all gradients"
+                "grad_norm/log_ratio is not measured: learner.zero_stage 3 has no memory for all gradients"
             )
 
     def norm(self, window: Window, backend: "DeepSpeedBackend") -> dict[str, float]:
