@@ -69,8 +69,8 @@ class ObjectiveConfig(NamedSection):
     token; taken of normalised rewards. 0, the default of every published method, credits its own reward alone."""
     baseline: Literal["none", "closed_form"] = "none"
     """closed_form subtracts from each reward what the student expects at its position (power, log_ratio,
-    veto_reverse): the same gradient in expectation, with another variance; `gradient_variance/ratio` reports it.
-    The teacher sends whole distributions then."""
+    veto_reverse): the same gradient in expectation, with another variance (`logging.diagnostics_every`
+    measures it). The teacher sends whole distributions then."""
     aggregate: Literal["window_token_mean", "seq_mean_token_mean", "seq_mean_token_sum"] = "window_token_mean"
     """How token losses become one number."""
     stop_mode: Literal["raw", "mask", "cross_eos"] = "mask"

@@ -75,10 +75,11 @@ class LoggingConfig(Section):
     """Live view on a terminal, one plain line per step otherwise."""
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
-    diagnostics_every: NonNegative = 10
-    """Measure on every so many-th step, from the first, what the log-ratio's gradient norm would have been
-    (`grad_norm/log_ratio`): one more forward and backward, and for that time a float32 copy of all gradients on
-    every rank, next to those of a micro-batch. Not with learner.zero_stage 3. 0 is never."""
+    diagnostics_every: NonNegative = 0
+    """Measure on every so many-th step, from the first, what training does not need; 0 is never. That is what the
+    log-ratio's gradient norm would have been (`grad_norm/log_ratio`), which takes one more forward and backward
+    and a float32 copy of all gradients on every rank meanwhile, not with learner.zero_stage 3; what a baseline
+    does to the gradient's variance (`gradient_variance/ratio`); and of whole distributions `topk/student_mass`."""
     save_batches: bool = False
     """Keep every trained batch as Arrow files under `batches/`, so that steps can be replayed and examined."""
     samples: NonNegative = 4
