@@ -50,7 +50,7 @@ class KnownAnswer:
         Raises RefusedError if it is above the limit, RayError or TimeoutError without an answer.
         """
         values: list[float] = await wait_for(
-            worker.handle.known_answer.remote(self._token_ids),
+            worker.handle.replica_check.remote(self._token_ids),
             timeout_s=self._timeout_s,
             what=f"the known answer of {worker.name}",
         )

@@ -5,7 +5,7 @@
     generate / score  -- call(add) -->   add requests together
                                          step, step, step ...   each token stamped with the weight version
     results           <-- finished --    outputs of finished requests
-    load_weights      -- call(load) -->  preempt + clear KV cache, load, verify on the golden sequence, go on
+    load_weights      -- call(load) -->  preempt + clear KV cache, load, verify on the golden sequence, continue
 
 (call = `Commands.call`: the engine thread runs what is queued between two steps.)
 
@@ -29,7 +29,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling, TokenScores, Vitals
 from actors.vllm.commands import Commands
-from actors.vllm.staging import Staged, WeightCache, WeightsInHand
+from actors.vllm.staging import Staged, WeightCache, ZeroCopyWeights
 from actors.vllm.translate import (
     engine_args,
     executor,
@@ -63,7 +63,7 @@ class VllmEngine:
         if settings.signal.kind != "full":
             self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
         is_shared = settings.shares_weights or executor(settings.config) is not None
-        self._cache = WeightCache() if is_shared else WeightsInHand()  # used by the loader only
+        self._cache = WeightCache() if is_shared else ZeroCopyWeights()  # used by the loader only
         self._commands = Commands()
         self._loader = ThreadPoolExecutor(1, "vllm-loader")  # one load after the other, in the order of the calls
         self._deliver: dict[str, Deliver] = {}
@@ -115,7 +115,7 @@ class VllmEngine:
         self._commands.call(self._serve_own_weights).result()
 
     def vitals(self) -> Vitals:
-        """How the engine does: its progress is of finished requests, and of the tokens of the others."""
+        """Engine health; progress counts finished requests and the tokens of the others."""
         states = list(self._engine.output_processor.request_states.values())
         made = (state.detokenizer.num_output_tokens() for state in states if state.detokenizer is not None)
         return Vitals(self._num_finished + sum(made), len(self._deliver), self._failure)

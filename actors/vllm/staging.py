@@ -182,7 +182,7 @@ _handed: dict[str, Sequence[np.ndarray]] = {}
 _numbers = itertools.count()
 
 
-class WeightsInHand:
+class ZeroCopyWeights:
     """Takes the weight sets of one engine, one after the other, as `WeightCache` does with a file."""
 
     def __init__(self) -> None:

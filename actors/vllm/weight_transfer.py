@@ -33,8 +33,8 @@ class FileInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class FileUpdateInfo(WeightTransferUpdateInfo):
-    """One weight set: buckets one after the other in `path`, or in hand under this name; tensors as (name, shape,
-    bucket, byte offset in it)."""
+    """One weight set: buckets back to back in the file `path`, or in this process under that name; tensors as
+    (name, shape, bucket, byte offset in it)."""
 
     path: str
     dtype: str
