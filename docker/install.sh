@@ -32,7 +32,7 @@ packages() {
 	local index=()
 	[[ -z ${TORCH_INDEX_URL:-} ]] || index=(--extra-index-url "$TORCH_INDEX_URL")
 	python3 -m venv "$VENV"
-	# DS_BUILD_OPS=0: DeepSpeed compiles none of its kernels. --no-deps: see requirements/lock.py.
+	# DS_BUILD_OPS=0: DeepSpeed compiles none of its kernels. --no-deps: see lock in the Makefile.
 	DS_BUILD_OPS=0 "$VENV/bin/python" -m pip install --quiet --no-input --disable-pip-version-check \
 		--root-user-action=ignore --no-deps "${index[@]}" --requirement "$pins"
 }

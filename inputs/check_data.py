@@ -10,7 +10,7 @@ from typing import Any
 from inputs.check_templates import Render, stop_findings, template_findings
 from inputs.check_tokenizers import padded_rows_findings, tokenizer_findings
 from inputs.data_report import DataReport, SourceReport
-from inputs.models import ModelFacts
+from inputs.model_facts import ModelFacts
 from inputs.rendering import Prompt
 from settings.checks import Checks, Finding
 from settings.run import RunConfig

@@ -5,7 +5,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from inputs.models import ModelFacts
+from inputs.model_facts import ModelFacts
 from inputs.rendering import Prompt
 from inputs.tokenizers import special_tokens
 from settings.checks import Finding

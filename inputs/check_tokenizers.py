@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from inputs.models import ModelFacts
+from inputs.model_facts import ModelFacts
 from inputs.tokenizers import decoder_kinds, special_tokens, token_bytes
 from settings.checks import Finding
 

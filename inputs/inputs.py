@@ -13,7 +13,8 @@ from inputs.check_data import check_models, check_prompts
 from inputs.check_tokenizers import num_common_ids
 from inputs.data_report import DataReport
 from inputs.filters import HeldOut
-from inputs.models import ModelFacts, Shape, read_models
+from inputs.model_facts import ModelFacts, read_models
+from inputs.models import Shape
 from inputs.problems import OpenedProblems, Problem, read_problems
 from inputs.prompt_data import TrainingPrompts, prepare_prompts
 from inputs.rendering import Prompt, check_prompt_lengths, render_prompts

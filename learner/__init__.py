@@ -1,1 +1,6 @@
-"""Reward -> gradient -> new weights: one DeepSpeed rank per process, free of Ray and of inference engines."""
+"""Scored rollouts -> reward -> gradient -> new weights: a DeepSpeed rank per process, without Ray or engines.
+
+In: scored tables of one step. Out: the numbers of that step, published weights, checkpoints.
+Start with `rank.py`, one step from start to end; `collate.py` packs tokens, `loss.py` has the objective,
+`deepspeed_backend.py` is all that knows DeepSpeed.
+"""

@@ -15,8 +15,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
+from learner.head_chunk import BLOCK_ELEMENTS, CACHED_BLOCK_ELEMENTS, chunk_positions
 from learner.weight_gradient import WeightGradient
-from settings.learner import BLOCK_ELEMENTS, CACHED_BLOCK_ELEMENTS, chunk_positions
 
 # -- head chunks -------------------------------------------------------------------------------------------
 # How the log-prob head goes through its positions: in chunks for the products, in blocks for what follows them.
@@ -38,7 +38,7 @@ class HeadLimits:
     """Ids >= this one are cut off: rows that pad the embedding are no tokens."""
     chunk_tokens: int | Literal["auto"] = "auto"
     """Positions per chunk: peak memory is `chunk_tokens` x `vocab_size` in the model's dtype. `auto`: as many as
-    have about `settings.learner.CHUNK_ELEMENTS` logits."""
+    have about `learner.head_chunk.CHUNK_ELEMENTS` logits."""
     kept_bytes: int = 0
     """The logits of one chunk are kept from forward to backward, as backward needs that room in any case; so are
     those of others, up to so many bytes. The rest is computed again."""

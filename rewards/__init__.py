@@ -48,8 +48,8 @@ from rewards.grading.outcome import (
 )
 from rewards.parameters import Parameter, Params, Rule, check_name, nearest
 from rewards.registry import Entry, Needs, NormaliserEntry
+from rewards.schedules import scheduled_beta
 from rewards.teacher import Teacher, TeacherLogits, TeacherTopK
-from rewards.veto import scheduled_beta
 
 if TYPE_CHECKING:
     from rewards.advantages import group_advantage, mix_outcome, multi_sample_loss, return_to_go

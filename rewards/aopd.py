@@ -10,10 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rewards.distributions import student_log_probs
 from rewards.log_ratio import log_ratio
 from rewards.power import power_reward
 from rewards.support import top_k_forward_kl
-from rewards.teacher import Teacher, student_log_probs
+from rewards.teacher import Teacher
 
 
 def aopd_gate(

@@ -10,9 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from rewards.distributions import teacher_entropy
 from rewards.log_ratio import log_ratio
 from rewards.support import top_k_forward_kl
-from rewards.teacher import Teacher, teacher_entropy
+from rewards.teacher import Teacher
 
 
 def eopd_reward(

@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from rewards.teacher import Teacher, kl_terms, student_log_probs, teacher_log_probs
+from rewards.distributions import kl_terms, student_log_probs, teacher_log_probs
+from rewards.teacher import Teacher
 
 
 def reverse_kl(student_logits_NV: Tensor, teacher: Teacher) -> Tensor:

@@ -10,8 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+from rewards.distributions import kl_terms, student_log_probs, teacher_log_probs
 from rewards.support import Support, choose_support
-from rewards.teacher import Teacher, TeacherLogits, kl_terms, student_log_probs, teacher_log_probs
+from rewards.teacher import Teacher, TeacherLogits
 
 LOG_SMALLEST_TAIL = math.log(1e-7)
 """A tail has at least this mass, so that it keeps a logarithm (as in TRL)."""

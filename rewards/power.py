@@ -10,8 +10,9 @@ import math
 import torch
 from torch import Tensor
 
+from rewards.distributions import student_log_probs, teacher_log_probs
 from rewards.log_probs import log_difference, masked_log_probs
-from rewards.teacher import Teacher, student_log_probs, teacher_log_probs
+from rewards.teacher import Teacher
 
 
 def power_reward(

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rewards.teacher import Teacher, TeacherLogits, TeacherTopK, kl_terms, student_log_probs, teacher_log_probs
+from rewards.distributions import kl_terms, student_log_probs, teacher_log_probs
+from rewards.teacher import Teacher, TeacherLogits, TeacherTopK
 
 
 @dataclass(frozen=True, eq=False)

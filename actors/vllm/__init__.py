@@ -1,4 +1,8 @@
-"""The vLLM engine: the only package that imports vllm, and only once an engine is opened."""
+"""The vLLM engine: the only package that imports vllm, and only once an engine is opened.
+
+In: engine settings, prompts, rollouts, weights. Out: sampled tokens, log-probs.
+Start with `open_engine` below and `engine.py`; `weight_transfer.py` and `staging.py` load weights between steps.
+"""
 
 import gc
 import os

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from inputs.models import Shape
+from learner.head_chunk import BLOCK_ELEMENTS, chunk_positions
 from settings.engine import EngineConfig
-from settings.learner import BLOCK_ELEMENTS, chunk_positions
 from settings.run import RunConfig
 
 GIB = 2**30

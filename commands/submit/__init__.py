@@ -1,1 +1,5 @@
-"""Sends a run to a cluster as a job: to the jobs of a Ray cluster, or to Kubernetes as a RayJob."""
+"""`launch.py submit`: a run as a job, on a Ray cluster or as a RayJob on Kubernetes.
+
+In: the arguments of `train`. Out: a job, its log, its state, its end.
+Start with `command.py`; `request.py` says what is sent, `ray_jobs.py` and `kubernetes.py` are the two places.
+"""

@@ -1,1 +1,5 @@
-"""What is shown of a run while it goes on: terminal, TensorBoard, Weights & Biases, Prometheus and Grafana."""
+"""A run while it is running: terminal, TensorBoard, Weights & Biases, Prometheus and Grafana.
+
+In: metrics rows, evaluations, events and status. Out: what each dashboard shows of them.
+Start with `boards.py`, which tells all of them.
+"""

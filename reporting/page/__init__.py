@@ -1,1 +1,5 @@
-"""The report of a run: files in (`run_data.py`), figures and tables (`page.py`), one HTML file (`command.py`)."""
+"""The report of runs: one HTML file that loads nothing from elsewhere.
+
+In: run folders (`run_data.py`). Out: figures as plotly's JSON, tables, `report.html`.
+Start with `write.py`, which puts the page together.
+"""

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from learner.head_chunk import CHUNK_ELEMENTS, MIN_CHUNK_TOKENS, chunk_positions
 from learner.log_probs import HeadLimits, sampled_log_probs
-from settings.learner import CHUNK_ELEMENTS, MIN_CHUNK_TOKENS, chunk_positions
 
 T, H, V = 40, 8, 50
 CHUNK_BYTES = 10 * V * 4

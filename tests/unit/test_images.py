@@ -19,6 +19,7 @@ from tests.unit.validators import ROOT, run, validator
 DOCKERFILE = ROOT / "docker" / "Dockerfile"
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ENGINES = ("cpu", "gpu")
+OWN = ("dev", "docs", "gguf", "wandb")
 LEFT_OUT = {"torchaudio", "torchcodec", "torchvision", "triton"}
 PACKAGES = {path.parent.name for path in ROOT.glob("*/__init__.py")}
 IN_CONTEXT = PACKAGES | {"LICENSE", "configs", "docker", "launch.py", "pyproject.toml", "requirements"}
@@ -118,7 +119,22 @@ def test_what_the_reader_of_the_dockerfile_does_not_know_is_refused(tmp_path: Pa
 def pins(name: str) -> dict[str, str]:
     """Version by package of a file of pins."""
     lines = (ROOT / "requirements" / name).read_text().splitlines()
-    return {_normal(line.split("==")[0]): line.split("==")[1] for line in lines if not line.startswith("#")}
+    return dict(line.split("==") for line in lines if not line.startswith("#"))
+
+
+@pytest.mark.parametrize("engines", ENGINES)
+def test_every_package_is_pinned_once_and_exactly_and_as_pyproject_has_it(engines: str) -> None:
+    text = (ROOT / "requirements" / f"{engines}.txt").read_text()
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    assert [line for line in lines if not re.fullmatch(r"[a-z0-9-]+==[a-z0-9.!]+(\+cpu)?", line)] == []
+    found = pins(f"{engines}.txt")
+    assert len(lines) == len(found)
+    assert [name for name in found if "+" in found[name]] == (["torch"] if engines == "cpu" else [])
+    extras = PROJECT["optional-dependencies"]
+    named = [*PROJECT["dependencies"], *(line for extra in (engines, *OWN) for line in extras[extra])]
+    wanted = {_normal(Requirement(line).name): str(Requirement(line).specifier)[2:] for line in named}
+    del wanted["poweropd"]
+    assert wanted.items() <= {name: version.removesuffix("+cpu") for name, version in found.items()}.items()
 
 
 @pytest.mark.parametrize("engines", ENGINES)

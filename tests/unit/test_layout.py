@@ -1,10 +1,8 @@
 """The layout of the code base: who imports whom, where heavy libraries may appear, how large a file may grow."""
 
 import ast
-import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -150,16 +148,3 @@ def test_what_eval_checks_before_ray_starts_does_not_import_ray() -> None:
     program = "import sys, commands.evaluate, inputs.inputs; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "False", done.stderr
-
-
-@pytest.mark.parametrize("extra", ["cpu", "gpu"])
-def test_the_pinned_packages_hold_every_pin_of_pyproject(extra: str) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    extras = project["optional-dependencies"]
-    named = [*project["dependencies"], *extras[extra], *extras["dev"]]
-    own = next(pin for pin in named if pin.startswith("poweropd["))
-    named.remove(own)
-    named += [pin for name in re.findall(r"\w+", own)[1:] for pin in extras[name]]
-    wanted = {re.sub(r"\[.*\]", "", pin).replace("_", "-") for pin in named}
-    lines = (ROOT / f"requirements/{extra}.txt").read_text().splitlines()
-    assert wanted - {line.split("+")[0].replace("_", "-") for line in lines} == set()

@@ -22,8 +22,8 @@ from rewards import (
     TeacherTopK,
     aggregate,
 )
+from rewards.distributions import entropy, student_log_probs, teacher_entropy, teacher_log_probs
 from rewards.support import choose_support, student_top_k_advantage, top_k_forward_kl
-from rewards.teacher import entropy, student_log_probs, teacher_entropy, teacher_log_probs
 from rewards.tip import tip_sampling_weight
 from rewards.veto import log_target
 from tests.unit.reward_vectors import CASES, Case, Results, assert_reproduced, needs_vectors

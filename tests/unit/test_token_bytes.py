@@ -6,7 +6,7 @@ from tokenizers.models import BPE, WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from inputs.check_tokenizers import differing_ids, num_common_ids, tokenizer_findings
-from inputs.models import ModelFacts
+from inputs.model_facts import ModelFacts
 from inputs.tokenizers import special_tokens, token_bytes
 
 pytestmark = pytest.mark.timeout(30)
