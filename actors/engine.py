@@ -11,6 +11,7 @@ import numpy as np
 
 from settings.run import EngineConfig
 from transport.batches import SAMPLED, TeacherSignal
+from transport.notes import LoadReport
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest
 
@@ -79,37 +80,6 @@ class TokenScores:
     """float32 [len - 1, k]."""
     hidden: np.ndarray | None = None
     """uint8 [len - 1, bytes of a hidden state]; only with the signal `full`."""
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """One completed and verified weight load, with the seconds of each phase in order.
-
-    The engine keeps generating while it fetches and checks. It generates nothing from the start of the pause to
-    the end of the verification: for `stopped_s`.
-    """
-
-    incarnation: int
-    version: int
-    fetch_s: float
-    """Until the worker has the bytes, including any wait for another engine of the node."""
-    check_s: float
-    """Applying differences, computing checksums, and writing the file that all engines of the node load."""
-    pause_s: float
-    """Preempting requests in flight and clearing the cache."""
-    load_s: float
-    """Replacing vLLM's parameters."""
-    verify_s: float
-    """Scoring the golden sequence with the new weights."""
-    bytes_fetched: int
-    """Bytes that this engine fetched; 0 if its node had them."""
-    golden_difference: float
-    """Mean absolute difference to the learner's log-probs of the golden sequence."""
-
-    @property
-    def stopped_s(self) -> float:
-        """How long no token was generated."""
-        return self.pause_s + self.load_s + self.verify_s
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
+from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, Sampling
 from actors.engine_worker import EngineWorker
 from actors.weight_receiver import WeightReceiver
 from transport.batches import ROLLOUT_SCHEMA, SAMPLED, check_prompts, check_rollouts
 from transport.collective import Rendezvous
-from transport.notes import EndOfStream, Parcel, RolloutNote
+from transport.notes import EndOfStream, LoadReport, Parcel, RolloutNote
 from transport.parcels import plan_parcels
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest

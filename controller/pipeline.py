@@ -35,7 +35,7 @@ from cluster.waiting import Signal, now
 from controller.checkpointing import Checkpointer
 from controller.evaluations import Evaluations
 from controller.flow import Flow
-from controller.learner_group import LearnerGroup, LearnerLostError, StepResult, TablesLostError
+from controller.learner_group import LearnerGroup, LearnerLostError, TablesLostError
 from controller.meters import WastedTokens
 from controller.recovery import Progress, Recovery, first_of
 from controller.rollouts import Prompts, Rollout, RolloutStage
@@ -50,6 +50,7 @@ from records.run_folder import RunFolder
 from reporting.advisor import RECENT_STEPS
 from settings.run import RunConfig
 from transport.batches import SAMPLED
+from transport.notes import StepResult
 
 # -- waits -------------------------------------------------------------------------------------------------
 # How long the learner waited for a batch.

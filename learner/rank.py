@@ -11,7 +11,6 @@ import os
 import random
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,7 +38,7 @@ from settings.run import RunConfig
 from settings.teachers import share_of_source
 from transport.batches import SAMPLED, TeacherSignal, save_batch
 from transport.collective import Rendezvous
-from transport.notes import Heartbeat
+from transport.notes import Heartbeat, StepResult
 from transport.parcels import tables_of_slots
 from transport.stop_tokens import StopTokens
 from transport.weights import WeightManifest
@@ -51,19 +50,6 @@ logger = logging.getLogger(__name__)
 
 HEAD_LIMITS = {"float32": 1e-4, "bfloat16": 0.05}
 """Largest mean difference between the chunked head and the model's own logits, by learner dtype."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step did, reduced over ranks: the same on every rank."""
-
-    metrics: dict[str, float]
-    was_skipped: bool
-    """True: the gradient was not finite and no weight changed."""
-    staleness_max: int
-    """Largest `step - weight_version` of a trained token."""
-    staleness_mean: float
-    tokens_trained: int
 
 
 class LearnerRank:

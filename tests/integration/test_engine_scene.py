@@ -11,10 +11,11 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
+from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, Sampling
 from actors.vllm import open_engine
 from learner.publisher import WeightHistory, publish_weights
 from settings.run import EngineConfig
+from transport.notes import LoadReport
 from transport.weight_sources import BucketsInPlace
 from transport.weights import WeightManifest
 
