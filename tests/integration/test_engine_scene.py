@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
 from actors.vllm import open_engine
 from learner.publisher import WeightHistory, publish_weights
-from settings.run import EngineConfig
+from settings.engine import EngineConfig
 from transport.weight_sources import BucketsInHand
 from transport.weights import WeightManifest
 

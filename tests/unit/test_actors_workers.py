@@ -13,7 +13,7 @@ from actors.reference_worker import ReferenceWorker
 from actors.rollout_worker import RolloutWorker
 from actors.teacher_worker import TeacherWorker
 from inputs.prompts import Prompt, PromptSource
-from settings.run import EngineConfig
+from settings.engine import EngineConfig
 from transport.batches import ROLLOUT_SCHEMA, TeacherSignal, check_rollouts
 from transport.notes import EndOfStream, Parcel, RolloutNote, ScoreNote
 from transport.stop_tokens import StopTokens
