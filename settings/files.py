@@ -4,11 +4,11 @@
     extends: [0.6b_from_4b.yaml, ../parts/one_gpu.yaml]
     run_name: qwen3-0.6b-from-4b-one-gpu
 
-`extends` is a path or a list of paths, relative to the file that contains it. Later files override earlier ones, and
-the file's own keys override all of them; mappings are merged key by key, lists are replaced.
+`extends` is a path or a list of paths, relative to the file that contains it. Later files override earlier ones,
+and the file's own keys override all of them; mappings are merged key by key, lists are replaced.
 
-YAML comes from people, so no text may exhaust this process's memory or stack: ten lines of aliases to aliases expand
-to billions of values, and a few thousand brackets overflow the stack.
+No YAML may exhaust this process's memory or stack: ten lines of aliases to aliases expand to billions of values,
+and a few thousand brackets overflow the stack.
 """
 
 from io import StringIO

@@ -1,7 +1,7 @@
 """The configuration of a run: one frozen, documented tree of settings, importable without torch, vLLM or Ray.
 
-The string under each field is its documentation (`launch.py train --help` prints it). `settings/run_files.py` reads
-it from YAML and dotted overrides. Objective parameters are checked by `rewards.validate`, when a command starts.
+The string under each field is its documentation (`launch.py train --help` prints it). `settings/run_files.py`
+reads it from YAML and dotted overrides. Commands check the objective's parameters with `rewards.validate`.
 """
 
 import re
