@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from actors.engine import Engine, EngineSettings, TokenScores
 from transport.columns import Ragged, read_lists
-from transport.notes import Pulse, ScoreNote
+from transport.notes import Heartbeat, ScoreNote
 from transport.parcels import repacked
 from transport.stop_tokens import StopLabels, StopMode, StopTokens, stop_labels
 
@@ -31,10 +31,10 @@ class EngineWorker:
         """Serve the model as loaded from its folder: one that is not trained."""
         self._engine.serve_own_weights()
 
-    async def ping(self) -> Pulse:
+    async def ping(self) -> Heartbeat:
         """Report that the actor is alive, and its engine's progress."""
         vitals = self._engine.vitals()
-        return Pulse(os.getpid(), vitals.progress, vitals.num_unfinished > 0, vitals.failure)
+        return Heartbeat(os.getpid(), vitals.progress, vitals.num_unfinished > 0, vitals.failure)
 
     async def shutdown(self) -> None:
         """Stop the engine, if it was started."""
@@ -63,7 +63,7 @@ class Scorer(EngineWorker):
         await self.serve_own_weights()
         return seconds
 
-    async def replica_check(self, token_ids: Sequence[int]) -> list[float]:
+    async def log_probs_of(self, token_ids: Sequence[int]) -> list[float]:
         """Return a value for every token but the first of a fixed sequence, comparable between replicas.
 
         The token's log-prob, or, if the signal is the input of the output head, the logarithm of its RMS.

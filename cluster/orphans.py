@@ -23,7 +23,7 @@ from records.run_folder import RunFolder
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 30.0
-"""So long the search on the other nodes may take; it is not worth more."""
+"""Maximum time of the search on the other nodes."""
 
 EVERY_PROCESS = r".+"
 
@@ -33,7 +33,7 @@ def check_has_ended(folder: RunFolder) -> None:
     cluster = folder.read_cluster()
     if cluster is not None and is_alive_here(cluster):
         raise ValueError(
-            f"--resume: the run is still going on: pid {cluster['pid']} (nearest valid: launch.py stop --run "
+            f"--resume: the run is still running: pid {cluster['pid']} (nearest valid: launch.py stop --run "
             f"{folder.path.name}, and then --resume)"
         )
 

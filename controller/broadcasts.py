@@ -17,7 +17,7 @@ from ray.exceptions import RayError
 from cluster.pool import Pool
 from cluster.waiting import now, wait_for
 from records.events import Events, reason_of
-from transport.collective import Meeting
+from transport.collective import Rendezvous
 from transport.weights import WeightManifest
 
 # -- collective group --------------------------------------------------------------------------------------
@@ -71,7 +71,7 @@ class Turn:
     is_new: bool
 
 
-class CollectiveGroup:
+class Membership:
     """Follows members, successes and failures. Each `next` is followed by `succeeded` or `failed`, if not None."""
 
     def __init__(self) -> None:
@@ -133,7 +133,7 @@ class CollectiveGroup:
 
 LEARNER = "the learner"
 MARGIN_S = 5.0
-"""Members notice the limit themselves; one that has not answered so long after it is the one that was missing."""
+"""Members notice the limit themselves; one that has not answered this long after it is the missing one."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ class Failure:
         return "; ".join(f"{name}: {self.reasons[name]}" for name in ordered)
 
 
-class Broadcasts:
+class WeightBroadcast:
     """Spreads one version after the other. Members join and leave between two of them."""
 
     def __init__(self, backend: str, *, learner: Pool, engines: Pool, events: Events, timeout_s: float) -> None:
@@ -160,7 +160,7 @@ class Broadcasts:
         self._engines = engines
         self._events = events
         self._timeout_s = timeout_s
-        self._group = CollectiveGroup()
+        self._group = Membership()
 
     async def spread(self, manifest: WeightManifest) -> None:
         """Bring the set that the learner has just published to the nodes; returns also if it could not."""
@@ -197,7 +197,7 @@ class Broadcasts:
             address, port = await wait_for(first.rendezvous.remote(), timeout_s=self._timeout_s, what=what)
         except (RayError, TimeoutError) as error:
             return Failure({LEARNER: reason_of(error)}, frozenset())
-        meeting = Meeting(
+        rendezvous = Rendezvous(
             backend=self._backend,
             address=address,
             port=port,
@@ -205,8 +205,10 @@ class Broadcasts:
             world_size=group.world_size,
             timeout_s=self._timeout_s,
         )
-        calls = {name: h.join_weight_group.remote(meeting, group.rank_of(name)) for name, h in handles.items()}
-        failure = await self._all({LEARNER: first.join_weight_group.remote(meeting), **calls}, "joining the group")
+        calls = {name: h.join_weight_group.remote(rendezvous, group.rank_of(name)) for name, h in handles.items()}
+        failure = await self._all(
+            {LEARNER: first.join_weight_group.remote(rendezvous), **calls}, "joining the group"
+        )
         if failure is None:
             seconds = round(now() - start, 4)
             self._events.add("weights_group", group=group.number, members=[*group.members], seconds=seconds)

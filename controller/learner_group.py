@@ -16,7 +16,7 @@ from cluster.errors import is_lost, is_mistake
 from cluster.health import WorkerState
 from cluster.pool import Pool
 from cluster.waiting import now, together, wait_for
-from controller.broadcasts import Broadcasts
+from controller.broadcasts import WeightBroadcast
 from controller.scoring import ScoredSlot
 from controller.weight_store import PublishedWeights
 from records.checkpoints import WriteReport
@@ -58,7 +58,7 @@ class LearnerGroup:
         config: ClusterConfig,
         *,
         transport: str = "object_store",
-        broadcasts: Broadcasts | None = None,
+        broadcasts: WeightBroadcast | None = None,
     ) -> None:
         """`transport` is how published weights travel: a name in `TRANSPORTS`. Some need `broadcasts`."""
         self._pool = pool

@@ -82,18 +82,18 @@ class WeightStore:
         """The newest published version; whoever keeps it keeps its bytes in the object store."""
         return self._latest
 
-    def hold(self, weights: PublishedWeights) -> None:
+    def pin(self, weights: PublishedWeights) -> None:
         """Let every engine load this set, whatever it has loaded before: not older than that, or refused."""
         for worker in self._pool.workers:
             worker.version = -1
         self._latest = weights
         self._members.changed()
 
-    def let_go(self) -> None:
+    def unpin(self) -> None:
         """Drop the reference; engines stay with what they have."""
         self._latest = None
 
-    def put(self, weights: PublishedWeights) -> None:
+    def publish(self, weights: PublishedWeights) -> None:
         """Make a weight set the newest; engines start loading it."""
         self._latest = weights
         manifest = weights.manifest
@@ -108,8 +108,8 @@ class WeightStore:
         )
         self._members.changed()
 
-    def forget(self) -> None:
-        """Weights of an abandoned course of the run count no more: every engine waits for others."""
+    def invalidate(self) -> None:
+        """Weights of an abandoned incarnation count no more: every engine waits for others."""
         self._latest = None
         for worker in self._pool.workers:
             if worker.loads_weights and worker.state is not WorkerState.STALE:
@@ -161,7 +161,7 @@ class WeightStore:
                 self._pool.mark_dead(worker, reason)
 
     def _wanted(self, worker: Worker) -> PublishedWeights | None:
-        """What a worker is to hold: the newest, or what it is lent for to evaluate."""
+        """What a worker is to hold: the newest, or what it is borrowed to evaluate."""
         return self._latest if worker.pinned is None else worker.pinned
 
     def _is_behind(self, worker: Worker) -> bool:

@@ -38,8 +38,8 @@ from records.checkpoints import WriteReport
 from settings.run import RunConfig
 from settings.teachers import share_of_source
 from transport.batches import SAMPLED, TeacherSignal, save_batch
-from transport.collective import Meeting
-from transport.notes import Pulse
+from transport.collective import Rendezvous
+from transport.notes import Heartbeat
 from transport.parcels import tables_of_slots
 from transport.stop_tokens import StopTokens
 from transport.weights import WeightManifest
@@ -229,9 +229,9 @@ class LearnerRank:
         )
         yield from published if self.weight_sender is None else self.weight_sender.keeping(published)
 
-    def join_weight_group(self, meeting: Meeting) -> None:
+    def join_weight_group(self, rendezvous: Rendezvous) -> None:
         """Form a group that weights are broadcast in (first rank); blocks until all members have come."""
-        self._sender().join(meeting)
+        self._sender().join(rendezvous)
 
     def send_weights(self, incarnation: int, version: int) -> float:
         """Broadcast the weights that were published last (first rank); returns the seconds it took."""
@@ -270,9 +270,9 @@ class LearnerRank:
     def fetch(self, *tables: pa.Table) -> None:
         """Do nothing: the call has brought the tables to this node, or has failed."""
 
-    def ping(self) -> Pulse:
+    def ping(self) -> Heartbeat:
         """Show that the process runs; called beside the others, in a concurrency group of its own."""
-        return Pulse(pid=os.getpid())
+        return Heartbeat(pid=os.getpid())
 
     def shutdown(self) -> None:
         """Leave the process group; the rank is of no use afterwards."""

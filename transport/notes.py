@@ -41,7 +41,7 @@ class ScoreNote:
 
 
 @dataclass(frozen=True)
-class Pulse:
+class Heartbeat:
     """A worker's answer to a heartbeat."""
 
     pid: int = 0

@@ -15,7 +15,7 @@ from actors.engine import Engine, EngineSettings, Generation, GenerationRequest,
 from actors.vllm import open_engine
 from learner.publisher import WeightHistory, publish_weights
 from settings.engine import EngineConfig
-from transport.weight_sources import BucketsInHand
+from transport.weight_sources import BucketsInPlace
 from transport.weights import WeightManifest
 
 T = TypeVar("T")
@@ -103,9 +103,9 @@ def publish(
     return manifest, [bucket for bucket in buckets if isinstance(bucket, np.ndarray)]
 
 
-def in_hand(published: tuple[WeightManifest, list[np.ndarray]]) -> tuple[WeightManifest, BucketsInHand]:
+def in_hand(published: tuple[WeightManifest, list[np.ndarray]]) -> tuple[WeightManifest, BucketsInPlace]:
     """The arguments of `load_weights`."""
-    return published[0], BucketsInHand(published[1])
+    return published[0], BucketsInPlace(published[1])
 
 
 def settings(

@@ -12,11 +12,11 @@ from cluster.placement import Demand
 from cluster.ray_actors import WorkerSpec
 from commands.plan.local_pool import LocalPool
 from commands.plan.run import run_virtually
-from controller.broadcasts import MARGIN_S, MAX_FAILURES, Broadcasts
+from controller.broadcasts import MARGIN_S, MAX_FAILURES, WeightBroadcast
 from records.events import Events
 from records.files import read_rows
 from settings.cluster import ClusterConfig
-from transport.collective import Meeting
+from transport.collective import Rendezvous
 from transport.weights import WeightManifest
 
 LIMIT_S = 60.0
@@ -32,8 +32,8 @@ class Member:
     error: str = ""
     is_silent: bool = False
 
-    async def join_weight_group(self, meeting: Meeting, rank: int = 0) -> None:
-        self.calls.append(("join", meeting.name, rank, meeting.world_size))
+    async def join_weight_group(self, rendezvous: Rendezvous, rank: int = 0) -> None:
+        self.calls.append(("join", rendezvous.name, rank, rendezvous.world_size))
         await self._answer(self.join_error)
 
     async def receive_weights(self, manifest: WeightManifest) -> None:
@@ -79,7 +79,7 @@ class Scene:
             for role, count in (("learner", 1), ("rollout", 2))
         }
         self.pool = self.pools["rollout"]
-        self.broadcasts = Broadcasts(
+        self.broadcasts = WeightBroadcast(
             "gloo", learner=self.pools["learner"], engines=self.pool, events=events, timeout_s=LIMIT_S
         )
         self.version = -1

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from hypothesis import given
 from hypothesis import strategies as st
 
-from controller.broadcasts import MAX_FAILURES, MAX_MISSES, Candidate, CollectiveGroup, Group, Turn
+from controller.broadcasts import MAX_FAILURES, MAX_MISSES, Candidate, Group, Membership, Turn
 
 
 def candidates(**node_of: str) -> list[Candidate]:
@@ -16,7 +16,7 @@ def candidates(**node_of: str) -> list[Candidate]:
 TWO = candidates(a="x", b="y")
 
 
-def succeed(group: CollectiveGroup, engines: list[Candidate], incarnation: int = 0) -> Turn:
+def succeed(group: Membership, engines: list[Candidate], incarnation: int = 0) -> Turn:
     """Take one turn, successfully."""
     turn = group.next(incarnation, engines)
     assert turn is not None
@@ -25,24 +25,24 @@ def succeed(group: CollectiveGroup, engines: list[Candidate], incarnation: int =
 
 
 def test_the_learner_is_rank_0_and_engines_follow_in_their_order() -> None:
-    turn = succeed(CollectiveGroup(), candidates(a="x", b="y", c="z"))
+    turn = succeed(Membership(), candidates(a="x", b="y", c="z"))
     assert turn == Turn(Group(1, 0, ("a", "b", "c")), is_new=True)
     assert [turn.group.rank_of(name) for name in turn.group.members] == [1, 2, 3]
     assert turn.group.world_size == 4
 
 
 def test_one_engine_of_each_node_is_a_member() -> None:
-    assert succeed(CollectiveGroup(), candidates(a="x", b="x", c="y", d="x")).group.members == ("a", "c")
+    assert succeed(Membership(), candidates(a="x", b="x", c="y", d="x")).group.members == ("a", "c")
 
 
 def test_a_group_stays_while_its_members_do() -> None:
-    group = CollectiveGroup()
+    group = Membership()
     first = succeed(group, candidates(b="x", c="y"))
     assert succeed(group, candidates(a="x", b="x", c="y", d="y")) == Turn(first.group, is_new=False)
 
 
 def test_it_is_formed_anew_when_a_member_goes_or_a_node_comes_or_the_incarnation_changes() -> None:
-    group = CollectiveGroup()
+    group = Membership()
     succeed(group, candidates(a="x", b="x", c="y"))
     turns = [
         succeed(group, candidates(b="x", c="y")),
@@ -54,14 +54,14 @@ def test_it_is_formed_anew_when_a_member_goes_or_a_node_comes_or_the_incarnation
 
 
 def test_without_engines_there_is_no_group() -> None:
-    group = CollectiveGroup()
+    group = Membership()
     succeed(group, TWO)
     assert group.next(0, []) is None
     assert succeed(group, TWO).is_new
 
 
 def test_after_a_failure_the_same_members_form_a_new_group() -> None:
-    group = CollectiveGroup()
+    group = Membership()
     first = succeed(group, TWO)
     assert group.next(0, TWO) == Turn(first.group, is_new=False)
     group.failed(())
@@ -69,7 +69,7 @@ def test_after_a_failure_the_same_members_form_a_new_group() -> None:
 
 
 def test_an_engine_that_is_silent_twice_gives_its_place_to_another_of_its_node() -> None:
-    group, engines = CollectiveGroup(), candidates(a="x", b="y", c="y")
+    group, engines = Membership(), candidates(a="x", b="y", c="y")
     members = []
     for _ in range(MAX_MISSES):
         turn = group.next(0, engines)
@@ -82,7 +82,7 @@ def test_an_engine_that_is_silent_twice_gives_its_place_to_another_of_its_node()
 
 
 def test_an_engine_that_took_part_again_starts_afresh() -> None:
-    group = CollectiveGroup()
+    group = Membership()
     for _ in range(4):
         group.next(0, TWO)
         group.failed(["b"])
@@ -90,7 +90,7 @@ def test_an_engine_that_took_part_again_starts_afresh() -> None:
 
 
 def test_failures_in_a_row_end_it() -> None:
-    group = CollectiveGroup()
+    group = Membership()
     for _ in range(MAX_FAILURES):
         assert not group.is_given_up
         assert group.next(0, TWO) is not None
@@ -100,7 +100,7 @@ def test_failures_in_a_row_end_it() -> None:
 
 
 def test_failures_with_a_success_between_do_not_end_it() -> None:
-    group = CollectiveGroup()
+    group = Membership()
     for _ in range(3 * MAX_FAILURES):
         group.next(0, TWO)
         group.failed(())
@@ -112,7 +112,7 @@ def test_failures_with_a_success_between_do_not_end_it() -> None:
 class Course:
     """What happens to a group: what is checked holds at every version."""
 
-    group: CollectiveGroup = field(default_factory=CollectiveGroup)
+    group: Membership = field(default_factory=Membership)
     standing: Group | None = None
     failures_in_a_row: int = 0
     numbers: list[int] = field(default_factory=list)
@@ -166,7 +166,7 @@ def test_any_course_of_joins_deaths_and_failures(
 
 @given(st.lists(ENGINES.filter(bool), min_size=1, max_size=20))
 def test_without_failures_every_node_with_an_engine_is_reached(versions: list[list[Candidate]]) -> None:
-    group = CollectiveGroup()
+    group = Membership()
     for engines in versions:
         members = succeed(group, engines).group.members
         assert {e.node_id for e in engines if e.name in members} == {e.node_id for e in engines}
