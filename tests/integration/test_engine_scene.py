@@ -15,7 +15,7 @@ from actors.engine import Engine, EngineSettings, Generation, GenerationRequest,
 from actors.vllm import open_engine
 from learner.publisher import WeightHistory, publish_weights
 from settings.engine import EngineConfig
-from transport.weight_sources import BucketsInPlace
+from tests.unit.buckets_in_place import BucketsInPlace
 from transport.weights import WeightManifest
 
 T = TypeVar("T")
