@@ -9,7 +9,7 @@ from typing import Protocol
 
 import numpy as np
 
-from settings.run import EngineConfig
+from settings.engine import EngineConfig
 from transport.batches import SAMPLED, TeacherSignal
 from transport.notes import LoadReport
 from transport.weight_sources import WeightSource

@@ -7,7 +7,8 @@ from actors.engine import EngineSettings, Sampling
 from inputs.inputs import Inputs
 from inputs.models import model_paths
 from inputs.tokenizers import head_width
-from settings.run import EngineConfig, ResourcesConfig, RunConfig
+from settings.engine import EngineConfig, ResourcesConfig
+from settings.run import RunConfig
 from transport.batches import SAMPLED, TeacherSignal
 
 

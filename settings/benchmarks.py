@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from settings.engine import Positive, Section
+from settings.load import load_settings
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "benchmarks"
 """Holds one `NAME.yaml` per benchmark."""
@@ -140,8 +141,6 @@ def load_definition(name: str) -> BenchmarkDefinition:
         near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)
         hint = f" (nearest: {near[0]})" if near else ""
         raise ValueError(f"benchmarks: unknown benchmark {name!r}{hint}; known are {', '.join(known)}")
-    from settings.load import load_settings
-
     path = Path(name) if is_file else FOLDER / f"{name}.yaml"
     try:
         definition = load_settings(BenchmarkDefinition, str(path))

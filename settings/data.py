@@ -30,7 +30,7 @@ class DataSourceConfig(Section):
     """One data set of training problems."""
 
     path: str
-    """File (JSON lines, JSON, Parquet, also .gz and .zst), folder, or name of a data set of the hub."""
+    """File in any of the data formats, folder, or name of a hub data set."""
     subset: str | None = None
     """Subset of a hub data set (`main`), or sub-folder of a folder."""
     split: Annotated[str, Field(min_length=1)] = "train"
@@ -53,8 +53,8 @@ class DataConfig(Section):
     """Training prompts: rows with a `problem` (or chat messages) and, for grading, an `answer`."""
 
     train_path: str | None = None
-    """Training problems with the columns `problem`, `answer`, `id` and `source`: a file (JSON lines, JSON,
-    Parquet, also .gz and .zst), a folder, or a name of the hub. Either this or `sources` must be set."""
+    """Training problems with the columns `problem`, `answer`, `id` and `source`: a file in any of the
+    data formats, a folder, or the name of a hub data set. Either this or `sources` must be set."""
     sources: list[DataSourceConfig] = Field(default=[], max_length=1000)
     """Several data sets, or one with other column names: `[{path: a.jsonl, weight: 3}, {path: openai/gsm8k,
     subset: main, columns: {problem: question}, answer_after: "####"}]`."""

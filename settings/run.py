@@ -1,8 +1,7 @@
 """The configuration of a run: one frozen, documented tree of settings, importable without torch, vLLM or Ray.
 
-The string under each field is its documentation (`launch.py train --help` prints it). Reading YAML and dotted
-overrides lives in `settings/load.py`. Objective parameters are checked by `rewards.validate`, which
-`launch.py` calls, since this package imports nothing of ours.
+The string under each field is its documentation (`launch.py train --help` prints it). `settings/run_files.py`
+reads it from YAML and dotted overrides. Commands check the objective's parameters with `rewards.validate`.
 """
 
 import re
@@ -36,28 +35,19 @@ from settings.objective import (
     TokenWeightsConfig,
 )
 
-# -- run name ----------------------------------------------------------------------------------------------
-# Which names a run may have: its name is that of a folder, of an actor, and part of what other tools store.
-
-
-MAX_LENGTH = 100
-ALLOWED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-RESERVED = {"con", "prn", "aux", "nul"} | {f"{name}{number}" for name in ("com", "lpt") for number in range(1, 10)}
-"""Names of devices, with any ending, where run folders are shared with Windows."""
+MAX_NAME_LENGTH = 100
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Of a run: it names a folder and a Ray actor, and is stored by other tools."""
 
 
 def checked_run_name(name: str, field: str = "run_name") -> str:
-    """Return the name; ValueError naming `field` if it could lead out of the runs' folder, or is not portable."""
-    if not ALLOWED.fullmatch(name):
+    """Return the name; ValueError naming `field` if it could escape the runs' folder."""
+    if not NAME.fullmatch(name):
         raise ValueError(
             f"{field} must be letters, digits, '.', '_' and '-', the first a letter or digit, got {name[:80]!r}"
         )
-    if len(name) > MAX_LENGTH:
-        raise ValueError(f"{field} must have at most {MAX_LENGTH} characters, got {len(name)}")
-    if name.endswith("."):
-        raise ValueError(f"{field} must not end in a dot, got {name!r} (nearest valid: {name.rstrip('.')})")
-    if name.partition(".")[0].lower() in RESERVED:
-        raise ValueError(f"{field} must not be the name of a device, got {name!r} (nearest valid: run-{name})")
+    if len(name) > MAX_NAME_LENGTH:
+        raise ValueError(f"{field} must have at most {MAX_NAME_LENGTH} characters, got {len(name)}")
     return name
 
 

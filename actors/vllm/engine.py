@@ -29,7 +29,7 @@ from vllm.v1.engine.llm_engine import LLMEngine
 
 from actors.engine import EngineSettings, Generation, GenerationRequest, Sampling, TokenScores, Vitals
 from actors.vllm.commands import Commands
-from actors.vllm.staging import Staged, WeightCache, ZeroCopyWeights
+from actors.vllm.staging import Staged, WeightCache, stage_in_place
 from actors.vllm.translate import (
     engine_args,
     executor,
@@ -64,7 +64,7 @@ class VllmEngine:
         if settings.signal.kind != "full":
             self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
         is_shared = settings.shares_weights or executor(settings.config) is not None
-        self._cache = WeightCache() if is_shared else ZeroCopyWeights()  # used by the loader only
+        self._cache = WeightCache() if is_shared else None  # used by the loader only
         self._commands = Commands()
         self._loader = ThreadPoolExecutor(1, "vllm-loader")  # one load after the other, in the order of the calls
         self._deliver: dict[str, Deliver] = {}
@@ -128,7 +128,8 @@ class VllmEngine:
             self._commands.call(lambda: None)
         self._loader.shutdown(wait=False, cancel_futures=True)
         self._thread.join(timeout=30)
-        self._cache.close()
+        if self._cache is not None:
+            self._cache.close()
         self._engine.engine_core.shutdown()
 
     async def _outputs(self, added: Sequence[tuple[str, list[int], Params]]) -> AsyncGenerator[Any, None]:
@@ -155,7 +156,7 @@ class VllmEngine:
 
     def _stage_and_load(self, manifest: WeightManifest, source: WeightSource) -> LoadReport:
         self._check_is_not_older(manifest)
-        staged = self._cache.stage(manifest, source)
+        staged = (stage_in_place if self._cache is None else self._cache.stage)(manifest, source)
         return self._commands.call(lambda: self._load(manifest, staged)).result()
 
     def _check_is_not_older(self, manifest: WeightManifest) -> None:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from commands.plan.timing import Duration
-from settings.run import Fraction, Section
+from settings.engine import Fraction, Section
 
 # -- data sheets -------------------------------------------------------------------------------------------
 # What devices can do by their data sheets.
