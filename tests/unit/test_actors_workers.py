@@ -14,10 +14,11 @@ from actors.rollout_worker import RolloutWorker
 from actors.teacher_worker import TeacherWorker
 from inputs.prompts import Prompt, PromptSource
 from settings.engine import EngineConfig
-from tests.unit.buckets_in_place import BucketsInPlace, WeightSource
+from tests.unit.buckets_in_place import BucketsInPlace
 from transport.batches import ROLLOUT_SCHEMA, TeacherSignal, check_rollouts
 from transport.notes import EndOfStream, LoadReport, Parcel, RolloutNote, ScoreNote
 from transport.stop_tokens import StopTokens
+from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest
 
 pytestmark = pytest.mark.timeout(20)
