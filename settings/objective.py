@@ -67,8 +67,8 @@ class ObjectiveConfig(NamedSection):
     in every published method, credits a token with its own reward only."""
     baseline: Literal["none", "closed_form"] = "none"
     """closed_form subtracts from each reward its expectation under the student (power, log_ratio, veto_reverse):
-    the same expected gradient with a different variance, reported as `gradient_variance/ratio`. The teacher sends
-    full distributions."""
+    the same expected gradient with a different variance (`logging.diagnostics_every` measures it). The teacher
+    sends full distributions."""
     aggregate: Literal["window_token_mean", "seq_mean_token_mean", "seq_mean_token_sum"] = "window_token_mean"
     """How token losses are aggregated."""
     stop_mode: Literal["raw", "mask", "cross_eos"] = "mask"
