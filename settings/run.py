@@ -62,10 +62,11 @@ class LoggingConfig(Section):
     tensorboard: bool = True
     """Write TensorBoard events to the run folder."""
     diagnostics_every: NonNegative = 0
-    """Steps between measurements that training does not need; 0 disables them: the gradient norm that the log-ratio
-    reward would have had (`grad_norm/log_ratio`), which takes an extra forward and backward pass and temporarily a
-    float32 copy of all gradients on every rank, not with learner.zero_stage 3; the effect of a baseline on the
-    gradient's variance (`gradient_variance/ratio`); and, with full distributions, `topk/student_mass`."""
+    """Steps between measurements that training does not need; 0 disables them: the gradient norm that the
+    log-ratio reward would have had (`grad_norm/log_ratio`), which takes an extra forward and backward pass and
+    temporarily a float32 copy of all gradients on every rank, not with learner.zero_stage 3; the effect of a
+    baseline on the gradient's variance (`gradient_variance/ratio`); and, with full distributions,
+    `topk/student_mass`."""
     save_batches: bool = False
     """Save every trained batch as Arrow files under `batches/`, to replay and inspect steps."""
     samples: NonNegative = 4
