@@ -37,7 +37,7 @@ from inputs.prompts import Prompt, PromptSource  # noqa: E402
 from records.events import Events  # noqa: E402
 from records.files import read_rows  # noqa: E402
 from settings.cluster import ClusterConfig  # noqa: E402
-from settings.run import EngineConfig  # noqa: E402
+from settings.engine import EngineConfig  # noqa: E402
 
 PROMPT_TOKENS, RESPONSE_TOKENS = 16, 64
 PARTS = ("publish_s", *LOAD_PARTS, "stopped_s")

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from commands.plan.data_sheets import DEVICES, Device
 from commands.plan.timing import Duration
-from settings.run import Fraction, Section
+from settings.engine import Fraction, Section
 
 DeviceName = Literal["a100-40gb", "a100-80gb", "l4", "l40s", "h100", "h200", "b200"]
 PerSecond = Annotated[float, Field(gt=0, allow_inf_nan=False)]
