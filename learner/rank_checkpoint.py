@@ -33,7 +33,7 @@ class RankCheckpoints:
     def begin(self, folder: str) -> None:
         """Take the state as it is now; it is written to `folder` while training continues.
 
-        With `checkpoint.asynchronous` false it is written before this returns. A write that is still in progress is
+        With `checkpoint.asynchronous` false it is written before this returns. A write that is in progress is
         waited for.
         """
         if self._writer is not None:
