@@ -5,7 +5,7 @@ import dataclasses
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.collate import PackedBatch, collate, pack, read_sequences, split_by_tokens
@@ -72,7 +72,6 @@ def test_a_sequence_longer_than_the_budget_is_not_split() -> None:
     st.lists(st.integers(1, 100), max_size=60),
     st.integers(1, 120),
 )
-@settings(max_examples=200, deadline=None)
 def test_split_keeps_every_index_once_within_the_budget(lengths: list[int], max_tokens: int) -> None:
     groups = split_by_tokens(lengths, max_tokens=max_tokens)
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))

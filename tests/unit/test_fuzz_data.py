@@ -12,7 +12,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import launch
-from tests.unit.fuzzing import arguments_of, check, examples, refusal, values
+from tests.examples import examples
+from tests.unit.fuzzing import arguments_of, check, refusal, values
 
 GOOD = b'{"id": "g", "problem": "1+1", "answer": "2"}\n'
 
@@ -140,7 +141,7 @@ def test_a_file_of_another_format_is_served_and_a_torn_one_refused_by_name(folde
 
 
 @given(name=st.sampled_from(sorted(OTHERS)), place=st.integers(0, 2000), byte=st.integers(0, 255))
-@examples(80)
+@examples(50)
 def test_a_changed_byte_of_another_format_works_or_is_refused(
     folder: Path, name: str, place: int, byte: int
 ) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rewards import TOKEN_REWARDS, drop_non_finite
+from tests.examples import examples
 
 NAN, INF = math.nan, math.inf
 BOUNDED = [name for name, entry in TOKEN_REWARDS.items() if entry.is_bounded]
@@ -231,7 +232,7 @@ def gradient_of_divergence(divergence: Callable[[Tensor], Tensor], student_logit
     return torch.autograd.grad(divergence(logits_V.softmax(-1)), logits_V)[0]
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(0, 10_000), st.floats(min_value=1e-3, max_value=50.0))
 def test_the_expected_policy_gradient_of_power_is_the_gradient_of_its_divergence(seed: int, alpha: float) -> None:
     generator = torch.Generator().manual_seed(seed)
