@@ -191,7 +191,7 @@ def train_command(config: RunConfig, arguments: argparse.Namespace) -> int:
 async def train(config: RunConfig, inputs: Any, folder: RunFolder, checks: Checks, *, resume: bool) -> int:
     """Start the workers, run the pipeline, close everything; returns the exit code."""
     from commands.preflight.record import PreflightRecord
-    from controller.remote_control import controlled
+    from controller.remote_control import remote_control
     from records.events import Events
     from records.timeline import Timeline
     from reporting.live.boards import Dashboards
@@ -214,10 +214,10 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, checks: Check
     try:
         local = is_local(config.cluster)
         async with (
-            controlled(
+            remote_control(
                 config, pools, folder, events, is_local=local, stop=lambda: stop[-1](), monitor=boards.monitor
-            ) as controller,
-            boards.following(controller.status),
+            ) as control,
+            boards.following(control.status),
         ):
             view.say(f"run folder {folder.path}; starting {'; '.join(map(str, plan(config)))}")
             view.say(preflight.begin())
@@ -227,7 +227,7 @@ async def train(config: RunConfig, inputs: Any, folder: RunFolder, checks: Check
             pipeline.on_step(preflight.note_step)
             pipeline.on_step(boards.step)
             stop.append(pipeline.stop)
-            controller.attach(pipeline)
+            control.attach(pipeline)
             await pipeline.run()
         summary = summarise(folder, wall_s=time.monotonic() - started)
         folder.write_summary(summary)

@@ -11,6 +11,7 @@ import numpy as np
 
 from settings.run import EngineConfig
 from transport.batches import SAMPLED, TeacherSignal
+from transport.notes import LoadReport
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest
 
@@ -82,39 +83,8 @@ class TokenScores:
 
 
 @dataclass(frozen=True)
-class LoadReport:
-    """One completed and verified weight load, with its seconds by part, in the order in which they pass.
-
-    The engine goes on generating while it fetches and checks. It makes no token from the start of the pause to
-    the end of the verification: for `stopped_s`.
-    """
-
-    incarnation: int
-    version: int
-    fetch_s: float
-    """Until the bytes are in the worker's hands; also a wait for another engine of the node."""
-    check_s: float
-    """Differences are applied, checksums computed, and one file written that all engines of the node load."""
-    pause_s: float
-    """Requests in flight are preempted and the cache is cleared."""
-    load_s: float
-    """vLLM replaces its parameters."""
-    verify_s: float
-    """The golden sequence is scored with the new weights."""
-    bytes_fetched: int
-    """Bytes that this engine fetched; 0 if its node had them."""
-    golden_difference: float
-    """Mean absolute difference to the learner's log-probs of the golden sequence."""
-
-    @property
-    def stopped_s(self) -> float:
-        """How long no token was made."""
-        return self.pause_s + self.load_s + self.verify_s
-
-
-@dataclass(frozen=True)
 class Vitals:
-    """How an engine does."""
+    """Engine health."""
 
     progress: int = 0
     """Changes whenever a token is made or a request is finished."""

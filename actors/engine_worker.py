@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from actors.engine import Engine, EngineSettings, TokenScores
 from transport.columns import Ragged, read_lists
-from transport.notes import Pulse, ScoreNote
+from transport.notes import Heartbeat, ScoreNote
 from transport.parcels import repacked
 from transport.stop_tokens import StopLabels, StopMode, StopTokens, stop_labels
 
@@ -31,10 +31,10 @@ class EngineWorker:
         """Serve the model as loaded from its folder: one that is not trained."""
         self._engine.serve_own_weights()
 
-    async def ping(self) -> Pulse:
+    async def ping(self) -> Heartbeat:
         """Show that the actor lives, and how far its engine is."""
         vitals = self._engine.vitals()
-        return Pulse(os.getpid(), vitals.progress, vitals.num_unfinished > 0, vitals.failure)
+        return Heartbeat(os.getpid(), vitals.progress, vitals.num_unfinished > 0, vitals.failure)
 
     async def shutdown(self) -> None:
         """Stop the engine, if it was started."""
@@ -63,7 +63,7 @@ class Scorer(EngineWorker):
         await self.serve_own_weights()
         return seconds
 
-    async def known_answer(self, token_ids: Sequence[int]) -> list[float]:
+    async def log_probs_of(self, token_ids: Sequence[int]) -> list[float]:
         """What the engine says of a fixed sequence: a value for every token but the first.
 
         The token's log-prob; of the input of the output head, where that is the signal, the logarithm of its RMS.

@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
+from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, Sampling
 from actors.engine_worker import EngineWorker
 from actors.weight_receiver import WeightReceiver
 from transport.batches import ROLLOUT_SCHEMA, SAMPLED, check_prompts, check_rollouts
-from transport.collective import Meeting
-from transport.notes import EndOfStream, Parcel, RolloutNote
+from transport.collective import Rendezvous
+from transport.notes import EndOfStream, LoadReport, Parcel, RolloutNote
 from transport.parcels import plan_parcels
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest
@@ -59,9 +59,9 @@ class RolloutWorker(EngineWorker):
         finally:
             self._receiver.release(manifest)
 
-    async def join_weight_group(self, meeting: Meeting, rank: int) -> None:
+    async def join_weight_group(self, rendezvous: Rendezvous, rank: int) -> None:
         """Take part in broadcasts of weights; returns when all members have come."""
-        await self._receive(self._receiver.join, meeting, rank)
+        await self._receive(self._receiver.join, rendezvous, rank)
 
     async def receive_weights(self, manifest: WeightManifest) -> float:
         """Receive a broadcast set into the node's file, beside generation; returns the seconds it took.

@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from actors.vllm.shared_file import SharedFile, hold
-from transport.collective import BroadcastGroup, Meeting
+from transport.collective import BroadcastGroup, Rendezvous
 from transport.weights import WeightManifest, check_bucket
 
 
@@ -26,11 +26,11 @@ class WeightReceiver:
         self._held: tuple[WeightManifest, SharedFile] | None = None
         self._lock = threading.Lock()  # `release` comes from the thread of the engine's calls
 
-    def join(self, meeting: Meeting, rank: int) -> None:
+    def join(self, rendezvous: Rendezvous, rank: int) -> None:
         """Leave the group of before and join this one; blocks until all members have come."""
         self._leave()
-        self._timeout_s = meeting.timeout_s
-        self._group = BroadcastGroup(meeting, rank)
+        self._timeout_s = rendezvous.timeout_s
+        self._group = BroadcastGroup(rendezvous, rank)
 
     def receive(self, manifest: WeightManifest) -> float:
         """Receive one weight set and write the node's file; returns the seconds it took.

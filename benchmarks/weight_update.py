@@ -101,7 +101,7 @@ async def scene(options: argparse.Namespace, folder: Path) -> AsyncIterator[Scen
         signal = Signal()
         members = pool.signal = Signal(of=signal)
         store = WeightStore(pool, config=config, signal=signal, members=members, events=events)
-        store.put(await learner.publish(0, 0))
+        store.publish(await learner.publish(0, 0))
         tasks.append(asyncio.create_task(store.run()))
         await store.all_loaded()
         for worker in pool.workers:
@@ -132,7 +132,7 @@ async def update(here: Scene, version: int, *, settle_s: float) -> dict[str, flo
     await here.publisher.change.remote(version)
     await asyncio.sleep(settle_s)
     since, start = time.time() - settle_s, time.perf_counter()
-    here.store.put(await here.learner.publish(0, version))
+    here.store.publish(await here.learner.publish(0, version))
     await here.store.all_loaded()
     update_s = time.perf_counter() - start
     await asyncio.sleep(settle_s)

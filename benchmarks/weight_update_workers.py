@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from actors.rollout_worker import RolloutWorker
-from transport.notes import Pulse
+from transport.notes import Heartbeat
 from transport.weights import WeightManifest
 
 GOLDEN_TOKEN_IDS = [5, 17, 3, 40, 9, 22, 61, 8, 30, 31, 32, 33, 34, 35, 36, 37]
@@ -48,9 +48,9 @@ class Publisher:
         self._changed = changed
         self._delta = delta
 
-    def ping(self) -> Pulse:
+    def ping(self) -> Heartbeat:
         """Answer."""
-        return Pulse()
+        return Heartbeat()
 
     def rendezvous(self) -> tuple[str, int]:
         """Any address."""

@@ -1,7 +1,7 @@
-"""The stage that carries out the balance of the pools: it listens to every step and resizes.
+"""The stage that balances the pools: it notes every step and carries out what `cluster/pool_sizes.py` decides.
 
-Where the cluster has room, or can be asked for nodes, all changes of a decision begin together; elsewhere workers
-are retired first, and others are added once those have ended.
+Where the cluster has capacity, or can be asked for nodes, all changes of a decision begin together; elsewhere
+workers are retired first, and others are added once those have ended.
 """
 
 import logging
@@ -9,15 +9,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from cluster.autoscaling import Cluster
-from cluster.balance import Counts, Decision, Memory, decide, remember
 from cluster.placement import Bundle
 from cluster.pool import Pool
-from cluster.readings import Reading, average, read
+from cluster.pool_sizes import Counts, Decision, PoolSizes
 from cluster.scaling import Scaling
 from cluster.waiting import NO_LIMIT_S, Signal, now
 from cluster.worker import WorkerState
 from records.events import Events
-from settings.cluster import BalanceConfig, Limits, limits_of
+from settings.cluster import Limits, limits_of
 from settings.run import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -45,7 +44,7 @@ class Balancer:
         self._cluster = cluster
         self._signal = signal
         self._events = events
-        self._balancing = Balancing(config.balance, config.batch_size)
+        self._sizes = PoolSizes(config.balance, config.batch_size)
         self._limits = limits_of(config.balance, config.workers_of_role) if self._is_enabled else None
         self._decision: Decision | None = None
         self._is_changing = False
@@ -58,10 +57,10 @@ class Balancer:
         if self._limits is None or self._decision is not None:
             return
         if self._is_changing or self._is_unsettled():
-            self._balancing.disturb(now())
+            self._sizes.disturb(now())
             return
         counts = self._counts()
-        decision = self._balancing.note(row, counts, self._limits_now(self._limits, counts), now())
+        decision = self._sizes.note(row, counts, self._limits_now(self._limits, counts), now())
         if decision is not None:
             self._decision = decision
             self._signal.changed()
@@ -80,7 +79,7 @@ class Balancer:
                 self._is_changing = True
                 await self._carry_out(decision)
                 self._decision, self._is_changing = None, False
-                self._balancing.disturb(now())
+                self._sizes.disturb(now())
         finally:
             if self._has_requested:
                 self._cluster.request([])
@@ -98,9 +97,9 @@ class Balancer:
         )
         grown = {role: count for role, count in decision.changes.items() if count > decision.before[role]}
         shrunk = {role: count for role, count in decision.changes.items() if count < decision.before[role]}
-        needs_room = not self._has_room(grown) and not self._request(decision.after)
+        must_wait = not self._has_capacity(grown) and not self._request(decision.after)
         self._resize(shrunk, decision.reason)
-        if shrunk and needs_room:
+        if shrunk and must_wait:
             await self._settled("what retired workers have in flight")
         self._resize(grown, decision.reason)
         await self._settled("added workers")
@@ -123,27 +122,27 @@ class Balancer:
     def _counts(self) -> dict[str, int]:
         return {role: len(pool.wanted) for role, pool in self._pools.items()}
 
-    # -- room --
+    # -- capacity --
 
     def _limits_now(self, limits: Limits, counts: Counts) -> Limits:
         """The limits, with what the cluster holds where it cannot be asked for more."""
         if self._cluster.may_grow and self._num_that_fit is None:
             return limits
         free = self._cluster.free()
-        room = {role: room_for(pool.demand.bundle, free) for role, pool in self._pools.items()}
-        if any(room.values()):
+        fitting = {role: num_fitting(pool.demand.bundle, free) for role, pool in self._pools.items()}
+        if any(fitting.values()):
             self._num_that_fit = None  # nodes have come, or other work has gone
         max_total = _smaller(limits.max_total, self._num_that_fit)
         if self._cluster.may_grow:
             return Limits(limits.low, limits.high, max_total)
         if len({tuple(sorted(pool.demand.bundle.items())) for pool in self._pools.values()}) == 1:
-            total = sum(counts.values()) + min(room.values())
+            total = sum(counts.values()) + min(fitting.values())
             return Limits(limits.low, limits.high, _smaller(max_total, total))
-        high = {role: min(limits.high[role], counts[role] + room[role]) for role in counts}
+        high = {role: min(limits.high[role], counts[role] + fitting[role]) for role in counts}
         return Limits(limits.low, limits.high if limits.max_total is not None else high, max_total)
 
-    def _has_room(self, grown: Counts) -> bool:
-        """True if the cluster has room for what is added, of each pool by itself."""
+    def _has_capacity(self, grown: Counts) -> bool:
+        """True if the cluster could hold what is added."""
         free, counts = self._cluster.free(), self._counts()
         total: dict[str, float] = {}
         for role, count in grown.items():
@@ -165,7 +164,7 @@ class Balancer:
         return True
 
 
-def room_for(bundle: Mapping[str, float], free: Mapping[str, float]) -> int:
+def num_fitting(bundle: Mapping[str, float], free: Mapping[str, float]) -> int:
     """How many bundles the free resources of the whole cluster hold at most."""
     return max(0, min(int((free.get(name, 0.0) + 1e-6) / amount) for name, amount in bundle.items()))
 
@@ -173,50 +172,3 @@ def room_for(bundle: Mapping[str, float], free: Mapping[str, float]) -> int:
 def _smaller(one: int | None, other: int | None) -> int | None:
     given = [number for number in (one, other) if number is not None]
     return min(given, default=None)
-
-
-# -- balancing ---------------------------------------------------------------------------------------------
-# From metrics rows to decisions: gathers readings while no worker comes or goes, and asks `cluster/balance.py`.
-#
-# No Ray and no asyncio: the stage that carries decisions out is `cluster/balancer.py`.
-
-
-class Balancing:
-    """What the balance knows of a run; tell it of every step."""
-
-    def __init__(self, config: BalanceConfig, batch_size: int) -> None:
-        self._config = config
-        self._batch_size = batch_size
-        self._rows: list[Mapping[str, Any]] = []
-        self._readings: list[Reading] = []
-        self._counts: Counts = {}
-        self._quiet_until_s = 0.0
-        self.memory = Memory()
-
-    def disturb(self, now_s: float) -> None:
-        """Note that workers come or go: what was read since the last change says nothing of the next."""
-        self._rows, self._readings = [], []
-        self._quiet_until_s = now_s + self._config.cooldown_s
-
-    def note(self, row: Mapping[str, Any], counts: Counts, limits: Limits, now_s: float) -> Decision | None:
-        """Take in the metrics row of a step with `counts` healthy workers; returns a change to make, if any.
-
-        Who makes it calls `disturb` until its workers serve or have ended.
-        """
-        if dict(counts) != dict(self._counts):
-            self._counts = dict(counts)
-            self._rows, self._readings = [], []
-        if now_s < self._quiet_until_s:
-            return None
-        self._rows.append(row)
-        if sum(each["time/step_s"] for each in self._rows) < self._config.every_s:
-            return None
-        reading = read(self._rows, self._batch_size, [*counts])
-        self._rows = []
-        if reading is None:
-            return None
-        self._readings = [*self._readings, reading][-self._config.readings :]
-        if len(self._readings) < self._config.readings:
-            return None
-        self.memory = remember(self.memory, counts, average(self._readings))
-        return decide(self._readings, counts, limits, self.memory, self._config)

@@ -12,7 +12,7 @@
         '--> RETIRED <-- DRAINING <-- (scaled away)          DEAD --> RETIRED: too many restarts in a row
 
 Only HEALTHY workers are given work. Every state but RETIRED may become DEAD. A student engine leaves STALE with a
-verified load of the current weights, a teacher with the known answer (`cluster/known_answers.py`).
+verified load of the current weights, a teacher by agreeing with its replicas (`cluster/replica_check.py`).
 
 Kept apart: silence (heartbeats), progress (a wedged engine answers heartbeats), requests that fail on a worker
 that answers and then succeed on another, and restarts that led to nothing. Failures of prompts are counted by the
@@ -22,7 +22,7 @@ stages.
 from enum import StrEnum
 
 from settings.cluster import HealthConfig
-from transport.notes import Pulse
+from transport.notes import Heartbeat
 
 
 class WorkerState(StrEnum):
@@ -83,14 +83,14 @@ class Health:
         self._progress: int | None = None
         self._num_blamed = 0
 
-    def hear(self, pulse: Pulse, now: float) -> None:
+    def hear(self, heartbeat: Heartbeat, now: float) -> None:
         """The worker has answered."""
         self._heard_at = max(self._heard_at, now)
-        if pulse.progress != self._progress or not pulse.is_working:
-            self._progress, self._progressed_at = pulse.progress, now
+        if heartbeat.progress != self._progress or not heartbeat.is_working:
+            self._progress, self._progressed_at = heartbeat.progress, now
 
     def forgive(self, seconds: float) -> None:
-        """Nobody listened for so long (the controller itself stood still): no silence of the worker's."""
+        """Nobody listened for these seconds (the controller itself stood still): not the worker's silence."""
         self._heard_at += seconds
         self._progressed_at += seconds
 
@@ -123,7 +123,7 @@ class Health:
         return backoff_s(self._limits, self._num_restarts)
 
     def excuse(self) -> None:
-        """The restart counted last failed for want of room: it does not count."""
+        """The restart counted last failed for want of capacity: it does not count."""
         self._num_restarts = max(0, self._num_restarts - 1)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 PREFIX = "run:"
 
 ANSWER_TIMEOUT_S = 60.0
-"""So long a run may take to answer a request."""
+"""Maximum time for a run to answer a request."""
 
 
 def actor_name(run_name: str) -> str:

@@ -112,9 +112,9 @@ def _by_preference(
 
     def preference(index: int) -> tuple[int, ...]:
         node = nodes[index]
-        here, room = node.num_of_role[role], node.capacity(bundle)
+        here, capacity = node.num_of_role[role], node.capacity(bundle)
         if strategy == "spread":
-            return node.num_unneeded(bundle), here, -room, index
-        return node.num_unneeded(bundle), -here, -min(num_left, room), room, index
+            return node.num_unneeded(bundle), here, -capacity, index
+        return node.num_unneeded(bundle), -here, -min(num_left, capacity), capacity, index
 
     return sorted((i for i, node in enumerate(nodes) if node.fits(bundle)), key=preference)

@@ -209,7 +209,7 @@ def _shortage(demands: Sequence[Demand], nodes: Sequence[Mapping[str, float]], d
         if wanted[n] > has[n]
     ]
     return (
-        f"{field}.num_workers: the cluster cannot place this run: {', '.join(missing) or 'no node has room'}"
+        f"{field}.num_workers: the cluster cannot place this run: {', '.join(missing) or 'no node has capacity'}"
         f"; wanted {'; '.join(map(str, demands))}"
         + (f" (nearest valid {field}.num_workers here: {placed})" if placed else "")
     )

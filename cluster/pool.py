@@ -16,21 +16,21 @@ from ray.exceptions import RayError
 from ray.util.placement_group import remove_placement_group
 
 from cluster.health import Health, WorkerState
-from cluster.known_answers import KnownAnswer
 from cluster.placement import Demand
 from cluster.ray_actors import HEALTH_GROUP, WorkerSpec, worker_actor
+from cluster.replica_check import ReplicaCheck
 from cluster.reservation import Reservation, reserve
 from cluster.waiting import NO_LIMIT_S, Signal, together, wait_for
 from cluster.worker import Worker
 from records.events import Events, reason_of
 from records.timeline import Timeline
 from settings.cluster import ClusterConfig, HealthConfig
-from transport.notes import Pulse
+from transport.notes import Heartbeat
 
 logger = logging.getLogger(__name__)
 
 SHUTDOWN_TIMEOUT_S = 10.0
-"""So long a worker may take to stop by itself."""
+"""Maximum time for a worker to stop by itself."""
 
 
 class Pool:
@@ -44,14 +44,14 @@ class Pool:
         config: ClusterConfig,
         events: Events,
         health: HealthConfig | None = None,
-        known_answer: KnownAnswer | None = None,
+        replica_check: ReplicaCheck | None = None,
     ) -> None:
-        """`known_answer`: what a started worker must answer before it serves."""
+        """`replica_check`: what a started worker must pass before it serves."""
         self.role = demand.role
         self.health = health or HealthConfig()
         self.is_supervised = False
         """Whether dead workers are restarted (`cluster/supervisor.py`); otherwise they are given up."""
-        self.known_answer = known_answer
+        self.replica_check = replica_check
         self._is_async = True
         self.demand = demand
         self._build = build
@@ -71,7 +71,7 @@ class Pool:
 
     @property
     def serving(self) -> list[Worker]:
-        """Workers that slots may be started on: those that are healthy and not lent for an evaluation."""
+        """Workers that slots may be started on: those that are healthy and not borrowed for an evaluation."""
         return [worker for worker in self.workers if worker.takes_slots]
 
     @property
@@ -161,19 +161,19 @@ class Pool:
             await self._note_started(worker, "run start" if worker.num_lives == 1 else "restart", seconds)
 
     async def place_one(self, worker: Worker) -> None:
-        """Reserve what an added or dead worker needs and create its actor; TimeoutError if there is no room."""
+        """Reserve what an added or dead worker needs and create its actor; TimeoutError without capacity."""
         await self._create([worker])
 
     async def launch(self, worker: Worker, reason: str) -> None:
         """Start the engine of a placed worker; TimeoutError, the RayError of its start, or ValueError if it does
-        not give the known answer. It still has to be admitted.
+        not agree with its replicas. It still has to be admitted.
         """
         await self._start(worker, reason)
         await self._verify(worker)
 
     async def _verify(self, worker: Worker) -> None:
-        if self.known_answer is not None:
-            await self.known_answer.ask(worker)
+        if self.replica_check is not None:
+            await self.replica_check.ask(worker)
 
     def drain(self, worker: Worker) -> None:
         """Give a healthy worker nothing more; ValueError if it is the last one of its pool that is wanted."""
@@ -195,8 +195,8 @@ class Pool:
 
     # -- health and end --
 
-    def ping(self, worker: Worker) -> Awaitable[Pulse]:
-        """Ask the worker for its pulse."""
+    def ping(self, worker: Worker) -> Awaitable[Heartbeat]:
+        """Ask the worker for its heartbeat."""
         group = {} if self._is_async else {"concurrency_group": HEALTH_GROUP}
         return worker.handle.ping.options(**group).remote()
 
@@ -210,11 +210,11 @@ class Pool:
         life = worker.num_lives
         try:
             timeout_s = self.health.dead_after_s
-            pulse = await wait_for(self.ping(worker), timeout_s=timeout_s, what=f"ping of {worker.name}")
+            heartbeat = await wait_for(self.ping(worker), timeout_s=timeout_s, what=f"ping of {worker.name}")
         except (RayError, TimeoutError) as silence:
             found = f"ping: {reason_of(silence)}"
         else:
-            found = f"its engine: {pulse.error}" if pulse.error is not None else None
+            found = f"its engine: {heartbeat.error}" if heartbeat.error is not None else None
         if found is not None and worker.must_answer(life):
             self.mark_dead(worker, f"{reason_of(error)}; {found}")
 
@@ -304,15 +304,15 @@ class Pool:
         await self._note_started(worker, reason, seconds)
 
     async def _note_started(self, worker: Worker, reason: str, seconds: float) -> None:
-        pulse = await wait_for(
+        heartbeat = await wait_for(
             self.ping(worker), timeout_s=self.health.dead_after_s, what=f"first ping of {worker.name}"
         )
-        worker.pid = pulse.pid
+        worker.pid = heartbeat.pid
         self._events.add(
             "worker_started",
             worker=worker.name,
             node=worker.node,
-            pid=pulse.pid,
+            pid=heartbeat.pid,
             life=worker.num_lives,
             reason=reason,
             seconds=round(seconds, 3),

@@ -17,6 +17,7 @@ from ray.util.placement_group import (
 
 from cluster.nodes import Bundle, Node
 from cluster.placement import Demand, amount_text, place_worker
+from cluster.ray_private import placement_group_near
 from cluster.waiting import wait_for
 
 logger = logging.getLogger(__name__)
@@ -25,7 +26,7 @@ SOON_S = 5.0
 """A reservation that takes longer is reported."""
 
 FREE_TIMEOUT_S = 30.0
-"""So long it may take to reserve what was free a moment ago."""
+"""Maximum time to reserve what was free a moment ago."""
 
 NODE_LABEL = "ray.io/node-id"
 
@@ -49,7 +50,7 @@ async def reserve(
 
     `held` counts the role's workers by node id. Ray chooses where our choice is not free any more. TimeoutError
     saying what is missing after `timeout_s`, with nothing reserved. Calls that share `turn` take free nodes one by
-    one; those for which there is no room wait for it all at once, so that a cluster that grows sees them all.
+    one; those for which there is no capacity wait for it all at once, so that a cluster that grows sees them all.
     """
     what = f"placement of {', '.join(names)} ({demand})"
     bundles = [demand.bundle] * len(names) if demand.is_one_group else [demand.bundle, *demand.further_stages]
@@ -64,9 +65,8 @@ async def _reserve(
 ) -> Reservation:
     if len(bundles) > 1:
         group = await _reserve_together(demand, bundles, chosen, timeout_s, what)
-    else:  # Ray takes a wish for a node with this strategy only
-        target = chosen[0] if chosen else None
-        group = placement_group(bundles, strategy="STRICT_PACK", _soft_target_node_id=target)
+    else:
+        group = placement_group_near(bundles[0], chosen[0] if chosen else None)
         await _ready(group, bundles, timeout_s, what)
     known = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
     return Reservation(group, [(node_id, known[node_id]) for node_id in _node_ids(group)])
@@ -75,12 +75,12 @@ async def _reserve(
 async def _reserve_together(
     demand: Demand, bundles: list[Bundle], chosen: Sequence[str], timeout_s: float, what: str
 ) -> PlacementGroup:
-    """Reserve a group of several bundles on the chosen nodes, or where Ray finds room if these have none."""
+    """Reserve a group of several bundles on the chosen nodes, or where Ray finds capacity if these have none."""
     if chosen:
         try:
             return await _on_nodes(demand, bundles, chosen, what)
         except TimeoutError as error:
-            logger.warning("the nodes that had room have none any more, Ray chooses others: %s", error)
+            logger.warning("the chosen nodes have no capacity any more, Ray chooses others: %s", error)
     group = placement_group(bundles, strategy=demand.group_strategy.upper())
     await _ready(group, bundles, timeout_s, what)
     if not demand.further_stages:
@@ -137,7 +137,7 @@ def _missing(what: str, bundles: Sequence[Bundle]) -> str:
 
 
 def _best_nodes(demand: Demand, bundles: Sequence[Bundle], held: Mapping[str, int]) -> list[str]:
-    """Ids of the nodes that suit each bundle best now; empty if they have no room."""
+    """Ids of the nodes that suit each bundle best now; empty if they have no capacity."""
     nodes = nodes_now()
     for node in nodes:
         node.num_of_role[demand.role] = held.get(node.node_id, 0)

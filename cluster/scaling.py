@@ -1,8 +1,8 @@
-"""Adds workers to the pools of engines, restarts and retires them while a run goes on; a task for each of these.
+"""Adds, restarts and retires workers of the engine pools during a run; each is a task of its own.
 
-An added or restarted worker is placed and started; a student engine then loads the newest weights, a scorer gives
-the known answer, before it is given work. A retired one is given nothing more and finishes what it has; after
-`cluster.drain_timeout_s` others do the rest.
+An added or restarted worker is placed and started; a student engine then loads the newest weights, a scorer must
+agree with its replicas, before it is given work. A retired one is given nothing more and finishes what it has;
+after `cluster.drain_timeout_s` others do the rest.
 """
 
 import asyncio
@@ -144,7 +144,7 @@ class Scaling:
         try:
             await pool.place_one(worker)
         except TimeoutError as error:
-            worker.health.excuse()  # it is not the worker's fault that there is no room
+            worker.health.excuse()  # missing capacity is not the worker's fault
             not_started(f"{reason}: {reason_of(error)}")
             return
         try:

@@ -1,7 +1,7 @@
-"""The stage that keeps watch over all workers: asks for their pulse, doubts them, ends them, has them restarted.
+"""The stage that watches all workers: asks for heartbeats, suspects workers, ends them, has them restarted.
 
-What its looks mean is decided in `cluster/health.py`; the restarts are carried out by `cluster/scaling.py`, those
-of the learner's ranks by the pipeline, since they fall back together.
+`cluster/health.py` decides what a look means. `cluster/scaling.py` carries out the restarts; those of the
+learner's ranks are the pipeline's, since they fall back together.
 """
 
 import asyncio
@@ -95,10 +95,10 @@ class Supervisor:
             raise RuntimeError(f"no {pool.role} worker could be given work for {seconds:.0f} s: {states}")
 
     async def _ask(self, pool: Pool, worker: Worker, life: int) -> None:
-        """Ask one worker for its pulse, and take the answer in."""
+        """Ask one worker for its heartbeat, and take the answer in."""
         try:
-            limit_s, what = 2 * self._limits.dead_after_s, f"the pulse of {worker.name}"
-            pulse = await wait_for(pool.ping(worker), timeout_s=limit_s, what=what)
+            limit_s, what = 2 * self._limits.dead_after_s, f"the heartbeat of {worker.name}"
+            heartbeat = await wait_for(pool.ping(worker), timeout_s=limit_s, what=what)
         except (ActorUnavailableError, TimeoutError) as error:
             logger.info("%s: %s", worker.name, reason_of(error))  # it may be heard again; time tells
         except RayError as error:
@@ -107,9 +107,9 @@ class Supervisor:
         else:
             if not worker.must_answer(life):
                 return
-            worker.health.hear(pulse, now())
-            if pulse.error is not None:
-                pool.mark_dead(worker, f"its engine: {pulse.error}")
+            worker.health.hear(heartbeat, now())
+            if heartbeat.error is not None:
+                pool.mark_dead(worker, f"its engine: {heartbeat.error}")
             else:
                 self._judge(pool, worker)
         finally:

@@ -81,7 +81,7 @@ class Signal:
         """True at the next change, False after `timeout_s`.
 
         `asyncio.wait_for` would not do: before Python 3.12 it swallows a cancellation that meets a change, and a
-        cancelled stage that goes on would keep the run from ending.
+        cancelled stage that continues would keep the run from ending.
         """
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[bool] = loop.create_future()

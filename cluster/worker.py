@@ -70,7 +70,7 @@ class Worker:
 
     @property
     def takes_slots(self) -> bool:
-        """True while slots may be started on it: it is not lent for an evaluation."""
+        """True while slots may be started on it: not while it is borrowed for an evaluation."""
         return self.is_healthy and self.pinned is None
 
     @property

@@ -75,20 +75,22 @@ def build_pools(
     build |= {role: lambda index, role=role: teacher(role) for role in config.teacher_of_role}
     given: dict[str, Any] = {"config": config.cluster, "health": config.health, "events": events}
     return {
-        d.role: Pool(d, build[d.role], known_answer=known_answer(config, inputs, d.role, tolerated), **given)
+        d.role: Pool(
+            d, build[d.role], replica_check=build_replica_check(config, inputs, d.role, tolerated), **given
+        )
         for d in plan(config)
         if d.role in (roles or build)
     }
 
 
-def known_answer(config: RunConfig, inputs: Any, role: str, tolerated: Collection[str] = ()) -> Any:
+def build_replica_check(config: RunConfig, inputs: Any, role: str, tolerated: Collection[str] = ()) -> Any:
     """What every worker of a pool that scores must answer; None for other pools."""
-    from cluster.known_answers import KnownAnswer
+    from cluster.replica_check import ReplicaCheck
 
     if role not in config.scorers:
         return None
     dtype, timeout_s = config.dtype_of(config.scorers[role].engine), config.cluster.score_timeout_s
-    return KnownAnswer(
+    return ReplicaCheck(
         inputs.golden_token_ids,
         dtype=dtype,
         timeout_s=timeout_s,
@@ -109,9 +111,9 @@ def build_learner(config: RunConfig, pools: dict[str, Any], events: Any) -> Any:
 
 def build_broadcasts(config: RunConfig, pools: dict[str, Any], events: Any) -> Any:
     """The group that weights are broadcast in; it is formed when the first version is published."""
-    from controller.broadcasts import Broadcasts
+    from controller.broadcasts import WeightBroadcast
 
-    return Broadcasts(
+    return WeightBroadcast(
         config.weights.transport,
         learner=pools["learner"],
         engines=pools["rollout"],

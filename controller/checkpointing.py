@@ -1,4 +1,4 @@
-"""Checkpoints while a run goes on: the ranks copy their state, train on, and write; the controller commits.
+"""Checkpoints during a run: the ranks copy their state, train on, and write; the controller commits.
 
     begin(version, progress)    ranks copy their state to host memory; training waits for that alone
     run()                       asks the ranks between their steps whether they have written; then puts the ledger
@@ -45,7 +45,7 @@ class Attempt:
 class Checkpointer:
     """Saves the learner and where the run stands. One checkpoint is in progress at most.
 
-    >>> await checkpointer.begin(progress)      # training may go on
+    >>> await checkpointer.begin(progress)      # training may continue
     >>> await checkpointer.finish()             # committed, or failed with an event
     >>> checkpointer.check_saved(progress.frontier.version)
     """
@@ -80,7 +80,7 @@ class Checkpointer:
         return self._failed_at is not None and version >= self._failed_at + settings.retry_steps
 
     async def begin(self, progress: Progress) -> None:
-        """Let the ranks take their state; returns when training may go on. Nothing is done if it is saved already.
+        """Let the ranks take their state; returns when training may continue. A saved version is not saved again.
 
         An earlier checkpoint is waited for. With `checkpoint.asynchronous` false this one is, too.
         """
@@ -114,7 +114,7 @@ class Checkpointer:
             raise RuntimeError(f"step {version} is not saved in {self._store.place}: {self._failure}; {newest}")
 
     def fell_back_to(self, version: int | None) -> None:
-        """From now on a learner goes on that was restored at this version (None: at the start).
+        """The learner is to be restored at this version (None: at the start).
 
         Before it is restored: end the ranks of the old one, and await `finish()`.
         """

@@ -1,8 +1,8 @@
-"""Evaluations while a run goes on: by weight version, on workers of their own or on a rollout worker that is lent.
+"""Evaluations during a run: by weight version, on workers of their own or on a borrowed rollout worker.
 
-    own pool     evaluation workers load version v, evaluate it, and load a newer one only for the next evaluation
-    lent worker  one rollout worker takes no new slot, finishes what it has, keeps (or loads) v, evaluates, and
-                 then loads the newest version and takes slots again; the others go on meanwhile
+    own pool         its workers load version v, evaluate it, and load a newer one only for the next evaluation
+    borrowed worker  one rollout worker takes no new slot, finishes what it has, keeps (or loads) v, evaluates, and
+                     then loads the newest version and takes slots again; the others continue meanwhile
 
 A version that is to be evaluated stays in the object store until then, since its job holds the reference. One
 evaluation runs at a time: what is due meanwhile is skipped, with an event, so that no more versions are held. The
@@ -31,7 +31,7 @@ BEFORE, DURING, AFTER = "student_before", "student", "student_after"
 """The student in `eval.jsonl`: at step 0, at a periodic evaluation, at the last step."""
 
 
-class LentWorkerLostError(Exception):
+class BorrowedWorkerLostError(Exception):
     """The worker that held the version is gone for good, and no other holds it."""
 
 
@@ -41,8 +41,8 @@ class Job:
 
     model: str
     weights: PublishedWeights
-    lent: Worker | None = None
-    """The rollout worker that is lent for it; None: workers of their own, or all rollout workers."""
+    borrowed: Worker | None = None
+    """The rollout worker that is borrowed for it; None: workers of their own, or all rollout workers."""
 
     @property
     def version(self) -> int:
@@ -80,7 +80,7 @@ class Evaluations:
         self._job: Job | None = None  # the one that runs, or begins to
         self._running: asyncio.Task[None] | None = None
         self._num_graded = 0
-        self._began_at = 0  # version at which the course of training began
+        self._began_at = 0  # version at which the incarnation began
 
     # -- what the pipeline calls --
 
@@ -96,7 +96,7 @@ class Evaluations:
                 await self._run_job(job)
 
     async def begin(self, version: int) -> None:
-        """A course of training begins at this version: evaluate what is due there and was not evaluated yet."""
+        """An incarnation begins at this version: evaluate what is due there and was not evaluated yet."""
         self._began_at = version
         if version == 0 and self._is_missing(BEFORE, 0):
             teachers = asyncio.ensure_future(self._evaluate_teachers())
@@ -124,7 +124,7 @@ class Evaluations:
             if worker is None:
                 self._skip(version, "no rollout worker is alive")
             else:
-                self._start(DURING, lent=worker)
+                self._start(DURING, borrowed=worker)
 
     async def finish(self) -> None:
         """The last step is trained: wait for what runs, and evaluate the newest version."""
@@ -141,12 +141,12 @@ class Evaluations:
             await self._idle()
 
     async def abandon(self, reason: str, *, above: int = -1) -> None:
-        """The learner falls back: give up the evaluation of a version above `above`; that of a lent worker always.
+        """The learner falls back: give up an evaluation of a version above `above`; on a borrowed worker any.
 
-        A lent worker's weights are forgotten with those of the others, and it is to load what comes next.
+        A borrowed worker's weights are invalidated with those of the others, and it loads what comes next.
         """
         job, running = self._job, self._running
-        if job is not None and (job.lent is not None or job.version > above):
+        if job is not None and (job.borrowed is not None or job.version > above):
             self._job = None
             if running is not None:
                 running.cancel()
@@ -167,17 +167,18 @@ class Evaluations:
 
     # -- jobs --
 
-    def _start(self, model: str, lent: Worker | None = None) -> None:
+    def _start(self, model: str, borrowed: Worker | None = None) -> None:
         weights = self._weights.latest
         if self._evaluation is None or weights is None:
             return
-        self._job = Job(model, weights, lent)
+        self._job = Job(model, weights, borrowed)
         self._num_graded = 0
-        if lent is not None:
-            lent.pinned = weights
+        if borrowed is not None:
+            borrowed.pinned = weights
         if self._own_weights is not None:
-            self._own_weights.hold(weights)
-        self._events.add("evaluation_started", model=model, step=self._job.version, worker=lent and lent.name)
+            self._own_weights.pin(weights)
+        name = None if borrowed is None else borrowed.name
+        self._events.add("evaluation_started", model=model, step=self._job.version, worker=name)
         self._members.changed()
 
     def _skip(self, version: int, reason: str) -> None:
@@ -204,29 +205,30 @@ class Evaluations:
         pool = self._own or self._rollout_pool
         try:
             await self._evaluate(job.model, job.version, pool, lambda: self._ready(job, pool))
-        except* LentWorkerLostError as lost:
+        except* BorrowedWorkerLostError as lost:
             self._skip(job.version, str(lost.exceptions[0]))
         self._job = None
         self._end(job)
 
     def _end(self, job: Job) -> None:
-        """Let the workers of a job go on with other things, and its version be freed."""
-        if job.lent is not None:
-            job.lent.pinned = None
+        """Give the workers of a job back, and free its version."""
+        if job.borrowed is not None:
+            job.borrowed.pinned = None
         if self._own_weights is not None:
-            self._own_weights.let_go()
+            self._own_weights.unpin()
         self._members.changed()
 
     async def _ready(self, job: Job, pool: Pool) -> list[Worker]:
-        """Wait for workers that hold the job's version; a lent one must have finished its slots."""
+        """Wait for workers that hold the job's version; a borrowed one must have finished its slots."""
 
         def found() -> list[Worker]:
-            if job.lent is None:
-                return [worker for worker in pool.healthy if worker.version == job.version]
-            if not job.lent.is_wanted:
-                raise LentWorkerLostError(f"{job.lent.name}, which held v{job.version}, is {job.lent.state}")
-            is_ready = job.lent.is_healthy and job.lent.version == job.version and job.lent.num_slots == 0
-            return [job.lent] if is_ready else []
+            worker = job.borrowed
+            if worker is None:
+                return [each for each in pool.healthy if each.version == job.version]
+            if not worker.is_wanted:
+                raise BorrowedWorkerLostError(f"{worker.name}, which held v{job.version}, is {worker.state}")
+            is_ready = worker.is_healthy and worker.version == job.version and worker.num_slots == 0
+            return [worker] if is_ready else []
 
         return await self._signal.until(
             found, timeout_s=NO_LIMIT_S, what=lambda: f"an engine that holds v{job.version} to evaluate it"
@@ -314,7 +316,7 @@ class Evaluations:
 
     def _note_graded(self, num_graded: int) -> None:
         self._num_graded = num_graded
-        self._signal.changed()  # who waits for training knows that something goes on
+        self._signal.changed()  # whoever waits for training sees progress
 
     def _is_missing(self, model: str, step: int) -> bool:
         names = {problem.benchmark for problem in self._evaluation.problems} if self._evaluation else set[str]()

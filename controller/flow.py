@@ -7,7 +7,7 @@ wait/X_s          mean seconds that a slot waited for X: a worker of that pool, 
 backpressure/X_s  seconds of the step in which the full queue before X held its producers up: rollout streams,
                   before the reference the teachers; before the learner it is the start window, and what counts
                   is the mean time of a rollout worker without any work while no slot may start
-busy/X            share of worker-time with work in hand; of the learner, its share of training and publishing
+busy/X            share of worker-time with work held; of the learner, its share of training and publishing
 used/X            share of capacity in use: sequences in flight of what the engines decode together; scoring
                   calls of those that are allowed. Slots that held-up streams have not read do not count
 queued/X          share of the time in which something waited for a worker of the pool
@@ -67,7 +67,7 @@ class Flow:
         self._rollouts.waits.enter(*self._slots.startable())
 
     def look(self) -> None:
-        """Take one sample of what every worker has in hand."""
+        """Take one sample of what every worker holds."""
         sums, workers = self._sums, self._pool.serving
         has_waiting = bool(self._slots.startable(1))
         streams = max(1, sum(worker.num_uses for worker in workers))

@@ -1,6 +1,6 @@
 """A lane of the scoring stage: the rollouts that wait for one model, and the pool of its workers.
 
-Rollouts leave a lane in token-budget batches, for the least loaded worker with room for a call.
+Rollouts leave a lane in token-budget batches, for the least loaded worker that may take a call.
 """
 
 from collections import deque
@@ -9,7 +9,7 @@ from typing import Any
 
 from cluster.pool import Pool
 from cluster.worker import Worker
-from controller.meters import Meter, MeteredQueue, SpellMeter, WorkMeter
+from controller.meters import DurationMeter, MeteredQueue, RateMeter, WorkMeter
 from settings.engine import ScorerConfig
 from transport.notes import RolloutNote
 
@@ -37,9 +37,9 @@ class Lane:
         """Rollouts that were there when a worker died: each is scored alone, on a worker given nothing else."""
         self._reserved: Worker | None = None
         self.num_called = 0  # rollouts with a worker
-        self.meter = Meter()  # tokens
-        self.slots = Meter()
-        self.held_up = SpellMeter()
+        self.meter = RateMeter()  # tokens
+        self.slots = RateMeter()
+        self.held_up = DurationMeter()
         """Producers that the full queue holds up: rollout streams, or the teachers before the reference."""
         self.max_calls = 1 if has_fixed_batches else config.max_calls_in_flight
         """Calls a worker serves side by side. They would meet in the engine's steps in an order of chance, so with
@@ -65,7 +65,7 @@ class Lane:
 
     @property
     def could_call(self) -> bool:
-        """True while rollouts are queued and a worker has room for a call."""
+        """True while rollouts are queued and a worker may take a call."""
         return len(self.queue) > 0 and bool(self._free())
 
     def _free(self) -> list[Worker]:
@@ -85,7 +85,7 @@ class Lane:
         return self.book(self._reserved, [self.suspects.popleft()])
 
     def assign(self) -> Assignment | None:
-        """Take the next token-budget batch if a worker has room for a call; suspects come first, one by one."""
+        """Take the next token-budget batch if a worker may take a call; suspects come first, one by one."""
         suspect = self._assign_suspect()
         if suspect is not None:
             return suspect

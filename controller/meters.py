@@ -15,7 +15,7 @@ Clock = Callable[[], float]
 T = TypeVar("T")
 
 
-class Meter:
+class RateMeter:
     """Counts, and gives the rate since it was last read."""
 
     def __init__(self, clock: Clock = now) -> None:
@@ -51,7 +51,7 @@ class WaitMeter:
         self._num_left = 0
 
     def enter(self, *keys: Hashable) -> None:
-        """Note that these items begin to wait; those that wait already go on."""
+        """Note that these items begin to wait; those that wait already keep waiting."""
         entered = self._clock()
         for key in keys:
             self._entered.setdefault(key, entered)
@@ -79,7 +79,7 @@ class WaitMeter:
         return mean_s
 
 
-class SpellMeter:
+class DurationMeter:
     """Seconds in which something lasted; several at the same time count once."""
 
     def __init__(self, clock: Clock = now) -> None:
@@ -90,11 +90,11 @@ class SpellMeter:
 
     @property
     def num_lasting(self) -> int:
-        """How many go on now."""
+        """How many last now."""
         return self._num_lasting
 
     def set(self, num_lasting: int | bool) -> None:
-        """Say how many go on from now on."""
+        """Say how many last from now on."""
         if bool(num_lasting) != bool(self._num_lasting):
             until = self._clock()
             if self._num_lasting:
@@ -129,7 +129,7 @@ class MeteredQueue(Generic[T]):
         self._items: deque[T] = deque()
         self._key = key
         self.waits = WaitMeter(clock)
-        self.queued = SpellMeter(clock)
+        self.queued = DurationMeter(clock)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -165,15 +165,15 @@ class MeteredQueue(Generic[T]):
 
 
 # -- work meter --------------------------------------------------------------------------------------------
-# What the workers of a stage have in hand and get done, summed up between two looks: what rates are fitted to.
+# What the workers of a stage hold and get done, summed up between two looks: what rates are fitted to.
 
 
 class WorkMeter:
-    """What the workers of a stage did since it was last asked, and how long how much was in their hands.
+    """What the workers of a stage did since it was last asked, and how much they held for how long.
 
-    `take()` gives sums over the workers: `tokens` done; `busy_s`, seconds with anything in hand; `held_s`, the
-    integral of the number in hand over time; `held_squared_s`, that of its square. `held_squared_s / held_s` is
-    the number in hand that the average thing saw.
+    `take()` gives sums over the workers: `tokens` done; `busy_s`, seconds with anything held; `held_s`, the
+    integral of the number held over time; `held_squared_s`, that of its square. `held_squared_s / held_s` is the
+    number held that the average item saw.
     """
 
     def __init__(self) -> None:
@@ -186,7 +186,7 @@ class WorkMeter:
         self._tokens += tokens
 
     def hold(self, worker: str, num: int) -> None:
-        """Note that a worker has `num` things in hand from now on."""
+        """Note that a worker holds `num` items from now on."""
         before, since = self._held.get(worker, (0, 0.0))
         until = now()
         if before:
@@ -217,7 +217,7 @@ class WorkMeter:
 # wasted/fall_back  the learner was lost or the run continued: steps after the checkpoint, rollouts not trained yet
 # wasted/cut_off    attempts (not tokens) that ended before the response did: how long it was is not known
 #
-# Tokens that masks leave out of a step are in `masked/...`. Counts go on when a run is continued; what was
+# Tokens that masks leave out of a step are in `masked/...`. Counts continue when a run is resumed; what was
 # generated after the last step before a crash is not known and not among them.
 
 
@@ -225,7 +225,7 @@ Cause = Literal["lost", "refused", "given_up", "skipped", "fall_back", "cut_off"
 CAUSES: tuple[Cause, ...] = ("lost", "refused", "given_up", "skipped", "fall_back", "cut_off")
 
 
-class Waste:
+class WastedTokens:
     """Follows finished rollouts to their training, or to what becomes of them instead."""
 
     def __init__(self, rows: Iterable[Mapping[str, Any]] = ()) -> None:
@@ -239,7 +239,7 @@ class Waste:
             self._wasted = {cause: row.get(f"wasted/{cause}", self._wasted[cause]) for cause in CAUSES}
 
     def begin(self, version: int) -> None:
-        """A course of the run begins at `version`: later steps, and rollouts that were not trained, are wasted."""
+        """An incarnation begins at `version`: later steps, and rollouts that were not trained, are wasted."""
         self._wasted["fall_back"] += self._void(version) + sum(self._finished.values())
         self._finished.clear()
 

@@ -13,9 +13,9 @@ Who waits for whom, and what unblocks it:
     learner           no batch, or a deadline would be lost   a slot is scored
     slow engines      nothing: they skip versions             -
 
-A course is the run from one frontier on: its slots, rollouts and scores. When the learner is lost, the course is
-abandoned: the learner is restarted from the last checkpoint, and a new course begins there, with a new incarnation
-of the weights. The engines live on; what they did for the abandoned course is dropped.
+An incarnation is the run from one frontier on: its slots, rollouts, scores and weights. When the learner is lost,
+the incarnation is abandoned: the learner restarts from the last checkpoint, and a new one begins there. The
+engines live on; what they did for the abandoned one is dropped.
 """
 
 import asyncio
@@ -35,8 +35,8 @@ from cluster.waiting import Signal, now
 from controller.checkpointing import Checkpointer
 from controller.evaluations import Evaluations
 from controller.flow import Flow
-from controller.learner_group import LearnerGroup, LearnerLostError, StepResult, TablesLostError
-from controller.meters import Waste
+from controller.learner_group import LearnerGroup, LearnerLostError, TablesLostError
+from controller.meters import WastedTokens
 from controller.recovery import Progress, Recovery, first_of
 from controller.rollouts import Prompts, Rollout, RolloutStage
 from controller.samples import Samples
@@ -50,6 +50,7 @@ from records.run_folder import RunFolder
 from reporting.advisor import RECENT_STEPS
 from settings.run import RunConfig
 from transport.batches import SAMPLED
+from transport.notes import StepResult
 
 # -- waits -------------------------------------------------------------------------------------------------
 # How long the learner waited for a batch.
@@ -66,7 +67,7 @@ class Waits:
 logger = logging.getLogger(__name__)
 
 Restore = Callable[[str, int], Awaitable[Progress]]
-"""Loads the last checkpoint into a restarted learner: (reason, incarnation of the abandoned course)."""
+"""Loads the last checkpoint into a restarted learner: (reason, the abandoned incarnation)."""
 
 
 class Pipeline:
@@ -95,7 +96,7 @@ class Pipeline:
         `restore` brings a restarted learner to the last checkpoint; without it a lost learner fails the run.
         Without a `checkpointer` nothing is saved.
         `token_bytes` is about the size of a token in a scored table; `cluster` is what the balance of the pools
-        asks for room, by default the connected Ray as it is.
+        asks for capacity, by default the connected Ray as it is.
         """
         self._config = config
         self._pools, self._rollout_pool = pools, pools["rollout"]
@@ -120,17 +121,17 @@ class Pipeline:
         )
         self.scaling = Scaling(config, pools=pools, signal=signal, events=events)
         self._supervisor = Supervisor(config, pools=pools, scaling=self.scaling, members=members, events=events)
-        room: dict[str, Any] = {"cluster": cluster or RayCluster(may_grow=False), "scaling": self.scaling}
-        self._balancer = Balancer(config, pools=pools, signal=signal, events=events, **room)
+        capacity: dict[str, Any] = {"cluster": cluster or RayCluster(may_grow=False), "scaling": self.scaling}
+        self._balancer = Balancer(config, pools=pools, signal=signal, events=events, **capacity)
         self._recovery = Recovery(config.health, events)
         shared = {"signal": signal, "members": members, "events": events, "folder": folder, "pools": pools}
         self._evaluations = Evaluations(config, evaluation, weights=self._weights, **shared)
         self.on_step(self._balancer.note)
-        self._waste = Waste(folder.metric_rows())
+        self._waste = WastedTokens(folder.metric_rows())
         self._begin(progress)
 
     def _begin(self, progress: Progress) -> None:
-        """Lay out a course of the run from `progress` on."""
+        """Lay out an incarnation of the run from `progress` on."""
         config = self._config
         self._incarnation = progress.incarnation
         self._num_skipped = 0
@@ -181,13 +182,13 @@ class Pipeline:
             running = [stages.create_task(stage.run()) for stage in every_stage]
             if self._checkpointer is not None:
                 running.append(stages.create_task(self._checkpointer.run()))
-            while (lost := await self._run_course()) is not None:
+            while (lost := await self._run_incarnation()) is not None:
                 await self._fall_back(lost)
             for stage in running:
                 stage.cancel()
 
-    async def _run_course(self) -> LearnerLostError | None:
-        """Train from the course's beginning to the end; returns early if the learner is lost."""
+    async def _run_incarnation(self) -> LearnerLostError | None:
+        """Train from the frontier to the end; returns early if the learner is lost."""
         try:
             async with asyncio.TaskGroup() as stages:
                 every_stage = (self._rollouts, self._scoring, self._flow)
@@ -203,10 +204,10 @@ class Pipeline:
         return None
 
     async def _fall_back(self, lost: LearnerLostError | None) -> None:
-        """Restart the learner from the last checkpoint, and begin a new course there."""
+        """Restart the learner from the last checkpoint, and begin a new incarnation there."""
         while lost is not None:
             await self._evaluations.abandon("the learner was lost", above=self.slots.version)
-            self._weights.forget()
+            self._weights.invalidate()
             await self._recovery.prepare(lost, self.slots.version)
             try:
                 progress = await self._recover(str(lost))
@@ -309,7 +310,7 @@ class Pipeline:
     async def _publish(self) -> float:
         """Publish the learner's weights as the current version; returns the seconds it took."""
         weights = await self._learner.publish(self._incarnation, self.slots.version)
-        self._weights.put(weights)
+        self._weights.publish(weights)
         return weights.publish_s
 
     def _record(self, result: StepResult, scored: list[ScoredSlot], waits: Waits, **seconds: float) -> None:

@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Progress:
-    """The trained frontier, the course of the run, and the prompts that replaced given-up ones by slot."""
+    """The trained frontier, the incarnation, and the prompts that replaced given-up ones by slot."""
 
     frontier: Frontier = BEGINNING
     incarnation: int = 0
@@ -64,7 +64,7 @@ async def restore(
 
     Without any committed checkpoint the run begins anew: the learner must be as it was set up. The incarnation
     returned is above the stored one and `above`. `prompts` takes the stored replacements. RuntimeError if
-    checkpoints were committed and none is good. While a run goes on, nothing may be being saved.
+    checkpoints were committed and none is good. Nothing may be being saved meanwhile.
     """
     damaged = folder.ledger_rows.mend()
     if damaged:
@@ -102,7 +102,7 @@ def newest_good(store: CheckpointStore, folder: RunFolder, events: Events) -> Fo
             logger.warning("checkpoint %s", damaged[step])
             events.add("checkpoint_damaged", path=store.place_of(step), reason=str(error))
             continue
-        for newer in damaged:  # else, readable again some day, they would be resumed beside the ledger's course
+        for newer in damaged:  # else, readable again some day, they would contradict the ledger
             store.set_aside(newer)
         return found
     if damaged:

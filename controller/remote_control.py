@@ -4,8 +4,8 @@
     request {"kind": "stop"}                             ->  {"lines": ["..."]}
     request {"kind": "status"}                           ->  the status (controller/status.py) or {"error": "..."}
 
-A scale request is checked as a whole, answered with what will happen, and carried out while the run goes on; one
-that comes while the run still starts is carried out once it has.
+A scale request is checked as a whole, answered with what will happen, and carried out during the run; one that
+comes while the run still starts is carried out once it has started.
 """
 
 import asyncio
@@ -39,14 +39,14 @@ from settings.run import RunConfig
 logger = logging.getLogger(__name__)
 
 POLL_S = 20.0
-"""So long one call to the actor waits for a request."""
+"""Maximum time that one call to the actor waits for a request."""
 
 REASON = "command"
 NAME_TIMEOUT_S = 15.0
-"""So long an earlier run of the same name may take to disappear from the cluster."""
+"""Maximum time for an earlier run of the same name to disappear from the cluster."""
 
 
-class Controller:
+class RemoteControl:
     """Answers requests about one run."""
 
     def __init__(
@@ -74,7 +74,7 @@ class Controller:
         self._counts: dict[str, int] = {}  # wanted once the run has started
 
     def attach(self, pipeline: Pipeline) -> None:
-        """From now on the run goes on; what was wanted meanwhile is carried out."""
+        """The run has started: carry out what was wanted meanwhile."""
         self._pipeline = pipeline
         for role, count in self._counts.items():
             pipeline.scaling.resize(role, count, f"{REASON} (during the start)")
@@ -145,7 +145,7 @@ def check_count(role: str, count: int, roles: list[str]) -> None:
     """ValueError naming the nearest valid role or count."""
     if role not in roles:
         if role == "learner":
-            raise ValueError("--learner: ranks cannot be added or removed while a run goes on; drain and --resume")
+            raise ValueError("--learner: ranks cannot be added or removed during a run; drain and --resume")
         close = difflib.get_close_matches(role, roles, n=1)
         nearest = f"; did you mean --{close[0]}?" if close else ""
         raise ValueError(f"--{role}: this run has no such pool{nearest} (pools: {', '.join(roles)})")
@@ -154,7 +154,7 @@ def check_count(role: str, count: int, roles: list[str]) -> None:
 
 
 def check_name_is_free(run_name: str) -> None:
-    """ValueError if a run of this name is going on in the connected cluster."""
+    """ValueError if a run of this name is running in the connected cluster."""
     deadline = time.monotonic() + NAME_TIMEOUT_S
     while time.monotonic() < deadline:
         try:
@@ -162,11 +162,13 @@ def check_name_is_free(run_name: str) -> None:
         except ValueError:
             return
         time.sleep(0.5)
-    raise ValueError(f"run_name: a run named {run_name} is going on in this Ray cluster; choose another name")
+    raise ValueError(
+        f"run_name: a run named {run_name} is already running in this Ray cluster; choose another name"
+    )
 
 
 @asynccontextmanager
-async def controlled(
+async def remote_control(
     config: RunConfig,
     pools: Mapping[str, Pool],
     folder: RunFolder,
@@ -175,19 +177,19 @@ async def controlled(
     is_local: bool,
     stop: Callable[[], object] = lambda: None,
     monitor: Monitor | None = None,
-) -> AsyncIterator[Controller]:
+) -> AsyncIterator[RemoteControl]:
     """Let other processes reach the run: by the name of its actor, and by `cluster.json` in its folder."""
     node_id = ray.get_runtime_context().get_node_id()
-    controller = Controller(config, pools, is_local=is_local, stop=stop, node_id=node_id, monitor=monitor)
+    control = RemoteControl(config, pools, is_local=is_local, stop=stop, node_id=node_id, monitor=monitor)
     mailbox = named_actor(Mailbox, name=actor_name(config.run_name), args=())
     ray_context = ray.get_runtime_context()
     where = {"address": cluster_address(), "session": ray_context.get_session_name()}
     where |= {"job_id": ray_context.get_job_id(), "is_local": is_local}
     folder.write_cluster(where | this_process())
-    serving = asyncio.create_task(_serve(controller, mailbox, events))
+    serving = asyncio.create_task(_serve(control, mailbox, events))
     serving.add_done_callback(_log_failure)
     try:
-        yield controller
+        yield control
     finally:
         serving.cancel()
         await asyncio.wait({serving})
@@ -196,8 +198,8 @@ async def controlled(
             folder.cluster.unlink(missing_ok=True)
 
 
-async def _serve(controller: Controller, mailbox: Any, events: Events) -> None:
-    """Answer requests until the run ends; a lost actor is an event, and the run goes on without it."""
+async def _serve(control: RemoteControl, mailbox: Any, events: Events) -> None:
+    """Answer requests until the run ends; a lost actor is an event, and the run continues without it."""
     timeout_s = 3 * POLL_S
     try:
         while True:
@@ -206,9 +208,9 @@ async def _serve(controller: Controller, mailbox: Any, events: Events) -> None:
             )
             if request is not None:
                 number, body = request
-                sent = mailbox.answer.remote(number, controller.reply(body))
+                sent = mailbox.answer.remote(number, control.reply(body))
                 await wait_for(sent, timeout_s=timeout_s, what="the run's named actor: an answer")
-                controller.after_reply()
+                control.after_reply()
     except (RayError, TimeoutError) as error:
         events.add("controller_lost", reason=reason_of(error))
 

@@ -22,7 +22,7 @@ from cluster.waiting import NO_LIMIT_S, Signal
 from cluster.worker import Worker
 from controller.failures import NO_FAILURES, Failures, Refusal
 from controller.lanes import Rollout
-from controller.meters import Meter, WaitMeter, Waste, WorkMeter
+from controller.meters import RateMeter, WaitMeter, WastedTokens, WorkMeter
 from controller.slots import Slots
 from records.events import Events, reason_of
 from settings.run import RunConfig
@@ -62,7 +62,7 @@ class RolloutStage:
         deliver: Callable[[Rollout], Awaitable[None]],
         signal: Signal,
         events: Events,
-        waste: Waste | None = None,
+        waste: WastedTokens | None = None,
     ) -> None:
         self._config = config
         self._pool = pool
@@ -72,12 +72,12 @@ class RolloutStage:
         self._deliver = deliver
         self._signal = signal
         self._events = events
-        self._waste = waste or Waste()
+        self._waste = waste or WastedTokens()
         self._failures: dict[int, Failures] = {}  # of slots that failed and are not scored yet
         self._isolation = Isolation(lambda slot: self._failures.get(slot, NO_FAILURES).num_deaths)
         self._given_up_in_a_row = 0
-        self._meter = Meter()
-        self.finished = Meter()  # slots
+        self._meter = RateMeter()
+        self.finished = RateMeter()  # slots
         self.waits = WaitMeter()
         """Of startable slots, until a worker starts them."""
         self.work = WorkMeter()
@@ -115,14 +115,14 @@ class RolloutStage:
             return []
         if self._failures or self._isolation.worker is not None:
             return self._assign_with_failures()
-        # Every rollout that ends runs this: full workers are passed over, and only slots with room are read.
+        # Every rollout that ends runs this: full workers are passed over, and only as many slots are read as fit.
         minimum, most = self._slots.minimum_engine_version, self._config.rollout.max_in_flight
-        free = [w for w in self._pool.workers if w.num_slots < most and w.takes_slots and w.version >= minimum]
-        counts = {worker: most - worker.num_slots for worker in free}
-        room, shares = Room(counts), dict[Worker, list[int]]()
+        able = [w for w in self._pool.workers if w.num_slots < most and w.takes_slots and w.version >= minimum]
+        counts = {worker: most - worker.num_slots for worker in able}
+        free, shares = FreeSlots(counts), dict[Worker, list[int]]()
         for slot in self._slots.startable(sum(counts.values())):
-            worker = room.take()
-            assert worker is not None, "there is room for as many slots as were asked for"
+            worker = free.take()
+            assert worker is not None, "as many slots were asked for as are free"
             self._begin(slot, worker)
             shares.setdefault(worker, []).append(slot)
         return list(shares.items())
@@ -133,7 +133,7 @@ class RolloutStage:
         startable = self._slots.startable()
         eligible = [worker for worker in self._pool.serving if worker.version >= minimum]
         self._isolation.reserve(startable, eligible)
-        room = Room({w: most - w.num_slots for w in eligible if w is not self._isolation.worker})
+        free = FreeSlots({w: most - w.num_slots for w in eligible if w is not self._isolation.worker})
         shares: dict[Worker, list[int]] = {}
         alone: list[tuple[Worker, list[int]]] = []
         has_others = len(self._pool.serving) > 1
@@ -142,9 +142,9 @@ class RolloutStage:
             if self._isolation.needs(slot):
                 worker = self._isolation.take()
             else:
-                worker = room.take(avoid=failed.worker if failed is not None and has_others else None)
+                worker = free.take(avoid=failed.worker if failed is not None and has_others else None)
             if worker is None:
-                continue  # no room, or only where it failed: the others are busy, or still loading weights
+                continue  # no free slot, or only where it failed: the others are busy, or still loading weights
             self._begin(slot, worker)
             if failed is None:
                 shares.setdefault(worker, []).append(slot)
@@ -245,7 +245,7 @@ class RolloutStage:
 
     def _retry(self, slot: int, failures: Failures, reason: str) -> None:
         was_refused = failures.num_refused > self._failures.get(slot, NO_FAILURES).num_refused
-        self._slots.fail(slot)
+        self._slots.reopen(slot)
         self.waits.enter(slot)
         config = self._config.rollout
         verdict = failures.verdict(max_refused=config.max_attempts, max_lost=config.max_lost_attempts)
@@ -268,25 +268,25 @@ class RolloutStage:
             )
 
 
-# -- room --------------------------------------------------------------------------------------------------
-# Who takes the next slot: the worker with the most room, found without looking at all of them each time.
+# -- free slots --------------------------------------------------------------------------------------------------
+# Which worker takes the next slot: the one with the most free slots, found without looking at all of them.
 
 
-class Room:
+class FreeSlots:
     """What workers may still be given, in slots.
 
-    >>> room = Room({first: 2, second: 1})
-    >>> [room.take(), room.take(), room.take(), room.take()]
+    >>> free = FreeSlots({first: 2, second: 1})
+    >>> [free.take(), free.take(), free.take(), free.take()]
     [first, first, second, None]
     """
 
-    def __init__(self, room: Mapping[Worker, int]) -> None:
-        """Of workers with equal room, the one named first comes first."""
-        self._heap = [(-slots, order, worker) for order, (worker, slots) in enumerate(room.items()) if slots > 0]
+    def __init__(self, counts: Mapping[Worker, int]) -> None:
+        """Free slots by worker; of equals, the worker named first comes first."""
+        self._heap = [(-slots, order, worker) for order, (worker, slots) in enumerate(counts.items()) if slots > 0]
         heapq.heapify(self._heap)
 
     def take(self, *, avoid: Worker | None = None) -> Worker | None:
-        """Give a slot to the worker with the most room; None if there is none, or only with `avoid`."""
+        """The worker with the most free slots gets one; None if there is none, or only on `avoid`."""
         if not self._heap or (self._heap[0][2] is avoid and len(self._heap) == 1):
             return None
         taken = heapq.heappop(self._heap)

@@ -7,7 +7,7 @@ A row: `when` (before or after), `step`, `problem_id`, `prompt`, `finish_reason`
 `student_logp`, `teacher_logp`, `values` and `is_trained`. A number that is not finite is null. What cannot be had
 of a response is null as a whole.
 
-The run goes on without samples if they cannot be had.
+The run continues without samples if they cannot be had.
 """
 
 import logging
@@ -30,7 +30,7 @@ from settings.teachers import role_of_source
 logger = logging.getLogger(__name__)
 
 TIMEOUT_S = 300.0
-"""So long the samples may take, of a run that may wait longer for a rollout."""
+"""Maximum time of the samples in a run that may wait longer for a rollout."""
 
 Describe = Callable[[pa.Table, int], list[dict[str, Any]]]
 """The entries of rows from a scored table of the objective's kind; the int is the step."""

@@ -133,7 +133,7 @@ class ScoreStage:
                 await self._signal.until(
                     lambda: not lane.is_full,
                     timeout_s=NO_LIMIT_S,
-                    what=lambda: f"room in the queue of {lane.pool.role} ({len(lane.queue)} queued)",
+                    what=lambda: f"space in the queue of {lane.pool.role} ({len(lane.queue)} queued)",
                 )
         if self._fixed_batches:
             self._gathered.append(rollout)

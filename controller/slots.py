@@ -4,7 +4,7 @@ The prompt order is cut into slots 0, 1, 2, ...; a batch is ``batch_size`` slots
 ``version``, the learner's weight version, rises with every batch, trained or skipped (its slots are used up).
 
     waiting --start--> running --finish--> finished --train--> trained      (open: running or finished)
-       ^------ fail -------'------ fail ------'
+       ^----- reopen ------'----- reopen -----'
 
 - Start window: the ``(1 + batches_ahead) * batch_size`` lowest untrained slots, that is the untrained ones
   below ``(version + 1 + batches_ahead) * batch_size``. The two differ only where a run resumes with a smaller
@@ -119,7 +119,7 @@ class Slots:
         self._finished.add(slot)
         self._num_finished_due[self._deadlines[slot]] += 1
 
-    def fail(self, slot: int) -> None:
+    def reopen(self, slot: int) -> None:
         """Let a running slot, or a finished one whose rollouts are lost, start again; else ValueError."""
         self._close(slot)
         insort(self._waiting, slot)
@@ -230,7 +230,7 @@ class Slots:
         """Return the first version by which more open slots are due than batches can train; None if all fit.
 
         The batch of this version takes its candidates by deadline, the later batches may take any open slot.
-        From ``version + batches_ahead`` on there is room for the whole window.
+        From ``version + batches_ahead`` on the whole window fits.
         """
         num_open = num_candidates = 0
         for due in range(self.version, self.version + self.batches_ahead):

@@ -8,7 +8,6 @@ from before a fall-back of the learner) serves once it has loaded and verified t
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import Protocol
 
 from ray.exceptions import RayError
 
@@ -18,6 +17,7 @@ from cluster.waiting import NO_LIMIT_S, Signal, now, wait_for
 from cluster.worker import Worker
 from records.events import Events, reason_of
 from settings.cluster import ClusterConfig
+from transport.notes import LoadReport
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest
 
@@ -36,23 +36,7 @@ class PublishedWeights:
     publish_s: float
 
 
-class LoadReport(Protocol):
-    """What an engine reports of a completed and verified load; `actors/engine.py` says what each part is."""
-
-    incarnation: int
-    version: int
-    fetch_s: float
-    check_s: float
-    pause_s: float
-    load_s: float
-    verify_s: float
-    bytes_fetched: int
-    golden_difference: float
-
-
 LOAD_PARTS = ("fetch_s", "check_s", "pause_s", "load_s", "verify_s")
-STOPPED_PARTS = ("pause_s", "load_s", "verify_s")
-"""The parts of a load during which the engine makes no token."""
 
 
 class WeightStore:
@@ -82,18 +66,18 @@ class WeightStore:
         """The newest published version; whoever keeps it keeps its bytes in the object store."""
         return self._latest
 
-    def hold(self, weights: PublishedWeights) -> None:
+    def pin(self, weights: PublishedWeights) -> None:
         """Let every engine load this set, whatever it has loaded before: not older than that, or refused."""
         for worker in self._pool.workers:
             worker.version = -1
         self._latest = weights
         self._members.changed()
 
-    def let_go(self) -> None:
+    def unpin(self) -> None:
         """Drop the reference; engines stay with what they have."""
         self._latest = None
 
-    def put(self, weights: PublishedWeights) -> None:
+    def publish(self, weights: PublishedWeights) -> None:
         """Make a weight set the newest; engines start loading it."""
         self._latest = weights
         manifest = weights.manifest
@@ -108,8 +92,8 @@ class WeightStore:
         )
         self._members.changed()
 
-    def forget(self) -> None:
-        """Weights of an abandoned course of the run count no more: every engine waits for others."""
+    def invalidate(self) -> None:
+        """Weights of an abandoned incarnation count no more: every engine waits for others."""
         self._latest = None
         for worker in self._pool.workers:
             if worker.loads_weights and worker.state is not WorkerState.STALE:
@@ -161,7 +145,7 @@ class WeightStore:
                 self._pool.mark_dead(worker, reason)
 
     def _wanted(self, worker: Worker) -> PublishedWeights | None:
-        """What a worker is to hold: the newest, or what it is lent for to evaluate."""
+        """What a worker is to hold: the newest, or what it is borrowed to evaluate."""
         return self._latest if worker.pinned is None else worker.pinned
 
     def _is_behind(self, worker: Worker) -> bool:
@@ -202,7 +186,7 @@ class WeightStore:
         worker.version = report.version
         worker.golden_difference = report.golden_difference
         parts = {name: getattr(report, name) for name in LOAD_PARTS}
-        parts |= {"stopped_s": sum(parts[name] for name in STOPPED_PARTS), "update_s": update_s}
+        parts |= {"stopped_s": report.pause_s + report.load_s + report.verify_s, "update_s": update_s}
         self._last_load = {**parts, "bytes_fetched": report.bytes_fetched}
         self._events.add(
             "weights_loaded",

@@ -18,7 +18,7 @@ from torch import Tensor
 from learner.collate import PackedBatch
 from learner.divergence import BatchTeacher, TeacherHead, shared
 from rewards import BASELINES, DIVERGENCES, TOKEN_REWARDS, Teacher, TeacherLogits
-from rewards.distributions import student_log_probs, teacher_entropy, teacher_log_probs
+from rewards.teacher import student_log_probs, teacher_entropy, teacher_log_probs
 
 REVERSE_KL, TEACHER_ENTROPY = "reverse_kl", "teacher_entropy"
 BASELINE, RAW_VARIANCE, BASELINE_VARIANCE = "baseline/mean", "gradient_variance/raw", "gradient_variance/baseline"

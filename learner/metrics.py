@@ -88,8 +88,8 @@ def step_metrics(
         "reward/mean": sums["reward"] / trained,
         "reward/abs_p95": abs_quantile(tokens.reward_T[tokens.is_trained_T], 0.95, ranks=ranks),
         "reward/frac_abs_gt_0.01": sums["reward_visible"] / trained,
-        "reward/positive_frac": sums["reward_positive"] / trained,
-        "reward/negative_frac": sums["reward_negative"] / trained,
+        "reward/frac_gt_0": sums["reward_positive"] / trained,
+        "reward/frac_lt_0": sums["reward_negative"] / trained,
         "reward/positive_mean": sums["reward_positive_sum"] / max(sums["reward_positive"], 1.0),
         "reward/negative_mean": sums["reward_negative_sum"] / max(sums["reward_negative"], 1.0),
         "kl/reverse": sums["reverse_kl"] / max(sums["reverse_kl_tokens"], 1.0),
@@ -99,7 +99,7 @@ def step_metrics(
         "importance/mean": sums["importance"] / sampled,
         "importance/max": maxima["importance"],
         "importance/min": -maxima["negative_importance"] if sums["sampled"] else 0.0,
-        "importance/zero_frac": sums["importance_zero"] / sampled,
+        "importance/frac_eq_0": sums["importance_zero"] / sampled,
         "importance/capped_frac": sums["importance_capped"] / sampled,
         "entropy": sums["entropy"] / trained,
         "staleness/mean": sums["staleness"] / trained,
@@ -112,7 +112,7 @@ def step_metrics(
         **{f"masked/{name}": sums[f"masked_{name}"] for name in MASKED_BY},
         "masked/nonfinite": sums["masked_nonfinite"],
         "stop/missing": sums["stop_missing"],
-        "stop/frac": 1.0 - sums["stop_missing"] / responses if sums["responses"] else 0.0,
+        "stop/present_frac": 1.0 - sums["stop_missing"] / responses if sums["responses"] else 0.0,
         "stop/reward_mean": sums["stop_reward"] / max(sums["stop_trained"], 1.0),
     }
 

@@ -11,7 +11,6 @@ import os
 import random
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -38,8 +37,8 @@ from records.checkpoints import WriteReport
 from settings.run import RunConfig
 from settings.teachers import share_of_source
 from transport.batches import SAMPLED, TeacherSignal, save_batch
-from transport.collective import Meeting
-from transport.notes import Pulse
+from transport.collective import Rendezvous
+from transport.notes import Heartbeat, StepResult
 from transport.parcels import tables_of_slots
 from transport.stop_tokens import StopTokens
 from transport.weights import WeightManifest
@@ -51,19 +50,6 @@ logger = logging.getLogger(__name__)
 
 HEAD_LIMITS = {"float32": 1e-4, "bfloat16": 0.05}
 """Largest mean difference between the chunked head and the model's own logits, by learner dtype."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step did, reduced over ranks: the same on every rank."""
-
-    metrics: dict[str, float]
-    was_skipped: bool
-    """True: the gradient was not finite and no weight changed."""
-    staleness_max: int
-    """Largest `step - weight_version` of a trained token."""
-    staleness_mean: float
-    tokens_trained: int
 
 
 class LearnerRank:
@@ -229,9 +215,9 @@ class LearnerRank:
         )
         yield from published if self.weight_sender is None else self.weight_sender.keeping(published)
 
-    def join_weight_group(self, meeting: Meeting) -> None:
+    def join_weight_group(self, rendezvous: Rendezvous) -> None:
         """Form a group that weights are broadcast in (first rank); blocks until all members have come."""
-        self._sender().join(meeting)
+        self._sender().join(rendezvous)
 
     def send_weights(self, incarnation: int, version: int) -> float:
         """Broadcast the weights that were published last (first rank); returns the seconds it took."""
@@ -270,9 +256,9 @@ class LearnerRank:
     def fetch(self, *tables: pa.Table) -> None:
         """Do nothing: the call has brought the tables to this node, or has failed."""
 
-    def ping(self) -> Pulse:
+    def ping(self) -> Heartbeat:
         """Show that the process runs; called beside the others, in a concurrency group of its own."""
-        return Pulse(pid=os.getpid())
+        return Heartbeat(pid=os.getpid())
 
     def shutdown(self) -> None:
         """Leave the process group; the rank is of no use afterwards."""

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from transport.collective import BroadcastGroup, Meeting
+from transport.collective import BroadcastGroup, Rendezvous
 from transport.weight_sources import buckets_of
 from transport.weights import WeightManifest
 
@@ -29,11 +29,11 @@ class WeightSender:
                 parts.append(part)
             yield part
 
-    def join(self, meeting: Meeting) -> None:
+    def join(self, rendezvous: Rendezvous) -> None:
         """Leave the group of before and wait for the members of this one; blocks until all have come."""
         self._leave()
-        self._timeout_s = meeting.timeout_s
-        self._group = BroadcastGroup(meeting, rank=0)
+        self._timeout_s = rendezvous.timeout_s
+        self._group = BroadcastGroup(rendezvous, rank=0)
 
     def send(self, incarnation: int, version: int) -> float:
         """Broadcast the kept set, which must be this one, and forget it; returns the seconds it took."""

@@ -57,7 +57,7 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
 
 
 def drop_torn_line(path: Path) -> None:
-    """Remove a last line that a crash cut off, so that appending goes on cleanly."""
+    """Remove a last line that a crash cut off, so that appending continues cleanly."""
     if path.is_file():
         content = path.read_bytes()
         end = content.rfind(b"\n") + 1

@@ -5,7 +5,7 @@
 Uses of one worker for one stage that overlap, follow each other at once, or fit into the resolution together are
 one span: `num` of them, and `busy_s` seconds in which any went on. The resolution is doubled, for the whole file,
 whenever it holds `max_spans`, so that a long run has a coarser timeline and not a larger one. A run that is
-continued goes on in the same file. Times are seconds since 1970.
+resumed continues the same file. Times are seconds since 1970.
 """
 
 import json
@@ -138,7 +138,7 @@ class Timeline:
                 self._leave(worker, stage)
 
     def close(self) -> None:
-        """Write what has not been written; what still goes on ends now."""
+        """Write what has not been written; what still lasts ends now."""
         for worker, stage in [*self._going_on]:
             self._end(worker, stage)
         self._ended += self._last.values()

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.readings import FULL
+from cluster.pool_sizes import FULL
 
 RECENT_STEPS = 20
 """Steps that advice on a run that goes on is taken from."""

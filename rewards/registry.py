@@ -43,6 +43,10 @@ class Needs:
     such tokens: `drop_non_finite(reward_BT, logp_BT, response_mask_BT, teacher_logp_BT)`."""
 
 
+NOTHING = Needs(teacher=())
+BEHAVIOUR = Needs(teacher=(), behaviour=True)
+
+
 @dataclass(frozen=True)
 class Entry:
     """A function of tensors with its declaration; call it like the function, parameters by keyword.
@@ -57,6 +61,8 @@ class Entry:
     needs: Needs = Needs()
     is_bounded: bool = False
     """True: the result is finite and bounded for every log-prob in [-inf, 0]."""
+    formula: str = ""
+    """Of objectives, for the documentation: the value of a token or position."""
     parameters: tuple[Parameter, ...] = ()
     rules: tuple[Rule, ...] = ()
     extras: tuple[str, ...] = ()

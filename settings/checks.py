@@ -127,7 +127,7 @@ class Checks:
         remedy = next((f.remedy for f in result.findings if f.status == "error" and f.remedy), "")
         parts = [result.message, *([remedy] if remedy else [])]
         is_hard = any(f.is_hard for f in result.findings if f.status == "error")
-        hint = "" if is_hard else f"; --force {result.key} goes on nevertheless"
+        hint = "" if is_hard else f"; --force {result.key} continues anyway"
         return f"{'; '.join(parts)} (check {result.key}{hint})"
 
     @property

@@ -31,7 +31,7 @@ class EvaluationConfig(Section):
     """Evaluate every this many steps; 0 only before and after training."""
     num_workers: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Workers of its own that evaluate beside training, each reserving what a rollout worker does. 0: one rollout
-    worker is lent while a periodic evaluation runs, and all of them evaluate before and after training."""
+    worker is borrowed while a periodic evaluation runs, and all of them evaluate before and after training."""
     num_samples: Positive = 8
     """Responses per problem (n)."""
     k: Positive = 8

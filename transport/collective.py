@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Meeting:
+class Rendezvous:
     """Where and how the members of one group meet. Rank 0 is the learner's first rank and listens there."""
 
     backend: str  # gloo, nccl
@@ -39,29 +39,29 @@ class Meeting:
 class BroadcastGroup:
     """A formed group. Building it blocks until all members have come.
 
-    >>> group = BroadcastGroup(meeting, rank=1)   # on rank 0 at the same time: rank=0
+    >>> group = BroadcastGroup(rendezvous, rank=1)   # on rank 0 at the same time: rank=0
     >>> deadline = time.monotonic() + 60
     >>> group.broadcast(bucket, deadline)         # uint8; rank 0 sends it, the others get it in place
     """
 
-    def __init__(self, meeting: Meeting, rank: int) -> None:
-        """Join; TimeoutError or RuntimeError if not all members have come within the meeting's limit."""
-        self._meeting = meeting
-        deadline = time.monotonic() + meeting.timeout_s
+    def __init__(self, rendezvous: Rendezvous, rank: int) -> None:
+        """Join; TimeoutError or RuntimeError if not all members have come within the rendezvous's limit."""
+        self._rendezvous = rendezvous
+        deadline = time.monotonic() + rendezvous.timeout_s
         self._backend: Backend = within(
-            lambda: BACKENDS[meeting.backend](meeting, rank), deadline, f"group {meeting.name}: forming"
+            lambda: BACKENDS[rendezvous.backend](rendezvous, rank), deadline, f"group {rendezvous.name}: forming"
         )
         self.broadcast(np.zeros(1, np.uint8), deadline)  # NCCL connects with the first call
 
     def broadcast(self, bucket: np.ndarray, deadline: float) -> None:
         """Send or receive one bucket until `deadline` (of time.monotonic); TimeoutError or RuntimeError."""
-        what = f"group {self._meeting.name}: a broadcast of {bucket.nbytes} bytes"
+        what = f"group {self._rendezvous.name}: a broadcast of {bucket.nbytes} bytes"
         within(lambda: self._backend.broadcast(bucket, deadline), deadline, what)
 
     def close(self) -> None:
         """Leave; a member that still waits for this one fails."""
         try:
-            what = f"group {self._meeting.name}: leaving"
+            what = f"group {self._rendezvous.name}: leaving"
             within(self._backend.close, time.monotonic() + CLOSE_TIMEOUT_S, what)
         except (RuntimeError, TimeoutError) as error:
             logger.warning("%s", error)
@@ -82,15 +82,15 @@ class Backend(Protocol):
 class GlooBackend:
     """TCP between the hosts."""
 
-    def __init__(self, meeting: Meeting, rank: int) -> None:
+    def __init__(self, rendezvous: Rendezvous, rank: int) -> None:
         from torch.distributed import ProcessGroupGloo
 
         gloo: Any = ProcessGroupGloo
         options = gloo._Options()
-        options._timeout = timedelta(seconds=meeting.timeout_s)
-        options._devices = [gloo.create_device(hostname=_own_address(meeting, rank))]
-        self._store = _store(meeting, rank)
-        self._group: Any = gloo(self._store, rank, meeting.world_size, options)
+        options._timeout = timedelta(seconds=rendezvous.timeout_s)
+        options._devices = [gloo.create_device(hostname=_own_address(rendezvous, rank))]
+        self._store = _store(rendezvous, rank)
+        self._group: Any = gloo(self._store, rank, rendezvous.world_size, options)
 
     def broadcast(self, bucket: np.ndarray, deadline: float) -> None:
         """Straight from the array's memory, and into it."""
@@ -104,18 +104,18 @@ class GlooBackend:
 class NcclBackend:
     """Between the first GPUs of the members, by way of a buffer there."""
 
-    def __init__(self, meeting: Meeting, rank: int) -> None:
+    def __init__(self, rendezvous: Rendezvous, rank: int) -> None:
         import torch
         import torch.distributed
 
         nccl: Any = getattr(torch.distributed, "ProcessGroupNCCL")  # noqa: B009 (absent in builds without CUDA)
         options = nccl.Options()
-        options._timeout = timedelta(seconds=10 * meeting.timeout_s)  # ours ends a call before NCCL's watchdog
+        options._timeout = timedelta(seconds=10 * rendezvous.timeout_s)  # ours ends a call before NCCL's watchdog
         self._rank = rank
         self._device = torch.device("cuda", 0)
-        self._store = _store(meeting, rank)
+        self._store = _store(rendezvous, rank)
         with _errors_end_no_process():
-            self._group: Any = nccl(self._store, rank, meeting.world_size, options)
+            self._group: Any = nccl(self._store, rank, rendezvous.world_size, options)
 
     def broadcast(self, bucket: np.ndarray, deadline: float) -> None:
         """Copy to the GPU, broadcast, and copy back where it was received."""
@@ -140,7 +140,7 @@ class NcclBackend:
 
 POLL_S = 0.001
 CLOSE_TIMEOUT_S = 5.0
-BACKENDS: dict[str, Callable[[Meeting, int], Backend]] = {"gloo": GlooBackend, "nccl": NcclBackend}
+BACKENDS: dict[str, Callable[[Rendezvous, int], Backend]] = {"gloo": GlooBackend, "nccl": NcclBackend}
 
 
 @contextlib.contextmanager
@@ -175,21 +175,21 @@ def within(call: Callable[[], T], deadline: float, what: str) -> T:
         raise RuntimeError(f"{what}: {error}") from error
 
 
-def _store(meeting: Meeting, rank: int) -> Any:
+def _store(rendezvous: Rendezvous, rank: int) -> Any:
     import torch.distributed
 
-    size, limit_s = meeting.world_size, meeting.timeout_s
-    store = open_store(meeting.address, meeting.port, is_host=rank == 0, world_size=size, timeout_s=limit_s)
+    size, limit_s = rendezvous.world_size, rendezvous.timeout_s
+    store = open_store(rendezvous.address, rendezvous.port, is_host=rank == 0, world_size=size, timeout_s=limit_s)
     prefixed: Any = torch.distributed.PrefixStore  # pyright: ignore[reportPrivateImportUsage]
-    return prefixed(meeting.name, store)
+    return prefixed(rendezvous.name, store)
 
 
-def _own_address(meeting: Meeting, rank: int) -> str:
+def _own_address(rendezvous: Rendezvous, rank: int) -> str:
     """This host's address as the others reach it: not what its name resolves to, which may be the loopback."""
     if rank == 0:
-        return meeting.address
+        return rendezvous.address
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((meeting.address, meeting.port))  # sends nothing; picks the interface of the route
+        probe.connect((rendezvous.address, rendezvous.port))  # sends nothing; picks the interface of the route
         return probe.getsockname()[0]
 
 

@@ -23,13 +23,13 @@ def plan_parcels(slot_bytes: Iterable[tuple[int, int]], *, max_bytes: int = PARC
     [[4, 5], [9]]
     """
     parcels: list[list[int]] = []
-    room = 0
+    capacity = 0
     for slot, size in slot_bytes:
-        if not parcels or size > room:
+        if not parcels or size > capacity:
             parcels.append([])
-            room = max_bytes
+            capacity = max_bytes
         parcels[-1].append(slot)
-        room -= size
+        capacity -= size
     return parcels
 
 

@@ -32,7 +32,7 @@ class WeightSource(Protocol):
 
 
 @dataclass(frozen=True)
-class BucketsInHand:
+class BucketsInPlace:
     """A weight set that is in this process already."""
 
     buckets: Sequence[np.ndarray]
@@ -71,7 +71,7 @@ class ObjectStoreSource:
         return self._get(self.differences)
 
     def _get(self, refs: tuple[Any, ...]) -> list[np.ndarray]:
-        import ray  # the one who has a source in hand need not have Ray
+        import ray  # a local source needs no Ray
 
         return ray.get(list(refs), timeout=self.timeout_s)
 

@@ -37,7 +37,7 @@ class TensorSpec:
 class WeightManifest:
     """One published weight set, identified by (incarnation, version).
 
-    `incarnation` rises at every resume or fall-back, so that versions of an abandoned course are refused.
+    `incarnation` rises at every resume or fall-back, so that versions of an abandoned one are refused.
     `checksums` holds one of `transport/weights.py` per bucket. `golden_log_probs[i]` is the learner's log-prob
     of `golden_token_ids[i + 1]` under these weights.
     """
@@ -141,7 +141,7 @@ def check_golden(
     if not difference <= limit:
         raise ValueError(
             f"weights v{manifest.version}: the engine's golden log-probs differ from the learner's by "
-            f"{difference:.3g} on average, limit {limit:g} for {dtype} (check golden; --force golden goes on)"
+            f"{difference:.3g} on average, limit {limit:g} for {dtype} (check golden; --force golden continues)"
         )
     return difference
 

@@ -27,7 +27,7 @@ from vllm.inputs import TokensPrompt
 from vllm.outputs import PoolingRequestOutput, RequestOutput
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling, TokenScores, Vitals
+from actors.engine import EngineSettings, Generation, GenerationRequest, Sampling, TokenScores, Vitals
 from actors.vllm.commands import Commands
 from actors.vllm.staging import Staged, WeightCache, WeightsInHand
 from actors.vllm.translate import (
@@ -41,6 +41,7 @@ from actors.vllm.translate import (
     token_scores,
 )
 from records.events import reason_of
+from transport.notes import LoadReport
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest, check_golden
 

@@ -14,6 +14,7 @@ from commands.compare.plan import CompareConfig, PlannedRun
 from commands.compare.runs import ATTEMPTS
 from evaluation.metrics import latest_rows, mean_of_rows
 from records.files import read_rows
+from records.metrics import OLD_KEYS
 
 SHARE_OF_FINAL = 0.9
 """`steps_to_90_percent`: first evaluated step with so much of the run's final accuracy."""
@@ -152,7 +153,7 @@ def _cell(row: Row, name: str, template: str) -> str:
 
 
 def _mean_of_steps(run: PlannedRun, name: str) -> float | None:
-    return _mean(row.get(name) for row in run.folder.valid_metrics())
+    return _mean(row.get(OLD_KEYS.get(name, name)) for row in run.folder.valid_metrics())
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

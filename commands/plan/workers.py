@@ -15,7 +15,7 @@ from cluster.waiting import now
 from commands.plan.timing import Duration, EngineRates, PerSecond, SimulatedDevice
 from records.checkpoints import WriteReport, record_of
 from settings.run import Section
-from transport.notes import EndOfStream, Parcel, Pulse, RolloutNote, ScoreNote
+from transport.notes import EndOfStream, Heartbeat, Parcel, RolloutNote, ScoreNote
 from transport.weights import WeightManifest
 
 CHECKPOINT_NAME, CHECKPOINT = "state.txt", b"simulated"
@@ -84,9 +84,9 @@ class SimulatedWorker:
         self._device = SimulatedDevice(self._rates)
         return self._start_s
 
-    async def ping(self) -> Pulse:
+    async def ping(self) -> Heartbeat:
         """Answer."""
-        return Pulse()
+        return Heartbeat()
 
     async def shutdown(self) -> None:
         """Nothing to do."""
@@ -160,9 +160,9 @@ class SimulatedLearner:
         self._num_prompt_tokens = num_prompt_tokens
         self._num_ranks = num_ranks
 
-    async def ping(self) -> Pulse:
+    async def ping(self) -> Heartbeat:
         """Answer."""
-        return Pulse()
+        return Heartbeat()
 
     async def fetch(self, *tables: Parceled) -> None:
         """Nothing to do."""

@@ -8,8 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from cluster.known_answers import disagreement
 from cluster.pool import Pool
+from cluster.replica_check import disagreement
 from cluster.waiting import together, wait_for
 from controller.learner_group import LearnerGroup
 from settings.checks import Checks, Finding
@@ -44,7 +44,7 @@ def record_replicas(checks: Checks, pools: Mapping[str, Pool], roles: Mapping[st
     """Enter how far the answers of the workers of each frozen model lie apart."""
     findings, details = list[Finding](), dict[str, Any]()
     for role in roles:
-        answer = pools[role].known_answer
+        answer = pools[role].replica_check
         if answer is None or not answer.differences:
             continue
         first = next(iter(answer.differences))

@@ -1,6 +1,6 @@
 """What the checks found, kept with the run: `preflight.json`, and an event; completed as its engines start.
 
-begin -> note_started (known answers of the replicas) -> note_step (engines against the learner) -> close
+begin -> note_started (replica check) -> note_step (engines against the learner) -> close
 """
 
 from collections.abc import Mapping

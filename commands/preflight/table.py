@@ -44,7 +44,7 @@ def problem_lines(results: Sequence[CheckResult]) -> Iterator[str]:
                     yield f"    remedy: {finding.remedy}"
         yield from (f"  | {line}" for line in _detail_lines(result.details))
         if result.status == "error" and not any(f.is_hard for f in result.findings):
-            yield f"    --force {result.key} goes on nevertheless"
+            yield f"    --force {result.key} continues anyway"
 
 
 def verdict(checks: Checks) -> str:

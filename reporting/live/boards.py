@@ -12,12 +12,12 @@ from records.files import read_rows, space
 from records.run_folder import RunFolder
 from reporting.live.monitor import Monitor
 from reporting.live.progress import ProgressView
+from reporting.live.prometheus import Prometheus
 from reporting.live.wandb import WandbWriter, is_wanted
 from settings.load import to_yaml
 from settings.run import RunConfig
 
 if TYPE_CHECKING:
-    from reporting.live.prometheus import Prometheus
     from reporting.live.tensorboard import TensorBoard
 
 
@@ -44,7 +44,7 @@ class Listener(Board, Protocol):
 class Dashboards:
     """Terminal, TensorBoard, Prometheus and Weights & Biases of one run. Ray must be connected for Prometheus.
 
-    >>> async with controlled(..., monitor=boards.monitor) as controller, boards.following(controller.status):
+    >>> async with remote_control(..., monitor=boards.monitor) as control, boards.following(control.status):
     ...     pipeline.on_step(boards.step)
     """
 
@@ -123,12 +123,8 @@ def _tensorboard(config: RunConfig, folder: RunFolder) -> "TensorBoard | None":
     return board
 
 
-def _prometheus(config: RunConfig) -> "Prometheus | None":
-    if not config.logging.prometheus:
-        return None
-    from reporting.live.prometheus import Prometheus
-
-    return Prometheus(config.run_name)
+def _prometheus(config: RunConfig) -> Prometheus | None:
+    return Prometheus(config.run_name) if config.logging.prometheus else None
 
 
 def _wandb(config: RunConfig, folder: RunFolder) -> WandbWriter | None:

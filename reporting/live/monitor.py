@@ -9,15 +9,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from records.metrics import declared
 from reporting.advisor import RECENT_STEPS
 from reporting.live.event_words import KIND_OF_EVENT, ROUTINE, health_of, in_words, role_of_event
 from settings.run import RunConfig
-
-SHOWN = (
-    *("reward/mean", "kl/reverse", "kl/mismatch", "loss", "grad_norm", "lr", "entropy", "divergence/mean"),
-    *("response_length/mean", "truncated_frac", "importance/capped_frac", "tokens_trained", "prompts_given_up"),
-)
-"""Metrics of the last step that the status holds."""
 
 RECENT_S = 600.0
 """Health counts events of so long; since the start there are totals too."""
@@ -97,7 +92,7 @@ class Monitor:
             "left_s": self._left_s(),
             "since_step_s": round(until - self._rows[-1]["time_s"], 1) if self._rows else None,
             "rates": self._rates(),
-            "metrics": {key: self._rows[-1][key] for key in SHOWN if key in self._rows[-1]} if self._rows else {},
+            "metrics": in_status(self._rows[-1]) if self._rows else {},
             "health": self._health(until),
             "evaluating": [
                 {"model": name, "step": event.get("step"), "seconds": round(until - event["time"], 1)}
@@ -154,6 +149,12 @@ class Monitor:
         if phase != self._phase:
             self._phase, self._phase_since = phase, until
         return {"phase": phase, "text": text, "seconds": round(until - self._phase_since, 1)}
+
+
+def in_status(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of a row that the status holds as they are."""
+    found = {key: declared(key) for key in row}
+    return {key: row[key] for key, metric in found.items() if metric is not None and metric.status == "metrics"}
 
 
 def waited_for(

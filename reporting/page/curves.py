@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 
+from records.metrics import METRICS
 from reporting.page.figure import (
     Figure,
     Trace,
@@ -20,15 +21,16 @@ from reporting.page.run_data import Row, RunData, mean, number, total
 TENTHS = [(i + 0.5) / 10 for i in range(10)]
 """Middle of every tenth of a response."""
 
-KL_CAPTION = "Lower is nearer to the teacher: the mean over trained tokens of student minus teacher log-prob."
-LENGTH_CAPTION = "Tokens per trained response."
-TRUNCATED_CAPTION = "Share of trained responses that were cut at the length limit."
-GRADIENT_CAPTION = "Before clipping."
-LOG_RATIO_CAPTION = (
-    " The log-ratio's is what the plain log-ratio, as the reward, would have given on the same batch."
-)
-ENTROPY_CAPTION = "Of the student at the trained tokens; a fall to 0 means it has become certain."
 SHARE = by_step("share", tickformat=".1~%", rangemode="tozero")
+
+CURVES = {
+    "kl": ("Reverse KL", by_step("nats per token")),
+    "length": ("Response length", by_step("tokens", rangemode="tozero")),
+    "truncated": ("Truncated responses", SHARE),
+    "grad_norm": ("Gradient norm", None),
+    "entropy": ("Entropy", by_step("nats", rangemode="tozero")),
+}
+"""Figures of plain curves: title, and layout (else logarithmic). The table of metrics says what they draw."""
 
 
 def learning_figures(runs: Sequence[RunData]) -> list[Figure]:
@@ -36,23 +38,18 @@ def learning_figures(runs: Sequence[RunData]) -> list[Figure]:
 
     Of several runs each figure has one curve for each.
     """
-    is_one = len(runs) == 1
-    lengths = {"response_length/mean": "mean"} | ({"response_length/max": "longest"} if is_one else {})
-    norms = {"grad_norm": "this objective"} | ({"grad_norm/log_ratio": "log-ratio"} if is_one else {})
-    parts = [
-        ("kl", "Reverse KL", KL_CAPTION, {"kl/reverse": "reverse KL"}, by_step("nats per token")),
-        ("length", "Response length", LENGTH_CAPTION, lengths, by_step("tokens", rangemode="tozero")),
-        ("truncated", "Truncated responses", TRUNCATED_CAPTION, {"truncated_frac": "truncated"}, SHARE),
-        ("entropy", "Entropy", ENTROPY_CAPTION, {"entropy": "entropy"}, by_step("nats", rangemode="tozero")),
-    ]
-    simple = [
-        Figure(key, title, text, metric_lines(runs, names), layout) for key, title, text, names, layout in parts
-    ]
-    gradients = metric_lines(runs, norms)
-    caption, layout = GRADIENT_CAPTION + LOG_RATIO_CAPTION * is_one, by_step("norm", **logarithmic(gradients))
-    simple.insert(3, Figure("grad_norm", "Gradient norm", caption, gradients, layout))
-    figures = [accuracy(runs), *simple, reward_quantiles(runs), reward_by_position(runs), staleness(runs)]
+    figures = [accuracy(runs), *(_curves_of(runs, key) for key in CURVES)]
+    figures += [reward_quantiles(runs), reward_by_position(runs), staleness(runs)]
     return [figure for figure in figures if figure.traces]
+
+
+def _curves_of(runs: Sequence[RunData], figure: str) -> Figure:
+    """The metrics that belong to a figure; of several runs the first of them alone."""
+    title, layout = CURVES[figure]
+    metrics = [metric for metric in METRICS if metric.report == title][: 1 if len(runs) > 1 else None]
+    traces = metric_lines(runs, {metric.key: metric.key for metric in metrics})
+    caption = " ".join(metric.text for metric in metrics)
+    return Figure(figure, title, caption, traces, layout or by_step("norm", **logarithmic(traces)))
 
 
 def reward_quantiles(runs: Sequence[RunData]) -> Figure:

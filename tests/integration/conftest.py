@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from cluster.connection import connected, prepare_environment
+from records.files import read_rows
 from settings.cluster import ClusterConfig
 from tests.conftest import group_of
 from tests.integration import real_run
@@ -104,10 +105,9 @@ def drained_run(workspace: Path) -> DrainedRun:
         "evaluation.max_problems": 2,
         "logging.save_batches": "true",
     }
-    line = real_run.command(workspace, "drained", "--force", "tokenizer", **settings)
-    return DrainedRun(
-        workspace / "drained", *real_run.interrupted(line, workspace / "drained" / "metrics.jsonl", steps=6)
-    )
+    path = workspace / "drained"
+    line = real_run.command(workspace, path.name, "--force", "tokenizer", **settings)
+    return DrainedRun(path, *real_run.interrupted(line, lambda: len(read_rows(path / "metrics.jsonl")) >= 6))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -23,7 +23,6 @@ from actors.engine import (
     EngineSettings,
     Generation,
     GenerationRequest,
-    LoadReport,
     Sampling,
     TokenScores,
     Vitals,
@@ -34,7 +33,7 @@ from records.files import append_row
 from settings.run import EngineConfig, RunConfig
 from settings.teachers import role_of_source
 from transport.batches import PROMPT_SCHEMA, SAMPLED, TeacherSignal, check_scored
-from transport.notes import Pulse
+from transport.notes import Heartbeat, LoadReport
 from transport.parcels import tables_of_slots
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest, check_buckets, checksum
@@ -60,7 +59,7 @@ class EngineBehaviour:
     always_fails: bool = False  # generate and score raise
     failing_scores: int = 0  # so many scoring calls raise before they work
     blocks: bool = False  # score blocks the whole process while it sleeps
-    answer: float = 0.0  # to the question that has a known answer
+    answer: float = 0.0  # to the replica check
     first_life: Path | None = None  # where it is marked that the first life is over: later ones have no faults
     is_wedged: bool = False  # answers, and makes no token
     kills: frozenset[int] = frozenset()  # places of prompts with which generate ends the process
@@ -188,7 +187,7 @@ class WorkerCutOff:
             await asyncio.sleep(0.2)  # until it is on its way
             os._exit(1)
 
-    async def ping(self) -> Pulse:
+    async def ping(self) -> Heartbeat:
         """As the worker."""
         return await self._worker.ping()
 
@@ -231,9 +230,9 @@ class SimulatedLearner:
         self._calls = calls
         self._signal = signal
 
-    def ping(self) -> Pulse:
+    def ping(self) -> Heartbeat:
         """Answer."""
-        return Pulse(pid=os.getpid())
+        return Heartbeat(pid=os.getpid())
 
     def fetch(self, *tables: pa.Table) -> None:
         """Nothing to do."""

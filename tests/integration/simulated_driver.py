@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cluster.connection import connected
 from cluster.orphans import check_has_ended, end_left_over
-from controller.remote_control import check_name_is_free, controlled
+from controller.remote_control import check_name_is_free, remote_control
 from records.events import Events
 from records.run_folder import RunFolder
 from settings.cluster import ClusterConfig
@@ -36,7 +36,7 @@ async def drive(config: RunConfig, *, resume: bool, helper_s: int) -> None:
     async with simulated_run(config, engines=engines, learner=learner, resume=resume) as run:
         events = Events(run.folder.events, run.folder.owner)
         end_left_over(run.folder, events)
-        async with controlled(config, run.pools, run.folder, events, is_local=False):
+        async with remote_control(config, run.pools, run.folder, events, is_local=False):
             await run.pipeline.run()
 
 

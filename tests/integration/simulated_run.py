@@ -12,10 +12,10 @@ from actors.reference_worker import ReferenceWorker
 from actors.rollout_worker import RolloutWorker
 from actors.teacher_worker import TeacherWorker
 from cluster.autoscaling import Cluster
-from cluster.known_answers import KnownAnswer
 from cluster.placement import plan
 from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
+from cluster.replica_check import ReplicaCheck
 from cluster.waiting import together
 from controller.checkpointing import Checkpointer
 from controller.learner_group import LearnerGroup
@@ -167,9 +167,9 @@ async def simulated_run(
 
     demands = [replace(d, count=len(behaviours[d.role])) if d.role in behaviours else d for d in plan(config)]
     given: dict[str, Any] = {"config": config.cluster, "health": config.health, "events": events}
-    answer = KnownAnswer(QUESTION, dtype="float32", timeout_s=20.0)
+    answer = ReplicaCheck(QUESTION, dtype="float32", timeout_s=20.0)
     pools = {
-        d.role: Pool(d, partial(build, d.role), known_answer=answer if d.role == "teacher" else None, **given)
+        d.role: Pool(d, partial(build, d.role), replica_check=answer if d.role == "teacher" else None, **given)
         for d in demands
     }
     try:

@@ -1,4 +1,4 @@
-"""Evaluations beside training: on workers of their own, and on a rollout worker that is lent."""
+"""Evaluations beside training: on workers of their own, and on a rollout worker that is borrowed."""
 
 import asyncio
 from pathlib import Path
@@ -105,16 +105,16 @@ def test_a_lent_rollout_worker_keeps_its_version_while_the_others_train(tmp_path
         ) as run:
             running = asyncio.create_task(run.pipeline.run())
             await eventually(lambda: any(worker.pinned for worker in run.rollout.workers))
-            [lent] = [worker for worker in run.rollout.workers if worker.pinned]
-            await eventually(lambda: lent.num_slots == 0 or not lent.pinned)
-            while lent.pinned:
-                assert lent.num_slots == 0, "a lent worker was given slots"
+            [borrowed] = [worker for worker in run.rollout.workers if worker.pinned]
+            await eventually(lambda: borrowed.num_slots == 0 or not borrowed.pinned)
+            while borrowed.pinned:
+                assert borrowed.num_slots == 0, "a borrowed worker was given slots"
                 assert run.pipeline.status()["evaluation"]["step"] in (10, 20)
                 await asyncio.sleep(0.01)
             await running
             check_trained(run)
             check_rows(run, [0, 10, 20, 30], num_problems=200)
-            assert [lent.version, lent.pinned] == [30, None]
+            assert [borrowed.version, borrowed.pinned] == [30, None]
 
     asyncio.run(scenario())
 

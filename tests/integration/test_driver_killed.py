@@ -28,7 +28,7 @@ def test_a_run_whose_driver_is_killed_is_resumed_and_its_orphans_are_ended(tmp_p
         run.note_session()
         again = run.run("--resume")
         assert (again.returncode, again.stdout) == (BAD_INPUT, "")
-        assert again.stderr.startswith(f"error: --resume: the run is still going on: pid {process.pid} (nearest")
+        assert again.stderr.startswith(f"error: --resume: the run is still running: pid {process.pid} (nearest")
         driver = psutil.Process(process.pid)
         workers = [each for each in driver.children(recursive=True) if "Worker" in each.name()]
         orphan = frozen(driver, "DashboardAgent")

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
+from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, Sampling
 from actors.vllm import open_engine
 from learner.publisher import WeightHistory, publish_weights
 from settings.run import EngineConfig
-from transport.weight_sources import BucketsInHand
+from transport.notes import LoadReport
+from transport.weight_sources import BucketsInPlace
 from transport.weights import WeightManifest
 
 T = TypeVar("T")
@@ -103,9 +104,9 @@ def publish(
     return manifest, [bucket for bucket in buckets if isinstance(bucket, np.ndarray)]
 
 
-def in_hand(published: tuple[WeightManifest, list[np.ndarray]]) -> tuple[WeightManifest, BucketsInHand]:
+def in_hand(published: tuple[WeightManifest, list[np.ndarray]]) -> tuple[WeightManifest, BucketsInPlace]:
     """The arguments of `load_weights`."""
-    return published[0], BucketsInHand(published[1])
+    return published[0], BucketsInPlace(published[1])
 
 
 def settings(

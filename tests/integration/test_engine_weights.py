@@ -27,7 +27,7 @@ from tests.integration.test_engine_scene import (
     settings,
     until,
 )
-from transport.weight_sources import BucketsInHand
+from transport.weight_sources import BucketsInPlace
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -236,9 +236,9 @@ def test_a_damaged_bucket_changes_nothing(student: Student) -> None:
         task = asyncio.create_task(collect(student.engine, wanted, Sampling(max_tokens=60)))
         await asyncio.sleep(0.05)
         with pytest.raises(ValueError, match="checksum of bucket 2 differs"):
-            await student.engine.load_weights(manifest, BucketsInHand(buckets))
+            await student.engine.load_weights(manifest, BucketsInPlace(buckets))
         with pytest.raises(ValueError, match=f"expected {len(buckets)} buckets, got 1"):
-            await student.engine.load_weights(manifest, BucketsInHand(buckets[:1]))
+            await student.engine.load_weights(manifest, BucketsInPlace(buckets[:1]))
         return await task
 
     found = run(work())
@@ -296,7 +296,7 @@ def test_an_incomplete_weight_set_is_refused_and_the_next_load_recovers(student:
     if left_out is not None and packed_layers.ARCHITECTURES == PACKED:
         error = f"has no {left_out}"
     with pytest.raises(Exception, match=error):
-        run(student.engine.load_weights(replace(manifest, tensors=tuple(specs)), BucketsInHand(buckets)))
+        run(student.engine.load_weights(replace(manifest, tensors=tuple(specs)), BucketsInPlace(buckets)))
     run(student.load())
     wanted = requests(3)
     found = run(collect(student.engine, wanted, Sampling(max_tokens=10)))

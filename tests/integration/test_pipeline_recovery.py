@@ -166,7 +166,7 @@ def test_a_prompt_that_kills_engines_is_set_aside_and_no_other_is(tmp_path: Path
     run_with(tmp_path, scenario, engines=engines, teachers=teachers, settings=limits)
 
 
-def test_a_teacher_that_does_not_give_the_known_answer_is_not_admitted(tmp_path: Path) -> None:
+def test_a_teacher_that_disagrees_with_its_replicas_is_not_admitted(tmp_path: Path) -> None:
     async def scenario(run: SimulatedRun) -> None:
         running = asyncio.create_task(run.pipeline.run())
         run.pipeline.scaling.resize("teacher", 2, "test")
@@ -175,7 +175,7 @@ def test_a_teacher_that_does_not_give_the_known_answer_is_not_admitted(tmp_path:
         assert given_up["worker"] == "teacher-1"
         not_started = run.events("worker_not_started")
         assert len(not_started) == 2
-        assert all("teacher-1 does not give the known answer" in event["reason"] for event in not_started)
+        assert all("teacher-1 does not agree with its replicas" in event["reason"] for event in not_started)
         assert [worker.name for worker in run.teacher.healthy] == ["teacher-0"]
         run.pipeline.stop()
         await asyncio.wait_for(running, 60)

@@ -73,7 +73,7 @@ def test_a_replica_with_other_weights_is_found_and_named(options: list[str], tmp
     asyncio.run(start_with_other_weights(config, tmp_path / "teacher", checks))
     [result] = checks.errors
     assert result.key == "replicas"
-    assert "teacher-1 does not give the known answer" in result.message
+    assert "teacher-1 does not agree with its replicas" in result.message
     assert "differ from those of teacher-0" in result.message
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import ray
 
-from controller.remote_control import check_name_is_free, controlled
+from controller.remote_control import check_name_is_free, remote_control
 from records.events import Events
 from settings.exit_codes import BAD_INPUT, FINISHED
 from tests.integration.conftest import ROOT
@@ -48,10 +48,10 @@ def test_a_run_is_scaled_watched_and_stopped_from_another_process(tmp_path: Path
         async with simulated_run(config, engines=(ENGINE,)) as run:
             events = Events(run.folder.events)
             stop = run.pipeline.stop
-            async with controlled(config, run.pools, run.folder, events, is_local=True, stop=stop) as controller:
+            async with remote_control(config, run.pools, run.folder, events, is_local=True, stop=stop) as control:
                 code, out, errors = await launch("status", tmp_path, "--json")
                 assert (code, json.loads(out)["state"]) == (FINISHED, "starting"), errors
-                controller.attach(run.pipeline)
+                control.attach(run.pipeline)
                 running = asyncio.create_task(run.pipeline.run())
 
                 code, out, errors = await launch("scale", tmp_path, "--rollout", "2", "--teacher=2", "--json")

@@ -142,5 +142,5 @@ def check_another_job_of_the_run_is_refused(run: SubmittedRun) -> None:
     owner = (run.folder.path / "owner.json").read_bytes()
     until(lambda: run.jobs()["by-hand"]["status"] == "FAILED", "the end of the job past `submit`")
     assert run.jobs()["by-hand"]["driver_exit_code"] == BAD_INPUT
-    assert "--resume: the run is still going on: pid" in client.get_job_logs("by-hand")
+    assert "--resume: the run is still running: pid" in client.get_job_logs("by-hand")
     assert (run.folder.path / "owner.json").read_bytes() == owner

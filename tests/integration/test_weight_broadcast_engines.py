@@ -22,7 +22,7 @@ from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
 from cluster.waiting import Signal
 from cluster.worker import Worker
-from controller.broadcasts import MARGIN_S, Broadcasts
+from controller.broadcasts import MARGIN_S, WeightBroadcast
 from controller.learner_group import LearnerGroup
 from controller.weight_store import WeightStore
 from inputs.prompts import Prompt, PromptSource
@@ -32,8 +32,8 @@ from records.events import Events
 from records.files import read_rows
 from settings.cluster import ClusterConfig
 from tests.integration.test_engine_scene import perturb, publish, read_model, run, save_model, settings, until
-from transport.collective import Meeting
-from transport.notes import Pulse
+from transport.collective import Rendezvous
+from transport.notes import Heartbeat
 from transport.weights import WeightManifest
 
 pytestmark = pytest.mark.timeout(900)
@@ -58,9 +58,9 @@ class Publisher:
         self._sender = WeightSender()
         self.is_local = True  # as a rank knows it
 
-    def ping(self) -> Pulse:
+    def ping(self) -> Heartbeat:
         """Answer."""
-        return Pulse()
+        return Heartbeat()
 
     def rendezvous(self) -> tuple[str, int]:
         """As a rank does."""
@@ -76,9 +76,9 @@ class Publisher:
         manifest, buckets = publish(self._model, version, incarnation=incarnation)
         yield from self._sender.keeping([*buckets, manifest])
 
-    def join_weight_group(self, meeting: Meeting) -> None:
+    def join_weight_group(self, rendezvous: Rendezvous) -> None:
         """As a rank does."""
-        self._sender.join(meeting)
+        self._sender.join(rendezvous)
 
     def send_weights(self, incarnation: int, version: int) -> float:
         """As a rank does."""
@@ -104,7 +104,7 @@ class Scene:
         shared: dict[str, Any] = {"config": config, "events": self._events}
         self.learners = Pool(Demand("learner", 1, TINY), lambda _: publisher, **shared)
         self.pool = Pool(Demand("rollout", 2, TINY), lambda _: engine, **shared)
-        broadcasts = Broadcasts(
+        broadcasts = WeightBroadcast(
             "gloo", learner=self.learners, engines=self.pool, events=self._events, timeout_s=limit_s
         )
         self._learner = LearnerGroup(self.learners, config, transport="gloo", broadcasts=broadcasts)
@@ -139,7 +139,7 @@ class Scene:
 
     async def put(self, version: int) -> None:
         """Publish a version."""
-        self.store.put(await self._learner.publish(0, version))
+        self.store.publish(await self._learner.publish(0, version))
 
     def rows(self, event: str, **wanted: Any) -> list[dict[str, Any]]:
         return [

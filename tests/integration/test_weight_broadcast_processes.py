@@ -20,7 +20,7 @@ import pytest
 from actors.vllm.shared_file import remove_left_over
 from actors.weight_receiver import WeightReceiver
 from learner.weight_sender import WeightSender
-from transport.collective import Meeting
+from transport.collective import Rendezvous
 from transport.weights import TensorSpec, WeightManifest, checksum
 
 pytestmark = pytest.mark.timeout(240)
@@ -49,8 +49,8 @@ def begin(host: str) -> None:
     os.environ.update(NCCL_HOSTID=host, OMP_NUM_THREADS="1")
 
 
-def join_as_sender(meeting: Meeting) -> None:
-    sender.join(meeting)
+def join_as_sender(rendezvous: Rendezvous) -> None:
+    sender.join(rendezvous)
 
 
 def send(manifest: WeightManifest) -> float:
@@ -58,8 +58,8 @@ def send(manifest: WeightManifest) -> float:
     return sender.send(manifest.incarnation, manifest.version)
 
 
-def join_as_receiver(meeting: Meeting, rank: int) -> None:
-    receiver.join(meeting, rank)
+def join_as_receiver(rendezvous: Rendezvous, rank: int) -> None:
+    receiver.join(rendezvous, rank)
 
 
 def receive(manifest: WeightManifest) -> bool:
@@ -89,17 +89,17 @@ class Member:
         self._process.shutdown(wait=False, cancel_futures=True)
 
 
-def meeting_of(backend: str, num: int) -> Meeting:
+def rendezvous_of(backend: str, num: int) -> Rendezvous:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    return Meeting(backend, "127.0.0.1", port, f"test-{port}", num, LIMIT_S)
+    return Rendezvous(backend, "127.0.0.1", port, f"test-{port}", num, LIMIT_S)
 
 
 def join(backend: str, learner: Member, engines: list[Member]) -> None:
-    meeting = meeting_of(backend, 1 + len(engines))
-    calls = [learner.call(join_as_sender, meeting)]
-    calls += [engine.call(join_as_receiver, meeting, rank) for rank, engine in enumerate(engines, 1)]
+    rendezvous = rendezvous_of(backend, 1 + len(engines))
+    calls = [learner.call(join_as_sender, rendezvous)]
+    calls += [engine.call(join_as_receiver, rendezvous, rank) for rank, engine in enumerate(engines, 1)]
     for call in calls:
         call.result(2 * LIMIT_S)
 

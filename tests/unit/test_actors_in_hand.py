@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from actors.vllm.staging import WeightsInHand, buckets_at
-from transport.weight_sources import BucketsInHand
+from transport.weight_sources import BucketsInPlace
 from transport.weights import WeightManifest, bucket_sizes, checksum, plan_buckets
 
 pytestmark = pytest.mark.filterwarnings("error")
@@ -40,7 +40,7 @@ def manifest_of(parts: list[np.ndarray]) -> WeightManifest:
 def test_buckets_are_handed_over_where_they_are_and_let_go() -> None:
     parts = buckets()
     weights = WeightsInHand()
-    staged = weights.stage(manifest_of(parts), BucketsInHand(parts))
+    staged = weights.stage(manifest_of(parts), BucketsInPlace(parts))
     assert staged.update["tensors"] == [("a", (2, 3), 0, 0), ("b", (4,), 0, 24), ("c", (4,), 1, 0)]
     assert staged.bytes_fetched == 56
     handed = buckets_at(staged.update["path"], staged.update["bucket_bytes"])
@@ -53,17 +53,17 @@ def test_buckets_are_handed_over_where_they_are_and_let_go() -> None:
 
 def test_a_damaged_bucket_is_refused_and_leaves_nothing_to_load() -> None:
     parts, weights = buckets(), WeightsInHand()
-    staged = weights.stage(manifest_of(parts), BucketsInHand(parts))
+    staged = weights.stage(manifest_of(parts), BucketsInPlace(parts))
     damaged = replace(manifest_of(parts), checksums=(1, 2))
     with pytest.raises(ValueError, match="bucket 0"):
-        weights.stage(damaged, BucketsInHand(parts))
+        weights.stage(damaged, BucketsInPlace(parts))
     with pytest.raises(KeyError):
         buckets_at(staged.update["path"], (40, 16))
 
 
 def test_what_was_not_loaded_is_let_go_at_the_end_and_engines_do_not_meet() -> None:
     first, second, parts = WeightsInHand(), WeightsInHand(), buckets()
-    one, other = (weights.stage(manifest_of(parts), BucketsInHand(parts)).update for weights in (first, second))
+    one, other = (weights.stage(manifest_of(parts), BucketsInPlace(parts)).update for weights in (first, second))
     first.close()
     with pytest.raises(KeyError):
         buckets_at(one["path"], (40, 16))

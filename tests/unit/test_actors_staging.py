@@ -17,7 +17,7 @@ from actors.vllm import shared_file
 from actors.vllm.shared_file import hold, remove_left_over
 from actors.vllm.staging import WeightCache, buckets_at
 from transport.differences import encode
-from transport.weight_sources import BucketsInHand
+from transport.weight_sources import BucketsInPlace
 from transport.weights import WeightManifest, bucket_sizes, checksum, plan_buckets
 
 pytestmark = pytest.mark.timeout(30)
@@ -93,7 +93,7 @@ def writing(content: bytes) -> Callable[[BinaryIO], None]:
 
 def test_the_file_holds_the_buckets_and_says_where_each_tensor_lies() -> None:
     cache = WeightCache()
-    update = cache.stage(MANIFEST, BucketsInHand(BUCKETS)).update
+    update = cache.stage(MANIFEST, BucketsInPlace(BUCKETS)).update
     assert content(update) == b"".join(bucket.tobytes() for bucket in BUCKETS)
     assert update["bucket_bytes"] == (40, 16)
     parts = buckets_at(update["path"], update["bucket_bytes"])
@@ -107,7 +107,7 @@ def test_read_only_buckets_are_staged() -> None:
     buckets = [bucket.copy() for bucket in BUCKETS]
     for bucket in buckets:
         bucket.flags.writeable = False
-    assert len(content(WeightCache().stage(MANIFEST, BucketsInHand(buckets)).update)) == 56
+    assert len(content(WeightCache().stage(MANIFEST, BucketsInPlace(buckets)).update)) == 56
 
 
 def test_engines_of_a_node_fetch_a_version_once_and_the_last_one_removes_it(memory: Path) -> None:
@@ -143,11 +143,11 @@ def test_engines_that_load_at_the_same_time_fetch_once(memory: Path) -> None:
 
 def test_a_superseded_version_is_removed_by_its_last_user(memory: Path) -> None:
     first, second, newer = WeightCache(), WeightCache(), manifest_of(BUCKETS, 2)
-    old = Path(first.stage(MANIFEST, BucketsInHand(BUCKETS)).update["path"])
-    second.stage(MANIFEST, BucketsInHand(BUCKETS))
-    new = Path(first.stage(newer, BucketsInHand(BUCKETS)).update["path"])
+    old = Path(first.stage(MANIFEST, BucketsInPlace(BUCKETS)).update["path"])
+    second.stage(MANIFEST, BucketsInPlace(BUCKETS))
+    new = Path(first.stage(newer, BucketsInPlace(BUCKETS)).update["path"])
     assert set(memory.iterdir()) == {old, new}
-    second.stage(newer, BucketsInHand(BUCKETS))
+    second.stage(newer, BucketsInPlace(BUCKETS))
     assert set(memory.iterdir()) == {new}
 
 
@@ -161,12 +161,12 @@ def test_weight_sets_that_differ_in_anything_do_not_share_a_file() -> None:
 @pytest.mark.parametrize("damage", ["changed", "missing"])
 def test_a_damaged_bucket_leaves_nothing_behind_and_the_version_held_stays(memory: Path, damage: str) -> None:
     cache, newer = WeightCache(), manifest_of(BUCKETS, 2)
-    held = cache.stage(MANIFEST, BucketsInHand(BUCKETS)).update["path"]
+    held = cache.stage(MANIFEST, BucketsInPlace(BUCKETS)).update["path"]
     bad = [BUCKETS[0], BUCKETS[1] ^ 1] if damage == "changed" else BUCKETS[:1]
     with pytest.raises(ValueError, match=r"checksum of bucket 1 differs|expected 2 buckets, got 1"):
-        cache.stage(newer, BucketsInHand(bad))
+        cache.stage(newer, BucketsInPlace(bad))
     assert [str(path) for path in memory.iterdir()] == [held]
-    assert cache.stage(newer, BucketsInHand(BUCKETS)).bytes_fetched == 56
+    assert cache.stage(newer, BucketsInPlace(BUCKETS)).bytes_fetched == 56
 
 
 def hold_forever(seconds: float, is_written: Any) -> None:
@@ -226,11 +226,11 @@ def test_a_frozen_writer_is_not_waited_for_beyond_the_limit(memory: Path) -> Non
 
 def test_a_closed_cache_refuses_weights_and_leaves_no_file(memory: Path) -> None:
     cache = WeightCache()
-    cache.stage(MANIFEST, BucketsInHand(BUCKETS))
+    cache.stage(MANIFEST, BucketsInPlace(BUCKETS))
     cache.close()
     cache.close()
     with pytest.raises(RuntimeError, match="the engine has ended"):
-        cache.stage(MANIFEST, BucketsInHand(BUCKETS))
+        cache.stage(MANIFEST, BucketsInPlace(BUCKETS))
     assert not list(memory.iterdir())
 
 
@@ -239,11 +239,11 @@ def test_the_file_of_the_version_before_is_overwritten_where_no_other_engine_use
     memory: Path, is_shared: bool
 ) -> None:
     cache, other, newer = WeightCache(), WeightCache(), manifest_of([bucket[::-1] for bucket in BUCKETS], 2)
-    old = Path(cache.stage(MANIFEST, BucketsInHand(BUCKETS)).update["path"])
+    old = Path(cache.stage(MANIFEST, BucketsInPlace(BUCKETS)).update["path"])
     if is_shared:
-        other.stage(MANIFEST, BucketsInHand(BUCKETS))
+        other.stage(MANIFEST, BucketsInPlace(BUCKETS))
     inode = old.stat().st_ino
-    update = cache.stage(newer, BucketsInHand([bucket[::-1].copy() for bucket in BUCKETS])).update
+    update = cache.stage(newer, BucketsInPlace([bucket[::-1].copy() for bucket in BUCKETS])).update
     assert (Path(update["path"]).stat().st_ino == inode) is not is_shared
     assert content(update) == b"".join(bucket[::-1].tobytes() for bucket in BUCKETS)
     assert old.exists() is is_shared
@@ -288,7 +288,7 @@ NEXT = manifest_of(CHANGED, 2, base_version=1, difference_bytes=tuple(each.nbyte
 
 def test_an_engine_that_holds_the_base_fetches_only_differences() -> None:
     cache, source = WeightCache(), CountingSource(CHANGED, DIFFERENCES)
-    cache.stage(MANIFEST, BucketsInHand(BUCKETS))
+    cache.stage(MANIFEST, BucketsInPlace(BUCKETS))
     assert NEXT.total_difference_bytes == 2 * 16 + 2 + 4  # headers, a bitmap, a value
     staged = cache.stage(NEXT, source)
     assert source.fetches == ["differences"]
@@ -300,7 +300,7 @@ def test_an_engine_that_holds_the_base_fetches_only_differences() -> None:
 def test_an_engine_that_does_not_hold_the_base_fetches_everything(held: WeightManifest | None) -> None:
     cache, source = WeightCache(), CountingSource(CHANGED, DIFFERENCES)
     if held is not None:
-        cache.stage(held, BucketsInHand(BUCKETS))
+        cache.stage(held, BucketsInPlace(BUCKETS))
     staged = cache.stage(NEXT, source)
     assert source.fetches == ["full"]
     assert staged.bytes_fetched == 56
@@ -309,7 +309,7 @@ def test_an_engine_that_does_not_hold_the_base_fetches_everything(held: WeightMa
 
 def test_differences_that_do_not_give_the_published_bytes_are_not_used() -> None:
     cache = WeightCache()
-    cache.stage(MANIFEST, BucketsInHand(BUCKETS))
+    cache.stage(MANIFEST, BucketsInPlace(BUCKETS))
     wrong = [encode(old, old ^ 1, item_bytes=4) for old in BUCKETS]
     source = CountingSource(CHANGED, wrong)
     staged = cache.stage(NEXT, source)

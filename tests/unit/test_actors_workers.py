@@ -8,16 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling, TokenScores, Vitals
+from actors.engine import EngineSettings, Generation, GenerationRequest, Sampling, TokenScores, Vitals
 from actors.reference_worker import ReferenceWorker
 from actors.rollout_worker import RolloutWorker
 from actors.teacher_worker import TeacherWorker
 from inputs.prompts import Prompt, PromptSource
 from settings.run import EngineConfig
 from transport.batches import ROLLOUT_SCHEMA, TeacherSignal, check_rollouts
-from transport.notes import EndOfStream, Parcel, RolloutNote, ScoreNote
+from transport.notes import EndOfStream, LoadReport, Parcel, RolloutNote, ScoreNote
 from transport.stop_tokens import StopTokens
-from transport.weight_sources import BucketsInHand, WeightSource
+from transport.weight_sources import BucketsInPlace, WeightSource
 from transport.weights import WeightManifest
 
 pytestmark = pytest.mark.timeout(20)
@@ -181,7 +181,7 @@ def test_weights_and_the_end_are_handed_on() -> None:
         engine = CountingEngine()
         worker = await started(engine)
         manifest: Any = "manifest"
-        await worker.load_weights(manifest, BucketsInHand([np.zeros(1, np.uint8)] * 2))
+        await worker.load_weights(manifest, BucketsInPlace([np.zeros(1, np.uint8)] * 2))
         await worker.serve_own_weights()
         await worker.shutdown()
         return engine.events

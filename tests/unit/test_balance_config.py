@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.balancer import room_for
+from cluster.balancer import num_fitting
 from settings.cluster import limits_of
 from settings.run import RunConfig
 from settings.run_files import load_config
@@ -91,7 +91,7 @@ def test_further_teachers_and_the_reference_have_limits_of_their_own() -> None:
 
 def test_room_is_what_the_scarcest_resource_allows() -> None:
     free = {"CPU": 7.5, "GPU": 2.0, "memory": 1e9}
-    assert room_for({"CPU": 1.0}, free) == 7
-    assert room_for({"CPU": 1.0, "GPU": 1.0}, free) == 2
-    assert room_for({"CPU": 0.1}, {"CPU": 0.3}) == 3
-    assert room_for({"CPU": 1.0, "teacher": 1.0}, free) == 0
+    assert num_fitting({"CPU": 1.0}, free) == 7
+    assert num_fitting({"CPU": 1.0, "GPU": 1.0}, free) == 2
+    assert num_fitting({"CPU": 0.1}, {"CPU": 0.3}) == 3
+    assert num_fitting({"CPU": 1.0, "teacher": 1.0}, free) == 0

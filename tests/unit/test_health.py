@@ -6,10 +6,10 @@ from hypothesis import strategies as st
 
 from cluster.health import NEXT_STATES, Health, Verdict, WorkerState, backoff_s
 from settings.cluster import HealthConfig
-from transport.notes import Pulse
+from transport.notes import Heartbeat
 
 LIMITS = HealthConfig(heartbeat_s=1.0, suspect_after_s=3.0, dead_after_s=10.0, stall_after_s=20.0)
-IDLE, BUSY = Pulse(progress=7, is_working=False), Pulse(progress=7, is_working=True)
+IDLE, BUSY = Heartbeat(progress=7, is_working=False), Heartbeat(progress=7, is_working=True)
 
 
 def health() -> Health:
@@ -57,7 +57,7 @@ def test_an_engine_that_makes_tokens_or_has_no_work_is_not_wedged(is_working: bo
     worker = health()
     for second in range(100):
         progress = second // 15 if is_working else 0
-        worker.hear(Pulse(progress=progress, is_working=is_working), 100.0 + second)
+        worker.hear(Heartbeat(progress=progress, is_working=is_working), 100.0 + second)
         assert worker.look(100.0 + second) is Verdict.FINE
 
 
@@ -107,7 +107,7 @@ def test_a_worker_is_doubted_only_after_its_own_silence(
     worker, now, quiet_since, progress = health(), 100.0, 100.0, -1
     for gap, new_progress, is_working in answers:
         now += gap
-        worker.hear(Pulse(progress=new_progress, is_working=is_working), now)
+        worker.hear(Heartbeat(progress=new_progress, is_working=is_working), now)
         if new_progress != progress or not is_working:
             quiet_since, progress = now, new_progress
         assert worker.look(now) is (Verdict.WEDGED if now - quiet_since >= 20 else Verdict.FINE)

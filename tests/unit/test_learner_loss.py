@@ -106,7 +106,7 @@ def test_loss_and_gradient_match_the_closed_form() -> None:
     mismatch = [math.exp(x) - x - 1 for x in (0.0, 0.5, 2.0)]
     assert metrics["kl/mismatch"] == pytest.approx(sum(mismatch) / 3)
     assert metrics["reward/frac_abs_gt_0.01"] == pytest.approx(2 / 3)
-    assert metrics["reward/positive_frac"] == pytest.approx(1 / 3)
+    assert metrics["reward/frac_gt_0"] == pytest.approx(1 / 3)
     assert metrics["staleness/max"] == 3
     assert metrics["response_length/mean"] == 3
     assert metrics["truncated_frac"] == 1

@@ -252,7 +252,7 @@ def test_extremes_of_the_importance_weight_are_reported() -> None:
     window = prepare_window(loss, [batch], evaluate=evaluate, padding=pack([]), ranks=ALONE)
     result = loss.micro_batch_loss(batch, torch.tensor([-1.5, -1.5, -1.5]), torch.zeros(3), counts=window.counts)
     metrics = step_metrics(StepTokens([batch], [result], step=0), importance_cap=2.0, ranks=ALONE)
-    assert metrics["importance/zero_frac"] == pytest.approx(1 / 3)
+    assert metrics["importance/frac_eq_0"] == pytest.approx(1 / 3)
     assert metrics["importance/min"] == 0
     assert metrics["importance/max"] == pytest.approx(torch.tensor(0.5).exp().item())
 
@@ -265,5 +265,5 @@ def test_stop_tokens_are_reported_where_they_are_trained() -> None:
     window = prepare_window(loss, [batch], evaluate=evaluate, padding=pack([]), ranks=ALONE)
     result = loss.micro_batch_loss(batch, values.logp_T, values.entropy_T, counts=window.counts)
     metrics = step_metrics(StepTokens([batch], [result], step=0), importance_cap=2.0, ranks=ALONE)
-    assert metrics["stop/frac"] == 1
+    assert metrics["stop/present_frac"] == 1
     assert metrics["stop/reward_mean"] == pytest.approx((result.reward_T[2] + result.reward_T[4]).item() / 2)

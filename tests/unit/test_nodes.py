@@ -27,7 +27,7 @@ def test_learner_teacher_and_rollout_share_one_device() -> None:
 
 
 def test_a_share_of_a_device_is_free_on_one_device_or_not_at_all() -> None:
-    with pytest.raises(ValueError, match="no node has room"):
+    with pytest.raises(ValueError, match="no node has capacity"):
         check_all_fit([Demand("rollout", 3, {"GPU": 0.6})], [{"GPU": 2.0}])
     shared, whole = Demand("teacher", 2, {"GPU": 0.6}), Demand("rollout", 1, {"GPU": 1.0})
     with pytest.raises(ValueError, match="cannot place"):

@@ -81,7 +81,7 @@ def test_a_run_that_is_going_on_is_not_resumed_even_if_its_driver_is_frozen(tmp_
         folder.write_cluster(identity)
         for number in (signal.SIGCONT, signal.SIGSTOP):
             driver.send_signal(number)
-            with pytest.raises(ValueError, match=f"--resume: the run is still going on: pid {driver.pid} "):
+            with pytest.raises(ValueError, match=f"--resume: the run is still running: pid {driver.pid} "):
                 check_has_ended(folder)
     check_has_ended(folder)
 

@@ -274,7 +274,7 @@ def test_training_names_the_check_and_how_it_is_forced(refused: Callable[..., st
     edit(teacher / "tokenizer.json", lambda content: swap_words(content, "1", "2"))
     line = refused("--teacher.model_path", str(teacher))
     assert "teacher.model_path: the teacher has another tokenizer" in line
-    assert line.endswith("(check tokenizer; --force tokenizer goes on nevertheless)")
+    assert line.endswith("(check tokenizer; --force tokenizer continues anyway)")
 
 
 def test_an_unknown_check_names_the_nearest(refused: Callable[..., str]) -> None:

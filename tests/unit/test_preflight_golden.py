@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from actors.engine_settings import student_settings
-from cluster.known_answers import KnownAnswer
 from cluster.placement import Demand
 from cluster.pool import Pool
+from cluster.replica_check import ReplicaCheck
 from commands.preflight.golden import record_golden, record_replicas
 from inputs.inputs import read_inputs
 from records.events import Events
@@ -21,7 +21,7 @@ from tests.unit.test_preflight import edit
 pytestmark = pytest.mark.timeout(60)
 
 
-def pool_of(role: str, num: int, *, answer: KnownAnswer | None = None) -> Pool:
+def pool_of(role: str, num: int, *, answer: ReplicaCheck | None = None) -> Pool:
     """A pool of workers that were never placed."""
     config = RunConfig.model_validate(
         {"student": {"model_path": "s"}, "teacher": {"model_path": "t"}, "data": {"train_path": "d"}}
@@ -31,7 +31,7 @@ def pool_of(role: str, num: int, *, answer: KnownAnswer | None = None) -> Pool:
     def build(index: int) -> None:
         raise AssertionError("nothing is placed")
 
-    pool = Pool(demand, build, config=config.cluster, events=Events(), known_answer=answer)  # pyright: ignore[reportArgumentType]
+    pool = Pool(demand, build, config=config.cluster, events=Events(), replica_check=answer)  # pyright: ignore[reportArgumentType]
     for _ in range(num):
         pool.add()
     return pool
@@ -65,12 +65,12 @@ def test_engines_that_have_not_loaded_are_no_proof() -> None:
 
 
 def test_replicas_are_compared_with_the_first_of_their_pool() -> None:
-    answer = KnownAnswer([1, 2], dtype="float32", timeout_s=1.0)
+    answer = ReplicaCheck([1, 2], dtype="float32", timeout_s=1.0)
     answer.differences.update({"teacher-0": 0.0, "teacher-1": 0.5, "teacher-2": float("nan")})
     checks = Checks(collects=True)
     record_replicas(checks, {"teacher": pool_of("teacher", 3, answer=answer)}, {"teacher": None})
     [result] = checks.errors
-    assert "teacher-2 does not give the known answer" in result.message
+    assert "teacher-2 does not agree with its replicas" in result.message
     assert result.details["teacher"]["differences"] == {"teacher-0": 0.0, "teacher-1": 0.5, "teacher-2": None}
 
 

@@ -7,7 +7,6 @@ import pytest
 import yaml
 
 import launch
-import rewards
 from commands.compare.plan import CompareConfig
 from settings.load import load_settings
 from settings.run import RunConfig
@@ -91,8 +90,3 @@ def test_every_link_to_a_file_leads_somewhere(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
     assert [target for target in targets if not (path.parent / target).exists()] == []
-
-
-def test_every_objective_that_a_run_serves_is_in_the_documents() -> None:
-    missing = [name for name in rewards.OBJECTIVES if f"`{name}`" not in OBJECTIVES]
-    assert missing == []

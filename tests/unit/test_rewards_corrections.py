@@ -16,7 +16,6 @@ from rewards import (
     TOKEN_WEIGHTS,
     group_advantage,
     mix_outcome,
-    multi_sample_loss,
     return_to_go,
     top_fraction_threshold,
 )
@@ -229,7 +228,9 @@ def test_several_samples_per_position_estimate_the_reverse_kl_gradient() -> None
     log_t = torch.tensor([[0.6, 0.4]], dtype=torch.float64).log()
     drawn = torch.tensor([[0, 1, 1, 1]])
     log_p = student.log_softmax(-1)
-    loss = multi_sample_loss(log_t.gather(-1, drawn), log_p.gather(-1, drawn), log_p.detach().gather(-1, drawn))
+    logp = log_p.gather(-1, drawn)
+    advantage = TOKEN_REWARDS["log_ratio"](log_t.gather(-1, drawn), logp, all_kept(logp))
+    loss = SURROGATES["unclipped"](logp, advantage, all_kept(logp), behaviour_logp_BT=logp.detach()).mean(-1)
     exact = (log_p.exp() * (log_p - log_t)).sum(-1)
     torch.testing.assert_close(gradient(loss, student), gradient(exact, student))
 

@@ -18,7 +18,7 @@ from cluster.ray_actors import WorkerSpec
 from cluster.scaling import Change
 from cluster.worker import NEXT_STATES, Worker, WorkerState
 from commands.remote import address_of, read_counts
-from controller.remote_control import Controller
+from controller.remote_control import RemoteControl
 from controller.slots import Slots
 from controller.status import progress_status
 from records.events import Events
@@ -50,10 +50,10 @@ def pools() -> dict[str, Pool]:
 
 
 @pytest.fixture
-def controller(monkeypatch: pytest.MonkeyPatch) -> Controller:
+def control(monkeypatch: pytest.MonkeyPatch) -> RemoteControl:
     """A run that still starts, on one machine of 4 CPUs of which it uses 3.5."""
     monkeypatch.setattr("controller.remote_control.ray.nodes", lambda: NODES)
-    return Controller(CONFIG, pools(), is_local=True)
+    return RemoteControl(CONFIG, pools(), is_local=True)
 
 
 @pytest.mark.parametrize("state", WorkerState)
@@ -131,30 +131,30 @@ def test_a_wrong_option_is_named(options: list[str], error: str) -> None:
     [
         ({"rolout": 2}, "--rolout: this run has no such pool; did you mean --rollout? (pools: "),
         ({"teacher-cod": 2}, "did you mean --teacher-code? (pools: teacher, teacher-code, rollout)"),
-        ({"learner": 2}, "--learner: ranks cannot be added or removed while a run goes on"),
+        ({"learner": 2}, "--learner: ranks cannot be added or removed during a run"),
         ({"teacher": 0}, "--teacher must be >= 1, got 0 (nearest valid: 1)"),
         ({"rollout": 2}, "1 CPU missing (5 wanted, 4 there)"),
         ({"teacher-code": 3}, "(nearest valid teachers.code.num_workers here: 2)"),
     ],
 )
 def test_what_a_run_cannot_do_is_refused_as_a_whole(
-    controller: Controller, counts: dict[str, int], error: str
+    control: RemoteControl, counts: dict[str, int], error: str
 ) -> None:
-    answer = controller.reply({"kind": "scale", "counts": {"teacher-code": 2} | counts})
+    answer = control.reply({"kind": "scale", "counts": {"teacher-code": 2} | counts})
     assert answer.keys() == {"error"}
     assert error in answer["error"]
-    assert controller._counts == {}
+    assert control._counts == {}
 
 
-def test_a_request_of_another_kind_is_refused(controller: Controller) -> None:
-    assert "known kinds: scale, status, stop" in controller.reply({"kind": "end"})["error"]
+def test_a_request_of_another_kind_is_refused(control: RemoteControl) -> None:
+    assert "known kinds: scale, status, stop" in control.reply({"kind": "end"})["error"]
 
 
 def scaled_to_40(monkeypatch: pytest.MonkeyPatch, *, grows: bool, nodes: list[dict[str, Any]]) -> dict[str, Any]:
     """The answer of a run on a cluster of these nodes to the request for 40 rollout workers."""
     monkeypatch.setattr("controller.remote_control.ray.nodes", lambda: nodes)
     config = CONFIG.model_copy(update={"cluster": CONFIG.cluster.model_copy(update={"grows": grows})})
-    return Controller(config, pools(), is_local=False).reply({"kind": "scale", "counts": {"rollout": 40}})
+    return RemoteControl(config, pools(), is_local=False).reply({"kind": "scale", "counts": {"rollout": 40}})
 
 
 def test_on_a_cluster_only_what_no_node_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,17 +169,17 @@ def test_on_a_cluster_that_grows_no_worker_is_refused_for_want_of_a_node(monkeyp
     assert "lines" in scaled_to_40(monkeypatch, grows=True, nodes=[{"Alive": True, "Resources": {"head": 1.0}}])
 
 
-def test_what_is_wanted_during_the_start_is_carried_out_once_the_run_has_started(controller: Controller) -> None:
-    answer = controller.reply({"kind": "scale", "counts": {"teacher-code": 2}})
+def test_what_is_wanted_during_the_start_is_carried_out_once_the_run_has_started(control: RemoteControl) -> None:
+    answer = control.reply({"kind": "scale", "counts": {"teacher-code": 2}})
     assert answer == {"lines": ["teacher-code -> 2: once the run has started"]}
     calls: list[Any] = []
     scaling = argparse.Namespace(resize=lambda *call: calls.append(call))
-    controller.attach(argparse.Namespace(scaling=scaling))  # pyright: ignore[reportArgumentType]
+    control.attach(argparse.Namespace(scaling=scaling))  # pyright: ignore[reportArgumentType]
     assert calls == [("teacher-code", 2, "command (during the start)")]
 
 
-def test_the_status_of_a_starting_run_shows_its_workers(controller: Controller) -> None:
-    status = json.loads(json.dumps(controller.reply({"kind": "status"})))
+def test_the_status_of_a_starting_run_shows_its_workers(control: RemoteControl) -> None:
+    status = json.loads(json.dumps(control.reply({"kind": "status"})))
     assert (status["run"], status["state"]) == ("first", "starting")
     assert status["pools"]["teacher-code"] == {
         "wanted": 1,
@@ -203,16 +203,16 @@ def test_the_status_of_a_starting_run_shows_its_workers(controller: Controller) 
 
 def test_a_run_that_is_to_stop_answers_first(monkeypatch: pytest.MonkeyPatch) -> None:
     stops: list[bool] = []
-    controller = Controller(CONFIG, pools(), is_local=True, stop=lambda: stops.append(True))
-    controller.reply({"kind": "status"})
-    controller.after_reply()
+    control = RemoteControl(CONFIG, pools(), is_local=True, stop=lambda: stops.append(True))
+    control.reply({"kind": "status"})
+    control.after_reply()
     assert stops == []
-    answer = controller.reply({"kind": "stop"})
+    answer = control.reply({"kind": "stop"})
     assert answer == {"lines": ["first ends before its first step, with exit code 3"]}
     assert stops == []
-    controller.after_reply()
+    control.after_reply()
     assert stops == [True]
-    assert controller.reply({"kind": "status"})["state"] == "stopping"
+    assert control.reply({"kind": "status"})["state"] == "stopping"
 
 
 def test_the_commands_import_ray_only_once_authentication_is_on() -> None:
@@ -221,7 +221,7 @@ def test_the_commands_import_ray_only_once_authentication_is_on() -> None:
     assert (done.stdout.strip(), done.stderr) == ("False", "")
 
 
-def test_the_status_is_text_too(controller: Controller) -> None:
+def test_the_status_is_text_too(control: RemoteControl) -> None:
     rows = [
         {
             **{"staleness/mean": 0.5, "staleness/max": 1.0, "queue/rollouts": 3, "queue/teacher": 3},
@@ -232,7 +232,7 @@ def test_the_status_is_text_too(controller: Controller) -> None:
     rows[0] |= {"wait/teacher_s": 2.0, "wait/learner_s": 0.5, "busy/teacher": 1.0, "backpressure/teacher_s": 3.0}
     slots = Slots(batch_size=4, max_steps=10, max_staleness=2, batches_ahead=1)
     queues = {"in_flight": 5, "to_score": {"teacher": 2}, "scored": 1}
-    status = controller.reply({"kind": "status"}) | progress_status(slots, rows) | {"queues": queues}
+    status = control.reply({"kind": "status"}) | progress_status(slots, rows) | {"queues": queues}
     status["balanced"] = "teacher 1 -> 2"
     assert as_text(status).splitlines() == [
         "run first: starting",

@@ -163,7 +163,7 @@ def test_failed_slot_has_no_deadline_until_it_starts_again():
     start(slots, [2])
     finish(slots, [2])
     assert slots.blocking() == [0]
-    slots.fail(0)
+    slots.reopen(0)
     assert slots.startable() == [0]
     assert slots.next_batch() == [2]
     start(slots, [0])
@@ -175,7 +175,7 @@ def test_finished_slot_whose_rollouts_are_lost_starts_again():
     slots = make_slots(batch_size=2)
     start(slots, [0, 1])
     finish(slots, [0, 1])
-    slots.fail(0)
+    slots.reopen(0)
     assert slots.next_batch() is None
     assert slots.startable() == [0, 2, 3]
 
@@ -297,7 +297,7 @@ def test_wrong_setting_is_named(settings: dict[str, int], message: str):
         (lambda slots: slots.start(7, 3), "engine_version must be in 1..2, got 3"),
         (lambda slots: slots.finish(4), "slot must be running, got 4"),
         (lambda slots: slots.finish(7), "slot must be running, got 7"),
-        (lambda slots: slots.fail(7), "slot must be running or finished, got 7"),
+        (lambda slots: slots.reopen(7), "slot must be running or finished, got 7"),
         (lambda slots: slots.deadline(3), "slot must be running or finished, got 3"),
         (lambda slots: slots.train([4]), "batch must be 2 finished slots, got [4]"),
         (lambda slots: slots.train([4, 4]), "batch must be 2 finished slots, got [4, 4]"),

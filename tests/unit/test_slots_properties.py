@@ -112,16 +112,16 @@ class Simulation:
 
     def end_attempt(self, slot: int) -> None:
         if self.random.random() < self.world.failure:
-            self.fail(slot)
+            self.reopen(slot)
         else:
             self.slots.finish(slot)
             self.finished.add(slot)
         free = sorted(self.finished.difference(self.training or ()))
         if free and self.random.random() < self.world.failure / 10:
-            self.fail(self.random.choice(free))
+            self.reopen(self.random.choice(free))
 
-    def fail(self, slot: int) -> None:
-        self.slots.fail(slot)
+    def reopen(self, slot: int) -> None:
+        self.slots.reopen(slot)
         self.finished.discard(slot)
         del self.start_versions[slot]
 

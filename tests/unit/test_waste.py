@@ -2,10 +2,12 @@
 
 from typing import Any
 
-from controller.meters import Waste
+from controller.meters import WastedTokens
 
 
-def step(waste: Waste, number: int, slots: list[int], tokens: int = 10, *, skipped: int = 0) -> dict[str, Any]:
+def step(
+    waste: WastedTokens, number: int, slots: list[int], tokens: int = 10, *, skipped: int = 0
+) -> dict[str, Any]:
     row = {"step": number, "tokens_trained": tokens, "skipped": skipped}
     return row | waste.train(row, slots)
 
@@ -16,7 +18,7 @@ def counts(row: dict[str, Any]) -> dict[str, int]:
 
 
 def test_what_is_trained_is_not_wasted() -> None:
-    waste = Waste()
+    waste = WastedTokens()
     waste.begin(0)
     waste.finish(0, 7)
     waste.finish(1, 5)
@@ -24,7 +26,7 @@ def test_what_is_trained_is_not_wasted() -> None:
 
 
 def test_what_is_generated_again_is_counted_by_cause_and_a_cut_off_attempt_as_one() -> None:
-    waste = Waste()
+    waste = WastedTokens()
     waste.begin(0)
     for slot, cause in enumerate(("lost", "refused", "given_up")):
         waste.finish(slot, 10 + slot)
@@ -34,7 +36,7 @@ def test_what_is_generated_again_is_counted_by_cause_and_a_cut_off_attempt_as_on
 
 
 def test_a_skipped_step_wastes_its_tokens_once() -> None:
-    waste = Waste()
+    waste = WastedTokens()
     waste.begin(0)
     step(waste, 1, [], 10)
     assert counts(step(waste, 2, [], 20, skipped=1)) == {"skipped": 20}
@@ -43,7 +45,7 @@ def test_a_skipped_step_wastes_its_tokens_once() -> None:
 
 
 def test_a_fall_back_wastes_the_steps_after_the_checkpoint_and_the_rollouts_at_hand() -> None:
-    waste = Waste()
+    waste = WastedTokens()
     waste.begin(0)
     for number in (1, 2, 3):
         waste.finish(number, 99)
@@ -56,21 +58,21 @@ def test_a_fall_back_wastes_the_steps_after_the_checkpoint_and_the_rollouts_at_h
 
 
 def test_a_run_that_is_continued_goes_on_counting() -> None:
-    waste = Waste()
+    waste = WastedTokens()
     waste.begin(0)
     waste.finish(5, 3)
     waste.lose(5, "lost")
     rows = [step(waste, number, []) for number in (1, 2, 3, 4)]
-    again = Waste(rows)
+    again = WastedTokens(rows)
     again.begin(2)
     rows += [step(again, 3, []), step(again, 4, [])]
     assert counts(rows[-1]) == {"lost": 3, "fall_back": 20}
-    third = Waste(rows)
+    third = WastedTokens(rows)
     third.begin(3)
     assert counts(step(third, 4, [])) == {"lost": 3, "fall_back": 30}
 
 
 def test_rows_of_older_runs_count_nothing() -> None:
-    waste = Waste([{"step": 1}, {"step": 2, "tokens_trained": 5.0}])
+    waste = WastedTokens([{"step": 1}, {"step": 2, "tokens_trained": 5.0}])
     waste.begin(2)
     assert counts(step(waste, 3, [])) == {}

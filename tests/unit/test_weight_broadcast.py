@@ -15,7 +15,7 @@ import pytest
 from actors.vllm.shared_file import PREFIX, SHARED_MEMORY
 from actors.weight_receiver import WeightReceiver
 from learner.weight_sender import WeightSender
-from transport.collective import Meeting
+from transport.collective import Rendezvous
 from transport.weights import TensorSpec, WeightManifest, checksum
 
 LIMIT_S = 10.0
@@ -44,11 +44,11 @@ def weights(version: int, *, has_differences: bool = False) -> tuple[list[Any], 
     return [*parts, manifest], buckets
 
 
-def meeting(num_members: int, timeout_s: float = LIMIT_S) -> Meeting:
+def rendezvous(num_members: int, timeout_s: float = LIMIT_S) -> Rendezvous:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    return Meeting("gloo", "127.0.0.1", port, f"test-{port}", 1 + num_members, timeout_s)
+    return Rendezvous("gloo", "127.0.0.1", port, f"test-{port}", 1 + num_members, timeout_s)
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def at_once(*calls: Callable[[], Any]) -> list[Future[Any]]:
         return [threads.submit(call) for call in calls]
 
 
-def join(sender: WeightSender, receivers: list[WeightReceiver], where: Meeting) -> list[Future[Any]]:
+def join(sender: WeightSender, receivers: list[WeightReceiver], where: Rendezvous) -> list[Future[Any]]:
     joins = [lambda r=r, rank=rank: r.join(where, rank) for rank, r in enumerate(receivers, 1)]
     return at_once(lambda: sender.join(where), *joins)
 
@@ -90,7 +90,7 @@ def files_of(manifest: WeightManifest) -> list[bytes]:
 
 def test_two_versions_reach_the_files_of_all_members_to_the_bit() -> None:
     with members(2) as (sender, receivers):
-        results(join(sender, receivers, meeting(2)))
+        results(join(sender, receivers, rendezvous(2)))
         first, second = weights(1), weights(2)
         for published, buckets in (first, second):
             results(send(sender, receivers, published))
@@ -104,7 +104,7 @@ def test_two_versions_reach_the_files_of_all_members_to_the_bit() -> None:
 
 def test_differences_are_not_sent() -> None:
     with members(1) as (sender, receivers):
-        results(join(sender, receivers, meeting(1)))
+        results(join(sender, receivers, rendezvous(1)))
         published, buckets = weights(1, has_differences=True)
         results(send(sender, receivers, published))
         assert files_of(published[-1]) == [b"".join(bucket.tobytes() for bucket in buckets)]
@@ -114,7 +114,7 @@ def test_differences_are_not_sent() -> None:
 
 def test_a_damaged_bucket_leaves_no_file_and_the_next_group_works() -> None:
     with members(2) as (sender, receivers):
-        results(join(sender, receivers, meeting(2)))
+        results(join(sender, receivers, rendezvous(2)))
         published, _ = weights(1)
         wrong = replace(published[-1], checksums=(1, 2, 3))
         _, *received = send(sender, receivers, [*published[:-1], wrong])
@@ -122,7 +122,7 @@ def test_a_damaged_bucket_leaves_no_file_and_the_next_group_works() -> None:
             with pytest.raises(ValueError, match="weights v1: checksum of bucket 0 differs"):
                 future.result()
         assert files_of(wrong) == []
-        results(join(sender, receivers, meeting(2)))
+        results(join(sender, receivers, rendezvous(2)))
         published, buckets = weights(2)
         results(send(sender, receivers, published))
         assert set(files_of(published[-1])) == {b"".join(bucket.tobytes() for bucket in buckets)}
@@ -130,7 +130,7 @@ def test_a_damaged_bucket_leaves_no_file_and_the_next_group_works() -> None:
 
 def test_a_member_that_does_not_receive_ends_the_broadcast_at_its_limit() -> None:
     with members(2) as (sender, receivers):
-        results(join(sender, receivers, meeting(2, timeout_s=2.0)))
+        results(join(sender, receivers, rendezvous(2, timeout_s=2.0)))
         published, _ = weights(1)
         start = time.monotonic()
         sent, received = send(sender, receivers[:1], published)
@@ -143,7 +143,7 @@ def test_a_member_that_does_not_receive_ends_the_broadcast_at_its_limit() -> Non
 def test_a_member_that_does_not_come_ends_the_forming_at_its_limit() -> None:
     with members(2) as (sender, receivers):
         start = time.monotonic()
-        for future in join(sender, receivers[:1], meeting(2, timeout_s=2.0)):
+        for future in join(sender, receivers[:1], rendezvous(2, timeout_s=2.0)):
             assert isinstance(future.exception(), TimeoutError | RuntimeError)
         assert time.monotonic() - start < 5
 
@@ -153,7 +153,7 @@ def test_only_the_kept_set_is_sent_and_only_once() -> None:
     with pytest.raises(RuntimeError, match="there is no group, or nothing to send"):
         sender.send(0, 1)
     with members(1) as (sender, receivers):
-        results(join(sender, receivers, meeting(1)))
+        results(join(sender, receivers, rendezvous(1)))
         list(sender.keeping(weights(1)[0]))
         with pytest.raises(ValueError, match="weights v2 are not kept: v1 are"):
             sender.send(0, 2)

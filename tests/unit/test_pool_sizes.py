@@ -14,8 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cluster.balance import Decision
-from cluster.balancer import Balancing
+from cluster.pool_sizes import Decision, PoolSizes
 from settings.cluster import BalanceConfig, Limits
 
 BATCH = 16
@@ -59,7 +58,7 @@ class World:
     decisions: list[tuple[float, Decision]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.balancing = Balancing(self.config, BATCH)
+        self.sizes = PoolSizes(self.config, BATCH)
         self.random = random.Random(0)
         self.startable, self.running, self.to_score, self.scored = (
             (1.0 + self.batches_ahead) * BATCH,
@@ -73,13 +72,13 @@ class World:
         start_s, trained = self.now_s, self.trained
         while self.now_s < start_s + seconds:
             row = self._step()
-            decision = self.balancing.note(row, self.counts, self.limits, self.now_s)
+            decision = self.sizes.note(row, self.counts, self.limits, self.now_s)
             if decision is not None:
                 self.decisions.append((self.now_s, decision))
                 assert all(self.limits.low[r] <= n <= self.limits.high[r] for r, n in decision.after.items())
                 assert sum(decision.after.values()) <= (self.limits.max_total or 1000)
                 self.counts = dict(decision.after)
-                self.balancing.disturb(self.now_s)
+                self.sizes.disturb(self.now_s)
         return (self.trained - trained) / (self.now_s - start_s)
 
     def _step(self) -> dict[str, Any]:

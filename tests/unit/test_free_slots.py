@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.worker import Worker
-from controller.rollouts import Room
+from controller.rollouts import FreeSlots
 
 FIRST, SECOND = Worker("rollout-0"), Worker("rollout-1")
 
@@ -12,23 +12,23 @@ FIRST, SECOND = Worker("rollout-0"), Worker("rollout-1")
 @given(st.lists(st.integers(-2, 6), max_size=8))
 def test_every_place_is_given_once_and_always_where_the_most_room_is(slots: list[int]) -> None:
     left = {Worker(f"rollout-{i}"): number for i, number in enumerate(slots)}
-    room = Room(left)
+    free = FreeSlots(left)
     for _ in range(sum(max(0, number) for number in slots)):
-        worker = room.take()
+        worker = free.take()
         assert worker is not None
         assert left[worker] == max(left.values())
         left[worker] -= 1
     assert all(number <= 0 for number in left.values())
-    assert room.take() is None
+    assert free.take() is None
 
 
 def test_a_worker_to_be_avoided_gets_nothing_even_if_it_alone_has_room() -> None:
-    room = Room({FIRST: 3, SECOND: 1})
-    assert room.take(avoid=FIRST) is SECOND
-    assert room.take(avoid=FIRST) is None
-    assert [room.take() for _ in range(4)] == [FIRST, FIRST, FIRST, None]
+    free = FreeSlots({FIRST: 3, SECOND: 1})
+    assert free.take(avoid=FIRST) is SECOND
+    assert free.take(avoid=FIRST) is None
+    assert [free.take() for _ in range(4)] == [FIRST, FIRST, FIRST, None]
 
 
 def test_of_two_with_equal_room_the_first_is_taken_first() -> None:
-    room = Room({FIRST: 2, SECOND: 2})
-    assert [room.take() for _ in range(4)] == [FIRST, SECOND, FIRST, SECOND]
+    free = FreeSlots({FIRST: 2, SECOND: 2})
+    assert [free.take() for _ in range(4)] == [FIRST, SECOND, FIRST, SECOND]

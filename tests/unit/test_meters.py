@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from cluster.waiting import now
-from controller.meters import Meter, MeteredQueue, SpellMeter, WaitMeter
+from controller.meters import DurationMeter, MeteredQueue, RateMeter, WaitMeter
 
 
 class HandClock:
@@ -20,7 +20,7 @@ class HandClock:
 
 def test_a_rate_is_the_count_over_the_time_since_it_was_read() -> None:
     clock = HandClock()
-    meter = Meter(clock)
+    meter = RateMeter(clock)
     meter.add(10)
     clock.now = 4.0
     assert meter.take() == 2.5
@@ -46,7 +46,7 @@ def test_the_mean_wait_is_that_of_the_items_that_left() -> None:
 
 def test_overlapping_spells_count_once_and_one_that_goes_on_counts_in_both_looks() -> None:
     clock = HandClock()
-    meter = SpellMeter(clock)
+    meter = DurationMeter(clock)
     with meter.lasting():
         clock.now = 1.0
         with meter.lasting():
@@ -61,7 +61,7 @@ def test_overlapping_spells_count_once_and_one_that_goes_on_counts_in_both_looks
 
 
 def test_a_spell_ends_with_an_error_too() -> None:
-    meter = SpellMeter(HandClock())
+    meter = DurationMeter(HandClock())
     with pytest.raises(KeyError), meter.lasting():
         raise KeyError
     assert meter.num_lasting == 0

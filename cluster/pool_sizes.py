@@ -1,7 +1,10 @@
-"""Decides how many workers each pool should have: pure, from readings of a run (`cluster/readings.py`).
+"""How many workers each pool should have: pure, from metrics rows to decisions.
 
-The wanted numbers come from measured speeds, not one step at a time: workers go to the slowest pool until every
-pool keeps up with the learner, or the limits are reached: the best worst pool with the fewest workers. On top:
+    metrics rows --read--> readings with the same workers --remember, decide--> Decision --> `cluster/balancer.py`
+
+All speeds are in slots per second of the whole run: a pool that scores a third of the slots at 2 per second keeps
+up with a learner of 6. The wanted counts come from measured speeds, not one step at a time: workers go to the
+slowest pool until every pool keeps up with the learner, or the limits are reached. On top:
 
 - A pool grows only while it is full and the learner waits: the capacity of a pool that is not full is a guess.
 - A pool shrinks only from `EXCESS` more than the run needs to `SLACK` more, and never by more than half.
@@ -11,11 +14,17 @@ pool keeps up with the learner, or the limits are reached: the best worst pool w
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
-from cluster.readings import Reading, average
 from settings.cluster import BalanceConfig, Limits
+
+FULL = 0.5
+"""A pool is full where it is used, or work waits for it, for this share of its capacity and time."""
+
+LEAST_USE = 0.02
+"""Capacities are not taken from less use than this."""
 
 HEADROOM = 0.1
 """A pool that grows gets so much more than the learner needs: lengths and speeds vary."""
@@ -34,6 +43,97 @@ DRIFT = 0.25
 
 Counts = Mapping[str, int]
 Allocation = tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True)
+class PoolReading:
+    """How one pool did."""
+
+    workers: int
+    rate: float
+    """Slots of the run per second that it kept up with."""
+    use: float
+    """Share of its capacity in use: `used` of rollout workers, `busy` of scorers, whose calls share one engine."""
+    is_full: bool
+    """True if work waited for it, so that more workers are of use."""
+
+    @property
+    def capacity(self) -> float:
+        """Slots per second that one worker could do: measured if the pool is full, else what its use suggests."""
+        return self.rate / max(self.workers * self.use, LEAST_USE)
+
+    def numbers(self) -> dict[str, Any]:
+        """For an event."""
+        speeds = {"slots_per_s": round(self.rate, 3), "use": round(self.use, 3), "is_full": self.is_full}
+        return {"workers": self.workers, **speeds, "capacity_per_worker": round(self.capacity, 3)}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a run did over some steps with the same workers."""
+
+    rate: float
+    """Slots trained per second, pauses for evaluations and checkpoints left out."""
+    learner_rate: float
+    """Slots per second that the learner would train if it never waited."""
+    wait_share: float
+    """Share of the learner's time that it waited for batches, pauses left out."""
+    pools: Mapping[str, PoolReading]
+
+    def numbers(self) -> dict[str, Any]:
+        """The numbers for an event."""
+        learner = {"slots_per_s": round(self.rate, 3), "learner_slots_per_s": round(self.learner_rate, 3)}
+        pools = {role: pool.numbers() for role, pool in self.pools.items()}
+        return {**learner, "wait_share": round(self.wait_share, 3), "pools": pools}
+
+
+def read(rows: Sequence[Mapping[str, Any]], batch_size: int, roles: Sequence[str]) -> Reading | None:
+    """A reading from metrics rows of some steps; None if they hold no time, or nothing of a pool's work."""
+    train_s = sum(row["time/train_s"] + row["time/publish_s"] for row in rows)
+    wait_s = sum(row["time/rollout_wait_s"] + row["time/score_wait_s"] for row in rows)
+    if train_s <= 0:
+        return None
+    trained = len(rows) * batch_size
+    done = {role: _mean(rows, f"slots/{role}") for role in roles}
+    teachers = sum(rate for role, rate in done.items() if role.startswith("teacher"))
+    if min(done.values()) <= 0:
+        return None
+    pools: dict[str, PoolReading] = {}
+    for role in roles:
+        share = done[role] / teachers if role.startswith("teacher") else 1.0
+        used, busy = _mean(rows, f"used/{role}"), _mean(rows, f"busy/{role}")
+        queued, is_rollout = _mean(rows, f"queued/{role}"), role == "rollout"
+        is_full = queued >= FULL or (is_rollout and used >= FULL)
+        pools[role] = PoolReading(
+            rows[-1][f"workers/{role}"], done[role] / share, used if is_rollout else busy, is_full
+        )
+    total_s = train_s + wait_s
+    return Reading(trained / total_s, trained / train_s, wait_s / total_s, pools)
+
+
+def average(readings: Sequence[Reading]) -> Reading:
+    """The mean of readings with the same workers; a pool is full if it is in all of them."""
+    pools = {
+        role: PoolReading(
+            pool.workers,
+            fmean(each.pools[role].rate for each in readings),
+            fmean(each.pools[role].use for each in readings),
+            all(each.pools[role].is_full for each in readings),
+        )
+        for role, pool in readings[-1].pools.items()
+    }
+    return Reading(
+        fmean(each.rate for each in readings),
+        fmean(each.learner_rate for each in readings),
+        fmean(each.wait_share for each in readings),
+        pools,
+    )
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], key: str) -> float:
+    """Mean over the time of the rows."""
+    total_s = sum(row["time/step_s"] for row in rows)
+    return sum(row[key] * row["time/step_s"] for row in rows) / max(total_s, 1e-9)
 
 
 @dataclass(frozen=True)
@@ -61,48 +161,79 @@ class Measured:
     weight: int = 1
 
 
-@dataclass(frozen=True)
-class Memory:
-    """What was measured with which numbers of workers, under the present load."""
+Memory = Mapping[Allocation, Measured]
+"""What was measured with which workers, under the present load."""
 
-    measured: Mapping[Allocation, Measured] = field(default_factory=dict)
 
-    def of(self, counts: Counts) -> Measured | None:
-        """What was measured with these workers."""
-        return self.measured.get(_allocation(counts))
+class PoolSizes:
+    """Gathers readings while no worker comes or goes, and decides on them; `note` every step."""
+
+    def __init__(self, config: BalanceConfig, batch_size: int) -> None:
+        self._config = config
+        self._batch_size = batch_size
+        self._rows: list[Mapping[str, Any]] = []
+        self._readings: list[Reading] = []
+        self._counts: Counts = {}
+        self._quiet_until_s = 0.0
+        self._memory: Memory = {}
+
+    def disturb(self, now_s: float) -> None:
+        """Note that workers come or go: what was read since the last change says nothing of the next."""
+        self._rows, self._readings = [], []
+        self._quiet_until_s = now_s + self._config.cooldown_s
+
+    def note(self, row: Mapping[str, Any], counts: Counts, limits: Limits, now_s: float) -> Decision | None:
+        """Take in the metrics row of a step with `counts` healthy workers; returns a change to make, if any.
+
+        Who makes it calls `disturb` until its workers serve or have ended.
+        """
+        if dict(counts) != dict(self._counts):
+            self._counts = dict(counts)
+            self._rows, self._readings = [], []
+        if now_s < self._quiet_until_s:
+            return None
+        self._rows.append(row)
+        if sum(each["time/step_s"] for each in self._rows) < self._config.every_s:
+            return None
+        reading = read(self._rows, self._batch_size, [*counts])
+        self._rows = []
+        if reading is None:
+            return None
+        self._readings = [*self._readings, reading][-self._config.readings :]
+        if len(self._readings) < self._config.readings:
+            return None
+        self._memory = remember(self._memory, counts, average(self._readings))
+        return decide(self._readings, counts, limits, self._memory, self._config)
 
 
 def remember(memory: Memory, counts: Counts, reading: Reading) -> Memory:
     """The memory with one more measurement; if that contradicts what is known, all else is forgotten."""
-    known, new = memory.of(counts), {_allocation(counts): Measured(reading, reading.rate)}
-    has_changed = any(_is_off(old.first.learner_rate, reading.learner_rate) for old in memory.measured.values())
+    here = _allocation(counts)
+    known, new = memory.get(here), Measured(reading, reading.rate)
+    has_changed = any(_is_off(old.first.learner_rate, reading.learner_rate) for old in memory.values())
     if has_changed or (known is not None and _is_off(known.first.rate, reading.rate)):
-        return Memory(new)
+        return {here: new}
     if known is not None:
         rate = (known.rate * known.weight + reading.rate) / (known.weight + 1)
-        new = {_allocation(counts): Measured(known.first, rate, min(known.weight + 1, MOST_WEIGHT))}
-    return Memory({**memory.measured, **new})
+        new = Measured(known.first, rate, min(known.weight + 1, MOST_WEIGHT))
+    return {**memory, here: new}
 
 
 def decide(
     readings: Sequence[Reading], counts: Counts, limits: Limits, memory: Memory, config: BalanceConfig
 ) -> Decision | None:
-    """The change that the last `config.readings` readings agree on, or None.
-
-    All of them are of runs with `counts` workers. `memory` holds their average too.
-    """
-    recent = readings[-config.readings :]
-    if len(recent) < config.readings or any(_counts_of(each) != dict(counts) for each in recent):
+    """The change that all readings agree on, or None. `memory` holds their average too."""
+    if any({role: pool.workers for role, pool in each.pools.items()} != dict(counts) for each in readings):
         return None
-    mean = average(recent)
+    mean = average(readings)
     best = _better_known(memory, counts, limits, mean, config.margin)
     if best is not None:
-        reason = (
-            f"back to {_named(best)}, measured at {memory.measured[best].rate:.3g} slots/s: {mean.rate:.3g} now"
-        )
+        named = ", ".join(f"{count} {role}" for role, count in best)
+        reason = f"back to {named}, measured at {memory[best].rate:.3g} slots/s: {mean.rate:.3g} now"
         return Decision(dict(counts), dict(best), reason, mean.numbers())
     wanted = _wanted(mean, counts, limits, memory, config)
-    if any(not _agrees(_wanted(each, counts, limits, memory, config), wanted, counts) for each in recent):
+    directions = _directions(wanted, counts)
+    if any(_directions(_wanted(each, counts, limits, memory, config), counts) != directions for each in readings):
         return None
     after = _in_steps(wanted, counts, limits, config)
     if after == dict(counts) or _is_known_as_no_better(memory, counts, after, mean, config.margin):
@@ -129,7 +260,7 @@ def _wanted(
         slowest = min(grows, key=lambda role: counts[role] * reading.pools[role].capacity)
         if not _was_futile(memory, counts, slowest, reading, config.margin):
             kept = _one_more(kept, slowest, growth)
-    is_moved = {_sign(kept[role] - count) for role, count in counts.items()} >= {1, -1}
+    is_moved = {*_directions(kept, counts).values()} >= {1, -1}
     is_allowed = all(count >= limits.low[role] for role, count in counts.items())
     if is_moved and is_allowed and _speed(reading, kept) < reading.rate * (1 + config.margin):
         return dict(counts)
@@ -171,8 +302,8 @@ def _with_slack(
 
 def _one_more(counts: Mapping[str, int], role: str, limits: Limits) -> dict[str, int]:
     """One worker more for a full pool that the speeds alone do not explain, if the limits allow it."""
-    has_room = limits.max_total is None or sum(counts.values()) < limits.max_total
-    return {**counts, role: counts[role] + (has_room and counts[role] < limits.high[role])}
+    has_capacity = limits.max_total is None or sum(counts.values()) < limits.max_total
+    return {**counts, role: counts[role] + (has_capacity and counts[role] < limits.high[role])}
 
 
 def _speed(reading: Reading, counts: Counts) -> float:
@@ -203,9 +334,9 @@ def _better_known(
     memory: Memory, counts: Counts, limits: Limits, mean: Reading, margin: float
 ) -> Allocation | None:
     """The fastest allocation that is known, if it is faster than this one; of some about as fast the smallest."""
-    here = memory.of(counts)
+    here = memory.get(_allocation(counts))
     speed = mean.rate if here is None else max(here.rate, mean.rate)
-    known = {a: each.rate for a, each in memory.measured.items() if _is_within(dict(a), limits)}
+    known = {a: each.rate for a, each in memory.items() if _is_within(dict(a), limits)}
     best = max(known.values(), default=0.0)
     if mean.wait_share <= margin or best <= speed * (1 + margin):
         return None
@@ -220,12 +351,12 @@ def _was_futile(memory: Memory, counts: Counts, role: str, mean: Reading, margin
         dict(allocation)[role] < counts[role]
         and {each: count for each, count in allocation if each != role} == others
         and known.rate >= mean.rate / (1 + margin / 2)
-        for allocation, known in memory.measured.items()
+        for allocation, known in memory.items()
     )
 
 
 def _is_known_as_no_better(memory: Memory, counts: Counts, after: Counts, mean: Reading, margin: float) -> bool:
-    known = memory.of(after)
+    known = memory.get(_allocation(after))
     if known is None:
         return False
     if sum(after.values()) < sum(counts.values()):
@@ -242,28 +373,13 @@ def _is_off(old: float, new: float) -> bool:
     return not old / (1 + DRIFT) <= new <= old * (1 + DRIFT)
 
 
-# -- small things -----------------------------------------------------------------------------------------
-
-
-def _agrees(one: Counts, other: Counts, counts: Counts) -> bool:
-    """True if both change the same pools in the same direction."""
-    return all(_sign(one[role] - count) == _sign(other[role] - count) for role, count in counts.items())
-
-
-def _sign(number: int) -> int:
-    return (number > 0) - (number < 0)
-
-
-def _counts_of(reading: Reading) -> dict[str, int]:
-    return {role: pool.workers for role, pool in reading.pools.items()}
+def _directions(wanted: Counts, counts: Counts) -> dict[str, int]:
+    """Of each pool, 1 if it grows, -1 if it shrinks, 0 if it stays."""
+    return {role: (wanted[role] > count) - (wanted[role] < count) for role, count in counts.items()}
 
 
 def _allocation(counts: Counts) -> Allocation:
     return tuple(sorted(counts.items()))
-
-
-def _named(allocation: Allocation) -> str:
-    return ", ".join(f"{count} {role}" for role, count in allocation)
 
 
 def _reason(reading: Reading, counts: Counts, after: Counts) -> str:

@@ -1,7 +1,7 @@
-"""The known answer of a pool of frozen models: a worker serves only if it answers a question as the others do.
+"""The replica check of a pool of frozen models: a worker serves only if it scores a sequence as the others do.
 
-The first worker that is asked sets the answer; a replica with other weights, a damaged copy or another precision
-is found before it scores anything.
+The first worker that is asked sets the log-probs; a replica with other weights, a damaged copy or another
+precision is found before it scores anything.
 """
 
 from collections.abc import Sequence
@@ -14,8 +14,8 @@ from settings.checks import RefusedError
 from transport.weights import GOLDEN_LIMITS
 
 
-class KnownAnswer:
-    """What every worker of one pool must answer."""
+class ReplicaCheck:
+    """The log-probs that every worker of one pool must give."""
 
     def __init__(
         self,
@@ -26,7 +26,7 @@ class KnownAnswer:
         limit: float | None = None,
         is_enforced: bool = True,
     ) -> None:
-        """The question is the sequence `token_ids`; `dtype` is the precision of the engines.
+        """The sequence is `token_ids`; `dtype` is the precision of the engines.
 
         `limit` is the largest mean absolute difference, by default that of the precision. A larger one is an
         error only if `is_enforced`.
@@ -45,14 +45,14 @@ class KnownAnswer:
         return None if self._answer is None else float(self._answer[1].mean())
 
     async def ask(self, worker: Worker) -> float:
-        """Ask a started worker; returns the mean absolute difference to the known answer.
+        """Ask a started worker; returns the mean absolute difference to the first one's log-probs.
 
         Raises RefusedError if it is above the limit, RayError or TimeoutError without an answer.
         """
         values: list[float] = await wait_for(
-            worker.handle.known_answer.remote(self._token_ids),
+            worker.handle.log_probs_of.remote(self._token_ids),
             timeout_s=self._timeout_s,
-            what=f"the known answer of {worker.name}",
+            what=f"the replica check of {worker.name}",
         )
         given = np.asarray(values)
         if self._answer is None:
@@ -68,6 +68,7 @@ class KnownAnswer:
 def disagreement(worker: str, first: str, difference: float, limit: float) -> str:
     """What is said of a worker whose answer is not the first one's."""
     return (
-        f"{worker} does not give the known answer: its log-probs of a fixed sequence differ from those of {first} "
-        f"by {difference:.3g} on average, limit {limit:g} (check replicas; --force replicas goes on nevertheless)"
+        f"{worker} does not agree with its replicas: its log-probs of a fixed sequence differ from those of "
+        f"{first} by {difference:.3g} on average, limit {limit:g} (check replicas; --force replicas continues "
+        f"anyway)"
     )
