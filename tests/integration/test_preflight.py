@@ -11,7 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from commands.preflight.golden import record_replicas
-from commands.wiring import build_pools, known_answer
+from commands.wiring import build_pools
 from inputs.inputs import read_inputs
 from learner.served import check_objective
 from records.events import Events
@@ -59,7 +59,8 @@ async def start_with_other_weights(config: RunConfig, folder: Path, checks: Chec
         exchange_weights(folder)
         await pool.launch(pool.workers[1], "test")
         record_replicas(checks, pools, config.scorers)
-        strict = known_answer(config, inputs, "teacher")
+        strict = build_pools(config, inputs, Events(), roles=["teacher"])["teacher"].replica_check
+        assert strict is not None
         await strict.ask(pool.workers[0])
         with pytest.raises(RefusedError, match=r"teacher-1 does not .*--force replicas"):
             await strict.ask(pool.workers[1])

@@ -4,18 +4,22 @@ from typing import Any
 
 import pytest
 
-from reporting.advisor import advise
+from reporting.advisor import Advice, advise
 
 
 def row(**values: Any) -> dict[str, Any]:
     """A step of 10 s; the learner trains 1 s and publishes 1 s unless told otherwise."""
     names = {"rollout": "time/rollout_wait_s", "score": "time/score_wait_s", "train": "time/train_s"}
     given = {names.get(name, name.replace("__", "/")): value for name, value in values.items()}
-    return {
-        **{"time/step_s": 10.0, "time/rollout_wait_s": 0.0, "time/score_wait_s": 0.0, "time/train_s": 1.0},
-        **{"time/publish_s": 1.0, "queue/rollouts": 0, "queue/teacher": 0, "staleness/max": 0.0},
-        **given,
-    }
+    times = {"time/step_s": 10.0, "time/rollout_wait_s": 0.0, "time/score_wait_s": 0.0, "time/train_s": 1.0}
+    return times | {"time/publish_s": 1.0, "queue/rollouts": 0, "queue/teacher": 0, "staleness/max": 0.0} | given
+
+
+def advice_on(*rows: dict[str, Any]) -> Advice:
+    """What is advised after these steps."""
+    advice = advise(rows)
+    assert advice is not None
+    return advice
 
 
 def test_no_steps_or_no_times_give_no_advice() -> None:
@@ -24,8 +28,7 @@ def test_no_steps_or_no_times_give_no_advice() -> None:
 
 
 def test_waiting_for_scores_is_teacher_bound_with_the_remedy() -> None:
-    advice = advise([row(score=6.2, rollout=1.8, queue__rollouts=5, staleness__max=1.0)])
-    assert advice is not None
+    advice = advice_on(row(score=6.2, rollout=1.8, queue__rollouts=5, staleness__max=1.0))
     assert advice.text == (
         "teacher-bound: 62 % of the learner's time is waiting for scores; add one teacher worker or raise "
         "teacher.max_batch_tokens"
@@ -36,21 +39,16 @@ def test_waiting_for_scores_is_teacher_bound_with_the_remedy() -> None:
 
 def test_the_scorer_with_the_longest_queue_is_named() -> None:
     queues = {"queue/rollouts": 9, "queue/teacher": 2, "queue/teacher-code": 7, "queue/reference": 0}
-    advice = advise([row(score=6) | queues, row(score=6) | queues | {"queue/teacher": 4}])
-    assert advice is not None
+    advice = advice_on(row(score=6) | queues, row(score=6) | queues | {"queue/teacher": 4})
     assert advice.limit == "teacher-code"
     assert "raise teachers.code.max_batch_tokens" in advice.text
-    advice = advise([row(score=6) | queues | {"queue/reference": 30}])
-    assert advice is not None
+    advice = advice_on(row(score=6) | queues | {"queue/reference": 30})
     assert advice.limit == "reference"
 
 
 def test_teachers_that_keep_up_in_an_overlapping_run_are_not_blamed() -> None:
     busy = {"score": 5.0, "rollout": 2.0}
-    overlapping = advise([row(**busy, staleness__max=2.0)])
-    synchronous = advise([row(**busy)])
-    assert overlapping is not None
-    assert synchronous is not None
+    overlapping, synchronous = advice_on(row(**busy, staleness__max=2.0)), advice_on(row(**busy))
     assert (overlapping.limit, synchronous.limit) == ("rollout", "teacher")
     assert overlapping.text == (
         "rollout-bound: 70 % of the learner's time is waiting for rollouts; add rollout workers"
@@ -58,12 +56,10 @@ def test_teachers_that_keep_up_in_an_overlapping_run_are_not_blamed() -> None:
 
 
 def test_the_learner_and_pauses_limit_too() -> None:
-    advice = advise([row(train=8.0), row(train=6.0, rollout=2.0)])
-    assert advice is not None
+    advice = advice_on(row(train=8.0), row(train=6.0, rollout=2.0))
     assert (advice.limit, advice.share) == ("learner", pytest.approx(0.8))
     assert "do not help" in advice.text
-    advice = advise([row()])
-    assert advice is not None
+    advice = advice_on(row())
     assert (advice.limit, advice.share) == ("pauses", pytest.approx(0.8))
 
 
@@ -76,9 +72,7 @@ FLOW = {
 
 
 def text_of(**values: Any) -> str:
-    advice = advise([row(staleness__max=1.0, **values)])
-    assert advice is not None
-    return advice.text
+    return advice_on(row(staleness__max=1.0, **values)).text
 
 
 def test_a_full_teacher_is_named_with_how_long_slots_wait_and_whom_it_holds_up() -> None:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import launch
+from settings.exit_codes import FINISHED
 from tests.examples import examples
 from tests.unit.fuzzing import arguments_of, check, refusal, values
 
@@ -91,7 +91,7 @@ def test_a_broken_data_file_is_refused_by_name(folder: Path, content: bytes) -> 
 
 @pytest.mark.parametrize("content", SERVED.values(), ids=SERVED.keys())
 def test_an_unusual_data_file_is_served(folder: Path, content: bytes) -> None:
-    assert check(reading(folder, content), folder) == launch.FINISHED
+    assert check(reading(folder, content), folder) == FINISHED
 
 
 @pytest.mark.parametrize(
@@ -135,7 +135,7 @@ def test_a_changed_byte_works_or_is_refused(folder: Path, place: int, byte: int)
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_file_of_another_format_is_served_and_a_torn_one_refused_by_name(folder: Path, name: str) -> None:
-    assert check(reading(folder, OTHERS[name], name), folder) == launch.FINISHED
+    assert check(reading(folder, OTHERS[name], name), folder) == FINISHED
     for content in (b"", OTHERS[name][:-5], b"\0" * 100):
         assert name in refusal(reading(folder, content, name), folder)
 

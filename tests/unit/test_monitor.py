@@ -7,6 +7,7 @@ import pytest
 from reporting.live.event_words import MAX_REASON, in_words, role_of_event
 from reporting.live.monitor import Monitor, clock_text, time_left_s, waited_for
 from settings.run import RunConfig
+from tests.unit.metric_rows import metrics_row
 from tests.unit.run_status import pool, worker
 
 CONFIG = RunConfig.model_validate(
@@ -28,8 +29,8 @@ class Clock:
 
 def row(step: int, step_s: float = 2.0, work_s: float = 2.0) -> dict[str, Any]:
     """A metrics row whose learner trained for `work_s` of the step's time."""
-    waits = {"time/rollout_wait_s": 0.0, "time/score_wait_s": 0.0, "time/publish_s": 0.0}
-    return {"step": step, "time_s": 1000.0, "time/step_s": step_s, "time/train_s": work_s, **waits}
+    waits = dict.fromkeys(("time__rollout_wait_s", "time__score_wait_s", "time__publish_s"), 0.0)
+    return metrics_row(step, time_s=1000.0, time__step_s=step_s, time__train_s=work_s, **waits)
 
 
 def test_the_time_left_is_that_of_the_steps_left() -> None:
@@ -87,17 +88,12 @@ def test_an_evaluation_is_in_progress_until_it_is_done_and_the_last_accuracy_sta
     monitor.evaluation(evaluated("student", 5, 0.5))
     monitor.event({"time": 1004.0, "event": "evaluated", "model": "student", "step": 5, "seconds": 4.0})
     monitor.step(row(5))
+    monitor.event({"time": 1004.0, "event": "evaluation_started", "model": "teacher", "step": 5})
+    monitor.event({"time": 1004.0, "event": "evaluation_abandoned", "model": "teacher", "step": 5})
     status = monitor.status({}, is_running=True)
     assert status["evaluating"] == []
     assert [each["avg_at_k"] for each in status["evaluations"]] == [0.5]
     assert status["left_s"] == pytest.approx(15 * 2.0 + 4.0)
-
-
-def test_an_evaluation_that_is_given_up_is_not_in_progress_any_more() -> None:
-    monitor = Monitor(CONFIG, clock=Clock())
-    monitor.event({"time": 1000.0, "event": "evaluation_started", "model": "student", "step": 5})
-    monitor.event({"time": 1000.0, "event": "evaluation_abandoned", "model": "student", "step": 5})
-    assert monitor.status({}, is_running=True)["evaluating"] == []
 
 
 def evaluated(model: str, step: int, accuracy: float) -> dict[str, Any]:
@@ -109,7 +105,8 @@ def test_tokens_per_second_are_means_over_the_time_of_the_recent_steps() -> None
     monitor = Monitor(CONFIG, clock=Clock())
     monitor.step(row(1, step_s=1.0) | {"throughput/rollout": 0.0, "throughput/learner": 10.0})
     monitor.step(row(2, step_s=3.0) | {"throughput/rollout": 40.0, "throughput/learner": 10.0})
-    assert monitor.status({}, is_running=True)["rates"] == {"rollout": 30.0, "learner": 10.0}
+    rates = monitor.status({}, is_running=True)["rates"]
+    assert (rates["rollout"], rates["learner"]) == (30.0, 10.0)
 
 
 def test_rows_from_before_a_fall_back_do_not_count() -> None:

@@ -6,11 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-import launch
+from commands.checks import load_checked
 from commands.compare.plan import CompareConfig
 from settings.load import load_settings
 from settings.run import RunConfig
-from settings.run_files import load_config
 from settings.teachers import check_sources
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -45,12 +44,12 @@ def written_over_the_demo(tmp_path: Path, *examples: str) -> str:
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_configuration_that_is_shown_is_valid(tmp_path: Path, example: str) -> None:
-    launch.check_objective(load_config(written_over_the_demo(tmp_path, example)))
+    load_checked(written_over_the_demo(tmp_path, example))
 
 
 def test_the_examples_of_teachers_reference_and_graded_answers_are_valid_together(tmp_path: Path) -> None:
     assert len(EXAMPLES) == 3
-    config = launch.check_objective(load_config(written_over_the_demo(tmp_path, *EXAMPLES)))
+    config = load_checked(written_over_the_demo(tmp_path, *EXAMPLES))
     check_sources(config, ["gsm8k", "aime", "mbpp"])
     assert list(config.scorers) == ["teacher", "teacher-code", "reference"]
     assert config.outcome.rl_coef > 0
@@ -70,7 +69,7 @@ def test_every_configuration_in_the_other_documents_is_valid(tmp_path: Path, pla
     errors = []
     for path in (written_over_the_demo(tmp_path, example), str(whole)):  # a part of a section, or all of it
         try:
-            launch.check_objective(load_config(path))
+            load_checked(path)
         except ValueError as error:
             errors.append(str(error))
     assert len(errors) < 2, (place, errors)

@@ -90,7 +90,7 @@ def test_a_broken_or_hanging_one_costs_no_more_than_its_limit_at_the_end_and_is_
     writer.close(has_failed=True)
     assert time.monotonic() - started < 15
     assert error in caplog.text
-    assert sum("the run goes on without it" in record.getMessage() for record in caplog.records) == 1
+    assert sum("the run continues without it" in record.getMessage() for record in caplog.records) == 1
 
 
 def test_a_missing_package_is_bad_input_that_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
