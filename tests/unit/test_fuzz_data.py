@@ -1,18 +1,16 @@
 """Any data file either works or is refused with one clear line that names it."""
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from settings.exit_codes import FINISHED
 from tests.examples import examples
+from tests.unit.data_files import COMPRESSED, FILES, json_lines
 from tests.unit.fuzzing import arguments_of, check, refusal, values
 
 GOOD = b'{"id": "g", "problem": "1+1", "answer": "2"}\n'
@@ -61,18 +59,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _parquet() -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([{"id": "g", "problem": "1+1", "answer": "2"}]), sink)
-    return sink.getvalue().to_pybytes()
-
-
-OTHERS = {
-    "given.json": b'[{"id": "g", "problem": "1+1", "answer": "2"}, {"problem": "2+2"}]',
-    "given.parquet": _parquet(),
-    "given.jsonl.gz": gzip.compress(GOOD, mtime=0),
-    "given.jsonl.zst": pa.compress(GOOD, "zstd", asbytes=True),
-}
+OTHERS = {f"given{suffix}": write([json.loads(GOOD)]) for suffix, write in FILES.items() if write != json_lines}
+OTHERS |= {f"given.jsonl{suffix}": compress(GOOD) for suffix, compress in COMPRESSED.items()}
 
 
 def reading(folder: Path, content: bytes, name: str = "given.jsonl") -> list[str]:
@@ -141,7 +129,7 @@ def test_a_file_of_another_format_is_served_and_a_torn_one_refused_by_name(folde
 
 
 @given(name=st.sampled_from(sorted(OTHERS)), place=st.integers(0, 2000), byte=st.integers(0, 255))
-@examples(50)
+@examples(80)
 def test_a_changed_byte_of_another_format_works_or_is_refused(
     folder: Path, name: str, place: int, byte: int
 ) -> None:

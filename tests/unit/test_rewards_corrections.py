@@ -148,12 +148,6 @@ def test_a_response_is_rejected_by_its_mean_mismatch() -> None:
     assert importance("k3_mask", high=0.1) == [[1.0, 1.0], [0.0, 0.0]]
 
 
-def test_masked_tokens_have_no_part_in_the_ratio_of_a_response() -> None:
-    mask = torch.tensor([[True, False], [True, False]])
-    weight = IMPORTANCE_WEIGHTS["sequence"](CURRENT, BEHAVIOUR, mask)
-    torch.testing.assert_close(weight, torch.tensor([[math.exp(0.5), 0.0], [1.0, 0.0]], dtype=torch.float64))
-
-
 def test_icepop_and_decoupled_drop_what_truncated_clips() -> None:
     logp, behaviour = row(-0.1, -1.0, -5.0), row(-3.0, -1.2, -1.0)
     keep = all_kept(logp)
