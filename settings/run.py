@@ -42,8 +42,6 @@ from settings.objective import (
 
 MAX_LENGTH = 100
 ALLOWED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-RESERVED = {"con", "prn", "aux", "nul"} | {f"{name}{number}" for name in ("com", "lpt") for number in range(1, 10)}
-"""Names of devices, with any ending, where run folders are shared with Windows."""
 
 
 def checked_run_name(name: str, field: str = "run_name") -> str:
@@ -56,8 +54,6 @@ def checked_run_name(name: str, field: str = "run_name") -> str:
         raise ValueError(f"{field} must have at most {MAX_LENGTH} characters, got {len(name)}")
     if name.endswith("."):
         raise ValueError(f"{field} must not end in a dot, got {name!r} (nearest valid: {name.rstrip('.')})")
-    if name.partition(".")[0].lower() in RESERVED:
-        raise ValueError(f"{field} must not be the name of a device, got {name!r} (nearest valid: run-{name})")
     return name
 
 

@@ -68,7 +68,7 @@ def test_an_interrupted_evaluation_goes_on_with_what_is_missing(benchmark: Path)
         process.kill()
     before = num_kept(out)
     assert process.returncode == DRAINED, errors
-    assert "interrupted; the same command goes on with it" in errors
+    assert "interrupted; the same command continues it" in errors
     assert 5 <= before < NUM_PROBLEMS
 
     def run(*options: str) -> Any:
