@@ -158,7 +158,7 @@ def test_texts_from_models_and_logs_are_shown_and_never_run(tmp_path: Path) -> N
     assert "img" not in page.tags
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert "<script>alert(1)</script>" in page.text
-    assert "49" not in page.text.split("Sample responses")[1][:2000]
+    assert "{{7*7}}" in page.text
     names = [trace["name"] for trace in page.figures["accuracy"]["data"]]
     assert not any("<" in name for name in names)
 
