@@ -110,7 +110,7 @@ chaos-test: install  ## those of the long proofs that kill workers again and aga
 image-test: install  ## build the CPU image's steps in a clean Debian root and train in it: root, 8 GB, 6 to 12 minutes
 	$(BIN)/python -m tests.images.run $(ARGS)
 
-bench: install  ## every benchmark at a small size, and which ratios became worse: about 8 minutes; ARGS=--save
+bench: install  ## every benchmark at a small size, and which ratios became worse: about 5 minutes; ARGS=--save
 	$(BIN)/python benchmarks/quick.py $(ARGS)
 
 docs: install  ## build the documentation into site/: open site/index.html, no server needed

@@ -27,30 +27,34 @@ from records.ownership import owner_of
 from records.run_folder import RunFolder
 from settings.exit_codes import BAD_INPUT, DRAINED, FAILED, FINISHED
 
+LAUNCH = Path(__file__).resolve().parents[1] / "launch.py"
+"""The command line itself."""
+
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 
 PR_SET_PDEATHSIG = 1
 """From Linux' `prctl.h`: the signal a process gets when its parent ends."""
 
 
-def supervise(folder: RunFolder, arguments: argparse.Namespace, options: Sequence[str], script: Path) -> int:
+def supervise(folder: RunFolder, arguments: argparse.Namespace, options: Sequence[str]) -> int:
     """Train with the parsed `arguments` and further `options` in child processes; returns the exit code."""
     if arguments.retries < 0:
         raise ValueError(f"--retries must be >= 0, got {arguments.retries} (nearest valid: 0)")
-    line = [sys.executable, str(script), "train", "--log-level", arguments.log_level, *options]
+    line = [sys.executable, str(LAUNCH), "train", "--log-level", arguments.log_level, *options]
     if arguments.config is not None:
         line += ["--config", arguments.config]
     for key in arguments.force:
         line += ["--force", key]
-    supervisor = Supervisor(folder, retries=arguments.retries)
-    return supervisor.run([*line, f"--resume={arguments.resume}"], [*line, "--resume=auto"])
+    return Retries(folder, retries=arguments.retries).run(
+        [*line, f"--resume={arguments.resume}"], [*line, "--resume=auto"]
+    )
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-class Supervisor:
+class Retries:
     """Runs a command until it ends well, is refused, is stopped, or fails too often without progress."""
 
     def __init__(

@@ -27,24 +27,28 @@ def context_findings(
     *,
     max_response_tokens: int,
 ) -> tuple[list[Finding], dict[str, Any]]:
-    """Whether the longest prompt of every data set leaves room for a full response in every model's context.
+    """Whether the longest prompt of every data set leaves space for a full response in every model's context.
 
     How many are too long is said of the `counted` ones.
     """
     findings = list(_longer_than_made_for(models))
-    narrowest = min(models.values(), key=lambda each: each.room)
-    limit = narrowest.room - max_response_tokens
+    narrowest = min(models.values(), key=lambda each: each.max_tokens)
+    limit = narrowest.max_tokens - max_response_tokens
     share = sum(len(prompt.token_ids) > limit for prompt in counted) / max(1, len(counted))
     for source in report.sources:
         if source.longest_tokens > limit:
             counts = f"; {share:.1%} of {len(counted)} prompts are too long for the {narrowest.who}"
-            findings.insert(0, _too_long(source, narrowest.room, max_response_tokens, counts))
+            findings.insert(0, _too_long(source, narrowest.max_tokens, max_response_tokens, counts))
     details: dict[str, Any] = {"max_response_tokens": max_response_tokens, "max_prompt_tokens": limit}
     for role, each in models.items():
-        details[role] = {"context": each.context, "max_model_len": each.max_model_len, "room": each.room}
+        details[role] = {
+            "context": each.context,
+            "max_model_len": each.max_model_len,
+            "room": each.max_tokens,
+        }
     if not findings:
         longest = max(source.longest_tokens for source in report.sources)
-        text = f"{longest} + {max_response_tokens} tokens at most, room for {narrowest.room}"
+        text = f"{longest} + {max_response_tokens} tokens at most, limit {narrowest.max_tokens}"
         findings.append(Finding("ok", f"{text} (the {narrowest.who} has least)"))
     return findings, details
 
@@ -146,7 +150,7 @@ def check_prompts(
     limit = config.rollout.max_response_tokens
     counted = prompts[: config.preflight.num_rows]
     _enter(checks, "context", lambda: context_findings(models, counted, report, max_response_tokens=limit))
-    room = min(model.room for model in models.values())
+    room = min(model.max_tokens for model in models.values())
     _enter(checks, "data", lambda: data_findings(counted, report, max_prompt_tokens=room - limit))
 
 

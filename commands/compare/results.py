@@ -170,15 +170,12 @@ def _spread(values: Iterable[float | None]) -> float | None:
 # Writes what a comparison found: `table.md`, `table.json` and the figures.
 
 
-RewardOf = Callable[[PlannedRun, Any, Any], Any]
-"""(run, teacher probabilities, student probabilities) -> rewards, or None where they depend on more."""
-
 PLANE_P = np.linspace(0.005, 0.995, 199)
 """Probabilities at which rewards are drawn: 0 and 1 left out, a log-ratio is infinite there."""
 
 
 def write_results(
-    config: CompareConfig, runs: Sequence[PlannedRun], *, reward_of: RewardOf, say: Callable[[str], object] = print
+    config: CompareConfig, runs: Sequence[PlannedRun], *, say: Callable[[str], object] = print
 ) -> None:
     """Write table and figures of the finished runs; a figure without data is left out."""
     folder = Path(config.output_path)
@@ -196,7 +193,7 @@ def write_results(
             draw_curves(figure, curves, folder / figure.file)
     if positions := positions_of(runs):
         draw_positions(positions, folder / "reward_by_position")
-    if planes := planes_of(runs, reward_of):
+    if planes := planes_of(runs):
         draw_planes(PLANE_P, planes, folder / "reward_plane")
     say(f"\n{table}\ntable and figures in {folder}")
 
@@ -236,15 +233,21 @@ def _position_values(rows: Sequence[dict[str, Any]], name: str) -> Any:
     return np.array([[row[key] for key in keys] for row in rows if keys[0] in row], dtype=float)
 
 
-def planes_of(runs: Sequence[PlannedRun], reward_of: RewardOf) -> dict[str, Any]:
-    """By label the rewards over the plane (rows: teacher, columns: student), each reward once."""
+def planes_of(runs: Sequence[PlannedRun]) -> dict[str, Any]:
+    """By label the rewards over the plane (rows: teacher, columns: student), each reward once.
+
+    Objectives whose reward depends on more than the two probabilities are left out.
+    """
     import torch
+
+    from rewards.sampled import sampled_reward
 
     p = torch.as_tensor(PLANE_P)
     teacher_p, student_p = torch.meshgrid(p, p, indexing="ij")
     planes: dict[str, Any] = {}
     for run in runs:
-        reward = reward_of(run, teacher_p, student_p)
+        name, parameters = run.config.objective.name, run.config.objective.parameters
+        reward = sampled_reward(name, parameters, teacher_p, student_p, max_steps=run.config.max_steps)
         if reward is not None and not any(np.array_equal(reward.numpy(), each) for each in planes.values()):
             planes[run.label] = reward.numpy()
     return planes

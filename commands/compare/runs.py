@@ -13,6 +13,7 @@ from types import FrameType
 
 import psutil
 
+from cluster.connection import is_local
 from commands.compare.plan import PlannedRun, describe
 from commands.retries import signals_go_to
 from records.files import append_row
@@ -56,14 +57,11 @@ class Interrupts:
 def run_all(
     runs: Sequence[PlannedRun],
     command_of: Callable[[PlannedRun], list[str]],
-    *,
-    is_local: bool,
     say: Callable[[str], object] = print,
 ) -> int:
     """Carry out what is not finished; returns the exit code.
 
     A failed run does not keep the next ones from their turn; a refused or interrupted one does.
-    With `is_local` all processes of a run are on this machine, and their memory is recorded.
     """
     interrupts, code = Interrupts(), FINISHED
     with interrupts.handled():
@@ -72,7 +70,7 @@ def run_all(
             say(f"{title} ({describe(run)})")
             if run.is_finished:
                 continue
-            result = _attempt(run, interrupts.start(command_of(run)), is_local=is_local)
+            result = _attempt(run, interrupts.start(command_of(run)))
             if interrupts.have_come and not all(each.is_finished for each in runs):
                 say("interrupted; the same command continues")
                 return DRAINED
@@ -84,15 +82,15 @@ def run_all(
     return code
 
 
-def _attempt(run: PlannedRun, process: subprocess.Popen[bytes], *, is_local: bool) -> int:
-    """Wait for the end of a run, and record what it took."""
+def _attempt(run: PlannedRun, process: subprocess.Popen[bytes]) -> int:
+    """Wait for the end of a run, and record what it took: its memory only if all of it is on this machine."""
     start, peak = time.monotonic(), 0
     while True:
         try:
             code = process.wait(SAMPLE_EVERY_S)
             break
         except subprocess.TimeoutExpired:
-            peak = max(peak, memory_of(process.pid)) if is_local else 0
+            peak = max(peak, memory_of(process.pid)) if is_local(run.config.cluster) else 0
     runs_path = Path(run.config.runs_path)
     runs_path.mkdir(parents=True, exist_ok=True)
     row = {"run": run.config.run_name, "exit_code": code, "wall_s": round(time.monotonic() - start, 1)}

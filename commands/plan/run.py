@@ -18,6 +18,7 @@ from commands.plan.prompts import SimulatedPrompts
 from commands.plan.rates import RatesConfig
 from commands.plan.workers import SimulatedLearner, SimulatedRolloutWorker, SimulatedTeacher
 from controller.checkpointing import Checkpointer
+from controller.context import RunContext
 from controller.learner_group import LearnerGroup
 from controller.pipeline import Pipeline
 from controller.recovery import Progress, restore
@@ -68,14 +69,11 @@ async def simulated_run(
         prompts = SimulatedPrompts(config, rates.lengths)
         saving = _saving(config, learner, prompts, folder, events) if with_checkpoints else {}
         pipeline = Pipeline(
-            config,
-            pools=pools,
+            RunContext.of(config, pools, folder, events),
             learner=learner,
             prompts=prompts,
             sampling=None,
             evaluation=None,
-            folder=folder,
-            events=events,
             progress=Progress(),
             cluster=Endless(plan(config)),
             **saving,

@@ -7,12 +7,13 @@ import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Protocol
 
 import requests
 from ray.exceptions import AuthenticationError, RayError
 from ray.job_submission import JobSubmissionClient
 
+from cluster import ray_private
 from cluster.connection import TOKEN_ADVICE
 from commands.submit.request import JobState, UnreachableError
 from settings.exit_codes import BAD_INPUT, DRAINED, FAILED, FINISHED, one_line
@@ -156,12 +157,13 @@ for noisy in ("ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.
 logging.getLogger("ray._private.runtime_env").setLevel(logging.ERROR)
 
 
-class JobsClient(JobSubmissionClient):
+def jobs_client(address: str) -> JobSubmissionClient:
     """Ray's client, which waits for no answer for ever."""
 
-    def _do_request(self, method: str, endpoint: str, **options: Any) -> requests.Response:
-        answer_s = UPLOAD_TIMEOUT_S if method == "PUT" else ANSWER_TIMEOUT_S
-        return super()._do_request(method, endpoint, timeout=(CONNECT_TIMEOUT_S, answer_s), **options)
+    def timeout_of(method: str) -> tuple[float, float]:
+        return CONNECT_TIMEOUT_S, UPLOAD_TIMEOUT_S if method == "PUT" else ANSWER_TIMEOUT_S
+
+    return ray_private.jobs_client(address, timeout_of)
 
 
 @contextmanager

@@ -16,15 +16,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from ray.job_submission import JobSubmissionClient
 from ray.util.state import list_actors
 
 from cluster.connection import NAMESPACE
 from cluster.mailbox import actor_name
+from cluster.ray_private import sent_files
 from commands.submit.ray_client import (
     RUN,
     SETTINGS,
-    JobsClient,
     is_ended,
+    jobs_client,
     jobs_of,
     next_job_id,
     reported,
@@ -220,8 +222,8 @@ class RayJobs:
         return state_of(job, log, earlier)
 
     @cached_property
-    def _client(self) -> JobsClient:
-        return JobsClient(self._address)
+    def _client(self) -> JobSubmissionClient:
+        return jobs_client(self._address)
 
 
 def _entry_point(request: Request, config: str | None) -> list[str]:
@@ -270,17 +272,7 @@ class Package:
 
 def find_package(root: Path, *, max_bytes: int = MAX_BYTES) -> Package:
     """What Ray sends of the folder; ValueError naming its largest parts if that is too much."""
-    from ray._private.ray_constants import get_runtime_env_default_excludes
-    from ray._private.runtime_env.packaging import _dir_travel, _get_excludes
-
-    sizes: dict[Path, int] = {}
-
-    def add(path: Path) -> None:
-        if path.is_file():
-            sizes[path.relative_to(root)] = path.stat().st_size
-
-    excludes = [*get_runtime_env_default_excludes(), *EXCLUDES]
-    _dir_travel(root, [_get_excludes(root, excludes)], add, include_gitignore=True)
+    sizes = sent_files(root, EXCLUDES)
     package = Package(root, sizes)
     if package.num_bytes > max_bytes:
         raise ValueError(

@@ -23,7 +23,6 @@ from actors.engine import (
     EngineSettings,
     Generation,
     GenerationRequest,
-    LoadReport,
     Sampling,
     TokenScores,
     Vitals,
@@ -31,10 +30,11 @@ from actors.engine import (
 from actors.rollout_worker import RolloutWorker
 from records.checkpoints import WriteReport, record_of
 from records.files import append_row
-from settings.run import EngineConfig, RunConfig
+from settings.engine import EngineConfig
+from settings.run import RunConfig
 from settings.teachers import role_of_source
 from transport.batches import PROMPT_SCHEMA, SAMPLED, TeacherSignal, check_scored
-from transport.notes import Heartbeat
+from transport.notes import Heartbeat, LoadReport
 from transport.parcels import tables_of_slots
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest, check_buckets, checksum

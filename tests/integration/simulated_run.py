@@ -18,6 +18,7 @@ from cluster.ray_actors import WorkerSpec
 from cluster.replica_check import ReplicaCheck
 from cluster.waiting import together
 from controller.checkpointing import Checkpointer
+from controller.context import RunContext
 from controller.learner_group import LearnerGroup
 from controller.pipeline import Pipeline
 from controller.recovery import Progress, restore
@@ -187,14 +188,11 @@ async def simulated_run(
         prompts.issued.clear()
         saving = {"learner": group, "store": store, "folder": folder, "events": events}
         pipeline = Pipeline(
-            config,
-            pools=pools,
+            RunContext.of(config, pools, folder, events),
             learner=group,
             prompts=prompts,
             sampling=SAMPLING,
             evaluation=evaluation,
-            folder=folder,
-            events=events,
             cluster=cluster,
             restore=restore_newest,
             progress=progress,

@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
+from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, Sampling
 from actors.vllm import open_engine
 from learner.publisher import WeightHistory, publish_weights
-from settings.run import EngineConfig
-from transport.weight_sources import BucketsInPlace
+from settings.engine import EngineConfig
+from tests.unit.buckets_in_place import BucketsInPlace
+from transport.notes import LoadReport
 from transport.weights import WeightManifest
 
 T = TypeVar("T")

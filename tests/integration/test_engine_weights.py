@@ -27,7 +27,7 @@ from tests.integration.test_engine_scene import (
     settings,
     until,
 )
-from transport.weight_sources import BucketsInPlace
+from tests.unit.buckets_in_place import BucketsInPlace
 
 pytestmark = pytest.mark.timeout(120)
 

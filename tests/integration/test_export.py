@@ -28,7 +28,7 @@ WITH_VLLM = """
 import json, sys
 from actors.engine import EngineSettings
 from actors.vllm import prepare_environment
-from settings.run import EngineConfig
+from settings.engine import EngineConfig
 path, prompts = sys.argv[1], json.loads(sys.argv[2])
 prepare_environment(EngineSettings(path, "float32", "cpu", 0, 32, (), EngineConfig()))
 from vllm import LLM

@@ -107,6 +107,7 @@ def configured(name: str, paths: dict[str, str], **learner: Any) -> tuple[RunCon
     """Return the checked configuration of an option, what the teacher sends for it, and its special tokens."""
     given = {section: dict(values) for section, values in OPTIONS[name].items() if section != "special_token_ids"}
     objective = given.pop("objective", {"name": "power", "alpha": 1.0})
+    given["logging"] = {"diagnostics_every": int(objective.get("baseline") == "closed_form")}
     config = run_config(paths["student"], learner={"learning_rate": 2e-3, **learner}, **given)
     config = config.model_copy(
         update={

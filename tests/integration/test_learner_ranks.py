@@ -140,6 +140,7 @@ def one_step_at_every_stage(rank: int, world_size: int, port: int, model_path: s
                 model_path,
                 learner={"zero_stage": stage, **READ_OUT_GRADIENT},
                 objective={"normaliser": normaliser, "stop_mode": "mask"},
+                logging={"diagnostics_every": 1},
             )
             learner = make_rank(config, rank, world_size, port)
             result = learner.train_step(0, share(table, rank, world_size))

@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 PROGRAM = """
 import os, sys
-from settings.load import load_config
+from settings.run_files import load_config
 from transport.stop_tokens import StopTokens
 from learner.rank import LearnerRank
 

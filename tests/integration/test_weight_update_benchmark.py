@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def test_the_benchmark_reports_all_parts_of_an_update_and_one_fetch_per_version() -> None:
     sizes = ["--size=tiny", "--runs=2", "--warmup=0", "--engines=2", "--settle-s=0.3", "--delta"]
-    line = [sys.executable, "benchmarks/weight_update.py", *sizes]
+    line = [sys.executable, "benchmarks/weights.py", *sizes]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=360, check=False)
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout.strip().splitlines()[-1])["variants"]["update"]

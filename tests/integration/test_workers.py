@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import ray
 
-from actors.engine import Engine, EngineSettings, LoadReport, Sampling
+from actors.engine import Engine, EngineSettings, Sampling
 from actors.rollout_worker import RolloutWorker, StreamItem
 from actors.teacher_worker import TeacherWorker
 from actors.vllm import open_engine
@@ -28,7 +28,7 @@ from tests.integration.test_engine_scene import (
     settings,
 )
 from transport.batches import ROLLOUT_SCHEMA, check_rollouts, check_scored
-from transport.notes import EndOfStream, Parcel, ScoreNote
+from transport.notes import EndOfStream, LoadReport, Parcel, ScoreNote
 from transport.parcels import tables_of_slots
 from transport.stop_tokens import StopMode, StopTokens
 from transport.weight_sources import ObjectStoreSource, WeightSource

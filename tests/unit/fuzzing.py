@@ -10,13 +10,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import launch
+from settings.exit_codes import BAD_INPUT, FINISHED
 from tests.unit.conftest import MODELS, ROOT
 
 DEMO = str(ROOT / "configs" / "demo.yaml")
 DEAD = "127.0.0.1:1"
 """Nothing listens there, so a command that gets so far is told at once."""
 
-OUTCOMES = (launch.FINISHED, launch.BAD_INPUT)
+OUTCOMES = (FINISHED, BAD_INPUT)
 
 
 def examples(number: int) -> settings:
@@ -51,7 +52,7 @@ def check(arguments: Sequence[str], folder: Path) -> int:
     lines = errors.getvalue().splitlines()
     assert code in OUTCOMES, (code, lines)
     assert _content(folder) == before, "something was written"
-    if code == launch.BAD_INPUT:
+    if code == BAD_INPUT:
         assert len(lines) == 1, lines
         assert lines[0].startswith("error: "), lines
         assert len(lines[0]) > len("error: ") + 5, lines
@@ -64,7 +65,7 @@ def check(arguments: Sequence[str], folder: Path) -> int:
 def refusal(arguments: Sequence[str], folder: Path) -> str:
     """The one line that a command is refused with."""
     errors = io.StringIO()
-    assert check(arguments, folder) == launch.BAD_INPUT
+    assert check(arguments, folder) == BAD_INPUT
     with redirect_stderr(errors):
         launch.main(list(arguments))
     return errors.getvalue().strip()

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 import launch
+from commands.checks import load_checked
 from learner.served import signal_kind
-from settings.run_files import load_config
+from settings.exit_codes import FINISHED
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "examples" / "arithmetic" / "models"
@@ -95,7 +96,7 @@ def test_settings_that_contradict_each_other_are_refused_by_name(
     ids=lambda options: " ".join(options),
 )
 def test_settings_that_belong_together_are_served(arguments: list[str], options: tuple[str, ...]) -> None:
-    assert launch.main([*arguments, *options]) == launch.FINISHED
+    assert launch.main([*arguments, *options]) == FINISHED
 
 
 @pytest.mark.parametrize(
@@ -118,6 +119,6 @@ def test_settings_that_belong_together_are_served(arguments: list[str], options:
 def test_the_teacher_sends_what_the_objective_and_its_options_need_together(
     options: tuple[str, ...], kind: str
 ) -> None:
-    config = launch.check_objective(load_config(str(ROOT / "configs" / "demo.yaml"), options))
+    config = load_checked(str(ROOT / "configs" / "demo.yaml"), options)
     assert signal_kind(config) == kind
     assert config.evaluation.teacher == (kind != "full")

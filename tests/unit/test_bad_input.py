@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 import launch
+from commands.checks import load_checked
+from settings.exit_codes import BAD_INPUT, FINISHED
 from settings.run_files import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,7 +21,7 @@ Refused = Callable[..., str]
 def test_a_dry_run_prints_the_resolved_configuration_and_the_placement_plan(
     arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    assert launch.main([*arguments, "--objective.alpha", "2", "--cluster.num_cpus", "2"]) == launch.FINISHED
+    assert launch.main([*arguments, "--objective.alpha", "2", "--cluster.num_cpus", "2"]) == FINISHED
     printed = capsys.readouterr().out
     assert "alpha: 2.0" in printed
     assert "#   teacher: 1 x (0.5 CPU)" in printed
@@ -31,12 +33,12 @@ def test_a_dry_run_prints_the_resolved_configuration_and_the_placement_plan(
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_every_shipped_configuration_is_valid(path: Path) -> None:
     if path.stem.startswith("compare"):
-        assert launch.main(["compare", "--config", str(path), "--dry-run"]) == launch.FINISHED
+        assert launch.main(["compare", "--config", str(path), "--dry-run"]) == FINISHED
     elif path.stem.startswith("plan"):
         quick = ["--simulation.responses", "64", "--simulation.steps", "1", "--target.tokens_per_s", "null"]
-        assert launch.main(["plan", "--config", str(path), *quick]) == launch.FINISHED
+        assert launch.main(["plan", "--config", str(path), *quick]) == FINISHED
     else:
-        launch.check_objective(load_config(str(path)))
+        load_checked(str(path))
 
 
 def test_an_unknown_key_names_the_nearest_known_one(refused: Refused) -> None:
@@ -95,7 +97,7 @@ def test_staleness_without_an_importance_correction_is_refused(refused: Refused)
 
 def test_a_synchronous_run_may_go_without_importance_correction(arguments: list[str]) -> None:
     options = ["--importance.name", "none", "--max-staleness", "0", "--batches-ahead", "0"]
-    assert launch.main([*arguments, *options]) == launch.FINISHED
+    assert launch.main([*arguments, *options]) == FINISHED
 
 
 def test_a_prompt_longer_than_the_context_is_refused(refused: Refused, data: Path) -> None:
@@ -110,7 +112,7 @@ def test_an_existing_run_folder_is_refused_without_resume(
     arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     (tmp_path / "runs" / "demo").mkdir(parents=True)
-    assert launch.main([*arguments, "--run-name", "demo"]) == launch.BAD_INPUT
+    assert launch.main([*arguments, "--run-name", "demo"]) == BAD_INPUT
     assert "already exists" in capsys.readouterr().err
 
 
@@ -143,9 +145,9 @@ def test_an_objective_that_no_worker_can_serve_is_refused(
 
 @pytest.mark.parametrize("name", ["reverse_kl", "forward_kl", "jsd", "power_full", "veto", "linear_kl"])
 def test_divergences_may_train_stale_tokens_without_correction(arguments: list[str], name: str) -> None:
-    assert launch.main([*arguments, "--objective.name", name, "--importance.name", "none"]) == launch.FINISHED
+    assert launch.main([*arguments, "--objective.name", name, "--importance.name", "none"]) == FINISHED
 
 
 @pytest.mark.parametrize("name", ["lsm", "eopd", "aopd", "top_k_forward_kl"])
 def test_objectives_on_the_likeliest_tokens_are_served(arguments: list[str], name: str) -> None:
-    assert launch.main([*arguments, "--objective.name", name, "--objective.k", "8"]) == launch.FINISHED
+    assert launch.main([*arguments, "--objective.name", name, "--objective.k", "8"]) == FINISHED

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import launch
+from settings.exit_codes import FINISHED
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "examples" / "arithmetic" / "models"
@@ -32,7 +33,7 @@ def test_several_teachers_a_reference_and_graded_outcomes_are_placed(
     options = ["--teacher.sources", "[math]", "--objective.name", "g_opd", "--outcome.rl_coef", "0.5"]
     options += ["--reference.model_path", str(MODELS / "student"), "--num_samples_per_prompt", "2"]
     options += ["--cluster.num_cpus", "4"]
-    assert launch.main([*arguments, *SECOND, *options]) == launch.FINISHED
+    assert launch.main([*arguments, *SECOND, *options]) == FINISHED
     printed = capsys.readouterr().out
     assert "#   teacher-second: 1 x (1 CPU)" in printed
     assert "#   reference: 1 x (1 CPU)" in printed
@@ -143,6 +144,6 @@ def test_a_reference_that_no_objective_asks_for_starts_no_workers(
     arguments: list[str], capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     options = ["--reference.model_path", str(MODELS / "student"), "--cluster.num_cpus", "2"]
-    assert launch.main([*arguments, *options]) == launch.FINISHED
+    assert launch.main([*arguments, *options]) == FINISHED
     assert "#   reference" not in capsys.readouterr().out
     assert "reference.model_path is not used: power compares with no reference model" in caplog.text

@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from commands.checks import load_checked
 from commands.compare.figures import draw_curves, running_median
 from commands.compare.plan import CompareConfig, PlannedRun, describe, plan_runs
 from commands.compare.results import build_rows, positions_of, to_markdown, write_results
 from commands.compare.runs import ATTEMPTS, memory_of, run_all
 from records.files import append_row
 from settings.load import load_settings, save_config
-from settings.run import RunConfig
-from settings.run_files import load_config
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -48,7 +47,7 @@ def compare_config(folder: Path, **changes: Any) -> CompareConfig:
 
 
 def planned(folder: Path, **changes: Any) -> list[PlannedRun]:
-    return plan_runs(compare_config(folder, **changes), lambda path, options: load_config(path, options))
+    return plan_runs(compare_config(folder, **changes))
 
 
 def finish(
@@ -86,7 +85,7 @@ def test_every_objective_has_its_first_seed_before_any_has_its_second(tmp_path: 
     names = [run.config.run_name for run in runs]
     assert names == ["vanilla-seed3", "power-alpha-5-seed3", "vanilla-seed5", "power-alpha-5-seed5"]
     assert [run.config.seed for run in runs] == [3, 3, 5, 5]
-    assert runs[1].config.objective.parameters == {"alpha": 5}
+    assert runs[1].config.objective.parameters["alpha"] == 5
     assert "--objective.alpha=5" in runs[1].options
     assert {describe(run) for run in runs} == {"new"}
 
@@ -172,11 +171,8 @@ def test_a_comparison_cut_short_writes_what_it_has_and_names_what_is_missing(tmp
     runs = planned(tmp_path)
     finish(runs[0], accuracies=(0.1, 0.5, 0.5), norms=(8.0, 2.0, 4.0, 2.0))
 
-    def log_ratio(run: PlannedRun, teacher_p: Any, student_p: Any) -> Any:
-        return None if run.label == "vanilla" else teacher_p.log() - student_p.log()
-
     said: list[str] = []
-    write_results(compare_config(tmp_path), runs, reward_of=log_ratio, say=said.append)
+    write_results(compare_config(tmp_path), runs, say=said.append)
     folder = tmp_path / "results"
     text = (folder / "table.md").read_text()
     assert "Not finished, and not in the table: power-alpha-5-seed3, vanilla-seed5, power-alpha-5-seed5." in text
@@ -219,13 +215,13 @@ def test_runs_that_are_finished_are_skipped_and_a_failed_one_does_not_stop_the_o
         started.append(run.config.run_name)
         return ["false" if len(started) == 1 else "true"]
 
-    assert run_all(runs, command_of, is_local=True, say=lambda text: None) == 1
+    assert run_all(runs, command_of, say=lambda text: None) == 1
     assert started == ["power-alpha-5-seed3", "vanilla-seed5", "power-alpha-5-seed5"]
 
 
 def test_a_refused_run_ends_the_comparison_with_its_exit_code(tmp_path: Path) -> None:
     commands = iter([["sh", "-c", "exit 2"]])
-    assert run_all(planned(tmp_path), lambda run: next(commands), is_local=True, say=lambda text: None) == 2
+    assert run_all(planned(tmp_path), lambda run: next(commands), say=lambda text: None) == 2
 
 
 def test_the_memory_of_a_process_counts_its_children() -> None:
@@ -240,11 +236,6 @@ def test_the_memory_of_a_process_counts_its_children() -> None:
 
 
 def test_the_configuration_that_a_run_resolves_to_is_the_one_checked(tmp_path: Path) -> None:
-    seen: list[list[str]] = []
-
-    def resolve(path: str, options: Any) -> RunConfig:
-        seen.append(list(options))
-        return load_config(path, options)
-
-    plan_runs(compare_config(tmp_path), resolve)
-    assert all(f"--runs_path={tmp_path / 'runs'}" in options for options in seen)
+    for run in planned(tmp_path):
+        assert load_checked(str(tmp_path / "base.yaml"), run.options) == run.config
+        assert run.config.runs_path == str(tmp_path / "runs")

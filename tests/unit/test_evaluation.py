@@ -12,13 +12,13 @@ import pytest
 import launch
 from cluster.placement import plan
 from commands.evaluate import model_fingerprint
-from evaluation.metrics import GradedSample, Measures, latest_rows, mean_of_rows, result_of
+from evaluation.metrics import GradedSample, latest_rows, mean_of_rows, result_of
 from evaluation.results import EvaluatedProblem, KeptResults, ResultFolder, result_table, samples_of
 from evaluation.view import progress_line, results_table
 from records.events import Events
 from records.run_folder import RunFolder
-from rewards import avg_at_k, maj_at_k, pass_at_k, pass_at_k_unbiased
 from settings.evaluation import EvaluationConfig
+from settings.exit_codes import BAD_INPUT, FINISHED
 from settings.run_files import load_config
 from transport.batches import ROLLOUT_SCHEMA
 
@@ -38,11 +38,10 @@ SAMPLES_PK = [
     [sample(0, 0), sample(1, 1, "right"), sample(2, 1, "right", tokens=30)],
     [sample(0, 0), sample(1, 0, "timed out"), sample(2, 2, "right", cut=True)],
 ]
-MEASURES = Measures(avg_at_k, pass_at_k, pass_at_k_unbiased, maj_at_k)
 
 
 def test_a_row_holds_every_number_of_a_benchmark_at_its_k() -> None:
-    row = result_of("tiny", SAMPLES_PK, 2, MEASURES).row()
+    row = result_of("tiny", SAMPLES_PK, 2).row()
     assert row == {
         **{"benchmark": "tiny", "n": 3, "k": 2, "num_problems": 2, "num_timed_out": 1},
         **{"avg_at_k": pytest.approx(1 / 4), "pass_at_k": 0.5, "maj_at_k": 0.0},
@@ -50,12 +49,12 @@ def test_a_row_holds_every_number_of_a_benchmark_at_its_k() -> None:
         "mean_length": pytest.approx((10 + 10 + 30 + 10 + 10 + 10) / 6),
         "truncated_frac": pytest.approx(1 / 6),
     }
-    assert result_of("tiny", SAMPLES_PK, 3, MEASURES).maj_at_k == 0.5
+    assert result_of("tiny", SAMPLES_PK, 3).maj_at_k == 0.5
 
 
 def test_the_mean_over_benchmarks_counts_each_the_same_and_one_row_stays_as_it_is() -> None:
     rows = [
-        result_of(name, samples, 2, MEASURES).row()
+        result_of(name, samples, 2).row()
         for name, samples in zip("ab", ([*SAMPLES_PK] * 5, SAMPLES_PK[:1]), strict=True)
     ]
     mean = mean_of_rows([{"step": 3, "model": "student", **row} for row in rows])
@@ -151,7 +150,7 @@ def test_progress_tells_the_time_left_at_the_rate_since_it_went_on() -> None:
 
 
 def test_the_table_ends_with_the_mean() -> None:
-    rows = [result_of(name, SAMPLES_PK, k, MEASURES).row() for name in ("a", "b") for k in (1, 3)]
+    rows = [result_of(name, SAMPLES_PK, k).row() for name in ("a", "b") for k in (1, 3)]
     means = [mean_of_rows([row for row in rows if row["k"] == k]) for k in (1, 3)]
     settings = {"n": 3, "k": [1, 3], "temperature": 1.0, "top_p": 1.0, "top_k": -1, "seed": 0, "max_tokens": 5}
     table = results_table({"model": "m", "settings": settings, "results": rows, "mean": means})
@@ -192,7 +191,7 @@ def eval_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> EvalRefu
 
     def run(*options: Any) -> str:
         line = ["eval", "--runs-path", str(tmp_path / "runs"), *map(str, options)]
-        assert launch.main(line) == launch.BAD_INPUT
+        assert launch.main(line) == BAD_INPUT
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1, lines
         assert not (tmp_path / "runs").exists()
@@ -214,7 +213,7 @@ def test_a_model_folder_and_a_benchmark_are_enough(tiny: Path, capsys: pytest.Ca
         "16",
     ]
     line += ["--n", "4", "--k", "1,4", "--temperature", "0.6", "--top-k", "20", "--limit", "5", "--dry-run"]
-    assert launch.main([*line, "--rollout.num_workers", "2", "--cluster.num_cpus", "2"]) == launch.FINISHED
+    assert launch.main([*line, "--rollout.num_workers", "2", "--cluster.num_cpus", "2"]) == FINISHED
     printed = capsys.readouterr().out
     for expected in ("num_samples: 4", "temperature: 0.6", "max_problems: 5", "rollout: 2 x (1 CPU"):
         assert expected in printed
@@ -263,7 +262,7 @@ def test_data_that_the_definition_does_not_expect_is_used_with_a_warning(
         "--max-tokens",
         "16",
     ]
-    assert launch.main([*line, "--dry-run"]) == launch.FINISHED
+    assert launch.main([*line, "--dry-run"]) == FINISHED
     assert "benchmark gsm8k: expected 1319 problems, found 6" in caplog.text
 
 

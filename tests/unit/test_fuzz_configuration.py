@@ -10,9 +10,9 @@ import yaml
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import launch
 from commands.compare.plan import CompareConfig
 from commands.plan.plan_config import PlanConfig
+from settings.exit_codes import BAD_INPUT
 from settings.load import _dotted_keys
 from settings.run import RunConfig
 from tests.unit.conftest import MODELS, ROOT
@@ -159,7 +159,7 @@ def test_any_command_line_works_or_is_refused(folder: Path, command: str, line: 
 @examples(150)
 def test_any_command_to_a_run_that_is_not_there_is_refused(folder: Path, command: str, line: list[str]) -> None:
     if "--help" not in line:
-        assert check([command, *line, f"--address={DEAD}", "--run=x"], folder) == launch.BAD_INPUT
+        assert check([command, *line, f"--address={DEAD}", "--run=x"], folder) == BAD_INPUT
 
 
 @given(key=near(list(_dotted_keys(CompareConfig))), value=values)

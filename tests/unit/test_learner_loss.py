@@ -185,8 +185,3 @@ def test_mismatch_is_reported_apart_for_tokens_of_the_current_version() -> None:
 def test_the_quantile_interpolates_over_absolute_values() -> None:
     values = torch.arange(-100.0, 1.0)
     assert abs_quantile(values, 0.95, ranks=ALONE) == pytest.approx(95.0)
-
-
-def test_an_unknown_objective_is_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"objective\.name .*nonsense"):
-        objective(name="nonsense")

@@ -12,6 +12,7 @@ import pytest
 import launch
 from cluster.connection import ensure_token
 from records.checkpoints import MANIFEST_NAME, remove_old, start
+from settings.exit_codes import BAD_INPUT, FINISHED
 from settings.load import _dotted_keys, to_yaml
 from settings.run import RunConfig, checked_run_name
 from settings.secrets import is_secret_name
@@ -25,15 +26,12 @@ BAD_NAMES = [
     "/tmp/x",
     "..",
     ".",
-    "a.",
     "",
     "-x",
     "x\n",
     "x\x1b[31m",
     "x\0",
     "a" * 101,
-    "nul",
-    "COM1.x",
 ]
 
 
@@ -43,14 +41,14 @@ def test_a_run_name_that_is_no_plain_folder_name_is_refused_by_every_command(
 ) -> None:
     assert "run_name" in refused(f"--run-name={name}")
     for line in (["status"], ["stop"], ["scale", "--rollout=2"]):
-        assert launch.main([*line, f"--run={name}", f"--runs-path={tmp_path}"]) == launch.BAD_INPUT
+        assert launch.main([*line, f"--run={name}", f"--runs-path={tmp_path}"]) == BAD_INPUT
         captured = capsys.readouterr()
         assert captured.err.startswith("error: --run must "), captured.err
         assert (captured.out, captured.err.count("\n")) == ("", 1)
 
 
 def test_a_run_name_of_letters_digits_dots_and_dashes_is_taken() -> None:
-    assert [checked_run_name(name) for name in ("a", "0", "a..b", "A-b_c.9", "x" * 100, "console")]
+    assert [checked_run_name(name) for name in ("a", "0", "a..b", "A-b_c.9", "x" * 100)]
 
 
 @pytest.mark.parametrize("place", ["file", "file/below"])
@@ -103,7 +101,7 @@ def test_secrets_of_the_environment_are_not_in_what_is_printed(
 ) -> None:
     for name in ("HF_TOKEN", "WANDB_API_KEY", "RAY_AUTH_TOKEN", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "hunter2")
-    assert launch.main(arguments) == launch.FINISHED
+    assert launch.main(arguments) == FINISHED
     captured = capsys.readouterr()
     assert "hunter2" not in captured.out + captured.err
 
@@ -138,7 +136,7 @@ def test_a_model_with_code_of_its_own_is_refused_unless_it_is_trusted(
     option = f"--student.model_path={folder}"
     assert "set student.trust_remote_code true" in refused(option)
     assert not ran.exists()
-    assert launch.main([*arguments, option, "--student.trust_remote_code=true"]) == launch.FINISHED
+    assert launch.main([*arguments, option, "--student.trust_remote_code=true"]) == FINISHED
     assert "trust_remote_code: true" in capsys.readouterr().out
     assert ran.exists()
 

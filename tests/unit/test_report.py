@@ -11,6 +11,7 @@ from plotly import graph_objects
 
 import launch
 from commands.report import write_report
+from commands.train import draw_report
 from records.files import append_row
 from records.run_folder import RunFolder
 from reporting.page.cost import pool_costs, waste_lines
@@ -330,5 +331,5 @@ def test_a_report_that_cannot_be_written_does_not_fail_the_run_and_is_logged(
     folder = write_run(tmp_path, "first", steps=2)
     folder.report.mkdir()
     (folder.report / "in the way").touch()
-    launch.draw_report(folder)
+    draw_report(folder)
     assert "the report could not be drawn" in caplog.text

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from rewards import BASELINES, DIVERGENCES, TOKEN_REWARDS, Entry, TeacherLogits, TeacherTopK, scheduled_beta
-from rewards.distributions import kl_terms
+from rewards.teacher import kl_terms
 
 V = 7
 few = settings(max_examples=25, deadline=None)

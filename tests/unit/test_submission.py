@@ -8,12 +8,12 @@ import pytest
 from ray._private.authentication_test_utils import reset_auth_token_state
 
 import launch
+from commands.checks import load_checked
 from commands.parser import build_parser
 from commands.submit.command import build_request, check_options, read_resources
 from commands.submit.ray_jobs import find_package, path_in_package
 from commands.submit.request import Request, read_environment
 from settings.exit_codes import BAD_INPUT, FINISHED
-from settings.run_files import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO = ["submit", "--config", str(ROOT / "configs" / "demo.yaml"), "--runs-path", "/shared/runs"]
@@ -43,11 +43,11 @@ def refused(token: None, capsys: pytest.CaptureFixture[str]) -> Submit:
     return run
 
 
-def request_of(*options: str, here: dict[str, str] | None = None) -> Request:
+def request_of(*options: str) -> Request:
     """The request of a command line that is valid."""
     arguments, rest = build_parser(None).parse_known_args([*DEMO, *options])
     check_options(arguments, rest)
-    return build_request(arguments, rest, load=load_config, here=here or {})
+    return build_request(arguments, rest)
 
 
 # -- the command line ---------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_the_entry_point_says_the_whole_run_and_goes_on_by_itself() -> None:
     ]
     arguments, options = build_parser(None).parse_known_args(["train", "--config", DEMO[2], *request.train])
     assert (arguments.resume, arguments.retries, arguments.force) == ("auto", 3, ["disk"])
-    config = load_config(arguments.config, options)
+    config = load_checked(arguments.config, options)
     assert (config.run_name, config.max_steps, request.run_name) == ("first", 7, "first")
     assert config.learner.resources.custom == {"learner": 1}
 

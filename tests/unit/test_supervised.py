@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 import launch
-from commands.retries import Supervisor
+from commands.retries import Retries
 from records.run_folder import RunFolder
 from settings.exit_codes import BAD_INPUT, DRAINED, FAILED, FINISHED
 
@@ -46,9 +46,9 @@ for word in what.split("+"):
 def supervised(path: Path, course: str, *, retries: int) -> tuple[int, list[str], list[str]]:
     """Exit code, the resume flags of all starts, and what was said. `course` says what each start does."""
     said: list[str] = []
-    supervisor = Supervisor(RunFolder(path), retries=retries, first_pause_s=0.01, say=said.append)
+    retried = Retries(RunFolder(path), retries=retries, first_pause_s=0.01, say=said.append)
     line = [sys.executable, "-c", CHILD, str(path), course]
-    code = supervisor.run([*line, "first"], [*line, "again"])
+    code = retried.run([*line, "first"], [*line, "again"])
     starts = sorted(path.glob("started-*"), key=lambda each: int(each.name.split("-")[1]))
     return code, [start.read_text() for start in starts], said
 
