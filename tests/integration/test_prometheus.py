@@ -46,7 +46,7 @@ def exported(run_name: str) -> Series:
 
 
 async def trained(path: Path, run_name: str) -> set[str]:
-    """A simulated run of three steps that tells Prometheus, with an evaluation and a death; returns the names in rows."""
+    """A simulated run that tells Prometheus, with an evaluation and a death; returns what its rows told."""
     board = Prometheus(run_name)
     config = run_config(path, run_name=run_name, max_steps=3)
     monitor = Monitor(config)

@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from records.files import read_rows
+from records.metrics import declared, required_keys
 from records.run_folder import valid_ledger
 from records.timeline import read_spans
 from tests.integration.browser import CHROMIUM, assert_good
@@ -191,6 +192,8 @@ def test_an_asynchronous_run_with_two_workers_of_each_kind_keeps_its_bound_and_e
     assert run(command(workspace, "asynchronous", **settings)).returncode == 0
     path = workspace / "asynchronous"
     rows = read_rows(path / "metrics.jsonl")
+    assert [key for row in rows for key in row if declared(key) is None] == []
+    assert all(row.keys() >= {*required_keys()} for row in rows)
     assert len(rows) == 8
     assert max(row["staleness/max"] for row in rows) <= 2
     uids = [uid for uids in valid_ledger(path / "ledger.jsonl").values() for uid in uids]

@@ -127,6 +127,7 @@ def test_the_phases_of_a_start_follow_one_another_and_each_has_its_own_seconds()
         return waiting["phase"], waiting["seconds"]
 
     assert phase() == ("placing", 0.0)
+    assert waited_for({"rollout": pool(worker("rollout-0"), planned=2)}, is_running=False)[1] == "rollout (1 of 2)"
     clock.now += 9
     assert phase(worker("rollout-0", pid=None)) == ("placing", 9.0)
     both = [worker("rollout-0"), worker("rollout-1", pid=None)]
@@ -144,11 +145,6 @@ def test_the_phases_of_a_start_follow_one_another_and_each_has_its_own_seconds()
     assert phase(*both, is_running=True)[0] == "first batch"
     monitor.step(row(1))
     assert monitor.status({"rollout": pool(*both)}, is_running=True)["waiting"] is None
-
-
-def test_what_is_waited_for_names_the_pools_that_are_not_complete() -> None:
-    pools = {"rollout": pool(worker("rollout-0"), planned=2), "teacher": pool(worker("teacher-0"))}
-    assert waited_for(pools, is_running=False) == ("placing", "rollout (1 of 2)")
 
 
 @pytest.mark.parametrize(
