@@ -3,7 +3,7 @@
     settings <- transport <- rewards <- ... <- commands <- launch
 
 `tests/unit/test_layout.py` checks this repository, and small trees with a planted breach; `docs/architecture.md`
-shows the same order.
+shows the same order. `python -m tests.unit.layout` prints how large every folder is.
 """
 
 import ast
@@ -121,3 +121,23 @@ def _while_loading(found: Iterable[ast.AST]) -> Iterator[ast.AST]:
             case _:
                 yield node
                 yield from _while_loading(ast.iter_child_nodes(node))
+
+
+def lines(path: Path) -> int:
+    """Return how many lines a file of this repository has."""
+    return len((ROOT / path).read_text(encoding="utf-8").splitlines())
+
+
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Yield the name and the lines of each function of a file of this repository."""
+    for node in nodes(ROOT / path):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name, (node.end_lineno or 0) - node.lineno + 1
+
+
+if __name__ == "__main__":
+    product = files(ROOT, *ORDER)
+    for title, found in [(name, files(ROOT, name)) for name in (*ORDER, *OTHERS)] + [("product", product)]:
+        print(f"{title:12} {sum(map(lines, found)):6,} lines in {len(found):3} files")
+    print(f"largest file {max((lines(path), str(path)) for path in product)}")
+    print(f"largest function {max((n, f'{path}: {name}') for path in product for name, n in functions(path))}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.layout import FEWER, ORDER, ROOT, breaches, circle, files, imported, nodes
+from tests.unit.layout import FEWER, ORDER, ROOT, breaches, circle, files, functions, imported, lines, nodes
 
 MAX_LINES_OF_A_FILE = 400
 MAX_LINES_OF_A_FUNCTION = 60
@@ -24,10 +24,6 @@ SMALL, MAX_SMALL_FILES = 50, 20
 BROAD = {"Exception", "BaseException"}
 PRODUCT = files(ROOT, *ORDER)
 EVERY_FILE = [*PRODUCT, *files(ROOT, "examples", "docs", "tests")]
-
-
-def lines(path: Path) -> int:
-    return len((ROOT / path).read_text(encoding="utf-8").splitlines())
 
 
 def is_swallowing(node: ast.AST) -> bool:
@@ -112,11 +108,8 @@ def test_ray_remote_is_applied_in_one_file_only() -> None:
 def test_no_file_and_no_function_grows_beyond_what_one_can_read() -> None:
     long = {str(path): lines(path) for path in EVERY_FILE if lines(path) > MAX_LINES_OF_A_FILE}
     for path in EVERY_FILE:
-        for node in nodes(ROOT / path):
-            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                length = (node.end_lineno or 0) - node.lineno + 1
-                if length > MAX_LINES_OF_A_FUNCTION:
-                    long[f"{path}: {node.name}"] = length
+        over = {name: length for name, length in functions(path) if length > MAX_LINES_OF_A_FUNCTION}
+        long |= {f"{path}: {name}": length for name, length in over.items()}
     assert long.keys() - STILL_LONG == set()
 
 
