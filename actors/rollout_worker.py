@@ -60,11 +60,11 @@ class RolloutWorker(EngineWorker):
             self._receiver.release(manifest)
 
     async def join_weight_group(self, rendezvous: Rendezvous, rank: int) -> None:
-        """Take part in broadcasts of weights; returns when all members have come."""
+        """Take part in weight broadcasts; returns when all members have joined."""
         await self._receive(self._receiver.join, rendezvous, rank)
 
     async def receive_weights(self, manifest: WeightManifest) -> float:
-        """Receive a broadcast set into the node's file, beside generation; returns the seconds it took.
+        """Receive a broadcast set into the node's file while generation continues; returns the seconds it took.
 
         `load_weights` finds it there.
         """

@@ -113,7 +113,7 @@ def is_whole(row: Mapping[str, Any]) -> bool:
 
 
 class Memory:
-    """The size of this process, ten times in the course of a run."""
+    """The size of this process, ten times during a run."""
 
     def __init__(self, num_steps: int) -> None:
         self._process = psutil.Process()

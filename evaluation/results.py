@@ -1,6 +1,6 @@
 """The graded responses of an evaluation on disk: part files while it runs, then one Parquet file per benchmark.
 
-FOLDER/settings.json               what was evaluated, and how: an evaluation continues with the same alone
+FOLDER/settings.json               what was evaluated, and how: an evaluation continues with the same only
 FOLDER/parts/000000.parquet ...    graded problems, whole, in the order in which they were finished
 FOLDER/BENCHMARK.parquet           at the end: a row per response, by problem and sample; the parts are gone
 """

@@ -24,7 +24,6 @@ from learner.diagnostics import step_diagnostics
 from learner.divergence import BatchDivergence, TeacherHead
 from learner.export import export_student
 from learner.facts import BatchFacts
-from learner.log_ratio_gradient import LogRatioGradient
 from learner.loss import MicroBatchLoss, Objective
 from learner.metrics import StepTokens, outcome_metrics, step_metrics, teacher_metrics
 from learner.publisher import BucketMemory, WeightHistory, publish_weights
@@ -45,6 +44,7 @@ from transport.weights import WeightManifest
 
 if TYPE_CHECKING:
     from learner.deepspeed_backend import DeepSpeedBackend
+    from learner.log_ratio_gradient import LogRatioGradient
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class LearnerRank:
         self.is_local = is_local
         self.teacher_head: TeacherHead | None = None
         self.objective = Objective.of(config, special_token_ids=special_token_ids)
-        self.log_ratio_gradient = LogRatioGradient(config)
+        self.log_ratio_gradient = _log_ratio_gradient(config)
         weights = config.weights
         self.bucket_memory = BucketMemory()
         self.weight_history = WeightHistory(full_every=weights.full_every) if weights.delta else None
@@ -162,8 +162,9 @@ class LearnerRank:
             padding=pack([], signal=self.signal).to(self.ranks.device),
             ranks=self.ranks,
         )
-        is_diagnosed = self.log_ratio_gradient.is_due(step)
-        log_ratio_norm = self.log_ratio_gradient.norm(window, self.backend) if is_diagnosed else {}
+        diagnostics, every = self.log_ratio_gradient, self.config.logging.diagnostics_every
+        is_diagnosed = diagnostics is not None and step % every == 0
+        log_ratio_norm = diagnostics.norm(window, self.backend) if is_diagnosed else {}
         losses = []
         for index, (batch, fixed) in enumerate(zip(window.batches, window.fixed, strict=True)):
             divergence = self.objective.divergence(batch, self.teacher_head)
@@ -228,7 +229,7 @@ class LearnerRank:
         self._sender().forget()
 
     def begin_checkpoint(self, folder: str) -> None:
-        """Take the learner's state as it is now; it is written to `folder` while training goes on."""
+        """Take the learner's state as it is now; it is written to `folder` while training continues."""
         self.checkpoints.begin(folder)
 
     def written_checkpoint(self) -> WriteReport | None:
@@ -330,6 +331,14 @@ class LearnerRank:
         with torch.no_grad():
             logp_N = self.backend.student(ids_N[:-1], positions_N, positions_N, ids_N[1:])[0]
         return logp_N.tolist()
+
+
+def _log_ratio_gradient(config: RunConfig) -> "LogRatioGradient | None":
+    if not config.logging.diagnostics_every:
+        return None
+    from learner.log_ratio_gradient import LogRatioGradient
+
+    return LogRatioGradient(config)
 
 
 def _node_address() -> str:

@@ -119,9 +119,15 @@ class NormaliserEntry:
     def __call__(self, reward_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
         return self.apply(reward_BT, response_mask_BT, self.statistics(reward_BT, response_mask_BT))
 
-    def statistics(self, reward_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
-        """Return float64 statistics_S of the unmasked rewards."""
-        return self._statistics(reward_BT, response_mask_BT)
+    @cached_property
+    def statistics(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """(reward_BT, response_mask_BT) -> float64 statistics_S of the unmasked rewards."""
+        return load(self.statistics_source)
+
+    @cached_property
+    def apply(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """(reward_BT, response_mask_BT, statistics_S of the window) -> rewards, normalised; 0 outside the mask."""
+        return load(self.apply_source)
 
     def merge(self, *statistics_S: Tensor) -> Tensor:
         """Return the statistics of one or more parts taken together."""
@@ -129,21 +135,9 @@ class NormaliserEntry:
             return reduce(lambda left_S, right_S: left_S + right_S, statistics_S)
         return reduce(lambda left_S, right_S: left_S.maximum(right_S), statistics_S)
 
-    def apply(self, reward_BT: Tensor, response_mask_BT: Tensor, statistics_S: Tensor) -> Tensor:
-        """Return this part's rewards, normalised by statistics of the whole window; 0 outside the mask."""
-        return self._apply(reward_BT, response_mask_BT, statistics_S)
-
     def validate(self, params: Mapping[str, object], *, field: str) -> Params:
         """Return `params` checked and completed with defaults; a ValueError calls them `field`.NAME."""
         return check_params(self.name, self.parameters, self.rules, params, field)
-
-    @cached_property
-    def _statistics(self) -> Callable[..., Tensor]:
-        return load(self.statistics_source)
-
-    @cached_property
-    def _apply(self) -> Callable[..., Tensor]:
-        return load(self.apply_source)
 
 
 def load(source: str) -> Callable[..., Tensor]:

@@ -56,7 +56,7 @@ class Heartbeat:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """One completed and verified weight load, with its seconds by part, in the order in which they pass.
+    """One completed and verified weight load, with the seconds of each phase in order.
 
     The engine keeps generating while it fetches and checks. It makes no token from the start of the pause to the
     end of the verification.
@@ -67,13 +67,13 @@ class LoadReport:
     fetch_s: float
     """Until the worker holds the bytes; also a wait for another engine of the node."""
     check_s: float
-    """Differences are applied, checksums computed, and one file written that all engines of the node load."""
+    """Applying differences, computing checksums, and writing the file that all engines of the node load."""
     pause_s: float
-    """Requests in flight are preempted and the cache is cleared."""
+    """Preempting requests in flight and clearing the cache."""
     load_s: float
-    """vLLM replaces its parameters."""
+    """Replacing vLLM's parameters."""
     verify_s: float
-    """The golden sequence is scored with the new weights."""
+    """Scoring the golden sequence with the new weights."""
     bytes_fetched: int
     """Bytes that this engine fetched; 0 if its node had them."""
     golden_difference: float

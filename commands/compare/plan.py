@@ -15,7 +15,8 @@ from pydantic import Field, model_validator
 
 from commands.checks import load_checked
 from records.run_folder import RunFolder
-from settings.run import NonNegative, RunConfig, Section
+from settings.engine import NonNegative, Section
+from settings.run import RunConfig
 from settings.run_files import load_config
 
 OWN_KEYS = {"run_name", "runs_path", "seed"}

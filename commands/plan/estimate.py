@@ -19,7 +19,8 @@ from commands.plan.rates import RatesConfig, override
 from commands.plan.timing import EngineRates
 from commands.plan.workers import LearnerRates
 from inputs.models import ModelsConfig, ModelSize, size_of
-from settings.run import EngineConfig, RunConfig
+from settings.engine import EngineConfig
+from settings.run import RunConfig
 
 OPTIMIZER_BYTES = 28
 """Bytes per parameter that an optimizer step reads and writes: fp32 weights and two moments, gradients."""

@@ -1,4 +1,7 @@
-"""All dashboards of a run in one place: they are told of steps, evaluations and events, and follow its status."""
+"""All dashboards of a run in one place: they are told of steps, evaluations and events, and follow its status.
+
+How much space the disks have left that the run writes to is read here too.
+"""
 
 import asyncio
 import logging
@@ -19,6 +22,11 @@ from settings.run import RunConfig
 
 if TYPE_CHECKING:
     from reporting.live.tensorboard import TensorBoard
+
+logger = logging.getLogger(__name__)
+
+EVERY_S = 15.0
+"""Free space is read so often."""
 
 
 class Board(Protocol):
@@ -132,15 +140,6 @@ def _wandb(config: RunConfig, folder: RunFolder) -> WandbWriter | None:
         return None
     settings = config.model_dump(mode="json")
     return WandbWriter(config.logging, folder=folder.path, run_name=config.run_name, settings=settings)
-
-
-# -- disk watch --------------------------------------------------------------------------------------------
-# How much space the disks that a run writes to have left, read again and again while it goes on.
-
-
-logger = logging.getLogger(__name__)
-
-EVERY_S = 15.0
 
 
 class DiskWatch:

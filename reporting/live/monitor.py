@@ -19,6 +19,9 @@ RECENT_S = 600.0
 
 MAX_RECENT = 1000
 
+WORK = ("time/rollout_wait_s", "time/score_wait_s", "time/train_s", "time/publish_s")
+"""What the learner does in a step but for pauses."""
+
 
 class Monitor:
     """The newest rows, events and evaluations of one run; times in seconds since the epoch."""
@@ -187,13 +190,6 @@ def waited_for(
 
 def _missing(have: Mapping[str, int], planned: Mapping[str, int]) -> str:
     return ", ".join(f"{role} ({have[role]} of {planned[role]})" for role in planned if have[role] < planned[role])
-
-
-# -- time left ---------------------------------------------------------------------------------------------
-# How long a run still takes, from its recent steps and the evaluations and checkpoints between them.
-
-
-WORK = ("time/rollout_wait_s", "time/score_wait_s", "time/train_s", "time/publish_s")
 
 
 def time_left_s(

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live view on a terminal, plain lines otherwise.
+"""What a person sees of a run in progress: a live view on a terminal, plain lines otherwise.
 
 The live view shows the status of the run (`RemoteControl.status`), which is asked for again and again: a long step
 or a slow start moves it too. Plain lines come with every step, evaluation and phase of the start.
@@ -26,7 +26,7 @@ REFRESH_S = 0.5
 
 
 class ProgressView:
-    """Shows a run while it goes on.
+    """Shows a run in progress.
 
     >>> async with view.following(controller.status):
     ...     view.say("run folder runs/first")
@@ -109,4 +109,4 @@ class ProgressView:
 def _log_failure(polling: asyncio.Task[None]) -> None:
     """A view that fails must not end the run."""
     if not polling.cancelled() and polling.exception() is not None:
-        logger.error("the live view has ended, the run goes on", exc_info=polling.exception())
+        logger.error("the live view has ended, the run continues", exc_info=polling.exception())

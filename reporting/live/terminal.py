@@ -14,6 +14,7 @@ from rich.text import Text
 
 from records.metric import keys_in
 from records.metrics import METRICS
+from reporting.advisor import percent
 from reporting.live.monitor import clock_text
 
 Status = Mapping[str, Any]
@@ -250,11 +251,6 @@ def _health(health: Mapping[str, Any]) -> str:
                 f"{kind.replace('_', ' ')} {sum(total.values())} ({roles}; {sum(recent.values())} recent)"
             )
     return f"{', '.join(parts)} (recent: last {minutes})" if parts else "no deaths, restarts or suspects"
-
-
-def percent(share: float) -> str:
-    """A share for people: `62 %`."""
-    return f"{share:.0%}".replace("%", " %")
 
 
 def seconds(value: float) -> str:

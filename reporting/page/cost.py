@@ -30,7 +30,7 @@ class PoolCost:
     per_1000_tokens: float | None
     """Device-seconds per 1,000 tokens trained in steps that count."""
     busy: float | None
-    """Mean share of the time in which a worker had anything in hand; None where no metric tells."""
+    """Mean share of the time in which a worker had any work; None where no metric tells."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The curves of a report: what was learned, and how, by optimizer step. Several runs share each figure."""
+"""The curves of a report: what was learned, and where the time went, by optimizer step. Runs share each figure."""
 
 from collections import defaultdict
 from collections.abc import Sequence
@@ -20,6 +20,19 @@ from reporting.page.run_data import Row, RunData, mean, number, total
 
 TENTHS = [(i + 0.5) / 10 for i in range(10)]
 """Middle of every tenth of a response."""
+
+STAGES = {
+    "time/rollout_wait_s": "waits for rollouts",
+    "time/score_wait_s": "waits for scores",
+    "time/train_s": "trains",
+    "time/publish_s": "publishes",
+}
+OTHER = "other"
+MAX_BARS = 120
+
+STUDENT = "student"
+Curves = dict[tuple[str, str], list[tuple[float, float]]]
+"""(step, accuracy) by model (student, or the role of a teacher) and benchmark."""
 
 SHARE = by_step("share", tickformat=".1~%", rangemode="tozero")
 
@@ -131,16 +144,7 @@ def _unless_all_zero(traces: list[Trace]) -> list[Trace]:
     return traces if any(value for trace in traces for value in trace["y"]) else []
 
 
-# -- accuracy figure ---------------------------------------------------------------------------------------
-# Held-out accuracy by step: a curve for each run and benchmark, its teachers as dotted lines.
-
-
-CAPTION = "Share of right answers on problems that are not trained on (avg@k). Dotted: the teacher."
-
-STUDENT = "student"
-
-Curves = dict[tuple[str, str], list[tuple[float, float]]]
-"""(step, accuracy) by model (student, or the role of a teacher) and benchmark."""
+# -- accuracy -------------------------------------------------------------------------------------------------
 
 
 def accuracy(runs: Sequence[RunData]) -> Figure:
@@ -159,7 +163,8 @@ def accuracy(runs: Sequence[RunData]) -> Figure:
                 traces.append(_trace(name, each, color, last=last, is_student=is_student))
             color += 1
     layout = by_step("avg@k", tickformat=".1~%", rangemode="tozero")
-    return Figure("accuracy", "Accuracy", CAPTION, traces, layout)
+    caption = "Share of right answers on problems that are not trained on (avg@k). Dotted: the teacher."
+    return Figure("accuracy", "Accuracy", caption, traces, layout)
 
 
 def _curves(run: RunData) -> Curves:
@@ -179,19 +184,7 @@ def _trace(name: str, found: list[tuple[float, float]], color: int, *, last: flo
     return line([0.0, max(last, 1.0)], [found[-1][1]] * 2, name, color, dash=2, mode="lines")
 
 
-# -- time figures ------------------------------------------------------------------------------------------
-# Where the time goes: tokens per second of every pool, and the learner's time by stage.
-
-
-MAX_BARS = 120
-
-STAGES = {
-    "time/rollout_wait_s": "waits for rollouts",
-    "time/score_wait_s": "waits for scores",
-    "time/train_s": "trains",
-    "time/publish_s": "publishes",
-}
-OTHER = "other"
+# -- time -----------------------------------------------------------------------------------------------------
 
 
 def time_figures(runs: Sequence[RunData]) -> list[Figure]:
@@ -209,8 +202,8 @@ def throughput(runs: Sequence[RunData]) -> Figure:
 
 
 def busy(runs: Sequence[RunData]) -> Figure:
-    """Share of the time with work in hand, by pool."""
-    caption = "Share of the workers' time with work in hand; of the learner, of training and publishing."
+    """Share of the time with any work, by pool."""
+    caption = "Share of the workers' time with any work; of the learner, of training and publishing."
     layout = by_step("share", tickformat=".0%", range=[0, 1.02])
     return Figure("busy", "Use of the pools", caption, _by_pool(runs, "busy/"), layout)
 

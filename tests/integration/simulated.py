@@ -30,7 +30,8 @@ from actors.engine import (
 from actors.rollout_worker import RolloutWorker
 from records.checkpoints import WriteReport, record_of
 from records.files import append_row
-from settings.run import EngineConfig, RunConfig
+from settings.engine import EngineConfig
+from settings.run import RunConfig
 from settings.teachers import role_of_source
 from transport.batches import PROMPT_SCHEMA, SAMPLED, TeacherSignal, check_scored
 from transport.notes import Heartbeat, LoadReport

@@ -1,18 +1,17 @@
 """Any data file either works or is refused with one clear line that names it."""
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from settings.exit_codes import FINISHED
-from tests.unit.fuzzing import arguments_of, check, examples, refusal, values
+from tests.examples import examples
+from tests.unit.data_files import COMPRESSED, FILES, json_lines
+from tests.unit.fuzzing import arguments_of, check, refusal, values
 
 GOOD = b'{"id": "g", "problem": "1+1", "answer": "2"}\n'
 
@@ -60,18 +59,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _parquet() -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([{"id": "g", "problem": "1+1", "answer": "2"}]), sink)
-    return sink.getvalue().to_pybytes()
-
-
-OTHERS = {
-    "given.json": b'[{"id": "g", "problem": "1+1", "answer": "2"}, {"problem": "2+2"}]',
-    "given.parquet": _parquet(),
-    "given.jsonl.gz": gzip.compress(GOOD, mtime=0),
-    "given.jsonl.zst": pa.compress(GOOD, "zstd", asbytes=True),
-}
+OTHERS = {f"given{suffix}": write([json.loads(GOOD)]) for suffix, write in FILES.items() if write != json_lines}
+OTHERS |= {f"given.jsonl{suffix}": compress(GOOD) for suffix, compress in COMPRESSED.items()}
 
 
 def reading(folder: Path, content: bytes, name: str = "given.jsonl") -> list[str]:

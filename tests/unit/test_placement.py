@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from cluster.placement import Demand, bundle, check_all_fit, check_some_node_fits, plan
-from settings.run import ResourcesConfig, RunConfig
+from settings.engine import ResourcesConfig
+from settings.run import RunConfig
 
 
 def config(**sections: Any) -> RunConfig:

@@ -8,7 +8,8 @@ import pytest
 
 import launch
 from commands.plan.coarse import coarse_run
-from commands.plan.devices import DEVICES, DeviceConfig
+from commands.plan.data_sheets import DEVICES
+from commands.plan.devices import DeviceConfig
 from commands.plan.estimate import estimate_rates, planned_rates
 from commands.plan.plan_config import PlanConfig, SimulationConfig, TargetConfig
 from commands.plan.prediction import Prediction, gpus_of, predict, with_workers, workers_of

@@ -16,8 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 OBJECTIVES = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", OBJECTIVES, re.MULTILINE | re.DOTALL)
 DOCUMENTS = [
-    ROOT / "README.md",
-    ROOT / "SECURITY.md",
+    *(ROOT / name for name in ("README.md", "SECURITY.md", "AGENTS.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "benchmarks" / "README.md",
     ROOT / "docker" / "README.md",
@@ -89,3 +88,19 @@ def test_every_link_to_a_file_leads_somewhere(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     targets = [target for target in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in target]
     assert [target for target in targets if not (path.parent / target).exists()] == []
+
+
+PATH = re.compile(r"`(?:\./)?((?:[\w.-]+/)+[\w.-]*|\w+\.(?:py|md|toml|yml))`")
+TOP = {path.name for path in ROOT.iterdir() if path.name[0] != "."} - {"runs", "site"}
+MADE_BY_HAND = {"docker/.env", "docker/ray_token"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [each for each in DOCUMENTS if each.name != "CHANGELOG.md"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_every_file_of_the_repository_that_is_named_exists(path: Path) -> None:
+    named = {name for name in PATH.findall(path.read_text(encoding="utf-8")) if name.split("/")[0] in TOP}
+    missing = {name for name in named - MADE_BY_HAND if not (ROOT / name).exists() and "NAME" not in name}
+    assert missing == set()
