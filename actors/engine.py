@@ -9,8 +9,9 @@ from typing import Protocol
 
 import numpy as np
 
-from settings.run import EngineConfig
+from settings.engine import EngineConfig
 from transport.batches import SAMPLED, TeacherSignal
+from transport.notes import LoadReport
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest
 
@@ -39,7 +40,7 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How responses are drawn. Behaviour log-probs are raw: before temperature and truncation."""
+    """How responses are sampled. Behaviour log-probs are raw: before temperature and truncation."""
 
     max_tokens: int
     temperature: float = 1.0
@@ -74,7 +75,7 @@ class TokenScores:
     log_probs: np.ndarray | None = None
     """float32 [len - 1]; none with the signal `full`."""
     topk_ids: np.ndarray | None = None
-    """int32 [len - 1, k], the likeliest first; only with the signal `topk`."""
+    """int32 [len - 1, k], most likely first; only with the signal `topk`."""
     topk_log_probs: np.ndarray | None = None
     """float32 [len - 1, k]."""
     hidden: np.ndarray | None = None
@@ -82,46 +83,15 @@ class TokenScores:
 
 
 @dataclass(frozen=True)
-class LoadReport:
-    """One completed and verified weight load, with its seconds by part, in the order in which they pass.
-
-    The engine goes on generating while it fetches and checks. It makes no token from the start of the pause to
-    the end of the verification: for `stopped_s`.
-    """
-
-    incarnation: int
-    version: int
-    fetch_s: float
-    """Until the bytes are in the worker's hands; also a wait for another engine of the node."""
-    check_s: float
-    """Differences are applied, checksums computed, and one file written that all engines of the node load."""
-    pause_s: float
-    """Requests in flight are preempted and the cache is cleared."""
-    load_s: float
-    """vLLM replaces its parameters."""
-    verify_s: float
-    """The golden sequence is scored with the new weights."""
-    bytes_fetched: int
-    """Bytes that this engine fetched; 0 if its node had them."""
-    golden_difference: float
-    """Mean absolute difference to the learner's log-probs of the golden sequence."""
-
-    @property
-    def stopped_s(self) -> float:
-        """How long no token was made."""
-        return self.pause_s + self.load_s + self.verify_s
-
-
-@dataclass(frozen=True)
 class Vitals:
     """Engine health."""
 
     progress: int = 0
-    """Changes whenever a token is made or a request is finished."""
+    """Changes whenever a token is generated or a request finishes."""
     num_unfinished: int = 0
-    """Requests that have not been finished."""
+    """Requests that have not finished."""
     failure: str | None = None
-    """Why the engine does not work any more; None while it does."""
+    """Why the engine has failed; None while it works."""
 
 
 class Engine(Protocol):
@@ -138,7 +108,7 @@ class Engine(Protocol):
         ...
 
     async def load_weights(self, manifest: WeightManifest, source: WeightSource) -> LoadReport:
-        """Replace the weights between two steps and verify them; requests in flight go on with the new ones."""
+        """Replace the weights between two steps and verify them; requests in flight continue with the new ones."""
         ...
 
     def serve_own_weights(self) -> None:
@@ -146,7 +116,7 @@ class Engine(Protocol):
         ...
 
     def vitals(self) -> Vitals:
-        """How the engine does; may be asked from any thread."""
+        """Engine health; callable from any thread."""
         ...
 
     def shutdown(self) -> None:

@@ -1,4 +1,4 @@
-"""What engines are told of a run: settings, sampling, and what teachers are asked for."""
+"""Run configuration -> engine settings, sampling parameters and the signal asked of teachers."""
 
 from dataclasses import replace
 from typing import Literal
@@ -7,12 +7,13 @@ from actors.engine import EngineSettings, Sampling
 from inputs.inputs import Inputs
 from inputs.models import model_paths
 from inputs.tokenizers import head_width
-from settings.run import EngineConfig, ResourcesConfig, RunConfig
+from settings.engine import EngineConfig, ResourcesConfig
+from settings.run import RunConfig
 from transport.batches import SAMPLED, TeacherSignal
 
 
 def rollout_sampling(config: RunConfig) -> Sampling:
-    """How training responses are drawn."""
+    """How training responses are sampled."""
     rollout = config.rollout
     return Sampling(
         max_tokens=rollout.max_response_tokens,
@@ -23,7 +24,7 @@ def rollout_sampling(config: RunConfig) -> Sampling:
 
 
 def evaluation_sampling(config: RunConfig) -> Sampling:
-    """How evaluation responses are drawn."""
+    """How evaluation responses are sampled."""
     evaluation = config.evaluation
     return Sampling(
         max_tokens=config.max_evaluation_tokens,

@@ -1,4 +1,4 @@
-"""An engine behind a Ray actor: what all workers have in common, and what those that score have."""
+"""The engine behind a Ray actor: the base of all workers, and of those that score."""
 
 import os
 import time
@@ -32,7 +32,7 @@ class EngineWorker:
         self._engine.serve_own_weights()
 
     async def ping(self) -> Heartbeat:
-        """Show that the actor lives, and how far its engine is."""
+        """Report that the actor is alive, and its engine's progress."""
         vitals = self._engine.vitals()
         return Heartbeat(os.getpid(), vitals.progress, vitals.num_unfinished > 0, vitals.failure)
 
@@ -64,9 +64,9 @@ class Scorer(EngineWorker):
         return seconds
 
     async def log_probs_of(self, token_ids: Sequence[int]) -> list[float]:
-        """What the engine says of a fixed sequence: a value for every token but the first.
+        """Return a value for every token but the first of a fixed sequence, comparable between replicas.
 
-        The token's log-prob; of the input of the output head, where that is the signal, the logarithm of its RMS.
+        The token's log-prob, or, if the signal is the input of the output head, the logarithm of its RMS.
         """
         [scores] = await self._engine.score([token_ids])
         if scores.log_probs is not None:
@@ -114,7 +114,7 @@ class Scorer(EngineWorker):
 
 
 def of_target(values: np.ndarray | None, target: Sized, name: str) -> np.ndarray:
-    """Return the last entries of a sequence's values: those of its target; `name` is said if there are none."""
+    """Return the last entries of a sequence's values: those of its target; `name` appears in the error."""
     assert values is not None, f"the engine returned no {name}"
     return values[len(values) - len(target) :]
 

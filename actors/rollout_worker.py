@@ -18,12 +18,12 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 
-from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, LoadReport, Sampling
+from actors.engine import Engine, EngineSettings, Generation, GenerationRequest, Sampling
 from actors.engine_worker import EngineWorker
 from actors.weight_receiver import WeightReceiver
 from transport.batches import ROLLOUT_SCHEMA, SAMPLED, check_prompts, check_rollouts
 from transport.collective import Rendezvous
-from transport.notes import EndOfStream, Parcel, RolloutNote
+from transport.notes import EndOfStream, LoadReport, Parcel, RolloutNote
 from transport.parcels import plan_parcels
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest
@@ -60,11 +60,11 @@ class RolloutWorker(EngineWorker):
             self._receiver.release(manifest)
 
     async def join_weight_group(self, rendezvous: Rendezvous, rank: int) -> None:
-        """Take part in broadcasts of weights; returns when all members have come."""
+        """Take part in weight broadcasts; returns when all members have joined."""
         await self._receive(self._receiver.join, rendezvous, rank)
 
     async def receive_weights(self, manifest: WeightManifest) -> float:
-        """Receive a broadcast set into the node's file, beside generation; returns the seconds it took.
+        """Receive a broadcast set into the node's file while generation continues; returns the seconds it took.
 
         `load_weights` finds it there.
         """

@@ -36,8 +36,8 @@ Grade = Callable[[Sequence[Sequence[int]], Sequence[str]], list[bool]]
 class TeacherWorker(Scorer):
     """Adds the teacher's signal at every response token. Pure: a call may be repeated anywhere.
 
-    The signal is that of `settings`: the log-prob of the token, the teacher's likeliest tokens too, or the input
-    of its output head instead. With `grade`, every response is graded against the answer of its row too.
+    The signal is that of `settings`: the log-prob of the token, with or without the teacher's top-k tokens, or the
+    input of its output head instead. With `grade`, each response is also graded against the answer of its row.
     """
 
     def __init__(

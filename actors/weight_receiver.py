@@ -1,8 +1,7 @@
-"""Receives broadcast weights in an engine's process, beside its generation, into the file that its node shares.
+"""Receives broadcast weights in an engine's process, concurrently with generation, into the node's shared file.
 
-The engine is not stopped and not asked: it finds the complete file when it is told to load, as do all engines of
-the node (`actors/vllm/staging.py`), and has nothing to fetch. What could not be received is not there, and is
-fetched.
+The engine is not interrupted: when told to load it finds the complete file, as do all engines of the node
+(`actors/vllm/staging.py`), and fetches nothing. A set that could not be received is fetched instead.
 """
 
 import threading
@@ -27,7 +26,7 @@ class WeightReceiver:
         self._lock = threading.Lock()  # `release` comes from the thread of the engine's calls
 
     def join(self, rendezvous: Rendezvous, rank: int) -> None:
-        """Leave the group of before and join this one; blocks until all members have come."""
+        """Leave the previous group and join this one; blocks until all members have joined."""
         self._leave()
         self._timeout_s = rendezvous.timeout_s
         self._group = BroadcastGroup(rendezvous, rank)
@@ -35,7 +34,7 @@ class WeightReceiver:
     def receive(self, manifest: WeightManifest) -> float:
         """Receive one weight set and write the node's file; returns the seconds it took.
 
-        ValueError on a damaged bucket, TimeoutError or RuntimeError if it does not come; then there is no file.
+        ValueError on a damaged bucket, TimeoutError or RuntimeError if it does not arrive; then there is no file.
         """
         start = time.monotonic()
         if self._group is None:
@@ -48,16 +47,16 @@ class WeightReceiver:
         return time.monotonic() - start
 
     def release(self, manifest: WeightManifest) -> None:
-        """The engine has this set and keeps its file itself, or failed to load it: do not hold the file for it."""
+        """Release the file of a set that the engine now holds itself, or failed to load."""
         self._replace(None, only=manifest)
 
     def close(self) -> None:
-        """Leave the group and let the file go."""
+        """Leave the group and release the file."""
         self._leave()
         self._replace(None)
 
     def _written(self, manifest: WeightManifest, deadline: float) -> SharedFile:
-        """Every bucket is received, also if the node has the file already: a broadcast needs all its members."""
+        """Receive every bucket, even if the node has the file already: a broadcast needs all its members."""
         buckets = self._buckets(manifest, deadline)
 
         def write(file: BinaryIO) -> None:
@@ -80,7 +79,7 @@ class WeightReceiver:
     def _replace(
         self, new: tuple[WeightManifest, SharedFile] | None, *, only: WeightManifest | None = None
     ) -> None:
-        """Hold another file or none; with `only`, in the place of that one alone."""
+        """Hold another file, or none; with `only`, replace nothing but the file of that set."""
         with self._lock:
             old = self._held
             if only is not None and (old is None or old[0] != only):

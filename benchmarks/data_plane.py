@@ -56,7 +56,7 @@ class Plane:
             TimedRolloutWorker,
         )
         from cluster.ray_actors import named_actor
-        from settings.run import EngineConfig
+        from settings.engine import EngineConfig
         from transport.batches import TeacherSignal
 
         self.options = options

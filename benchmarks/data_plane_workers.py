@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from actors.engine import Generation, GenerationRequest, LoadReport, Sampling, TokenScores, Vitals
+from actors.engine import Generation, GenerationRequest, Sampling, TokenScores, Vitals
 from actors.rollout_worker import RolloutWorker
 from transport.batches import TeacherSignal
+from transport.notes import LoadReport
 from transport.stop_tokens import StopTokens
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest

@@ -9,8 +9,7 @@ processes on the machine's cores. Work per step is constant. The first `--skip` 
 over the others (asynchronous steps come in pairs, so single steps say little). CPU seconds are those of all
 processes of the run together, memory is the peak of each role's process.
 
-Extra gradients for diagnostics (`logging.diagnostics_every`), samples and evaluations are switched off: the peers
-do none of that.
+Samples and evaluations are switched off: the peers do none of that.
 """
 
 import argparse
@@ -65,7 +64,6 @@ def settings(
         "learner.micro_batch_tokens": micro_batch_tokens,
         "learner.learning_rate": workload.learning_rate,
         "checkpoint.every_steps": 0,
-        "logging.diagnostics_every": 0,
         "logging.samples": 0,
         "logging.display": "plain",
         "cluster.object_store_gib": 0.5,

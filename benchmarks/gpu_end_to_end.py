@@ -98,7 +98,6 @@ def settings_of(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         "rollout": {"max_response_tokens": arguments.response_tokens, "top_k": 20, **role},
         "learner": {"micro_batch_tokens": arguments.micro_batch_tokens, "activation_checkpointing": not is_cpu},
         "checkpoint": {"every_steps": 10**6},
-        "logging": {"diagnostics_every": 0},
     }
     if is_cpu:
         settings["learner"] |= {"resources": {"num_cpus": 0.5}, "dtype": "float32"}

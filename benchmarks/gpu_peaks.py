@@ -14,7 +14,7 @@ from typing import Literal
 
 import torch
 
-from commands.plan.devices import device_named
+from commands.plan.data_sheets import device_named
 
 MATRIX_SIZE = {"cpu": 1024, "cuda": 8192}
 COPY_BYTES = {"cpu": 2**26, "cuda": 2**31}

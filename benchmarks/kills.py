@@ -30,8 +30,8 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from commands.chaos.report import check_ledger  # noqa: E402
 from benchmarks.killer import Killer  # noqa: E402
+from commands.chaos.report import check_ledger  # noqa: E402
 from commands.plan.prompts import LengthsConfig  # noqa: E402
 from commands.plan.run import (  # noqa: E402
     RatesConfig,
@@ -113,7 +113,7 @@ def is_whole(row: Mapping[str, Any]) -> bool:
 
 
 class Memory:
-    """The size of this process, ten times in the course of a run."""
+    """The size of this process, ten times during a run."""
 
     def __init__(self, num_steps: int) -> None:
         self._process = psutil.Process()

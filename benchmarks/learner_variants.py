@@ -68,7 +68,6 @@ def run_config(model_path: str, **learner: Any) -> RunConfig:
             "learner": optimizer | learner,
             "objective": {"name": "power", "alpha": ALPHA, "rescale": "none", "stop_mode": "raw"},
             "importance": {"name": "truncated", "low": 0.0, "high": 2.0},
-            "logging": {"diagnostics_every": 0},
         }
     )
 

@@ -34,7 +34,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 @dataclass
 class Timings:
-    """What is counted while TRL trains. `part_s` and `tokens` are of the step that is going on."""
+    """What is counted while TRL trains. `part_s` and `tokens` are of the step in progress."""
 
     part_s: dict[str, float] = field(default_factory=lambda: {"generation": 0.0, "scoring": 0.0})
     tokens: int = 0

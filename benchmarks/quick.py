@@ -21,12 +21,8 @@ sys.path.insert(0, str(ROOT))
 from benchmarks.rows import RESULTS_PATH  # noqa: E402
 
 QUICK: dict[str, tuple[str, ...]] = {
-    "log_prob_head": ("--tokens=2048", "--vocabulary=32000", "--hidden=256"),
-    "full_vocabulary": ("--tokens=256", "--vocabulary=32000", "--layers=1", "--runs=3"),
     "asynchrony": ("--steps=20", "--spreads", "1.0"),
     "learner": ("--runs=2", "--warmup=0"),
-    "rollout": ("--runs=2", "--warmup=0", "--repeats=1", "--batch-size=8"),
-    "scoring": ("--runs=2", "--warmup=0", "--repeats=1", "--batch-size=8"),
     "parts": ("--runs=1", "--repeats=1", "--batch-size=8", "--steps=3", "--skip=2"),
     "data_plane": ("--runs=3", "--steps=5"),
     "weights": ("--size=tiny", "--runs=3"),

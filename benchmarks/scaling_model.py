@@ -48,7 +48,7 @@ class Sync:
     """Times of one weight version."""
 
     publish_s: float
-    """So long the learner waits."""
+    """How long the learner waits."""
     fetch_s: float
     """From then until the last engine has the bytes."""
 
@@ -58,7 +58,7 @@ def weight_sync(weight_bytes: float, num_nodes: int, network: Network, transport
 
     `object_store`: every node fetches from the learner's at the same time. `tree`: nodes that have the weights
     serve others, which doubles their number each time. `nccl`: a ring of one device of each node, after which
-    the learner goes on; the object store gets its copy too.
+    the learner continues; the object store gets its copy too.
     """
     into_store_s = weight_bytes / network.store
     if transport == "object_store":

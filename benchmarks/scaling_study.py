@@ -73,14 +73,14 @@ def point(pair: str, num_devices: int, transport: str, network: Network, limits:
 
 def planned(path: str) -> tuple[Any, Any, Any]:
     """Run configuration, rates and plan of a file, as `launch.py plan` has them,."""
-    import launch
+    from commands.checks import load_checked
     from commands.compare.plan import options_of
     from commands.plan.estimate import planned_rates
     from commands.plan.plan_config import PlanConfig
     from settings.load import load_settings
 
     plan = load_settings(PlanConfig, str(ROOT / path), [])
-    config = launch.load_checked(str(ROOT / plan.base), options_of(plan.overrides))
+    config = load_checked(str(ROOT / plan.base), options_of(plan.overrides))
     return config, planned_rates(plan, config).rates, plan
 
 

@@ -1,25 +1,14 @@
-"""What a weight update costs: publish, fetch, check, pause, load, verify, and the longest gap between two tokens.
+"""A weight update on the real path, beside generation, as `benchmarks/weights.py` measures it.
 
-    .venv/bin/python benchmarks/weight_update.py --runs 5                  # one engine
-    .venv/bin/python benchmarks/weight_update.py --engines 2 --file        # two share a file: they fetch once
-    .venv/bin/python benchmarks/weight_update.py --delta --changed 0.05    # differences only
-
-The real path: local Ray, a rank-like actor that yields buckets (`weight_update_workers.Publisher`), the pool, the
-learner group and the weight store of a run, and rollout workers with the real engine, which go on generating. The
-model is random: the shape of SmolLM2-135M, 134.5 M parameters in bfloat16. A run is one update. Prints one JSON
-row: each part in seconds, the slower engine of an update counting.
-
-    update_s     from the call of publish until the last engine has verified the version
-    stopped_s    pause + load + verify: the engine makes no token. The step that verifies also computes the cache
-                 of the responses in flight again, so that it grows with `--sequences`
-    gap_s        longest time between the ends of two engine steps while an update ran
+Local Ray, a rank-like actor that yields buckets (`weight_update_workers.Publisher`), the pool, the learner group
+and the weight store of a run, and rollout workers with the real engine, which keep generating. The model is
+random: the shape of SmolLM2-135M, 134.5 M parameters in bfloat16.
 """
 
 import argparse
 import asyncio
 import os
 import sys
-import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -31,13 +20,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 os.environ["PYTHONPATH"] = str(ROOT)
 
-from cluster.connection import connected, prepare_environment  # noqa: E402
+from cluster.connection import prepare_environment  # noqa: E402
 
 prepare_environment()
 
 from actors.engine import EngineSettings, Sampling  # noqa: E402
 from actors.vllm import open_engine  # noqa: E402
-from benchmarks.rows import Ratio, benchmark_parser, emit, result_row  # noqa: E402
 from benchmarks.weight_update_workers import SIZES, Publisher, TimedWorker, save_model  # noqa: E402
 from cluster.placement import Demand  # noqa: E402
 from cluster.pool import Pool  # noqa: E402
@@ -49,14 +37,10 @@ from inputs.prompts import Prompt, PromptSource  # noqa: E402
 from records.events import Events  # noqa: E402
 from records.files import read_rows  # noqa: E402
 from settings.cluster import ClusterConfig  # noqa: E402
-from settings.run import EngineConfig  # noqa: E402
+from settings.engine import EngineConfig  # noqa: E402
 
 PROMPT_TOKENS, RESPONSE_TOKENS = 16, 64
 PARTS = ("publish_s", *LOAD_PARTS, "stopped_s")
-RATIOS = (
-    Ratio("gap_s", "update", "update", denominator_key="load_s"),
-    Ratio("stopped_s", "update", "update", denominator_key="load_s"),
-)
 
 
 @dataclass(frozen=True)
@@ -149,32 +133,3 @@ async def update(here: Scene, version: int, *, settle_s: float) -> dict[str, flo
         "bytes": published["bytes"],
         "bytes_fetched": sum(row["bytes_fetched"] for row in loads),
     }
-
-
-async def measure(options: argparse.Namespace) -> list[dict[str, float]]:
-    """Make all updates one after the other; returns those that count."""
-    with tempfile.TemporaryDirectory(prefix="weight-update-") as folder:
-        async with scene(options, Path(folder)) as here:
-            versions = range(1, 1 + options.warmup + options.runs)
-            updates = [await update(here, version, settle_s=options.settle_s) for version in versions]
-            return updates[options.warmup :]
-
-
-def main() -> None:
-    """Measure and print one row."""
-    parser = benchmark_parser(__doc__)
-    parser.add_argument("--size", choices=SIZES, default="135m")
-    parser.add_argument("--engines", type=int, default=1)
-    parser.add_argument("--sequences", type=int, default=16, help="responses in flight on one engine")
-    parser.add_argument("--changed", type=float, default=0.05, help="share of weights that a version changes")
-    parser.add_argument("--delta", action="store_true", help="publish differences too (weights.delta)")
-    parser.add_argument("--file", action="store_true", help="engines of the node share a file, as with --delta")
-    parser.add_argument("--settle-s", type=float, default=2.0, help="generation before and after an update")
-    options = parser.parse_args()
-    with connected(ClusterConfig(num_cpus=4, object_store_gib=1.5), lambda nodes, is_local: None):
-        updates = asyncio.run(measure(options))
-    emit(result_row("weight_update", vars(options), {"update": updates}, RATIOS), is_saved=options.save)
-
-
-if __name__ == "__main__":
-    main()

@@ -2,15 +2,19 @@
 
     .venv/bin/python benchmarks/weights.py                  # 134.5 M parameters, 269 MB, one engine that generates
     .venv/bin/python benchmarks/weights.py --size tiny      # what does not grow with the bytes
+    .venv/bin/python benchmarks/weights.py --engines 2 --file           # two share a file: they fetch once
+    .venv/bin/python benchmarks/weights.py --delta --changed 0.05       # differences only
 
-The real path of `benchmarks/weight_update.py`: a rank that yields buckets, Ray's object store, the weight store
-of a run, a rollout worker with the real engine, which goes on generating. After every update as many bytes are
-copied by NumPy, beside the same generation:
+The real path (`benchmarks/weight_update.py`): a rank that yields buckets, Ray's object store, the weight store of
+a run, a rollout worker with the real engine, which keeps generating. After every update NumPy copies as many
+bytes, beside the same generation:
 
     update   publish_s (golden log-probs, buckets, checksums, Ray's copy), fetch_s, check_s (checksums; with --file
              the node's file), pause_s, load_s (vLLM's parameters); publish_and_load_s is their sum without
              golden_s, the forward pass by which the learner says what the engine must reproduce. verify_s is that
-             of the engine; update_s lasts from the call of publish until it has verified the version
+             of the engine; update_s lasts from the call of publish until it has verified the version; stopped_s
+             (pause, load, verify) is how long it makes no token; gap_s is the longest time between two steps. Of
+             several engines the slowest counts
     copy     seconds into memory that was written before, and limit_s: twice the copy, plus 0.2 s, which
              publish_and_load_s must not exceed; new_s: the same copy into memory that was never touched
 """
@@ -41,6 +45,8 @@ RATIOS = (
     Ratio("publish_and_load_s", "update", "copy", denominator_key="limit_s"),
     Ratio("update_s", "update", "copy", denominator_key="limit_s"),
     Ratio("publish_and_load_s", "update", "copy", denominator_key="seconds"),
+    Ratio("gap_s", "update", "update", denominator_key="load_s"),
+    Ratio("stopped_s", "update", "update", denominator_key="load_s"),
 )
 
 

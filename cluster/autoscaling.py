@@ -7,18 +7,13 @@ import ray
 from ray.autoscaler.sdk import request_resources
 
 from cluster.placement import Bundle
+from cluster.ray_private import may_autoscale
 from settings.cluster import ClusterConfig
 
 
 def grows(config: ClusterConfig) -> bool:
-    """True if nodes may come to the connected cluster: as configured, else if its head is meant for autoscaler v2.
-
-    Ray's state does not hold which types of node an autoscaler could start. KubeRay marks clusters whose groups
-    have fixed sizes, too.
-    """
-    from ray.autoscaler.v2.utils import is_autoscaler_v2
-
-    return is_autoscaler_v2(fetch_from_server=True) if config.grows is None else config.grows
+    """True if nodes may come to the connected cluster: as configured, else if its head is meant for it."""
+    return may_autoscale() if config.grows is None else config.grows
 
 
 class Cluster(Protocol):

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cluster import ray_private
 from settings.cluster import ClusterConfig
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,6 @@ LOOPBACK = "127.0.0.1"
 ON_LOOPBACK = {"GLOO_SOCKET_IFNAME": "lo", "NCCL_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": LOOPBACK}
 """What keeps the processes of a local Ray on the loopback interface, where torch and vLLM listen by themselves."""
 CONNECT_TIMEOUT_S = 5.0
-ANY_CALL = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 REASON_LENGTH = 200
 
 JOBS_API, JOBS_API_VARIABLE = "http://127.0.0.1:8265", "RAY_API_SERVER_ADDRESS"
@@ -104,11 +104,10 @@ def jobs_api(given: str | None, *, needs_token: bool = True) -> str:
 
 
 def _check_there_is_a_token() -> None:
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
     from ray.exceptions import AuthenticationError
 
     try:
-        ensure_token_if_auth_enabled(create_token_if_missing=False)
+        ray_private.check_there_is_a_token()
     except AuthenticationError as error:
         raise ValueError(f"no token for the cluster: {TOKEN_ADVICE}") from error
 
@@ -132,7 +131,7 @@ def _start_local(config: ClusterConfig) -> None:
         logger.warning("RAY_AUTH_MODE is not token: every user of this machine can run code in this Ray")
     elif not os.environ.get("RAY_AUTH_TOKEN"):
         ensure_token(os.environ.get("RAY_AUTH_TOKEN_PATH"))
-    with _environment(ON_LOOPBACK), _own_switch():
+    with _environment(ON_LOOPBACK), ray_private.keeping_loopback():
         ray.init(
             num_cpus=config.num_cpus,
             object_store_memory=int(config.object_store_gib * 2**30),
@@ -151,8 +150,10 @@ def _connect(address: str) -> None:
 
     try:
         _check_listens(address)
-        _check_token(address)
-        with _own_switch():
+        if os.environ["RAY_AUTH_MODE"].lower() == "token":
+            ray_private.check_there_is_a_token()
+        ray_private.check_token(address, timeout_s=CONNECT_TIMEOUT_S)
+        with ray_private.keeping_loopback():
             ray.init(address=address, **_common())
     except AuthenticationError as error:
         raise ConnectionError(
@@ -170,54 +171,12 @@ def _check_listens(address: str) -> None:
         socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
 
 
-def _check_token(address: str) -> None:
-    """AuthenticationError if the Ray at HOST:PORT, or found with `auto`, does not take our token.
-
-    Ray itself says so in twenty lines of its log, and then that the connection failed.
-    """
-    import grpc
-    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
-    from ray._private.authentication.http_token_authentication import get_auth_headers_if_auth_enabled
-    from ray._private.services import get_ray_address_from_environment
-    from ray.exceptions import AuthenticationError
-
-    if os.environ["RAY_AUTH_MODE"].lower() == "token":
-        ensure_token_if_auth_enabled(create_token_if_missing=False)
-    found = get_ray_address_from_environment("auto", None) if address == "auto" else address
-    if found is None or "://" in found:
-        return
-    headers = tuple((name.lower(), value) for name, value in get_auth_headers_if_auth_enabled({}).items())
-    with grpc.insecure_channel(found, options=[("grpc.enable_http_proxy", 0)]) as channel:
-        try:
-            channel.unary_unary(ANY_CALL)(b"", timeout=CONNECT_TIMEOUT_S, metadata=headers)
-        except grpc.RpcError as error:  # with any other code, e.g. of a Ray that encrypts, it is Ray's turn
-            if error.code() is grpc.StatusCode.UNAUTHENTICATED:  # pyright: ignore[reportAttributeAccessIssue]
-                raise AuthenticationError("it does not take the token that it was given") from error
-
-
 def _common() -> dict[str, Any]:
     return {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": NAMESPACE}
 
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:REASON_LENGTH]
-
-
-@contextmanager
-def _own_switch() -> Iterator[None]:
-    """Let Ray take 127.0.0.1 for what it is: it replaces it by an address that other machines can reach.
-
-    With 127.0.0.1 as a node's address all of Ray's ports are on the loopback interface. On macOS and Windows that
-    is Ray's default, by this switch (RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER, which is read once, at import).
-    """
-    from ray._private import ray_constants
-
-    before = ray_constants.ENABLE_RAY_CLUSTER
-    ray_constants.ENABLE_RAY_CLUSTER = False
-    try:
-        yield
-    finally:
-        ray_constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager

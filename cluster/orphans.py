@@ -55,6 +55,7 @@ def _end_everywhere(cluster: Mapping[str, Any]) -> dict[str, list[dict[str, Any]
     import ray
 
     from cluster.ray_actors import on_every_node
+    from cluster.ray_private import workers_of_job
 
     session, host = cluster["session"], socket.gethostname()
     if cluster["is_local"]:
@@ -64,19 +65,6 @@ def _end_everywhere(cluster: Mapping[str, Any]) -> dict[str, list[dict[str, Any]
         return {}
     workers = workers_of_job(cluster["job_id"])
     return on_every_node(end_orphans, session, log_of(workers), timeout_s=TIMEOUT_S) if workers else {}
-
-
-def workers_of_job(job_id: str) -> list[str]:
-    """The numbers of the worker processes that held the actors of a job, as the connected cluster remembers."""
-    import ray
-    from ray._private.state import state  # the public way needs the dashboard, which may not run
-    from ray.core.generated import gcs_pb2
-
-    accessor = state._connect_and_get_accessor()
-    rows = accessor.get_actor_table(ray.JobID.from_hex(job_id), None)
-    read: Any = gcs_pb2
-    found = {read.ActorTableData.FromString(row).address.worker_id.hex() for row in rows}
-    return sorted(found - {"", "ff" * 28})  # of one that never started
 
 
 def log_of(worker_ids: Collection[str]) -> str:

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.nodes import Bundle, Node, Strategy, place
-from settings.engine import EngineConfig
-from settings.run import ResourcesConfig, RunConfig
+from settings.engine import EngineConfig, ResourcesConfig
+from settings.run import RunConfig
 from settings.teachers import field_of
 
 GIB = 2**30

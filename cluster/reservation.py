@@ -17,6 +17,7 @@ from ray.util.placement_group import (
 
 from cluster.nodes import Bundle, Node
 from cluster.placement import Demand, amount_text, place_worker
+from cluster.ray_private import placement_group_near
 from cluster.waiting import wait_for
 
 logger = logging.getLogger(__name__)
@@ -64,9 +65,8 @@ async def _reserve(
 ) -> Reservation:
     if len(bundles) > 1:
         group = await _reserve_together(demand, bundles, chosen, timeout_s, what)
-    else:  # Ray takes a wish for a node with this strategy only
-        target = chosen[0] if chosen else None
-        group = placement_group(bundles, strategy="STRICT_PACK", _soft_target_node_id=target)
+    else:
+        group = placement_group_near(bundles[0], chosen[0] if chosen else None)
         await _ready(group, bundles, timeout_s, what)
     known = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
     return Reservation(group, [(node_id, known[node_id]) for node_id in _node_ids(group)])

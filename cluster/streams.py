@@ -6,6 +6,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayError
 
+from cluster.ray_private import streaming
 from cluster.waiting import wait_for
 from transport.notes import EndOfStream, Parcel, RolloutNote
 
@@ -21,9 +22,7 @@ async def finished_slots(
     Raises what the worker raised, a RayError if the stream was cut off, TimeoutError if no slot is finished for
     `timeout_s`. Close it (`contextlib.aclosing`): whatever ends the reading early aborts the generation.
     """
-    stream = handle.generate.options(
-        num_returns="streaming", _generator_backpressure_num_objects=ITEMS_AHEAD
-    ).remote(requests, sampling)
+    stream = handle.generate.options(**streaming(ITEMS_AHEAD)).remote(requests, sampling)
     is_complete = False
     try:
         while True:

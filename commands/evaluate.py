@@ -1,38 +1,41 @@
-"""`launch.py eval`: what its options mean, what is recorded, and how an interrupted evaluation goes on.
+"""`launch.py eval`: what its options mean, what is recorded, and how an interrupted evaluation continues.
 
     python launch.py eval --model runs/first/export --benchmarks gsm8k,math500 --n 8 --k 1,8 --temperature 0.6
     python launch.py eval --config configs/demo.yaml --model runs/first/export
 
-Options become settings of `evaluation.*`; without --config a model folder is enough. The same command goes on
+Options become settings of `evaluation.*`; without --config a model folder is enough. The same command continues
 where it was interrupted, since results are kept as problems are finished (`evaluation/results.py`).
 """
 
 import argparse
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from cluster.capacity import check_local_machine
+from cluster.capacity import check_local_machine, ray_cluster
 from cluster.placement import Demand, plan
+from commands.checks import load_checked
 from commands.dry_run import dry_run
+from commands.exit_codes import run_to_exit_code
 from evaluation.metrics import mean_of_rows
 from evaluation.results import ResultFolder
 from evaluation.view import EvaluationView, print_results
+from records.events import Events
 from records.run_folder import describe_environment
 from settings.benchmarks import known_benchmarks
+from settings.checks import Checks
 from settings.evaluation import EvaluationConfig
+from settings.exit_codes import FINISHED
 from settings.run import RunConfig
 
 if TYPE_CHECKING:  # they import Ray, which reads its environment then
     from cluster.pool import Pool
-    from evaluation.evaluation import Evaluation
-
-Load = Callable[[str | None, Sequence[str]], RunConfig]
+    from inputs.inputs import Inputs
 
 MAX_TOKENS = 4096
 """Response limit without --config and --max-tokens."""
@@ -54,19 +57,28 @@ class PlannedEvaluation:
     """An evaluation that is checked and may start."""
 
     config: RunConfig
-    inputs: Any
+    inputs: "Inputs"
     demands: list[Demand]
     k: tuple[int, ...]
     folder: ResultFolder
     settings: dict[str, Any]
 
 
-def prepare(
-    arguments: argparse.Namespace, overrides: Sequence[str], *, load: Load, read_inputs: Callable[..., Any]
-) -> PlannedEvaluation | None:
+def evaluate_command(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Evaluate one model folder with rollout workers, or continue what was interrupted; returns the exit code."""
+    planned = prepare(arguments, overrides)
+    if planned is None:
+        return FINISHED
+    with ray_cluster(planned.config, planned.demands):
+        return run_to_exit_code(evaluate(planned), to_continue="the same command continues it")
+
+
+def prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> PlannedEvaluation | None:
     """Check everything; None if there is nothing to run: a dry run, or results that are there already."""
-    config, k = configure(arguments, overrides, load)
-    inputs = read_inputs(config)
+    from inputs.inputs import read_inputs
+
+    config, k = configure(arguments, overrides)
+    inputs = read_inputs(config, with_training=False, checks=Checks(force=arguments.force))
     demands = [demand for demand in plan(config) if demand.role == "rollout"]
     check_local_machine(config, demands)
     if arguments.dry_run:
@@ -81,10 +93,28 @@ def prepare(
     return PlannedEvaluation(config, inputs, demands, k, folder, settings)
 
 
-async def run_evaluation(planned: PlannedEvaluation, evaluation: "Evaluation", pool: "Pool") -> None:
-    """Evaluate on started workers that serve the model; writes and prints the results."""
-    from evaluation.evaluation import EvaluationRun
+async def evaluate(planned: PlannedEvaluation) -> int:
+    """Start rollout workers on the model as it is, and evaluate."""
+    from commands.wiring import build_pools
 
+    config = planned.config
+    pool = build_pools(config, planned.inputs, Events(), roles=["rollout"])["rollout"]
+    try:
+        await pool.place()
+        await pool.start()
+        await pool.call("serve_own_weights", timeout_s=config.cluster.load_timeout_s)
+        await _evaluate_on(pool, planned)
+        return FINISHED
+    finally:
+        await pool.close()
+
+
+async def _evaluate_on(pool: "Pool", planned: PlannedEvaluation) -> None:
+    """Evaluate on started workers that serve the model; writes and prints the results."""
+    from evaluation.evaluation import EvaluationRun, evaluation_of
+
+    evaluation = evaluation_of(planned.config, planned.inputs, k=planned.k)
+    assert evaluation is not None, "no benchmarks"
     folder = planned.folder
     graded = folder.resume(planned.settings)
     with EvaluationView(len(evaluation.problems), num_before=len(graded)) as view:
@@ -103,9 +133,7 @@ async def run_evaluation(planned: PlannedEvaluation, evaluation: "Evaluation", p
     print_results(summary, folder.path)
 
 
-def configure(
-    arguments: argparse.Namespace, overrides: Sequence[str], load: Load
-) -> tuple[RunConfig, tuple[int, ...]]:
+def configure(arguments: argparse.Namespace, overrides: Sequence[str]) -> tuple[RunConfig, tuple[int, ...]]:
     """The configuration that the options ask for, and every k; ValueError naming the option that is wrong."""
     if arguments.config is None and arguments.model is None:
         raise ValueError("--model: required without --config, but not set")
@@ -114,7 +142,7 @@ def configure(
     defaults = [] if arguments.config is not None else _defaults(arguments.model)
     k = _parsed_k(arguments.k) or (() if arguments.n is None else (arguments.n,))
     given += [f"--evaluation.k={max(k)}"] if k else []
-    config = load(arguments.config, [*defaults, *overrides, *given])
+    config = load_checked(arguments.config, [*defaults, *overrides, *given])
     k = k or (config.evaluation.k,)
     evaluation = _with_benchmarks(config.evaluation, arguments.benchmarks, arguments.data or [])
     return config.model_copy(update={"evaluation": evaluation}), k
@@ -171,8 +199,8 @@ def _named_path(text: str) -> tuple[str, str]:
     return name, path
 
 
-def settings_of(config: RunConfig, inputs: Any, k: Sequence[int]) -> dict[str, Any]:
-    """All that the numbers depend on; an evaluation goes on only where it is the same."""
+def settings_of(config: RunConfig, inputs: "Inputs", k: Sequence[int]) -> dict[str, Any]:
+    """All that the numbers depend on; an evaluation continues only where it is the same."""
     evaluation, engine = config.evaluation, config.rollout.engine
     return {
         "model": config.student.model_path,

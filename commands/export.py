@@ -1,8 +1,13 @@
-"""Upload of an exported folder to the Hugging Face hub, with the login of its own tools."""
+"""`launch.py export`: writes the student of a checkpoint as a Hugging Face folder, and uploads it if wanted.
+
+Everything is checked before any work. The login is that of the hub's own tools.
+"""
 
 import argparse
 import asyncio
 import logging
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +17,108 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalToken
 from huggingface_hub.utils import validate_repo_id
 
 from records.checkpoint_store import CheckpointStore
+from records.checkpoints import DamagedCheckpointError
 from records.events import Events, reason_of
 from records.run_folder import RunFolder
+from reporting.model_card import write_model_card
+from settings.exit_codes import FAILED, FINISHED
 from settings.learner import ExportConfig
 from settings.run import RunConfig, checked_run_name
 from settings.run_files import load_config
+from settings.teachers import field_of
+from transport.stop_tokens import StopTokens
 
 logger = logging.getLogger(__name__)
+
+
+def export_command(arguments: argparse.Namespace, options: Sequence[str]) -> int:
+    """Write the folder; returns the exit code. ValueError means that nothing was written."""
+    if options:
+        raise ValueError(f"unexpected argument {options[0]!r}; see launch.py export --help")
+    request = read_request(arguments)
+    stops = read_stops(request.config)
+    from learner.export import export_checkpoint  # torch
+
+    config, out = request.config, request.out
+    try:
+        found = request.store.fetch(request.step)
+        export_checkpoint(config, found.path, found.manifest, out=out, stops=stops, dtype=request.dtype)
+        write_model_card(request.folder, config, out, step=request.step, name=request.push_to)
+        print(f"step {request.step} of {arguments.run} is in {out}")
+        if request.push_to is not None:
+            print(f"uploaded to {push(out, request.push_to, private=request.private)}")
+    except (DamagedCheckpointError, PushError) as error:
+        print(f"failed: {error}", file=sys.stderr)
+        return FAILED
+    return FINISHED
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """A checkpoint of a run, and the folder and repository that its student goes to."""
+
+    folder: RunFolder
+    config: RunConfig
+    store: CheckpointStore
+    step: int
+    out: Path
+    dtype: str
+    push_to: str | None
+    private: bool
+
+
+def read_request(arguments: argparse.Namespace) -> ExportRequest:
+    """The request of a command line; ValueError naming the option that is wrong."""
+    path = Path(arguments.runs_path) / checked_run_name(arguments.run, "--run")
+    folder = RunFolder(path)
+    if not (path / "config.yaml").is_file():
+        raise ValueError(f"--run: there is no run folder {path} with a config.yaml")
+    config = load_config(str(path / "config.yaml"), [])
+    config = config.model_copy(update={"runs_path": str(path.parent), "run_name": path.name})
+    store = CheckpointStore.of(config, folder)
+    step = _chosen(store, arguments.step)
+    out = Path(arguments.out) if arguments.out else path / f"export_step_{step}"
+    if out.exists():
+        raise ValueError(f"--out: {out} already exists; choose another folder with --out, or remove it")
+    if not (parent := out.absolute().parent).is_dir():
+        raise ValueError(f"--out: there is no folder {parent}")
+    if arguments.private and arguments.push is None:
+        raise ValueError("--private: only with --push")
+    if arguments.push is not None:
+        check_push(arguments.push, "--push")
+    dtype = arguments.dtype or config.learner.dtype
+    return ExportRequest(folder, config, store, step, out, dtype, arguments.push, arguments.private)
+
+
+def _chosen(store: CheckpointStore, step: int | None) -> int:
+    """The step asked for, or the newest; ValueError naming those that there are."""
+    steps = store.steps()
+    if not steps:
+        raise ValueError(f"--run: {store.place} holds no checkpoint")
+    if step is not None and step not in steps:
+        raise ValueError(f"--step: {store.place} has no step {step} (there are: {', '.join(map(str, steps))})")
+    return steps[-1] if step is None else step
+
+
+def read_stops(config: RunConfig) -> StopTokens:
+    """Stop tokens of student and teachers, from their folders alone; ValueError naming one that cannot be read."""
+    from inputs.tokenizers import check_model_folder, load_tokenizer, stop_ids  # transformers
+
+    def read(field: str, path: str, trusts: bool) -> tuple[int, ...]:
+        check_model_folder(path, field)
+        tokenizer = load_tokenizer(path, field, trust_remote_code=trusts)
+        return stop_ids(path, tokenizer, field=field, trust_remote_code=trusts)
+
+    student, teachers = config.student, config.teacher_of_role
+    of_role = {
+        role: read(f"{field_of(role)}.model_path", each.model_path, each.trust_remote_code)
+        for role, each in teachers.items()
+    }
+    own = read("student.model_path", student.model_path, student.trust_remote_code)
+    return StopTokens(own, of_role["teacher"], of_role)
+
+
+# -- the hub ----------------------------------------------------------------------------------------------
 
 
 def check_push(repo_id: str, field: str) -> None:
@@ -77,54 +177,3 @@ async def push_export(folder: Path, config: ExportConfig, events: Events) -> Non
 def _first_line(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0] if lines else type(error).__name__
-
-
-# -- export request ----------------------------------------------------------------------------------------
-# `launch.py export`: what is exported, and to where; all of it checked before any work.
-
-
-@dataclass(frozen=True)
-class ExportRequest:
-    """A checkpoint of a run, and the folder and repository that its student goes to."""
-
-    folder: RunFolder
-    config: RunConfig
-    store: CheckpointStore
-    step: int
-    out: Path
-    dtype: str
-    push_to: str | None
-    private: bool
-
-
-def read_request(arguments: argparse.Namespace) -> ExportRequest:
-    """The request of a command line; ValueError naming the option that is wrong."""
-    path = Path(arguments.runs_path) / checked_run_name(arguments.run, "--run")
-    folder = RunFolder(path)
-    if not (path / "config.yaml").is_file():
-        raise ValueError(f"--run: there is no run folder {path} with a config.yaml")
-    config = load_config(str(path / "config.yaml"), [])
-    config = config.model_copy(update={"runs_path": str(path.parent), "run_name": path.name})
-    store = CheckpointStore.of(config, folder)
-    step = _chosen(store, arguments.step)
-    out = Path(arguments.out) if arguments.out else path / f"export_step_{step}"
-    if out.exists():
-        raise ValueError(f"--out: {out} already exists; choose another folder with --out, or remove it")
-    if not (parent := out.absolute().parent).is_dir():
-        raise ValueError(f"--out: there is no folder {parent}")
-    if arguments.private and arguments.push is None:
-        raise ValueError("--private: only with --push")
-    if arguments.push is not None:
-        check_push(arguments.push, "--push")
-    dtype = arguments.dtype or config.learner.dtype
-    return ExportRequest(folder, config, store, step, out, dtype, arguments.push, arguments.private)
-
-
-def _chosen(store: CheckpointStore, step: int | None) -> int:
-    """The step asked for, or the newest; ValueError naming those that there are."""
-    steps = store.steps()
-    if not steps:
-        raise ValueError(f"--run: {store.place} holds no checkpoint")
-    if step is not None and step not in steps:
-        raise ValueError(f"--step: {store.place} has no step {step} (there are: {', '.join(map(str, steps))})")
-    return steps[-1] if step is None else step

@@ -1,10 +1,10 @@
-"""Training under supervision: `launch.py train --retries N` starts the run again after a crash.
+"""What outlives a run's crash, and what ends it gently: `launch.py train --retries N`, SIGINT and SIGTERM.
 
-The run is a child process. When it dies by a signal or fails (exit code 1), it is started again with
+With retries the run is a child process. When it dies by a signal or fails (exit code 1), it is started again with
 `--resume=auto` after a pause that doubles; N times without a new step are the end. What finished, was refused or
 drained (exit codes 0, 2, 3) is passed on; only what was refused at a later start is tried again, since it was not
-the input then: Ray may be restarting itself. SIGTERM and SIGINT go to the child, which drains, and are the end of
-the supervision.
+the input then: Ray may be restarting itself. SIGTERM and SIGINT go to the child, which drains, and nothing is
+started again.
 """
 
 import argparse
@@ -27,30 +27,34 @@ from records.ownership import owner_of
 from records.run_folder import RunFolder
 from settings.exit_codes import BAD_INPUT, DRAINED, FAILED, FINISHED
 
+LAUNCH = Path(__file__).resolve().parents[1] / "launch.py"
+"""The command line itself."""
+
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 60.0
 
 PR_SET_PDEATHSIG = 1
 """From Linux' `prctl.h`: the signal a process gets when its parent ends."""
 
 
-def supervise(folder: RunFolder, arguments: argparse.Namespace, options: Sequence[str], script: Path) -> int:
+def supervise(folder: RunFolder, arguments: argparse.Namespace, options: Sequence[str]) -> int:
     """Train with the parsed `arguments` and further `options` in child processes; returns the exit code."""
     if arguments.retries < 0:
         raise ValueError(f"--retries must be >= 0, got {arguments.retries} (nearest valid: 0)")
-    line = [sys.executable, str(script), "train", "--log-level", arguments.log_level, *options]
+    line = [sys.executable, str(LAUNCH), "train", "--log-level", arguments.log_level, *options]
     if arguments.config is not None:
         line += ["--config", arguments.config]
     for key in arguments.force:
         line += ["--force", key]
-    supervisor = Supervisor(folder, retries=arguments.retries)
-    return supervisor.run([*line, f"--resume={arguments.resume}"], [*line, "--resume=auto"])
+    return Retries(folder, retries=arguments.retries).run(
+        [*line, f"--resume={arguments.resume}"], [*line, "--resume=auto"]
+    )
 
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-class Supervisor:
+class Retries:
     """Runs a command until it ends well, is refused, is stopped, or fails too often without progress."""
 
     def __init__(
@@ -71,7 +75,7 @@ class Supervisor:
     def run(self, first: Sequence[str], again: Sequence[str]) -> int:
         """Run `first`, then `again` as often as it takes; returns the exit code. In the main thread only."""
         command, failures = first, 0
-        with self._signals_passed_on():
+        with signals_go_to(self._on_signal, signal.SIGINT, signal.SIGTERM):
             while True:
                 step, owner = self._last_step(), owner_of(self._folder.path)
                 code, pid = self._run_once(command)
@@ -125,11 +129,6 @@ class Supervisor:
             time.sleep(0.05)
         return self._stopped_by is not None
 
-    @contextmanager
-    def _signals_passed_on(self) -> Iterator[None]:
-        with signals_go_to(self._on_signal, signal.SIGINT, signal.SIGTERM):
-            yield
-
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stopped_by = number
         if self._child is not None:
@@ -150,8 +149,7 @@ def _dies_with(parent: int) -> Callable[[], None] | None:
     return prepare
 
 
-# -- draining ----------------------------------------------------------------------------------------------
-# SIGINT and SIGTERM end a run gently.
+# -- signals ----------------------------------------------------------------------------------------------
 
 
 SAME_SIGNAL_S = 2.0

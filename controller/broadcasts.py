@@ -2,13 +2,14 @@
 
     learner, first rank -- broadcast --> one engine of each node --> the node's file --> every engine of the node
 
-The calls of `controller/broadcasts.py`'s decisions. Whatever fails here costs time and no weights: engines
-that do not find the file fetch the same version from the object store.
+The group is rank 0 (the learner's first rank) and one engine of each node: the others of the node find its file.
+Whatever fails costs time and no weights: whoever is not reached (an engine that starts, or missed the broadcast)
+loads the same version from the object store.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,28 +21,14 @@ from records.events import Events, reason_of
 from transport.collective import Rendezvous
 from transport.weights import WeightManifest
 
-# -- collective group --------------------------------------------------------------------------------------
-# Which engines receive the next weights by broadcast, when their group is formed anew, and when it is given up.
-#
-# Pure: it knows names, nodes and outcomes. `controller/broadcasts.py` makes the calls.
-#
-# The group is rank 0 (the learner's first rank) and one engine of each node, since the engines of a node share
-# one file: the others of the node find it. Whoever is not reached (an engine that starts, one that missed the
-# broadcast, one whose node has no member) loads the same version from the object store.
-
-
 MAX_FAILURES = 3
-"""After so many failures in a row the group is not formed any more."""
+"""After this many failures in a row no group is formed any more."""
 MAX_MISSES = 2
-"""An engine that gave no answer so many times in a row is not a member any more."""
+"""An engine that gave no answer this many times in a row is not a member any more."""
 
-
-@dataclass(frozen=True)
-class Candidate:
-    """An engine that could be a member, and the node whose file it would write."""
-
-    name: str
-    node_id: str
+LEARNER = "the learner"
+MARGIN_S = 5.0
+"""Members notice the limit themselves; one that has not answered this long after it is the missing one."""
 
 
 @dataclass(frozen=True)
@@ -61,79 +48,6 @@ class Group:
     def rank_of(self, name: str) -> int:
         """The rank of a member."""
         return 1 + self.members.index(name)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """What to do with one version: form `group` first if it `is_new`, then broadcast in it."""
-
-    group: Group
-    is_new: bool
-
-
-class Membership:
-    """Follows members, successes and failures. Each `next` is followed by `succeeded` or `failed`, if not None."""
-
-    def __init__(self) -> None:
-        self._formed: Group | None = None
-        self._num_groups = 0
-        self._num_failures = 0
-        self._misses: Counter[str] = Counter()
-
-    @property
-    def is_given_up(self) -> bool:
-        """True once it has failed too often in a row: the object store serves from then on."""
-        return self._num_failures >= MAX_FAILURES
-
-    @property
-    def formed(self) -> Group | None:
-        """The group that stands."""
-        return self._formed
-
-    def next(self, incarnation: int, candidates: Sequence[Candidate]) -> Turn | None:
-        """The turn of the next version, given the engines that serve, in the order of their names; None: none."""
-        members = () if self.is_given_up else self._members(candidates)
-        if not members:
-            self._formed = None
-            return None
-        formed = self._formed
-        if formed is not None and (formed.incarnation, formed.members) == (incarnation, members):
-            return Turn(formed, is_new=False)
-        self._formed = None
-        self._num_groups += 1
-        return Turn(Group(self._num_groups, incarnation, members), is_new=True)
-
-    def succeeded(self, group: Group) -> None:
-        """All members of the group have got the version."""
-        self._formed = group
-        self._num_failures = 0
-        for name in group.members:
-            del self._misses[name]
-
-    def failed(self, silent: Collection[str]) -> None:
-        """Forming or the broadcast failed; `silent` are the members that gave no answer in time.
-
-        The others are not to blame: they fail with the one that is missing. The group is of no use any more.
-        """
-        self._formed = None
-        self._num_failures += 1
-        self._misses.update(silent)
-
-    def _members(self, candidates: Sequence[Candidate]) -> tuple[str, ...]:
-        """One engine of each node: the present member if there is one, so that the group stays, else the first."""
-        present = () if self._formed is None else self._formed.members
-        member_of: dict[str, str] = {}
-        for each in candidates:
-            if self._misses[each.name] >= MAX_MISSES:
-                continue
-            if each.node_id not in member_of or each.name in present:
-                member_of[each.node_id] = each.name
-        return tuple(each.name for each in candidates if member_of.get(each.node_id) == each.name)
-
-
-LEARNER = "the learner"
-MARGIN_S = 5.0
-"""Members notice the limit themselves; one that has not answered this long after it is the missing one."""
 
 
 @dataclass(frozen=True)
@@ -160,30 +74,29 @@ class WeightBroadcast:
         self._engines = engines
         self._events = events
         self._timeout_s = timeout_s
-        self._group = Membership()
+        self._membership = Membership()
 
     async def spread(self, manifest: WeightManifest) -> None:
         """Bring the set that the learner has just published to the nodes; returns also if it could not."""
         workers = {worker.name: worker for worker in self._engines.healthy}
-        turn = self._group.next(
-            manifest.incarnation, [Candidate(name, worker.node_id) for name, worker in workers.items()]
-        )
-        if turn is None:
+        node_of = {name: worker.node_id for name, worker in workers.items()}
+        group = self._membership.next(manifest.incarnation, node_of)
+        if group is None:
             await self._forget()
             return
-        handles = {name: workers[name].handle for name in turn.group.members}
+        handles = {name: workers[name].handle for name in group.members}
         start, failure = now(), None
-        if turn.is_new:
-            failure = await self._form(turn.group, handles)
-        failure = failure or await self._broadcast(manifest, turn.group, handles)
+        if group is not self._membership.formed:
+            failure = await self._form(group, handles)
+        failure = failure or await self._broadcast(manifest, group, handles)
         if failure is None:
-            self._group.succeeded(turn.group)
-            self._note("weights_broadcast", manifest, turn.group, start, bytes=manifest.total_bytes)
+            self._membership.succeeded(group)
+            self._note("weights_broadcast", manifest, group, start, bytes=manifest.total_bytes)
             return
-        self._group.failed(failure.silent)
+        self._membership.failed(failure.silent)
         await self._forget()
-        again = "no" if self._group.is_given_up else "next version"
-        self._note("weights_fallback", manifest, turn.group, start, again=again, reason=failure.reason)
+        again = "no" if self._membership.is_given_up else "next version"
+        self._note("weights_fallback", manifest, group, start, again=again, reason=failure.reason)
 
     async def _forget(self) -> None:
         """Let the learner free what it keeps for a broadcast; RayError if it has died."""
@@ -244,3 +157,59 @@ class WeightBroadcast:
             seconds=round(now() - start, 4),
             **details,
         )
+
+
+# -- who is in the group: pure, it knows names, nodes and outcomes ------------------------------------------
+
+
+class Membership:
+    """Follows members, successes and failures. Each `next` is followed by `succeeded` or `failed`, if not None."""
+
+    def __init__(self) -> None:
+        self.formed: Group | None = None
+        """The group that stands; any other one has to be formed first."""
+        self._num_groups = 0
+        self._num_failures = 0
+        self._misses: Counter[str] = Counter()
+
+    @property
+    def is_given_up(self) -> bool:
+        """True once it has failed too often in a row: the object store serves from then on."""
+        return self._num_failures >= MAX_FAILURES
+
+    def next(self, incarnation: int, node_of: Mapping[str, str]) -> Group | None:
+        """The group of the next version; None: none. `node_of`: the engines that serve, in the order of ranks."""
+        members = () if self.is_given_up else self._members(node_of)
+        formed = self.formed
+        if formed is not None and (formed.incarnation, formed.members) == (incarnation, members):
+            return formed
+        self.formed = None
+        if not members:
+            return None
+        self._num_groups += 1
+        return Group(self._num_groups, incarnation, members)
+
+    def succeeded(self, group: Group) -> None:
+        """All members of the group have got the version."""
+        self.formed = group
+        self._num_failures = 0
+        for name in group.members:
+            del self._misses[name]
+
+    def failed(self, silent: Collection[str]) -> None:
+        """Forming or the broadcast failed; `silent` are the members that gave no answer in time.
+
+        The others are not to blame: they fail with the one that is missing. The group is of no use any more.
+        """
+        self.formed = None
+        self._num_failures += 1
+        self._misses.update(silent)
+
+    def _members(self, node_of: Mapping[str, str]) -> tuple[str, ...]:
+        """One engine of each node: the present member if there is one, so that the group stays, else the first."""
+        present = () if self.formed is None else self.formed.members
+        member_of: dict[str, str] = {}
+        for name, node_id in node_of.items():
+            if self._misses[name] < MAX_MISSES and (node_id not in member_of or name in present):
+                member_of[node_id] = name
+        return tuple(name for name, node_id in node_of.items() if member_of.get(node_id) == name)

@@ -11,19 +11,17 @@ slots know nothing of all this, so the staleness bound and the order of training
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
 
 from cluster.pool import Pool
-from cluster.waiting import NO_LIMIT_S, Signal, now, together
+from cluster.waiting import NO_LIMIT_S, now, together
 from cluster.worker import Worker
+from controller.context import RunContext
 from controller.weight_store import PublishedWeights, WeightStore
 from evaluation.evaluation import Evaluation, EvaluationRun
 from evaluation.results import KeptResults
-from records.events import Events
-from records.run_folder import RunFolder
-from settings.run import RunConfig
 
 logger = logging.getLogger(__name__)
 
@@ -55,28 +53,26 @@ class Evaluations:
 
     def __init__(
         self,
-        config: RunConfig,
+        context: RunContext,
         evaluation: Evaluation | None,
         *,
-        pools: Mapping[str, Pool],
         weights: WeightStore,
-        folder: RunFolder,
-        signal: Signal,
-        members: Signal,
-        events: Events,
     ) -> None:
-        """`weights` are those of the rollout workers; the signals are the pipeline's."""
-        self._config = config
+        """`weights` are those of the rollout workers."""
+        self._config = config = context.config
         self._evaluation = evaluation
-        self._pools, self._rollout_pool = pools, pools["rollout"]
-        self._own = pools.get("evaluation")
+        self._pools, self._rollout_pool = context.pools, context.pools["rollout"]
+        self._folder = context.folder
+        self._signal = signal = context.signal
+        self._members = members = context.members
+        self._events = events = context.events
         self._weights = weights
-        given: dict[str, Any] = {"config": config.cluster, "signal": signal, "members": members, "events": events}
-        self._own_weights = None if self._own is None else WeightStore(self._own, **given)
-        self._folder = folder
-        self._signal = signal
-        self._members = members
-        self._events = events
+        self._own = own = context.pools.get("evaluation")
+        self._own_weights = None
+        if own is not None:
+            self._own_weights = WeightStore(
+                own, config=config.cluster, signal=signal, members=members, events=events
+            )
         self._job: Job | None = None  # the one that runs, or begins to
         self._running: asyncio.Task[None] | None = None
         self._num_graded = 0

@@ -3,15 +3,8 @@
 slots --wait/rollout_s--> workers --wait/teacher_s--> teachers (--wait/reference_s--> reference)
   ^                                                                  '--wait/learner_s--> learner
 
-wait/X_s          mean seconds that a slot waited for X: a worker of that pool, or the learner
-backpressure/X_s  seconds of the step in which the full queue before X held its producers up: rollout streams,
-                  before the reference the teachers; before the learner it is the start window, and what counts
-                  is the mean time of a rollout worker without any work while no slot may start
-busy/X            share of worker-time with work held; of the learner, its share of training and publishing
-used/X            share of capacity in use: sequences in flight of what the engines decode together; scoring
-                  calls of those that are allowed. Slots that held-up streams have not read do not count
-queued/X          share of the time in which something waited for a worker of the pool
-slots/X           slots per second that the pool finished
+`records/metrics.py` says what each key means. Slots that held-up streams have not read do not count as used; the
+time in which the start window holds rollout workers up is the mean time of a worker without any work.
 """
 
 import asyncio

@@ -8,7 +8,7 @@ ranks may block far longer than that. A group that has lost a rank is of no use:
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 from ray.exceptions import RayError
 
@@ -22,18 +22,12 @@ from controller.weight_store import PublishedWeights
 from records.checkpoints import WriteReport
 from records.events import reason_of
 from settings.cluster import ClusterConfig
+from transport.notes import StepResult
 from transport.weight_sources import TRANSPORTS
 from transport.weights import WeightManifest
 
 _STAGES = {"begin_checkpoint": "checkpoint", "load_checkpoint": "start", "export": "export"}
 """What the run's timeline calls these calls; the others take no time of the learner's."""
-
-
-class StepResult(Protocol):
-    """What a rank reports of one optimizer step; metrics are reduced over ranks."""
-
-    metrics: dict[str, float]
-    was_skipped: bool
 
 
 class LearnerLostError(Exception):

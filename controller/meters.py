@@ -209,16 +209,8 @@ class WorkMeter:
 
 # -- waste -------------------------------------------------------------------------------------------------
 # Response tokens that were generated and then not trained on, by cause, from the beginning of the run.
-#
-# wasted/lost       the rollout was lost with its worker or its table, and generated again
-# wasted/refused    no teacher could score it, and it was generated again
-# wasted/given_up   its prompt was given up
-# wasted/skipped    its step had no finite gradient
-# wasted/fall_back  the learner was lost or the run continued: steps after the checkpoint, rollouts not trained yet
-# wasted/cut_off    attempts (not tokens) that ended before the response did: how long it was is not known
-#
-# Tokens that masks leave out of a step are in `masked/...`. Counts continue when a run is resumed; what was
-# generated after the last step before a crash is not known and not among them.
+# `records/metrics.py` says what each cause is. Tokens that masks leave out of a step are in `masked/...`. Counts
+# continue when a run is resumed; what was generated after the last step before a crash is not known.
 
 
 Cause = Literal["lost", "refused", "given_up", "skipped", "fall_back", "cut_off"]

@@ -19,23 +19,23 @@ engines live on; what they did for the abandoned one is dropped.
 """
 
 import asyncio
-import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from actors.engine import Sampling
 from cluster.autoscaling import Cluster, RayCluster
 from cluster.balancer import Balancer
-from cluster.pool import Pool
 from cluster.scaling import Scaling
 from cluster.supervisor import Supervisor
-from cluster.waiting import Signal, now
+from cluster.waiting import now
 from controller.checkpointing import Checkpointer
+from controller.context import RunContext
 from controller.evaluations import Evaluations
 from controller.flow import Flow
-from controller.learner_group import LearnerGroup, LearnerLostError, StepResult, TablesLostError
+from controller.learner_group import LearnerGroup, LearnerLostError, TablesLostError
 from controller.meters import WastedTokens
 from controller.recovery import Progress, Recovery, first_of
 from controller.rollouts import Prompts, Rollout, RolloutStage
@@ -45,14 +45,10 @@ from controller.slots import Slots
 from controller.status import progress_status
 from controller.weight_store import WeightStore
 from evaluation.evaluation import Evaluation
-from records.events import Events, reason_of
-from records.run_folder import RunFolder
+from records.events import reason_of
 from reporting.advisor import RECENT_STEPS
-from settings.run import RunConfig
 from transport.batches import SAMPLED
-
-# -- waits -------------------------------------------------------------------------------------------------
-# How long the learner waited for a batch.
+from transport.notes import StepResult
 
 
 @dataclass
@@ -63,8 +59,6 @@ class Waits:
     score_s: float = 0.0
 
 
-logger = logging.getLogger(__name__)
-
 Restore = Callable[[str, int], Awaitable[Progress]]
 """Loads the last checkpoint into a restarted learner: (reason, the abandoned incarnation)."""
 
@@ -74,15 +68,12 @@ class Pipeline:
 
     def __init__(
         self,
-        config: RunConfig,
+        context: RunContext,
         *,
-        pools: Mapping[str, Pool],
         learner: LearnerGroup,
         prompts: Prompts,
-        sampling: Any,
+        sampling: Sampling | None,
         evaluation: Evaluation | None,
-        folder: RunFolder,
-        events: Events,
         progress: Progress,
         restore: Restore | None = None,
         token_bytes: int = SAMPLED.token_bytes,
@@ -90,41 +81,46 @@ class Pipeline:
         checkpointer: Checkpointer | None = None,
         samples: Samples | None = None,
     ) -> None:
-        """Connect the stages; `pools` are started, and `progress` says where to begin.
+        """Connect the stages; the pools are started, and `progress` says where to begin.
 
         `restore` brings a restarted learner to the last checkpoint; without it a lost learner fails the run.
         Without a `checkpointer` nothing is saved.
         `token_bytes` is about the size of a token in a scored table; `cluster` is what the balance of the pools
         asks for capacity, by default the connected Ray as it is.
         """
-        self._config = config
-        self._pools, self._rollout_pool = pools, pools["rollout"]
+        self.context = context
+        self._config = config = context.config
+        self._pools = pools = context.pools
+        self._rollout_pool = pools["rollout"]
+        self._folder = folder = context.folder
+        self._events = events = context.events
+        self._signal = signal = context.signal
+        members = context.members
         self._learner = learner
         self._restore = restore
         self._prompts = prompts
         self._sampling = sampling
         self._samples = samples
-        self._folder = folder
-        self._events = events
         self._token_bytes = token_bytes
         self._checkpointer = checkpointer
         self._is_stopping = False
         self._show: list[Callable[[dict[str, Any]], None]] = []
-        self._signal = signal = Signal()
-        self._members = members = Signal(of=signal)
-        for pool in pools.values():
-            pool.signal = members
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
         self._weights = WeightStore(
             self._rollout_pool, config=config.cluster, signal=signal, members=members, events=events
         )
         self.scaling = Scaling(config, pools=pools, signal=signal, events=events)
         self._supervisor = Supervisor(config, pools=pools, scaling=self.scaling, members=members, events=events)
-        capacity: dict[str, Any] = {"cluster": cluster or RayCluster(may_grow=False), "scaling": self.scaling}
-        self._balancer = Balancer(config, pools=pools, signal=signal, events=events, **capacity)
+        self._balancer = Balancer(
+            config,
+            pools=pools,
+            scaling=self.scaling,
+            cluster=cluster or RayCluster(may_grow=False),
+            signal=signal,
+            events=events,
+        )
         self._recovery = Recovery(config.health, events)
-        shared = {"signal": signal, "members": members, "events": events, "folder": folder, "pools": pools}
-        self._evaluations = Evaluations(config, evaluation, weights=self._weights, **shared)
+        self._evaluations = Evaluations(context, evaluation, weights=self._weights)
         self.on_step(self._balancer.note)
         self._waste = WastedTokens(folder.metric_rows())
         self._begin(progress)
@@ -143,18 +139,27 @@ class Pipeline:
             batches_ahead=config.num_batches_ahead,
             frontier=progress.frontier,
         )
-        shared: dict[str, Any] = {"slots": self.slots, "signal": self._signal, "events": self._events}
         self._rollouts = RolloutStage(
             config,
             pool=self._rollout_pool,
+            slots=self.slots,
             prompts=self._prompts,
             sampling=self._sampling,
             deliver=self._deliver,
+            signal=self._signal,
+            events=self._events,
             waste=self._waste,
-            **shared,
         )
-        outcome: dict[str, Any] = {"accept": self._rollouts.accept, "lose": self._rollouts.lose}
-        self._scoring = ScoreStage(config, pools=self._pools, token_bytes=self._token_bytes, **outcome, **shared)
+        self._scoring = ScoreStage(
+            config,
+            pools=self._pools,
+            slots=self.slots,
+            accept=self._rollouts.accept,
+            lose=self._rollouts.lose,
+            token_bytes=self._token_bytes,
+            signal=self._signal,
+            events=self._events,
+        )
         self._flow = Flow(
             config, pool=self._rollout_pool, rollouts=self._rollouts, scoring=self._scoring, slots=self.slots
         )

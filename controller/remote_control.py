@@ -27,11 +27,11 @@ from cluster.placement import check_could_fit
 from cluster.pool import Pool
 from cluster.ray_actors import named_actor
 from cluster.waiting import wait_for
+from controller.context import RunContext
 from controller.pipeline import Pipeline
 from controller.status import pools_status
 from records.events import Events, reason_of
 from records.ownership import this_process
-from records.run_folder import RunFolder
 from reporting.live.monitor import Monitor
 from settings.exit_codes import DRAINED
 from settings.run import RunConfig
@@ -169,24 +169,22 @@ def check_name_is_free(run_name: str) -> None:
 
 @asynccontextmanager
 async def remote_control(
-    config: RunConfig,
-    pools: Mapping[str, Pool],
-    folder: RunFolder,
-    events: Events,
+    context: RunContext,
     *,
     is_local: bool,
     stop: Callable[[], object] = lambda: None,
     monitor: Monitor | None = None,
 ) -> AsyncIterator[RemoteControl]:
     """Let other processes reach the run: by the name of its actor, and by `cluster.json` in its folder."""
+    config, folder = context.config, context.folder
     node_id = ray.get_runtime_context().get_node_id()
-    control = RemoteControl(config, pools, is_local=is_local, stop=stop, node_id=node_id, monitor=monitor)
+    control = RemoteControl(config, context.pools, is_local=is_local, stop=stop, node_id=node_id, monitor=monitor)
     mailbox = named_actor(Mailbox, name=actor_name(config.run_name), args=())
     ray_context = ray.get_runtime_context()
     where = {"address": cluster_address(), "session": ray_context.get_session_name()}
     where |= {"job_id": ray_context.get_job_id(), "is_local": is_local}
     folder.write_cluster(where | this_process())
-    serving = asyncio.create_task(_serve(control, mailbox, events))
+    serving = asyncio.create_task(_serve(control, mailbox, context.events))
     serving.add_done_callback(_log_failure)
     try:
         yield control

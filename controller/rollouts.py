@@ -10,11 +10,12 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Protocol
 
 import pyarrow as pa
 from ray.exceptions import RayError
 
+from actors.engine import Sampling
 from cluster.errors import is_infrastructure, is_lost
 from cluster.pool import Pool
 from cluster.streams import finished_slots
@@ -58,7 +59,7 @@ class RolloutStage:
         pool: Pool,
         slots: Slots,
         prompts: Prompts,
-        sampling: Any,
+        sampling: Sampling | None,
         deliver: Callable[[Rollout], Awaitable[None]],
         signal: Signal,
         events: Events,

@@ -11,20 +11,20 @@ The run continues without samples if they cannot be had.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
 import pyarrow as pa
 from ray.exceptions import RayError
 
+from actors.engine import Sampling
 from cluster.pool import Pool
 from cluster.streams import finished_slots
 from cluster.waiting import wait_for
-from records.events import Events, reason_of
+from controller.context import RunContext
+from records.events import reason_of
 from records.files import RowFile, read_rows
-from records.run_folder import RunFolder
-from settings.run import RunConfig
 from settings.teachers import role_of_source
 
 logger = logging.getLogger(__name__)
@@ -41,25 +41,20 @@ class Samples:
 
     def __init__(
         self,
-        config: RunConfig,
+        context: RunContext,
         *,
-        pools: Mapping[str, Pool],
         requests: pa.Table,
-        sampling: Any,
+        sampling: Sampling,
         describe: Describe,
-        folder: RunFolder,
-        events: Events,
     ) -> None:
         """`requests` has one row per problem; the slot numbers it."""
-        self._config = config
-        self._pools = pools
+        self._config, self._pools = context.config, context.pools
+        self._folder, self._events = context.folder, context.events
         self._requests = requests
         self._sampling = sampling
         self._describe = describe
-        self._folder = folder
-        self._events = events
-        self._role_of_source = role_of_source(config)
-        self._rows = RowFile(folder.samples, check=folder.owner.check)
+        self._role_of_source = role_of_source(context.config)
+        self._rows = RowFile(context.folder.samples, check=context.folder.owner.check)
 
     async def take(self, when: str, version: int) -> None:
         """Sample, score and write; nothing if the folder holds these samples. Faults are only recorded."""

@@ -8,7 +8,6 @@ from before a fall-back of the learner) serves once it has loaded and verified t
 import asyncio
 import logging
 from dataclasses import dataclass
-from typing import Protocol
 
 from ray.exceptions import RayError
 
@@ -18,6 +17,7 @@ from cluster.waiting import NO_LIMIT_S, Signal, now, wait_for
 from cluster.worker import Worker
 from records.events import Events, reason_of
 from settings.cluster import ClusterConfig
+from transport.notes import LoadReport
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest
 
@@ -36,23 +36,7 @@ class PublishedWeights:
     publish_s: float
 
 
-class LoadReport(Protocol):
-    """What an engine reports of a completed and verified load; `actors/engine.py` says what each part is."""
-
-    incarnation: int
-    version: int
-    fetch_s: float
-    check_s: float
-    pause_s: float
-    load_s: float
-    verify_s: float
-    bytes_fetched: int
-    golden_difference: float
-
-
 LOAD_PARTS = ("fetch_s", "check_s", "pause_s", "load_s", "verify_s")
-STOPPED_PARTS = ("pause_s", "load_s", "verify_s")
-"""The parts of a load during which the engine makes no token."""
 
 
 class WeightStore:
@@ -202,7 +186,7 @@ class WeightStore:
         worker.version = report.version
         worker.golden_difference = report.golden_difference
         parts = {name: getattr(report, name) for name in LOAD_PARTS}
-        parts |= {"stopped_s": sum(parts[name] for name in STOPPED_PARTS), "update_s": update_s}
+        parts |= {"stopped_s": report.pause_s + report.load_s + report.verify_s, "update_s": update_s}
         self._last_load = {**parts, "bytes_fetched": report.bytes_fetched}
         self._events.add(
             "weights_loaded",

@@ -104,7 +104,7 @@ check_token
 export RAY_AUTH_MODE RAY_USAGE_STATS_ENABLED=0
 # A worker that asks for no GPU keeps the devices that its node sees, as in a Ray that a run starts by itself.
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO=${RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO:-0}
-# Ray would wait so long for its workers to end by themselves, which those of a run do not: their pool replaces them.
+# How long Ray would wait for its workers to exit, which those of a run do not: their pool replaces them.
 export RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S=${RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S:-5}
 
 options=(--block --disable-usage-stats --log-color=false --node-name="$POWEROPD_NODE_NAME")

@@ -11,21 +11,30 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING
 
 import pyarrow as pa
 from ray.exceptions import RayError
 
+import rewards
+from actors.engine import Sampling
+from actors.engine_settings import evaluation_sampling
 from cluster.errors import is_infrastructure
 from cluster.pool import Pool
 from cluster.streams import finished_slots
 from cluster.waiting import together, wait_for
 from cluster.worker import Worker
-from evaluation.metrics import BenchmarkResult, GradedSample, Measures, result_of
+from evaluation.metrics import BenchmarkResult, GradedSample, result_of
 from evaluation.results import EvaluatedProblem, result_table, samples_of
+from inputs.inputs import Inputs
+from inputs.prompts import evaluation_requests
 from records.events import reason_of
 from settings.cluster import ClusterConfig
+from settings.run import RunConfig
 from transport.parcels import tables_of_slots
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -37,30 +46,15 @@ MAX_ROUNDS = 50
 
 
 @dataclass(frozen=True)
-class Grading:
-    """How responses are judged. All of it is called in a thread and may block."""
-
-    decode: Callable[[Sequence[Sequence[int]]], list[str]]
-    """Token ids of responses as text, without special tokens."""
-    verdicts: Callable[[Sequence[str], Sequence[str]], list[str]]
-    """What each response is beside the answer to its problem: `right`, `wrong`, `timed out` or `failed`."""
-    extract: Callable[[str], str]
-    """The final answer of a response."""
-    classes: Callable[[Sequence[str]], list[int]]
-    """Of each final answer to one problem, the place of the first that equals it."""
-
-
-@dataclass(frozen=True)
 class Evaluation:
-    """An evaluation ready to run: one slot per problem of all benchmarks, sampling, and how it is graded."""
+    """An evaluation ready to run: one slot per problem of all benchmarks, and how responses are sampled."""
 
     problems: Sequence[EvaluatedProblem]
     """By slot."""
     requests: pa.Table
     """Every response wanted; `slot` is the place of its problem."""
-    sampling: Any
-    grading: Grading
-    measures: Measures
+    sampling: Sampling
+    tokenizer: "PreTrainedTokenizerBase"
     k: tuple[int, ...]
     """Results are taken at each of these, the first responses of each problem."""
 
@@ -70,10 +64,33 @@ class Evaluation:
         for slot, problem in enumerate(self.problems):
             slots_of.setdefault(problem.benchmark, []).append(slot)
         return [
-            result_of(name, [graded[slot] for slot in slots], k, self.measures)
+            result_of(name, [graded[slot] for slot in slots], k)
             for name, slots in slots_of.items()
             for k in self.k
         ]
+
+
+def evaluation_of(config: RunConfig, inputs: Inputs, *, k: Sequence[int] = ()) -> Evaluation | None:
+    """The evaluation of a run, or None without benchmarks; results at each of `k`, by default `evaluation.k`."""
+    if not inputs.benchmarks:
+        return None
+    problems, requests = list[EvaluatedProblem](), list[pa.Table]()
+    num_samples, seed = config.evaluation.num_samples, config.seed
+    for benchmark in inputs.benchmarks:
+        name, first = benchmark.name, len(problems)
+        requests.append(
+            evaluation_requests(
+                benchmark.prompts, num_samples=num_samples, seed=seed, benchmark=name, first_slot=first
+            )
+        )
+        problems += [EvaluatedProblem(name, p.prompt_id, p.text, p.answer or "") for p in benchmark.problems]
+    return Evaluation(
+        problems=problems,
+        requests=pa.concat_tables(requests),
+        sampling=evaluation_sampling(config),
+        tokenizer=inputs.tokenizer,
+        k=tuple(k) or (config.evaluation.k,),
+    )
 
 
 @dataclass(frozen=True)
@@ -180,23 +197,26 @@ class EvaluationRun:
                 self._show(len(self._graded))
 
     def _grade(self, rollouts: pa.Table) -> dict[int, list[GradedSample]]:
-        evaluation, grading = self._evaluation, self._evaluation.grading
-        problems = [evaluation.problems[slot] for slot in rollouts.column("slot").to_pylist()]
-        texts = grading.decode(rollouts.column("response_token_ids").to_pylist())
-        extracted = [grading.extract(text) for text in texts]
+        """Judge responses and keep their rows; blocks."""
+        slots, responses = (rollouts.column(name).to_pylist() for name in ("slot", "response_token_ids"))
+        problems = [self._evaluation.problems[slot] for slot in slots]
+        tokenizer = self._evaluation.tokenizer
+        texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in responses]
+        extracted = [rewards.extract_answer(text) for text in texts]
+        verdicts = rewards.grade_verdicts(texts, [problem.answer for problem in problems])
         judged = {
             "extracted": extracted,
-            "verdict": grading.verdicts(texts, [problem.answer for problem in problems]),
-            "answer_class": _classes(grading, rollouts.column("slot").to_pylist(), extracted),
+            "verdict": [verdict.value for verdict in verdicts],
+            "answer_class": _classes(slots, extracted),
         }
         table = result_table(rollouts, problems, texts, judged)
         self._keep(table)
         return samples_of(table)
 
 
-def _classes(grading: Grading, slots: Sequence[int], extracted: Sequence[str]) -> list[int]:
-    """Which answers to each problem are equal; the rows of a slot are beside each other, by sample."""
+def _classes(slots: Sequence[int], extracted: Sequence[str]) -> list[int]:
+    """Of each answer the first to its problem that equals it; the rows of a slot are beside each other."""
     classes: list[int] = []
     for _, group in groupby(zip(slots, extracted, strict=True), key=lambda row: row[0]):
-        classes += grading.classes([text for _, text in group])
+        classes += rewards.equality_classes([text for _, text in group])
     return classes

@@ -1,9 +1,11 @@
 """What graded responses come to: a row per benchmark and k, as in `eval.jsonl` and in the table of `eval`."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean
 from typing import Any
+
+import rewards
 
 RIGHT, TIMED_OUT = "right", "timed out"
 """Verdicts of a graded response; others are `wrong`, and `failed` where it could not be compared."""
@@ -19,20 +21,6 @@ class GradedSample:
     """The first response to the problem with an equal final answer."""
     num_tokens: int
     is_truncated: bool
-
-
-CorrectPK = Sequence[Sequence[bool]]
-
-
-@dataclass(frozen=True)
-class Measures:
-    """The formulas (`rewards/accuracy.py`), of problems by responses in the order of sampling; in [0, 1]."""
-
-    avg_at_k: Callable[[CorrectPK, int], float]
-    pass_at_k: Callable[[CorrectPK, int], float]
-    pass_at_k_unbiased: Callable[[CorrectPK, int], float]
-    maj_at_k: Callable[[Sequence[Sequence[int]], CorrectPK, int], float]
-    """Of which answers are equal, and which of them are right."""
 
 
 @dataclass(frozen=True)
@@ -64,9 +52,7 @@ AVERAGED = ("avg_at_k", "pass_at_k", "pass_at_k_unbiased", "maj_at_k", "mean_len
 SUMMED = ("num_problems", "num_timed_out")
 
 
-def result_of(
-    benchmark: str, samples_PK: Sequence[Sequence[GradedSample]], k: int, measures: Measures
-) -> BenchmarkResult:
+def result_of(benchmark: str, samples_PK: Sequence[Sequence[GradedSample]], k: int) -> BenchmarkResult:
     """The numbers of a benchmark; `samples_PK` holds the n responses of every problem, by sample."""
     correct_PK = [[each.verdict == RIGHT for each in samples] for samples in samples_PK]
     class_PK = [[each.answer_class for each in samples] for samples in samples_PK]
@@ -75,10 +61,10 @@ def result_of(
         benchmark=benchmark,
         n=len(samples_PK[0]),
         k=k,
-        avg_at_k=measures.avg_at_k(correct_PK, k),
-        pass_at_k=measures.pass_at_k(correct_PK, k),
-        pass_at_k_unbiased=measures.pass_at_k_unbiased(correct_PK, k),
-        maj_at_k=measures.maj_at_k(class_PK, correct_PK, k),
+        avg_at_k=rewards.avg_at_k(correct_PK, k),
+        pass_at_k=rewards.pass_at_k(correct_PK, k),
+        pass_at_k_unbiased=rewards.pass_at_k_unbiased(correct_PK, k),
+        maj_at_k=rewards.maj_at_k(class_PK, correct_PK, k),
         mean_length=fmean(each.num_tokens for each in every),
         truncated_frac=fmean(each.is_truncated for each in every),
         num_problems=len(samples_PK),

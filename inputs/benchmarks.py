@@ -1,6 +1,6 @@
 """Benchmarks as prompts: read from a local copy or the hub, compared with their definition, rendered.
 
-One benchmark comes from `evaluation.data_path`, a JSONL file of one's own; the others are named in
+One benchmark comes from `evaluation.data_path`, the user's own data; the others are named in
 `evaluation.benchmarks`, and their definitions say what is expected (`settings/benchmarks.py`).
 """
 
@@ -126,7 +126,7 @@ def _rows(definition: BenchmarkDefinition, name: str, path: str | None, field: s
         if path is not None:
             raise
         raise ValueError(
-            f"{error}; give a local copy (JSONL, JSON, Parquet or a folder) with --data {name}=FILE, or as "
+            f"{error}; give a local copy (a data file or folder) with --data {name}=FILE, or as "
             f"evaluation.paths.{name}"
         ) from error
 

@@ -27,24 +27,28 @@ def context_findings(
     *,
     max_response_tokens: int,
 ) -> tuple[list[Finding], dict[str, Any]]:
-    """Whether the longest prompt of every data set leaves room for a full response in every model's context.
+    """Whether the longest prompt of every data set leaves space for a full response in every model's context.
 
     How many are too long is said of the `counted` ones.
     """
     findings = list(_longer_than_made_for(models))
-    narrowest = min(models.values(), key=lambda each: each.room)
-    limit = narrowest.room - max_response_tokens
+    narrowest = min(models.values(), key=lambda each: each.max_tokens)
+    limit = narrowest.max_tokens - max_response_tokens
     share = sum(len(prompt.token_ids) > limit for prompt in counted) / max(1, len(counted))
     for source in report.sources:
         if source.longest_tokens > limit:
             counts = f"; {share:.1%} of {len(counted)} prompts are too long for the {narrowest.who}"
-            findings.insert(0, _too_long(source, narrowest.room, max_response_tokens, counts))
+            findings.insert(0, _too_long(source, narrowest.max_tokens, max_response_tokens, counts))
     details: dict[str, Any] = {"max_response_tokens": max_response_tokens, "max_prompt_tokens": limit}
     for role, each in models.items():
-        details[role] = {"context": each.context, "max_model_len": each.max_model_len, "room": each.room}
+        details[role] = {
+            "context": each.context,
+            "max_model_len": each.max_model_len,
+            "room": each.max_tokens,
+        }
     if not findings:
         longest = max(source.longest_tokens for source in report.sources)
-        text = f"{longest} + {max_response_tokens} tokens at most, room for {narrowest.room}"
+        text = f"{longest} + {max_response_tokens} tokens at most, limit {narrowest.max_tokens}"
         findings.append(Finding("ok", f"{text} (the {narrowest.who} has least)"))
     return findings, details
 
@@ -58,12 +62,12 @@ def _longer_than_made_for(models: Mapping[str, ModelFacts]) -> Iterator[Finding]
             yield Finding("warning", text, f"set it to at most {each.context}")
 
 
-def _too_long(source: SourceReport, room: int, max_response_tokens: int, counts: str) -> Finding:
+def _too_long(source: SourceReport, context: int, max_response_tokens: int, counts: str) -> Finding:
     needed = source.longest_tokens + max_response_tokens
     text = (
         f"{source.setting}: prompt {source.longest_id!r} has {source.longest_tokens} tokens, and with a response "
-        f"of up to {max_response_tokens} needs {needed}, but the context holds {room} (nearest valid "
-        f"rollout.max_response_tokens: {max(0, room - source.longest_tokens)}){counts}"
+        f"of up to {max_response_tokens} needs {needed}, but the context holds {context} (nearest valid "
+        f"rollout.max_response_tokens: {max(0, context - source.longest_tokens)}){counts}"
     )
     return Finding("error", text, "data.max_prompt_tokens drops long ones; or raise engine.max_model_len")
 
@@ -146,8 +150,8 @@ def check_prompts(
     limit = config.rollout.max_response_tokens
     counted = prompts[: config.preflight.num_rows]
     _enter(checks, "context", lambda: context_findings(models, counted, report, max_response_tokens=limit))
-    room = min(model.room for model in models.values())
-    _enter(checks, "data", lambda: data_findings(counted, report, max_prompt_tokens=room - limit))
+    context = min(model.max_tokens for model in models.values())
+    _enter(checks, "data", lambda: data_findings(counted, report, max_prompt_tokens=context - limit))
 
 
 def _enter(checks: Checks, key: str, find: Callable[[], Found]) -> None:

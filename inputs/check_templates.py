@@ -84,7 +84,7 @@ def _unknown(models: Mapping[str, ModelFacts]) -> Iterator[Finding]:
 def _never_stops(
     models: Mapping[str, ModelFacts], stops: StopTokens, ends: Mapping[str, int | None]
 ) -> Iterator[Finding]:
-    """A model that scores for teaching ends its answers with something on which generation goes on."""
+    """A model that scores for teaching ends its answers with something that does not stop generation."""
     for role, end in ends.items():
         if end is None or end in stops.ids or role == "reference":
             continue

@@ -19,7 +19,7 @@ BLOCK = 4096
 
 
 class PromptMixture(PromptSequence):
-    """Prompts of several sources, one source after the other; with the weights that they are drawn by."""
+    """Prompts of several sources, one source after the other; with their sampling weights."""
 
     def __init__(self, parts: Sequence[Sequence[Prompt]], weights: Sequence[float]) -> None:
         self.parts = list(parts)
@@ -50,7 +50,7 @@ class PromptOrder:
 
     def place(self, position: int) -> tuple[int, int, int]:
         """Return (epoch, source, index) of a position."""
-        part, number = self._schedule.draw(position)
+        part, number = self._schedule.source_at(position)
         epoch, place = divmod(number, self._lengths[part])
         return epoch, part, int(self._permutation(part, epoch)[place])
 
@@ -62,7 +62,7 @@ class PromptOrder:
 class Schedule:
     """Sources by position so that every stretch has them in their shares.
 
-    The j-th prompt of a source of share w is due at (j + phase) / w, with a phase that is drawn from the seed; the
+    The j-th prompt of a source of share w is due at (j + phase) / w, with a phase derived from the seed; the
     order is that of the times. Positions are worked out in blocks of time, any of which can be looked up.
     """
 
@@ -71,7 +71,7 @@ class Schedule:
         self._phases = np.random.default_rng([seed, len(weights)]).random(len(weights))
         self._block = lru_cache(maxsize=4)(self._work_out)
 
-    def draw(self, position: int) -> tuple[int, int]:
+    def source_at(self, position: int) -> tuple[int, int]:
         """Return the source of a position, and how many positions before it have the same source."""
         if len(self._shares) == 1:
             return 0, position

@@ -55,7 +55,7 @@ class ModelFacts:
         return num_known_ids(self.tokenizer)
 
     @property
-    def room(self) -> int:
+    def max_tokens(self) -> int:
         """Longest sequence that its engine takes: a scored one needs one position more, for the token after it."""
         longest = min(self.max_model_len or self.context, self.context)
         return longest if self.role == "student" else longest - 1

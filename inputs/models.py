@@ -8,7 +8,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from settings.run import RunConfig, Section
+from settings.engine import Section
+from settings.run import RunConfig
 
 Billions = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

@@ -1,7 +1,4 @@
-"""The source of prompts: requests for rollouts in a seeded order, any position of which can be looked up.
-
-What is drawn is read by `problems.py`, rendered by `rendering.py`, and ordered by `mixture.py`.
-"""
+"""Prompts -> generation requests, in a seeded order with random access to any position."""
 
 import hashlib
 from collections.abc import Sequence
@@ -69,7 +66,7 @@ def evaluation_requests(
 ) -> pa.Table:
     """Return requests for every prompt of a benchmark, `num_samples` each; the slots number the prompts.
 
-    How a response is drawn depends on the place of its prompt in the benchmark, its sample and `seed` alone.
+    How a response is sampled depends only on `seed`, its sample and the index of its prompt in the benchmark.
     """
     rows = [
         _request(prompt, f"eval-{benchmark}-{index}-{sample}", first_slot + index, 0, sample, seed)
@@ -81,7 +78,7 @@ def evaluation_requests(
 
 
 def sampling_seed(seed: int, uid: str) -> int:
-    """Seed of one response: the same for every attempt at it, so that a repeated attempt is no new draw."""
+    """Seed of one response: the same for every attempt at it, so that a retry is not a new sample."""
     return int.from_bytes(hashlib.sha256(f"{seed}:{uid}".encode()).digest()[:4], "big")
 
 

@@ -58,7 +58,7 @@ def check_prompt_lengths(
     field: str,
     limit_field: str = "rollout.max_response_tokens",
 ) -> None:
-    """ValueError naming the longest prompt if it leaves no room for a full response in the context."""
+    """ValueError naming the longest prompt if it does not leave space for a full response in the context."""
     longest = max(prompts, key=lambda prompt: len(prompt.token_ids))
     num_tokens = len(longest.token_ids)
     needed = num_tokens + max_response_tokens

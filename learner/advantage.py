@@ -3,7 +3,9 @@
     credit    = reward + discount * next reward + ...        or        reward - baseline
     advantage = weight * (opd_coef * credit + rl_coef * the graded response's advantage in its group)
 
-Shapes: T response tokens of a micro-batch.
+The token weight is fixed before the first backward of a window.
+
+Shapes: T response tokens of a micro-batch, or of this rank's window.
 """
 
 from collections.abc import Sequence
@@ -54,12 +56,6 @@ class Advantage:
         if weight_T is not None:
             advantage_T = advantage_T * weight_T
         return advantage_T
-
-
-# -- token weight ------------------------------------------------------------------------------------------
-# The weight that multiplies each token's advantage, fixed before the first backward of a window.
-#
-# Shapes: T response tokens of a micro-batch, or of this rank's window.
 
 
 class TokenWeight:

@@ -1,4 +1,4 @@
-"""One rank's part of a checkpoint on its way to disk: copied to host memory, written while training goes on."""
+"""One rank's part of a checkpoint on its way to disk: copied to host memory, written while training continues."""
 
 import copy
 import os
@@ -55,7 +55,7 @@ class CheckpointWriter:
 
     @property
     def report(self) -> WriteReport | None:
-        """What was written; None while the writing goes on. Raises what is no fault of the disk."""
+        """What was written; None while it is being written. Raises what is not the fault of the disk."""
         if self._thread.is_alive():
             return None
         if self._error is not None:
@@ -80,6 +80,43 @@ class CheckpointWriter:
                     raise
                 self._failure = f"{type(error).__name__}: {error.strerror}: {file.name}"
         self._seconds += time.monotonic() - start
+
+
+class WriterEngine:
+    """What DeepSpeed takes for its checkpoint engine while it saves: hands every state to a writer.
+
+    It answers the calls of `deepspeed.runtime.checkpoint_engine.CheckpointEngine` that saving makes. None of them
+    touches the disk: an error there in one rank would leave the others waiting at DeepSpeed's next barrier.
+    """
+
+    def __init__(self, writer: CheckpointWriter) -> None:
+        self._writer = writer
+
+    def create(self, info: Any) -> None:
+        """Nothing to do."""
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """The writer makes its folders."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Take the state as it is now."""
+        self._writer.add(state_dict, Path(path))
+
+    def commit(self, info: Any) -> bool:
+        """The driver commits."""
+        return True
+
+    def is_data_parallel_writer(self, dp_rank: int) -> bool:
+        """The first rank writes what all ranks share."""
+        return dp_rank == 0
+
+    def is_decoupled(self) -> bool:
+        """DeepSpeed need not come back for the commit."""
+        return False
+
+    def preserves_storage_sharing(self) -> bool:
+        """The writer copies tensors itself."""
+        return False
 
 
 def on_host(state: Any) -> Any:
@@ -141,43 +178,3 @@ class _ChecksummedFile:
 
     def flush(self) -> None:
         """Nothing is held back."""
-
-
-# -- checkpoint engine -------------------------------------------------------------------------------------
-# What DeepSpeed saves goes to our writer: an engine for the time of one `engine.save_checkpoint`.
-#
-# It answers the calls of `deepspeed.runtime.checkpoint_engine.CheckpointEngine` that saving makes. None of them
-# touches the disk: an error there in one rank would leave the others waiting at DeepSpeed's next barrier.
-
-
-class WriterEngine:
-    """Hands every state to a writer."""
-
-    def __init__(self, writer: CheckpointWriter) -> None:
-        self._writer = writer
-
-    def create(self, info: Any) -> None:
-        """Nothing to do."""
-
-    def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """The writer makes its folders."""
-
-    def save(self, state_dict: Any, path: str) -> None:
-        """Take the state as it is now."""
-        self._writer.add(state_dict, Path(path))
-
-    def commit(self, info: Any) -> bool:
-        """The driver commits."""
-        return True
-
-    def is_data_parallel_writer(self, dp_rank: int) -> bool:
-        """The first rank writes what all ranks share."""
-        return dp_rank == 0
-
-    def is_decoupled(self) -> bool:
-        """DeepSpeed need not come back for the commit."""
-        return False
-
-    def preserves_storage_sharing(self) -> bool:
-        """The writer copies tensors itself."""
-        return False

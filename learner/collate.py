@@ -4,7 +4,7 @@ The hidden state at a token predicts the next one. A sequence with a prompt of P
 tokens therefore enters the model as its first P + T - 1 tokens (the last response token is only ever a target),
 and the hidden states at P - 1 .. P + T - 2 predict the response.
 
-Shapes: N packed tokens of a micro-batch, T its response tokens, B its sequences, K the teacher's likeliest
+Shapes: N packed tokens of a micro-batch, T its response tokens, B its sequences, K the teacher's top
 tokens, H its hidden size.
 """
 
@@ -46,7 +46,7 @@ class PackedBatch:
     teacher_logp_T: Tensor
     """NaN where the teacher sent hidden states, until `learner.divergence` has filled it in."""
     teacher_topk_ids_TK: Tensor
-    """K is 0 unless the teacher sent its likeliest tokens."""
+    """K is 0 unless the teacher sent its top k tokens."""
     teacher_topk_logp_TK: Tensor
     teacher_hidden_TH: Tensor
     """H is 0 unless the teacher sent the input of its output head."""
@@ -160,16 +160,16 @@ def split_by_tokens(lengths: Sequence[int], *, max_tokens: int) -> list[list[int
     first index and so are the indices within a group.
     """
     groups: list[list[int]] = []
-    room: list[int] = []
+    left: list[int] = []
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        fitting = (group for group, left in enumerate(room) if lengths[index] <= left)
+        fitting = (group for group, capacity in enumerate(left) if lengths[index] <= capacity)
         group = next(fitting, None)
         if group is None:
             groups.append([index])
-            room.append(max_tokens - lengths[index])
+            left.append(max_tokens - lengths[index])
         else:
             groups[group].append(index)
-            room[group] -= lengths[index]
+            left[group] -= lengths[index]
     return sorted(sorted(group) for group in groups)
 
 

@@ -41,6 +41,8 @@ from transport.collective import open_store
 
 logger = logging.getLogger(__name__)
 
+COMPILER_SWITCH = "TORCHDYNAMO_DISABLE"
+
 LossOf = Callable[[PackedBatch, Tensor, Tensor], Tensor]
 """(micro-batch, logp_T with gradient, entropy_T) -> loss."""
 
@@ -104,7 +106,7 @@ class DeepSpeedBackend:
 
         The engine takes no part in it: `torch.autograd.grad` leaves its buffers, hooks and counters alone.
         Gradients add up in float32, which takes 4 bytes per parameter on every rank. ValueError with ZeRO-3,
-        where no rank has room for all of them.
+        where no rank has memory for all of them.
         """
         if self.zero_stage == 3:
             raise ValueError("a second gradient is not measured with learner.zero_stage 3")
@@ -317,13 +319,6 @@ def _partitioned_loading(settings: dict[str, Any]) -> Iterator[None]:
         unset_hf_deepspeed_config()
 
 
-# -- uncompiled --------------------------------------------------------------------------------------------
-# Imports of modules that compile a function as they are imported, without its compiler.
-
-
-SWITCH = "TORCHDYNAMO_DISABLE"
-
-
 @contextmanager
 def compiler_unused() -> Iterator[None]:
     """Let `torch.compile` return functions as they are, for the functions that it is given meanwhile.
@@ -331,12 +326,12 @@ def compiler_unused() -> Iterator[None]:
     DeepSpeed decorates Muon's update with it, whatever the optimizer is. The decorator alone imports the whole
     compiler, which takes longer than everything else that DeepSpeed does at its start.
     """
-    before = os.environ.get(SWITCH)
-    os.environ[SWITCH] = "1"
+    before = os.environ.get(COMPILER_SWITCH)
+    os.environ[COMPILER_SWITCH] = "1"
     try:
         yield
     finally:
         if before is None:
-            del os.environ[SWITCH]
+            del os.environ[COMPILER_SWITCH]
         else:
-            os.environ[SWITCH] = before
+            os.environ[COMPILER_SWITCH] = before

@@ -1,7 +1,9 @@
-"""Weights -> a Hugging Face folder that `AutoModelForCausalLM.from_pretrained` and vLLM load."""
+"""Weights, of a run or a checkpoint -> a Hugging Face folder that `from_pretrained` and vLLM load.
+
+Its generation settings are the student's own, with this run's stop tokens and sampling.
+"""
 
 import copy
-import logging
 import os
 import shutil
 import sys
@@ -48,48 +50,6 @@ def export_student(
     generation.save_pretrained(path)
 
 
-def _full_weights(causal_lm: Any, *, gathered: Gather, is_first_rank: bool) -> dict[str, Tensor]:
-    weights: dict[str, Tensor] = {}
-    for name, parameter in causal_lm.named_parameters():
-        with gathered([parameter]), torch.no_grad():
-            if is_first_rank:
-                weights[name] = parameter.detach().to("cpu", copy=True)
-    return weights
-
-
-# -- generation --------------------------------------------------------------------------------------------
-# How an exported student generates by default: its own generation settings with this run's stops and sampling.
-
-
-def exported_generation_config(
-    own: GenerationConfig, *, stops: StopTokens, rollout: RolloutConfig, pad_token_id: int | None = None
-) -> GenerationConfig:
-    """The student's own settings, with the stop ids of both sides and the sampling it was trained with.
-
-    Training ends responses on the stop ids of student and teachers, so the trained student may end with either:
-    whatever loads the folder must stop on all of them. Limits on length are left out (vLLM would take them for
-    limits of a server).
-    """
-    config: Any = copy.deepcopy(own)
-    config._from_model_config = False  # else transformers makes it anew from config.json, with one stop id
-    config.eos_token_id = [*dict.fromkeys((*stops.student_ids, *stops.ids))]
-    if config.pad_token_id is None:
-        config.pad_token_id = pad_token_id
-    config.do_sample = True
-    config.temperature = rollout.temperature
-    config.top_p = rollout.top_p
-    config.top_k = max(0, rollout.top_k)  # 0 is all, for transformers and vLLM; unset, transformers takes 50
-    config.max_length = config.max_new_tokens = None
-    return config
-
-
-# -- export checkpoint -------------------------------------------------------------------------------------
-# A checkpoint -> the same Hugging Face folder that a finished run exports, without ranks and on the CPU.
-
-
-logger = logging.getLogger(__name__)
-
-
 def export_checkpoint(
     config: RunConfig, path: Path, manifest: CheckpointManifest, *, out: Path, stops: StopTokens, dtype: str
 ) -> None:
@@ -119,6 +79,37 @@ def export_checkpoint(
         trust_remote_code=student.trust_remote_code,
     )
     os.replace(temporary, out)
+
+
+def exported_generation_config(
+    own: GenerationConfig, *, stops: StopTokens, rollout: RolloutConfig, pad_token_id: int | None = None
+) -> GenerationConfig:
+    """The student's own settings, with the stop ids of both sides and the sampling it was trained with.
+
+    Training ends responses on the stop ids of student and teachers, so the trained student may end with either:
+    whatever loads the folder must stop on all of them. Limits on length are left out (vLLM would take them for
+    limits of a server).
+    """
+    config: Any = copy.deepcopy(own)
+    config._from_model_config = False  # else transformers makes it anew from config.json, with one stop id
+    config.eos_token_id = [*dict.fromkeys((*stops.student_ids, *stops.ids))]
+    if config.pad_token_id is None:
+        config.pad_token_id = pad_token_id
+    config.do_sample = True
+    config.temperature = rollout.temperature
+    config.top_p = rollout.top_p
+    config.top_k = max(0, rollout.top_k)  # 0 is all, for transformers and vLLM; unset, transformers takes 50
+    config.max_length = config.max_new_tokens = None
+    return config
+
+
+def _full_weights(causal_lm: Any, *, gathered: Gather, is_first_rank: bool) -> dict[str, Tensor]:
+    weights: dict[str, Tensor] = {}
+    for name, parameter in causal_lm.named_parameters():
+        with gathered([parameter]), torch.no_grad():
+            if is_first_rank:
+                weights[name] = parameter.detach().to("cpu", copy=True)
+    return weights
 
 
 def _fill(causal_lm: Any, weights: dict[str, Tensor], *, dtype: torch.dtype) -> None:

@@ -3,7 +3,7 @@
 A fact is computed chunk by chunk next to the log-probs, for all positions of a micro-batch, and only if the run
 needs it. Facts whose name has a slash are metrics: their mean over the trained tokens is reported.
 
-Shapes: C positions of one chunk, V shared vocabulary, K the teacher's likeliest tokens, F facts.
+Shapes: N or C positions of one chunk, V shared vocabulary, K the teacher's top tokens, F facts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,14 +18,14 @@ from torch import Tensor
 from learner.collate import PackedBatch
 from learner.divergence import BatchTeacher, TeacherHead, shared
 from rewards import BASELINES, DIVERGENCES, TOKEN_REWARDS, Teacher, TeacherLogits
-from rewards.distributions import student_log_probs, teacher_entropy, teacher_log_probs
+from rewards.teacher import student_log_probs, teacher_entropy, teacher_log_probs
 
 REVERSE_KL, TEACHER_ENTROPY = "reverse_kl", "teacher_entropy"
 BASELINE, RAW_VARIANCE, BASELINE_VARIANCE = "baseline/mean", "gradient_variance/raw", "gradient_variance/baseline"
 STUDENT_MASS = "topk/student_mass"
 
 MASS_TOP_K = 16
-"""Likeliest tokens of a teacher that sent whole distributions, for `topk/student_mass`."""
+"""Top tokens of a teacher that sent whole distributions, for `topk/student_mass`."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +72,25 @@ def teacher_entropy_fact() -> Fact:
 
 
 def student_mass_fact() -> Fact:
-    """The student's probability of the teacher's likeliest tokens: those it sent, or MASS_TOP_K of all."""
+    """The student's probability of the teacher's top tokens: those it sent, or MASS_TOP_K of all."""
     return Fact((STUDENT_MASS,), lambda logits_CV, teacher: [_student_mass(logits_CV, teacher)])
 
 
-def baseline_fact(objective: str, parameters: Mapping[str, Any], scheduled: Mapping[str, int]) -> Fact:
-    """The reward that the student expects, and the variance of the gradient without and with it as a baseline.
+def baseline_fact(
+    objective: str, parameters: Mapping[str, Any], scheduled: Mapping[str, int], *, is_diagnosed: bool
+) -> Fact:
+    """The reward that the student expects; `is_diagnosed`: and the gradient's variance without and with it.
 
     `parameters` are those of the objective, validated; `scheduled` the step, for objectives with a schedule.
     """
     known = {parameter.name for parameter in BASELINES[objective].parameters}
     shared_parameters = {name: value for name, value in parameters.items() if name in known}
     baseline = partial(BASELINES[objective], **shared_parameters, **scheduled)
+    if not is_diagnosed:
+        return Fact((BASELINE,), lambda logits_CV, teacher: [baseline(logits_CV, teacher)])
     reward = partial(TOKEN_REWARDS[objective], **parameters, **scheduled)
 
-    def function(logits_CV: Tensor, teacher: Teacher) -> Sequence[Tensor]:
+    def with_variances(logits_CV: Tensor, teacher: Teacher) -> Sequence[Tensor]:
         log_p_CV = student_log_probs(logits_CV)
         log_t_CV = teacher_log_probs(teacher, log_p_CV)
         reward_CV = reward(log_t_CV, log_p_CV, torch.ones_like(log_p_CV, dtype=torch.bool))
@@ -94,7 +98,27 @@ def baseline_fact(objective: str, parameters: Mapping[str, Any], scheduled: Mapp
         centred_CV = reward_CV - baseline_C[:, None]
         return baseline_C, gradient_variance(log_p_CV, reward_CV), gradient_variance(log_p_CV, centred_CV)
 
-    return Fact((BASELINE, RAW_VARIANCE, BASELINE_VARIANCE), function)
+    return Fact((BASELINE, RAW_VARIANCE, BASELINE_VARIANCE), with_variances)
+
+
+@torch.no_grad()
+def gradient_variance(log_p_NV: Tensor, advantage_NV: Tensor) -> Tensor:
+    """Return variance_N of the policy gradient of one sampled token per position, from every token's advantage.
+
+    With the student's distribution p and advantages A, fixed numbers as in the loss, a token y gives the gradient
+    `A(y) * (onehot(y) - p)` in the logits. The mean squared distance from its expectation is
+
+        sum of p * A**2 * |onehot(y) - p|**2  -  sum of (p * (A - mean))**2,        mean = sum of p * A,
+
+    where `|onehot(y) - p|**2 = 1 - 2 * p(y) + sum of p**2`. A baseline shifts A and the mean alike: it leaves the
+    expectation as it is and changes the first sum alone. Rounding may not take the result below 0.
+    """
+    p_NV = log_p_NV.exp()
+    mean_N1 = (p_NV * advantage_NV).sum(-1, keepdim=True)
+    distance_NV = 1.0 - 2.0 * p_NV + p_NV.square().sum(-1, keepdim=True)
+    second_moment_N = (p_NV * advantage_NV.square() * distance_NV).sum(-1)
+    squared_mean_N = (p_NV * (advantage_NV - mean_N1)).square().sum(-1)
+    return (second_moment_N - squared_mean_N).clamp(min=0.0)
 
 
 def _student_mass(logits_CV: Tensor, teacher: Teacher) -> Tensor:
@@ -105,32 +129,3 @@ def _student_mass(logits_CV: Tensor, teacher: Teacher) -> Tensor:
         ids_CK, is_known_CK = teacher.ids_NK, teacher.log_probs_NK > -inf
     log_p_CK = logits_CV.gather(1, ids_CK) - logits_CV.logsumexp(-1, keepdim=True)
     return torch.where(is_known_CK, log_p_CK.exp(), 0.0).sum(-1)
-
-
-# -- gradient variance -------------------------------------------------------------------------------------
-# How noisy the policy gradient of one sampled token is, exactly, from both distributions at its position.
-#
-# With the student's distribution p and the advantage A of each token, one sampled token y gives the gradient
-# `A(y) * (onehot(y) - p)` with respect to the logits. Its variance, the mean squared distance from its
-# expectation, is
-#
-#     sum of p * A**2 * |onehot(y) - p|**2  -  sum of (p * (A - mean))**2,        mean = sum of p * A,
-#
-# where `|onehot(y) - p|**2 = 1 - 2 * p(y) + sum of p**2` and the expectation has the components `p * (A - mean)`.
-# A baseline shifts A and the mean alike: it leaves the expectation as it is and changes the first sum alone.
-#
-# Shapes: N positions, V vocabulary.
-
-
-@torch.no_grad()
-def gradient_variance(log_p_NV: Tensor, advantage_NV: Tensor) -> Tensor:
-    """Return variance_N of the gradient of one sampled token per position, from every token's advantage.
-
-    Advantages count as fixed numbers, as in the loss. Rounding may not take the result below 0.
-    """
-    p_NV = log_p_NV.exp()
-    mean_N1 = (p_NV * advantage_NV).sum(-1, keepdim=True)
-    distance_NV = 1.0 - 2.0 * p_NV + p_NV.square().sum(-1, keepdim=True)
-    second_moment_N = (p_NV * advantage_NV.square() * distance_NV).sum(-1)
-    squared_mean_N = (p_NV * (advantage_NV - mean_N1)).square().sum(-1)
-    return (second_moment_N - squared_mean_N).clamp(min=0.0)

@@ -1,5 +1,7 @@
 """What the gradient of vanilla on-policy distillation would have been on the batch of a step: for comparison only.
 
+Loaded only where `logging.diagnostics_every` asks for it.
+
 The log-ratio is trained on the same tokens, with the same importance weight or surrogate, and without normaliser,
 returns, baseline or token weight. Its gradient is measured at the weights before the step, and then forgotten.
 """
@@ -22,21 +24,16 @@ logger = logging.getLogger(__name__)
 
 
 class LogRatioGradient:
-    """Measures `grad_norm/log_ratio` on every `logging.diagnostics_every`-th step."""
+    """Measures `grad_norm/log_ratio`."""
 
     def __init__(self, config: RunConfig) -> None:
-        self._every = config.logging.diagnostics_every
         self._is_sharded = config.learner.zero_stage == 3
         objective = ObjectiveConfig(name="log_ratio", aggregate=config.objective.aggregate)
         self._vanilla = Objective(objective, config.importance, surrogate=config.surrogate)
-        if self._every and self._is_sharded:
+        if self._is_sharded:
             logger.warning(
-                "grad_norm/log_ratio is not measured: learner.zero_stage 3 has no room for all gradients"
+                "grad_norm/log_ratio is not measured: learner.zero_stage 3 has no memory for all gradients"
             )
-
-    def is_due(self, step: int) -> bool:
-        """Return whether this step is diagnosed."""
-        return self._every > 0 and step % self._every == 0
 
     def norm(self, window: Window, backend: "DeepSpeedBackend") -> dict[str, float]:
         """Return the metric, or nothing with ZeRO-3. Every rank must call it."""

@@ -195,12 +195,13 @@ class Objective:
     ) -> BatchFacts | None:
         """Return what to find where the logits are trained: the baseline, and metrics; None if nothing.
 
-        The student's mass on the likeliest tokens costs next to nothing where the teacher sent them. Of whole
-        distributions it is found only if the step `is_diagnosed`.
+        The student's mass on the top k tokens costs next to nothing where the teacher sent them. Of whole
+        distributions it is found only if the step `is_diagnosed`, as are the variances that a baseline changes.
         """
         facts = []
         if self.has_baseline:
-            facts.append(baseline_fact(self.name, self._parameters, self._scheduled(TOKEN_REWARDS[self.name])))
+            scheduled = self._scheduled(TOKEN_REWARDS[self.name])
+            facts.append(baseline_fact(self.name, self._parameters, scheduled, is_diagnosed=is_diagnosed))
         if batch.teacher_topk_ids_TK.shape[1] > 0 or (teacher_head is not None and is_diagnosed):
             facts.append(student_mass_fact())
         return _facts_of(batch, teacher_head, facts)

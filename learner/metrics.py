@@ -1,6 +1,8 @@
 """What one optimizer step did, as numbers: sums over tokens on each rank, one reduction, then means.
 
-Shapes: T response tokens of this rank's window, B its sequences, M metrics.
+Of all tokens, of graded outcomes, and by teacher where there are several.
+
+Shapes: T response tokens of this rank's window, B its sequences, G its groups, K teachers, M metrics.
 """
 
 from collections.abc import Callable, Sequence
@@ -67,7 +69,7 @@ def step_metrics(
     """Return the metrics of a step, the same on every rank. Every rank must call it.
 
     `importance_cap` is the weight at which `importance/capped_frac` counts a token as capped. The last two say
-    whether the objective has a divergence, and whether the teacher sent its likeliest tokens.
+    whether the objective has a divergence, and whether the teacher sent its top k tokens.
     """
     sums = _reduce(_sums(tokens, importance_cap=importance_cap), ranks.sum)
     maxima = _reduce(_maxima(tokens), ranks.max)
@@ -88,8 +90,8 @@ def step_metrics(
         "reward/mean": sums["reward"] / trained,
         "reward/abs_p95": abs_quantile(tokens.reward_T[tokens.is_trained_T], 0.95, ranks=ranks),
         "reward/frac_abs_gt_0.01": sums["reward_visible"] / trained,
-        "reward/positive_frac": sums["reward_positive"] / trained,
-        "reward/negative_frac": sums["reward_negative"] / trained,
+        "reward/frac_gt_0": sums["reward_positive"] / trained,
+        "reward/frac_lt_0": sums["reward_negative"] / trained,
         "reward/positive_mean": sums["reward_positive_sum"] / max(sums["reward_positive"], 1.0),
         "reward/negative_mean": sums["reward_negative_sum"] / max(sums["reward_negative"], 1.0),
         "kl/reverse": sums["reverse_kl"] / max(sums["reverse_kl_tokens"], 1.0),
@@ -99,7 +101,7 @@ def step_metrics(
         "importance/mean": sums["importance"] / sampled,
         "importance/max": maxima["importance"],
         "importance/min": -maxima["negative_importance"] if sums["sampled"] else 0.0,
-        "importance/zero_frac": sums["importance_zero"] / sampled,
+        "importance/frac_eq_0": sums["importance_zero"] / sampled,
         "importance/capped_frac": sums["importance_capped"] / sampled,
         "entropy": sums["entropy"] / trained,
         "staleness/mean": sums["staleness"] / trained,
@@ -112,9 +114,81 @@ def step_metrics(
         **{f"masked/{name}": sums[f"masked_{name}"] for name in MASKED_BY},
         "masked/nonfinite": sums["masked_nonfinite"],
         "stop/missing": sums["stop_missing"],
-        "stop/frac": 1.0 - sums["stop_missing"] / responses if sums["responses"] else 0.0,
+        "stop/present_frac": 1.0 - sums["stop_missing"] / responses if sums["responses"] else 0.0,
         "stop/reward_mean": sums["stop_reward"] / max(sums["stop_trained"], 1.0),
     }
+
+
+def outcome_metrics(batches: Sequence[PackedBatch], *, ranks: Ranks) -> dict[str, float]:
+    """Return the metrics of graded outcomes, the same on every rank. Every rank must call it.
+
+    `outcome/mean` is the accuracy of the responses, `outcome/advantage_abs_mean` the mean |advantage|, and
+    `outcome/constant_groups_frac` the share of groups whose outcomes are all the same: they have advantage 0.
+    """
+    outcome_B = torch.cat([batch.outcome_B for batch in batches]).double()
+    advantage_B = torch.cat([batch.outcome_advantage_B for batch in batches]).double()
+    slot_B = torch.cat([batch.slot_B for batch in batches])
+    is_constant_G = _is_constant(outcome_B, slot_B)
+    own = [outcome_B.sum(), advantage_B.abs().sum(), outcome_B.new_tensor(len(outcome_B))]
+    own += [is_constant_G.double().sum(), outcome_B.new_tensor(len(is_constant_G))]
+    outcome, advantage, responses, constant, groups = ranks.sum(torch.stack(own)).tolist()
+    return {
+        "outcome/mean": outcome / max(responses, 1.0),
+        "outcome/advantage_abs_mean": advantage / max(responses, 1.0),
+        "outcome/constant_groups_frac": constant / max(groups, 1.0),
+    }
+
+
+def teacher_metrics(
+    batches: Sequence[PackedBatch], tokens: StepTokens, *, names: Sequence[str], ranks: Ranks
+) -> dict[str, float]:
+    """Return `kl/reverse/NAME`, `reward/mean/NAME` and `tokens_trained/NAME`, the same on every rank.
+
+    `tokens` are those of `batches`; `names` are the teachers in the order of `PackedBatch.teacher_B`. A teacher of
+    none of the step's tokens has 0. Every rank must call it.
+    """
+    teacher_T = torch.cat([batch.teacher_B[batch.row_T] for batch in batches])
+    kl_T = tokens.logp_T - tokens.teacher_logp_T
+    has_kl_T = tokens.is_trained_T & kl_T.isfinite()
+    trained_T = tokens.is_trained_T
+    values_4T = torch.stack(
+        [
+            torch.where(has_kl_T, kl_T, 0.0),
+            has_kl_T.double(),
+            torch.where(trained_T, tokens.reward_T, 0.0),
+            trained_T.double(),
+        ]
+    )
+    sums_4K = values_4T.new_zeros(4, len(names)).index_add_(1, teacher_T, values_4T)
+    kl_K, kl_tokens_K, reward_K, trained_K = ranks.sum(sums_4K)
+    means = {
+        "kl/reverse": kl_K / kl_tokens_K.clamp(min=1.0),
+        "reward/mean": reward_K / trained_K.clamp(min=1.0),
+        "tokens_trained": trained_K,
+    }
+    return {
+        f"{metric}/{name}": value
+        for metric, values_K in means.items()
+        for name, value in zip(names, values_K.tolist(), strict=True)
+    }
+
+
+def abs_quantile(values_T: Tensor, q: float, *, ranks: Ranks) -> float:
+    """Return the q-quantile of |values| over all ranks, linearly interpolated; 0 without any value.
+
+    Exact up to `MAX_QUANTILE_TOKENS` per rank, see `gather_sample`. Every rank must call it.
+    """
+    all_T = gather_sample(values_T.abs(), ranks=ranks)
+    return float(all_T.quantile(q)) if all_T.numel() else 0.0
+
+
+def gather_sample(values_T: Tensor, *, ranks: Ranks) -> Tensor:
+    """Return the values of all ranks as float64; of a rank with very many, an evenly spaced sample.
+
+    Its size is at most `MAX_QUANTILE_TOKENS` per rank. Every rank must call it.
+    """
+    stride = -(-max(values_T.numel(), 1) // MAX_QUANTILE_TOKENS)
+    return ranks.gather(values_T[::stride].double())
 
 
 def _sums(tokens: StepTokens, *, importance_cap: float) -> dict[str, Tensor]:
@@ -187,50 +261,6 @@ def _reduce(values: dict[str, Tensor], reduce: Callable[[Tensor], Tensor]) -> di
     return dict(zip(values, reduced_M.tolist(), strict=True))
 
 
-def abs_quantile(values_T: Tensor, q: float, *, ranks: Ranks) -> float:
-    """Return the q-quantile of |values| over all ranks, linearly interpolated; 0 without any value.
-
-    Exact up to `MAX_QUANTILE_TOKENS` per rank, see `gather_sample`. Every rank must call it.
-    """
-    all_T = gather_sample(values_T.abs(), ranks=ranks)
-    return float(all_T.quantile(q)) if all_T.numel() else 0.0
-
-
-def gather_sample(values_T: Tensor, *, ranks: Ranks) -> Tensor:
-    """Return the values of all ranks as float64; of a rank with very many, an evenly spaced sample.
-
-    Its size is at most `MAX_QUANTILE_TOKENS` per rank. Every rank must call it.
-    """
-    stride = -(-max(values_T.numel(), 1) // MAX_QUANTILE_TOKENS)
-    return ranks.gather(values_T[::stride].double())
-
-
-# -- outcome -----------------------------------------------------------------------------------------------
-# What one optimizer step had of graded outcomes. The advantages themselves are made by `learner.collate`.
-#
-# Shapes: B responses of this rank's window, G its groups.
-
-
-def outcome_metrics(batches: Sequence[PackedBatch], *, ranks: Ranks) -> dict[str, float]:
-    """Return the metrics of graded outcomes, the same on every rank. Every rank must call it.
-
-    `outcome/mean` is the accuracy of the responses, `outcome/advantage_abs_mean` the mean |advantage|, and
-    `outcome/constant_groups_frac` the share of groups whose outcomes are all the same: they have advantage 0.
-    """
-    outcome_B = torch.cat([batch.outcome_B for batch in batches]).double()
-    advantage_B = torch.cat([batch.outcome_advantage_B for batch in batches]).double()
-    slot_B = torch.cat([batch.slot_B for batch in batches])
-    is_constant_G = _is_constant(outcome_B, slot_B)
-    own = [outcome_B.sum(), advantage_B.abs().sum(), outcome_B.new_tensor(len(outcome_B))]
-    own += [is_constant_G.double().sum(), outcome_B.new_tensor(len(is_constant_G))]
-    outcome, advantage, responses, constant, groups = ranks.sum(torch.stack(own)).tolist()
-    return {
-        "outcome/mean": outcome / max(responses, 1.0),
-        "outcome/advantage_abs_mean": advantage / max(responses, 1.0),
-        "outcome/constant_groups_frac": constant / max(groups, 1.0),
-    }
-
-
 def _is_constant(outcome_B: Tensor, slot_B: Tensor) -> Tensor:
     slots_G, group_B = slot_B.unique(return_inverse=True)
     empty_G = outcome_B.new_zeros(len(slots_G))
@@ -238,43 +268,3 @@ def _is_constant(outcome_B: Tensor, slot_B: Tensor) -> Tensor:
         empty_G.scatter_reduce(0, group_B, outcome_B, how, include_self=False) for how in ("amin", "amax")
     )
     return lowest_G == highest_G
-
-
-# -- teacher metrics ---------------------------------------------------------------------------------------
-# What one optimizer step did by teacher, where there are several.
-#
-# Shapes: T response tokens of this rank's window, K teachers.
-
-
-def teacher_metrics(
-    batches: Sequence[PackedBatch], tokens: StepTokens, *, names: Sequence[str], ranks: Ranks
-) -> dict[str, float]:
-    """Return `kl/reverse/NAME`, `reward/mean/NAME` and `tokens_trained/NAME`, the same on every rank.
-
-    `tokens` are those of `batches`; `names` are the teachers in the order of `PackedBatch.teacher_B`. A teacher of
-    none of the step's tokens has 0. Every rank must call it.
-    """
-    teacher_T = torch.cat([batch.teacher_B[batch.row_T] for batch in batches])
-    kl_T = tokens.logp_T - tokens.teacher_logp_T
-    has_kl_T = tokens.is_trained_T & kl_T.isfinite()
-    trained_T = tokens.is_trained_T
-    values_4T = torch.stack(
-        [
-            torch.where(has_kl_T, kl_T, 0.0),
-            has_kl_T.double(),
-            torch.where(trained_T, tokens.reward_T, 0.0),
-            trained_T.double(),
-        ]
-    )
-    sums_4K = values_4T.new_zeros(4, len(names)).index_add_(1, teacher_T, values_4T)
-    kl_K, kl_tokens_K, reward_K, trained_K = ranks.sum(sums_4K)
-    means = {
-        "kl/reverse": kl_K / kl_tokens_K.clamp(min=1.0),
-        "reward/mean": reward_K / trained_K.clamp(min=1.0),
-        "tokens_trained": trained_K,
-    }
-    return {
-        f"{metric}/{name}": value
-        for metric, values_K in means.items()
-        for name, value in zip(names, values_K.tolist(), strict=True)
-    }

@@ -1,4 +1,9 @@
-"""Weights -> buckets of bytes: gathers one bucket at a time and describes them all in a manifest."""
+"""Weights -> buckets of bytes: gathers one bucket at a time and describes them all in a manifest.
+
+The last published buckets may be kept for the differences of the next version, and their memory is used again.
+"""
+
+from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -20,89 +25,12 @@ from transport.weights import (
     plan_buckets,
 )
 
-# -- weight history ----------------------------------------------------------------------------------------
-# The last published buckets: what the differences of the next version are taken to.
-
-
-class WeightHistory:
-    """Remembers one version on the rank that publishes. Buckets are handed in in order, after `begin`."""
-
-    def __init__(self, *, full_every: int) -> None:
-        """Every `full_every`-th version has no differences."""
-        self._full_every = full_every
-        self._num_since_full = 0
-        self._held: tuple[int, int] | None = None  # (incarnation, version) of `_buckets`; None: in part
-        self._next: tuple[int, int] | None = None
-        self._buckets: list[np.ndarray] = []
-        self._sizes: tuple[int, ...] = ()
-
-    def begin(self, incarnation: int, version: int, bucket_bytes: tuple[int, ...]) -> int | None:
-        """Start the next version; returns the version it has differences to, or None if it has none.
-
-        Weights of another incarnation are no base, nor are those of a version that was published only in part.
-        """
-        old, self._held, self._next = self._held, None, (incarnation, version)
-        is_full = self._num_since_full + 1 >= self._full_every
-        if old is None or old[0] != incarnation or self._sizes != bucket_bytes or is_full:
-            self._num_since_full, self._buckets, self._sizes = 0, [], bucket_bytes
-            return None
-        self._num_since_full += 1
-        return old[1]
-
-    def remember(self, index: int, bucket: np.ndarray, *, item_bytes: int) -> np.ndarray | None:
-        """Keep a bucket of the version that was begun; returns its coded difference, or None without a base.
-
-        The caller must not change the bucket afterwards.
-        """
-        difference = None
-        if index == len(self._buckets):
-            self._buckets.append(bucket)
-        else:
-            difference = encode(self._buckets[index], bucket, item_bytes=item_bytes)
-            self._buckets[index] = bucket
-        if index + 1 == len(self._sizes):
-            self._held = self._next
-        return difference
-
-
-# -- bucket memory -----------------------------------------------------------------------------------------
-# Memory for published buckets, one after the other and one version after the other.
-
-
-MAX_KEPT = 2
-"""Of the largest: one is filled while the receiver holds the one before."""
-
-
-class BucketMemory:
-    """Hands out memory again once nobody holds what it gave before.
-
-    The first touch of new memory takes twice as long as the copy into it, and on a busy host up to thirty times.
-    """
-
-    def __init__(self) -> None:
-        self._kept: list[np.ndarray] = []
-
-    def take(self, num_bytes: int) -> np.ndarray:
-        """A uint8 array of this size, of which nobody else has a view; its content is arbitrary."""
-        for index, memory_bytes in enumerate(map(len, self._kept)):  # the smallest first
-            if memory_bytes >= num_bytes and _references(self._kept, index) == _UNHELD:
-                return self._kept[index][:num_bytes]
-        memory = np.empty(num_bytes, np.uint8)  # NumPy asks for huge pages, PyTorch does not
-        self._kept = sorted([*self._kept, memory], key=len)[-MAX_KEPT:]
-        return memory[:]
-
-
-def _references(arrays: list[np.ndarray], index: int) -> int:
-    return sys.getrefcount(arrays[index])
-
-
-_UNHELD = _references([np.empty(0, np.uint8)], 0)
-"""Of an array that only the list holds; every view of an array refers to it."""
-
-
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Gather = Callable[[Iterable[nn.Parameter]], AbstractContextManager[None]]
+
+MAX_KEPT = 2
+"""Of the largest: one is filled while the receiver holds the one before."""
 
 
 def publish_weights(
@@ -182,3 +110,74 @@ def _fill(
         there = bucket[spec.offset : spec.offset + values.numel() * dtype.itemsize]
         there.view(dtype).view(values.shape).copy_(values)
     return filled
+
+
+class WeightHistory:
+    """The version published last, which the next one's differences are taken to.
+
+    Buckets are handed in in order, after `begin`.
+    """
+
+    def __init__(self, *, full_every: int) -> None:
+        """Every `full_every`-th version has no differences."""
+        self._full_every = full_every
+        self._num_since_full = 0
+        self._held: tuple[int, int] | None = None  # (incarnation, version) of `_buckets`; None: in part
+        self._next: tuple[int, int] | None = None
+        self._buckets: list[np.ndarray] = []
+        self._sizes: tuple[int, ...] = ()
+
+    def begin(self, incarnation: int, version: int, bucket_bytes: tuple[int, ...]) -> int | None:
+        """Start the next version; returns the version it has differences to, or None if it has none.
+
+        Weights of another incarnation are no base, nor are those of a version that was published only in part.
+        """
+        old, self._held, self._next = self._held, None, (incarnation, version)
+        is_full = self._num_since_full + 1 >= self._full_every
+        if old is None or old[0] != incarnation or self._sizes != bucket_bytes or is_full:
+            self._num_since_full, self._buckets, self._sizes = 0, [], bucket_bytes
+            return None
+        self._num_since_full += 1
+        return old[1]
+
+    def remember(self, index: int, bucket: np.ndarray, *, item_bytes: int) -> np.ndarray | None:
+        """Keep a bucket of the version that was begun; returns its coded difference, or None without a base.
+
+        The caller must not change the bucket afterwards.
+        """
+        difference = None
+        if index == len(self._buckets):
+            self._buckets.append(bucket)
+        else:
+            difference = encode(self._buckets[index], bucket, item_bytes=item_bytes)
+            self._buckets[index] = bucket
+        if index + 1 == len(self._sizes):
+            self._held = self._next
+        return difference
+
+
+class BucketMemory:
+    """Hands out memory again once nobody holds what it gave before.
+
+    The first touch of new memory takes twice as long as the copy into it, and on a busy host up to thirty times.
+    """
+
+    def __init__(self) -> None:
+        self._kept: list[np.ndarray] = []
+
+    def take(self, num_bytes: int) -> np.ndarray:
+        """A uint8 array of this size, of which nobody else has a view; its content is arbitrary."""
+        for index, memory_bytes in enumerate(map(len, self._kept)):  # the smallest first
+            if memory_bytes >= num_bytes and _references(self._kept, index) == _UNHELD:
+                return self._kept[index][:num_bytes]
+        memory = np.empty(num_bytes, np.uint8)  # NumPy asks for huge pages, PyTorch does not
+        self._kept = sorted([*self._kept, memory], key=len)[-MAX_KEPT:]
+        return memory[:]
+
+
+def _references(arrays: list[np.ndarray], index: int) -> int:
+    return sys.getrefcount(arrays[index])
+
+
+_UNHELD = _references([np.empty(0, np.uint8)], 0)
+"""Of an array that only the list holds; every view of an array refers to it."""

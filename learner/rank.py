@@ -11,7 +11,6 @@ import os
 import random
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,6 @@ from learner.diagnostics import step_diagnostics
 from learner.divergence import BatchDivergence, TeacherHead
 from learner.export import export_student
 from learner.facts import BatchFacts
-from learner.log_ratio_gradient import LogRatioGradient
 from learner.loss import MicroBatchLoss, Objective
 from learner.metrics import StepTokens, outcome_metrics, step_metrics, teacher_metrics
 from learner.publisher import BucketMemory, WeightHistory, publish_weights
@@ -39,31 +37,19 @@ from settings.run import RunConfig
 from settings.teachers import share_of_source
 from transport.batches import SAMPLED, TeacherSignal, save_batch
 from transport.collective import Rendezvous
-from transport.notes import Heartbeat
+from transport.notes import Heartbeat, StepResult
 from transport.parcels import tables_of_slots
 from transport.stop_tokens import StopTokens
 from transport.weights import WeightManifest
 
 if TYPE_CHECKING:
     from learner.deepspeed_backend import DeepSpeedBackend
+    from learner.log_ratio_gradient import LogRatioGradient
 
 logger = logging.getLogger(__name__)
 
 HEAD_LIMITS = {"float32": 1e-4, "bfloat16": 0.05}
 """Largest mean difference between the chunked head and the model's own logits, by learner dtype."""
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one step did, reduced over ranks: the same on every rank."""
-
-    metrics: dict[str, float]
-    was_skipped: bool
-    """True: the gradient was not finite and no weight changed."""
-    staleness_max: int
-    """Largest `step - weight_version` of a trained token."""
-    staleness_mean: float
-    tokens_trained: int
 
 
 class LearnerRank:
@@ -106,7 +92,7 @@ class LearnerRank:
         self.is_local = is_local
         self.teacher_head: TeacherHead | None = None
         self.objective = Objective.of(config, special_token_ids=special_token_ids)
-        self.log_ratio_gradient = LogRatioGradient(config)
+        self.log_ratio_gradient = _log_ratio_gradient(config)
         weights = config.weights
         self.bucket_memory = BucketMemory()
         self.weight_history = WeightHistory(full_every=weights.full_every) if weights.delta else None
@@ -176,8 +162,9 @@ class LearnerRank:
             padding=pack([], signal=self.signal).to(self.ranks.device),
             ranks=self.ranks,
         )
-        is_diagnosed = self.log_ratio_gradient.is_due(step)
-        log_ratio_norm = self.log_ratio_gradient.norm(window, self.backend) if is_diagnosed else {}
+        diagnostics, every = self.log_ratio_gradient, self.config.logging.diagnostics_every
+        is_diagnosed = diagnostics is not None and step % every == 0
+        log_ratio_norm = diagnostics.norm(window, self.backend) if is_diagnosed else {}
         losses = []
         for index, (batch, fixed) in enumerate(zip(window.batches, window.fixed, strict=True)):
             divergence = self.objective.divergence(batch, self.teacher_head)
@@ -242,7 +229,7 @@ class LearnerRank:
         self._sender().forget()
 
     def begin_checkpoint(self, folder: str) -> None:
-        """Take the learner's state as it is now; it is written to `folder` while training goes on."""
+        """Take the learner's state as it is now; it is written to `folder` while training continues."""
         self.checkpoints.begin(folder)
 
     def written_checkpoint(self) -> WriteReport | None:
@@ -344,6 +331,14 @@ class LearnerRank:
         with torch.no_grad():
             logp_N = self.backend.student(ids_N[:-1], positions_N, positions_N, ids_N[1:])[0]
         return logp_N.tolist()
+
+
+def _log_ratio_gradient(config: RunConfig) -> "LogRatioGradient | None":
+    if not config.logging.diagnostics_every:
+        return None
+    from learner.log_ratio_gradient import LogRatioGradient
+
+    return LogRatioGradient(config)
 
 
 def _node_address() -> str:

@@ -1,4 +1,7 @@
-"""Which objectives a run can serve, and what they ask of teachers: checked before anything starts. No torch."""
+"""Which objectives a run can serve, and what they ask of teachers: checked before anything starts. No torch.
+
+Settings may be right each by itself and not together: one error names the field, the reason and a way out.
+"""
 
 import logging
 from typing import Literal
@@ -100,7 +103,7 @@ def check_outcome(config: RunConfig, needs: rewards.Needs) -> None:
 
 
 def signal_kind(config: RunConfig) -> Literal["token", "topk", "full"]:
-    """What the teacher must return per token: whole distributions, its likeliest tokens, or one log-prob.
+    """What the teacher must return per token: whole distributions, its top k tokens, or one log-prob.
 
     Besides the objective, a baseline, a selection and a token weight may ask for whole distributions, which serve
     every objective: also those that need the teacher's log-probs of tokens that the student chooses.
@@ -114,12 +117,6 @@ def signal_kind(config: RunConfig) -> Literal["token", "topk", "full"]:
     if weights.name != "none":
         asked |= {*rewards.TOKEN_WEIGHTS[weights.name].needs.teacher}
     return "full" if asked & {"full", "ids_query"} else "topk" if "topk" in asked else "token"
-
-
-# -- combinations ------------------------------------------------------------------------------------------
-# Settings that are right each by itself and not together: one error names the field, the reason and a way out.
-#
-# No torch: checked before anything starts.
 
 
 def check_combinations(config: RunConfig, needs: rewards.Needs) -> None:

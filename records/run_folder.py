@@ -13,6 +13,7 @@ from typing import Any
 
 from records.files import RowFile, drop_torn_line, read_rows, write_json
 from records.ledger import Ledger, valid_ledger
+from records.metrics import with_current_keys
 from records.ownership import Ownership
 from settings.load import save_config
 from settings.run import RunConfig
@@ -142,10 +143,9 @@ class RunFolder:
         return json.loads(self.cluster.read_text(encoding="utf-8")) if self.cluster.is_file() else None
 
     def metric_rows(self) -> list[dict[str, Any]]:
-        """All metrics rows as they were written: also those of steps that were rolled back."""
-        return [
-            row for row in [*read_rows(self.metrics), *self._metric_rows.kept] if isinstance(row.get("step"), int)
-        ]
+        """All metrics rows in the order of writing, those of steps that were rolled back too."""
+        rows = [*read_rows(self.metrics), *self._metric_rows.kept]
+        return [with_current_keys(row) for row in rows if isinstance(row.get("step"), int)]
 
     def valid_metrics(self) -> list[dict[str, Any]]:
         """Metrics rows of the steps that count, in order; of a step written twice the last one."""

@@ -1,4 +1,4 @@
-"""Which stage limits a run, and what to do about it: pure, from the metrics rows of recent steps.
+"""Which stage limits a run, what to do about it, and how its pools do: from the metrics rows of recent steps.
 
 The learner's time is training and publishing, waiting for rollouts, waiting for scores, and pauses. The pipeline
 counts a wait as one for scores while any rollout is with a teacher. Where generating one batch overlaps training
@@ -14,13 +14,16 @@ from typing import Any
 from cluster.pool_sizes import FULL
 
 RECENT_STEPS = 20
-"""Steps that advice on a run that goes on is taken from."""
+"""Steps that advice on a run in progress is taken from."""
 
 MIN_QUEUE = 1.0
 """Mean rollouts in the queues of the scorers from which on they do not keep up, in rows without `queued/`."""
 
 LEAST_HELD_UP = 0.05
 """Back-pressure is named from this share of the time on."""
+
+Means = dict[str, dict[str, float]]
+"""By kind (`wait`, `backpressure`, `busy`) and pool."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +40,7 @@ class Advice:
     @property
     def short(self) -> str:
         """As on a progress line: `teacher-bound 62 %`."""
-        return f"{self.limit}-bound {_percent(self.share)}"
+        return f"{self.limit}-bound {percent(self.share)}"
 
 
 def advise(rows: Sequence[Mapping[str, Any]]) -> Advice | None:
@@ -67,7 +70,7 @@ def advise(rows: Sequence[Mapping[str, Any]]) -> Advice | None:
         case _:
             text = "of the learner's time goes to evaluations and checkpoints; make them rarer "
             text += "(evaluation.every_steps, checkpoint.every_steps)"
-    return Advice(limit, shares[limit], f"{limit}-bound: {_percent(shares[limit])} {text}")
+    return Advice(limit, shares[limit], f"{limit}-bound: {percent(shares[limit])} {text}")
 
 
 def _scorers_keep_up(rows: Sequence[Mapping[str, Any]]) -> bool:
@@ -85,7 +88,7 @@ def _scorer_bound(rows: Sequence[Mapping[str, Any]], share: float) -> Advice:
     field = role.replace("teacher-", "teachers.", 1)
     held_up = "teachers" if role == "reference" else "rollout workers"
     text = (
-        f"{role}-bound: {_percent(share)} of the learner's time is waiting for scores; add one {role} worker or "
+        f"{role}-bound: {percent(share)} of the learner's time is waiting for scores; add one {role} worker or "
         f"raise {field}.max_batch_tokens{_details(rows, role, f'its full queue held the {held_up} up')}"
     )
     return Advice(role, share, text)
@@ -93,13 +96,13 @@ def _scorer_bound(rows: Sequence[Mapping[str, Any]], share: float) -> Advice:
 
 def _rollout_bound(rows: Sequence[Mapping[str, Any]], share: float) -> Advice:
     """Rollout workers that are full limit the run; where they are not, the start window does."""
-    waiting = f"{_percent(share)} of the learner's time is waiting for rollouts"
+    waiting = f"{percent(share)} of the learner's time is waiting for rollouts"
     used = _mean(rows, "used/rollout") if "used/rollout" in rows[-1] else 1.0
     if max(used, _mean(rows, "queued/rollout") if "queued/rollout" in rows[-1] else 1.0) >= FULL:
         details = _details(rows, "rollout", "")
         return Advice("rollout", share, f"rollout-bound: {waiting}; add rollout workers{details}")
     text = (
-        f"window-bound: {waiting}, but no slot may start and the rollout workers are only {_percent(used)} full; "
+        f"window-bound: {waiting}, but no slot may start and the rollout workers are only {percent(used)} full; "
         f"raise batches_ahead (at most max_staleness)"
     )
     return Advice("window", share, text)
@@ -110,14 +113,15 @@ def _details(rows: Sequence[Mapping[str, Any]], role: str, held_up: str) -> str:
     if f"wait/{role}_s" not in rows[-1]:
         return ""
     wait_s, busy = _mean(rows, f"wait/{role}_s"), _mean(rows, f"busy/{role}")
-    parts = [f"a slot waits {wait_s:.3g} s for it", f"it is busy {_percent(busy)} of the time"]
+    parts = [f"a slot waits {wait_s:.3g} s for it", f"it is busy {percent(busy)} of the time"]
     total_s = sum(row["time/step_s"] for row in rows)
     share = sum(row.get(f"backpressure/{role}_s", 0.0) for row in rows) / total_s
-    parts += [f"{held_up} {_percent(min(1.0, share))} of the time"] if share >= LEAST_HELD_UP else []
+    parts += [f"{held_up} {percent(min(1.0, share))} of the time"] if share >= LEAST_HELD_UP else []
     return f" ({', '.join(parts)})"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """A share for people: `62 %`."""
     return f"{share:.0%}".replace("%", " %")
 
 
@@ -138,13 +142,6 @@ def _fullest_scorer(rows: Sequence[Mapping[str, Any]]) -> str:
     kind = "queued" if "queued/teacher" in rows[-1] else "queue"
     lengths = {role: sum(row.get(f"{kind}/{role}", 0) for row in rows) for role in ["teacher", *_scorers(rows)]}
     return max(lengths, key=lambda role: lengths[role])
-
-
-# -- flow summary ------------------------------------------------------------------------------------------
-# Waits, back-pressure and use over several steps, for people: from what `controller/flow.py` writes into rows.
-
-
-Means = dict[str, dict[str, float]]
 
 
 def flow_means(rows: Sequence[Mapping[str, Any]]) -> Means:
@@ -170,9 +167,9 @@ def flow_line(means: Means) -> str:
         f"{name} {seconds:.2f} s" + _held_up(means["backpressure"].get(name, 0.0))
         for name, seconds in means["wait"].items()
     ]
-    busy = [f"{name} {share:.0%}".replace("%", " %") for name, share in means["busy"].items()]
+    busy = [f"{name} {percent(share)}" for name, share in means["busy"].items()]
     return f"waits for: {', '.join(waits)}; busy: {', '.join(busy)}"
 
 
 def _held_up(share: float) -> str:
-    return f" (held up {share:.0%})".replace("%", " %") if share >= 0.005 else ""
+    return f" (held up {percent(share)})" if share >= 0.005 else ""

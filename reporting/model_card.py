@@ -231,8 +231,7 @@ def limits_of(config: RunConfig, evaluations: Sequence[Mapping[str, Any]]) -> st
     )
 
 
-# -- model card text ---------------------------------------------------------------------------------------
-# The words of a model card; what is in braces is filled in by `model_card.py`.
+# -- the words, with what is filled in in braces --------------------------------------------------------------
 
 
 FRAME = """# {title}

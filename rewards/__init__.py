@@ -1,20 +1,11 @@
-"""Scores -> reward -> loss: pure functions of tensors, looked up by name.
+"""Scores of sampled tokens -> rewards -> loss: pure functions of tensors, looked up by name.
 
-    TOKEN_REWARDS[name](teacher_logp_BT, student_logp_BT, response_mask_BT, **params) -> reward_BT
-    DIVERGENCES[name](student_logits_NV, teacher, **params) -> value_N
-    BASELINES[name](student_logits_NV, teacher, **params) -> baseline_N
-    NORMALISERS[name](reward_BT, response_mask_BT) -> reward_BT
-    TOKEN_MASKS[name](response_mask_BT, **extras, **params) -> response_mask_BT
-    TOKEN_WEIGHTS[name](response_mask_BT, **extras, **params) -> weight_BT
-    IMPORTANCE_WEIGHTS[name](logp_BT, behaviour_logp_BT, response_mask_BT, **params) -> weight_BT
-    SURROGATES[name](logp_BT, advantage_BT, response_mask_BT, **extras, **params) -> loss_BT
-    aggregate(loss_BT, response_mask_BT, how=..., num_tokens=None) -> scalar
+In come log-probs or logits of student and teacher with a response mask; out come a reward, weight, mask or loss
+per token. Only divergences and surrogates carry gradient. Start with `rewards.catalogue` (what there is and what
+it takes) and `rewards.registry` (what an entry is); `rewards.grading` says whether an answer is right.
 
-A divergence and a surrogate carry gradient, everything else is detached. What an entry takes besides its
-parameters, such as `reference_logp_BT` or `step`, stands in `Entry.extras` and is passed by keyword.
-
-Importing this package does not import torch: names, parameters and needs are plain data that the command line
-checks before anything heavy is loaded. A function of tensors is imported when it is first used.
+Importing this package does not import torch: the command line checks names and parameters before anything heavy
+is loaded. A function of tensors is imported when it is first used.
 """
 
 from __future__ import annotations
@@ -48,25 +39,22 @@ from rewards.grading.outcome import (
 )
 from rewards.parameters import Parameter, Params, Rule, check_name, nearest
 from rewards.registry import Entry, Needs, NormaliserEntry
-from rewards.schedules import scheduled_beta
-from rewards.teacher import Teacher, TeacherLogits, TeacherTopK
 
 if TYPE_CHECKING:
-    from rewards.advantages import group_advantage, mix_outcome, multi_sample_loss, return_to_go
+    from rewards.advantages import group_advantage, mix_outcome, return_to_go
     from rewards.aggregation import aggregate, window_counts
     from rewards.log_probs import FiniteReward, drop_non_finite
     from rewards.masks import top_fraction_threshold
+    from rewards.teacher import Teacher, TeacherLogits, TeacherTopK
+    from rewards.veto import scheduled_beta
 
-MODULE_OF_TENSOR_FUNCTION = {
-    "aggregate": "rewards.aggregation",
-    "window_counts": "rewards.aggregation",
-    "FiniteReward": "rewards.log_probs",
-    "drop_non_finite": "rewards.log_probs",
-    "group_advantage": "rewards.advantages",
-    "mix_outcome": "rewards.advantages",
-    "multi_sample_loss": "rewards.advantages",
-    "return_to_go": "rewards.advantages",
-    "top_fraction_threshold": "rewards.masks",
+OF_TENSORS = {
+    "rewards.advantages": ("group_advantage", "mix_outcome", "return_to_go"),
+    "rewards.aggregation": ("aggregate", "window_counts"),
+    "rewards.log_probs": ("FiniteReward", "drop_non_finite"),
+    "rewards.masks": ("top_fraction_threshold",),
+    "rewards.teacher": ("Teacher", "TeacherLogits", "TeacherTopK"),
+    "rewards.veto": ("scheduled_beta",),
 }
 
 __all__ = [
@@ -105,7 +93,6 @@ __all__ = [
     "lookup",
     "maj_at_k",
     "mix_outcome",
-    "multi_sample_loss",
     "nearest",
     "pass_at_k",
     "pass_at_k_unbiased",
@@ -118,9 +105,10 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """Import a function of tensors, and torch with it, when it is first asked for."""
-    if name not in MODULE_OF_TENSOR_FUNCTION:
+    """Import what works on tensors, and torch with it, when it is first asked for."""
+    module = next((module for module, names in OF_TENSORS.items() if name in names), None)
+    if module is None:
         raise AttributeError(f"module 'rewards' has no attribute {name!r}")
-    value = getattr(import_module(MODULE_OF_TENSOR_FUNCTION[name]), name)
+    value = getattr(import_module(module), name)
     globals()[name] = value
     return value

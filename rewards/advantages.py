@@ -1,4 +1,4 @@
-"""Graded outcomes -> advantages, and their sum with the distillation reward.
+"""Rewards -> returns, graded outcomes -> advantages, and the sum of both.
 
 Shapes: P prompts, K samples per prompt, B sequences, T tokens.
 """
@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from rewards.log_probs import at_least_float32
-from rewards.log_ratio import log_ratio
-from rewards.surrogates import unclipped
 
 
 def group_advantage(outcome_PK: Tensor, *, std: str = "sample", eps: float = 1e-6) -> Tensor:
@@ -51,12 +49,6 @@ def mix_outcome(
     return torch.where(response_mask_BT.bool(), mixed_BT, 0.0)
 
 
-# -- returns -----------------------------------------------------------------------------------------------
-# From the reward of each token to the return of what follows it.
-#
-# Shapes: B sequences, T tokens.
-
-
 def return_to_go(reward_BT: Tensor, response_mask_BT: Tensor, *, discount: float = 0.0) -> Tensor:
     """Return `sum over s >= t of discount**(s - t) * reward_s` per token; 0 outside the mask.
 
@@ -74,20 +66,3 @@ def return_to_go(reward_BT: Tensor, response_mask_BT: Tensor, *, discount: float
         return_BT = return_BT + discount**reach * later_BT
         reach *= 2
     return torch.where(mask_BT, return_BT, 0.0)
-
-
-# -- monte carlo -------------------------------------------------------------------------------------------
-# Several sampled tokens per position, each scored by the teacher: the loss of AsyncOPD (arXiv 2606.24143).
-#
-# Shapes: N positions, M samples per position, drawn with replacement from the rollout's own distribution.
-
-
-def multi_sample_loss(teacher_logp_NM: Tensor, logp_NM: Tensor, behaviour_logp_NM: Tensor) -> Tensor:
-    """Return the mean over the samples of `-ratio * (teacher_logp - logp)` per position.
-
-    The ratio `exp(logp - behaviour_logp)` carries the gradient, the log-ratio does not. Repeated samples are kept:
-    they are what makes the mean unbiased.
-    """
-    all_NM = torch.ones_like(logp_NM, dtype=torch.bool)
-    advantage_NM = log_ratio(teacher_logp_NM, logp_NM, all_NM)
-    return unclipped(logp_NM, advantage_NM, all_NM, behaviour_logp_BT=behaviour_logp_NM).mean(-1)

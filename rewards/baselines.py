@@ -12,11 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from rewards.distributions import student_log_probs, teacher_log_probs
 from rewards.kl import reverse_kl
 from rewards.lsm import lsm
 from rewards.power import power_reward
-from rewards.teacher import Teacher
+from rewards.teacher import Teacher, student_log_probs, teacher_log_probs
 from rewards.veto import veto_reverse
 
 

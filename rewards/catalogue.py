@@ -1,7 +1,8 @@
 """Every registry, and the check of a name and its parameters. No torch.
 
-To add an entry: write its function in a file of its own and declare it in one of the `catalogue_` files. No user
-of the registries changes.
+To add an entry: write its function, declare it in one of the `catalogue_` files, and state its closed form in
+`tests/unit/test_rewards_*.py`, whose properties cover it by themselves. No user of the registries changes, and
+`python -m docs.generate.write_reference` writes its documentation.
 """
 
 from __future__ import annotations

@@ -1,21 +1,22 @@
-"""Divergences per position, differentiated themselves, and baselines: name, parameters, needs. No torch."""
+"""Divergences per position, differentiated themselves, and baselines: name, formula, parameters, needs. No torch.
+
+In formulas `p` and `t` are the distributions of student and teacher at a position, and `v` is a token.
+"""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Literal
 
-from rewards.catalogue_rewards import aopd_needs
-from rewards.parameters import Parameter, Params
-from rewards.registry import Entry, Needs, by_name
-from rewards.shared_parameters import (
-    AOPD_PARAMETERS,
-    EOPD_PARAMETERS,
+from rewards.catalogue_rewards import (
     POWER_PARAMETERS,
     STEP_EXTRAS,
+    TOKEN_REWARDS,
     VETO_PARAMETERS,
     VETO_RULES,
 )
+from rewards.parameters import Parameter, Params
+from rewards.registry import Entry, Needs, by_name
 
 FULL = Needs(form="direct", teacher=("full",), student=("logits",))
 TOP_K = Needs(form="direct", teacher=("topk",), student=("logits",))
@@ -48,6 +49,7 @@ def log_ratio_baseline_needs(params: Params, needs: Needs) -> Needs:
 VETO = Entry(
     name="veto",
     doc="KL to softmax(log t + beta * log p): forward from distributions, reverse from sampled tokens.",
+    formula="KL(Q || p) or KL(p || Q), Q = softmax(log t + beta [log p]), [] without gradient",
     source="rewards.veto:veto",
     needs=FULL,
     parameters=(
@@ -66,11 +68,24 @@ VETO = Entry(
 )
 
 DIVERGENCES: dict[str, Entry] = by_name(
-    Entry("reverse_kl", "KL(student || teacher).", "rewards.kl:reverse_kl", FULL),
-    Entry("forward_kl", "KL(teacher || student).", "rewards.kl:forward_kl", FULL),
+    Entry(
+        name="reverse_kl",
+        doc="KL(student || teacher).",
+        formula="sum_v p_v (log p_v - log t_v)",
+        source="rewards.kl:reverse_kl",
+        needs=FULL,
+    ),
+    Entry(
+        name="forward_kl",
+        doc="KL(teacher || student).",
+        formula="sum_v t_v (log t_v - log p_v)",
+        source="rewards.kl:forward_kl",
+        needs=FULL,
+    ),
     Entry(
         name="linear_kl",
         doc="beta * reverse KL + (1 - beta) * forward KL.",
+        formula="beta KL(p || t) + (1 - beta) KL(t || p)",
         source="rewards.kl:linear_kl",
         needs=FULL,
         parameters=(Parameter("beta", float, 0.5, "Weight of the reverse KL.", at_least=0, at_most=1),),
@@ -78,6 +93,7 @@ DIVERGENCES: dict[str, Entry] = by_name(
     Entry(
         name="jsd",
         doc="The generalised Jensen-Shannon divergence of GKD.",
+        formula="beta KL(t || m) + (1 - beta) KL(p || m), m = beta t + (1 - beta) p",
         source="rewards.kl:jsd",
         needs=FULL,
         parameters=(
@@ -88,6 +104,7 @@ DIVERGENCES: dict[str, Entry] = by_name(
     Entry(
         name="power_full",
         doc="The divergence that the reward power descends in expectation, over the whole vocabulary.",
+        formula="sum_v [p_v**(1+alpha) - (1+alpha) p_v t_v**alpha + alpha t_v**(1+alpha)] / (1+alpha)",
         source="rewards.power:power_full",
         needs=FULL,
         is_bounded=True,
@@ -95,7 +112,8 @@ DIVERGENCES: dict[str, Entry] = by_name(
     ),
     Entry(
         name="lsm",
-        doc="KL over the teacher's likeliest tokens: local support matching.",
+        doc="KL over the teacher's top k tokens: local support matching.",
+        formula="KL(p~ || t~), both normalised over the support",
         source="rewards.lsm:lsm",
         needs=TOP_K,
         parameters=(
@@ -107,7 +125,7 @@ DIVERGENCES: dict[str, Entry] = by_name(
                 "support",
                 str,
                 "teacher",
-                "Whose likeliest tokens.",
+                "Whose top k tokens.",
                 choices=("teacher", "teacher+sampled", "student", "union"),
             ),
         ),
@@ -117,6 +135,7 @@ DIVERGENCES: dict[str, Entry] = by_name(
     Entry(
         name="top_k_forward_kl",
         doc="KL from the teacher, renormalised over its top k, to the student's full softmax.",
+        formula="KL(t~ || p), t~ normalised over the teacher's top k",
         source="rewards.support:top_k_forward_kl",
         needs=TOP_K,
         parameters=(Parameter("k", int, 16, "Teacher tokens.", at_least=1),),
@@ -124,6 +143,7 @@ DIVERGENCES: dict[str, Entry] = by_name(
     Entry(
         name="student_top_k",
         doc="Policy gradient of the log-ratio over the student's top k tokens at once.",
+        formula="-sum_v [p~_v (log t_v - log p_v)] log p_v over the student's top k, [] without gradient",
         source="rewards.support:student_top_k",
         needs=Needs(form="direct", teacher=("ids_query",), student=("logits",)),
         parameters=(Parameter("k", int, 16, "Student tokens.", at_least=1),),
@@ -135,22 +155,19 @@ DIVERGENCES: dict[str, Entry] = by_name(
         doc="Veto from distributions in both directions.",
         refine_needs=None,
     ),
-    Entry(
-        name="eopd",
+    replace(
+        TOKEN_REWARDS["eopd"],
         doc="The log-ratio, and a forward KL over top k tokens where the teacher is uncertain.",
-        source="rewards.eopd:eopd_divergence",
-        needs=Needs("pg+direct", teacher=("token", "topk"), student=("token", "logits"), finite_teacher=True),
-        parameters=EOPD_PARAMETERS,
+        formula="alpha KL(t~ || p) where the teacher's entropy is above tau, besides the reward",
+        source="rewards.gated:eopd_divergence",
         extras=("teacher_entropy_N",),
     ),
-    Entry(
-        name="aopd",
+    replace(
+        TOKEN_REWARDS["aopd"],
         doc="The log-ratio where the teacher likes the token better, a forward KL over top k tokens elsewhere.",
-        source="rewards.aopd:aopd_divergence",
-        needs=Needs("pg+direct", teacher=("token", "topk"), student=("token", "logits")),
-        parameters=AOPD_PARAMETERS,
+        formula="KL(t~ || p) where t(y) - p(y) <= tau, besides the reward",
+        source="rewards.gated:aopd_divergence",
         extras=("sampled_ids_N", "sampled_teacher_logp_N"),
-        refine_needs=aopd_needs,
     ),
 )
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from rewards.parameters import Parameter
-from rewards.registry import Entry, Needs, NormaliserEntry, by_name
-from rewards.shared_parameters import BEHAVIOUR, NOTHING
+from rewards.registry import BEHAVIOUR, NOTHING, Entry, Needs, NormaliserEntry, by_name
 
 NORMALISERS: dict[str, NormaliserEntry] = by_name(
     NormaliserEntry(

@@ -1,23 +1,58 @@
-"""Rewards of sampled tokens: name, parameters, needs. No torch."""
+"""Rewards of sampled tokens: name, formula, parameters, needs. No torch.
+
+In formulas `p` and `t` are the probabilities of student and teacher at a position, and `y` is the sampled token.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from rewards.parameters import Parameter, Params
+from rewards.parameters import LOW_BELOW_HIGH, Parameter, Params, Rule
 from rewards.registry import Entry, Needs, by_name
-from rewards.shared_parameters import (
-    AOPD_PARAMETERS,
-    EOPD_PARAMETERS,
-    LOGPROB_FLOOR,
-    LOW_BELOW_HIGH,
-    POWER_PARAMETERS,
-    REOPOLD_PARAMETERS,
-    STEP_EXTRAS,
-    VETO_PARAMETERS,
-    VETO_RULES,
-    finite_teacher_without_floor,
+
+POWER_PARAMETERS = (
+    Parameter("alpha", float, 5.0, "Exponent: a large one looks at likely tokens only.", above=0, at_most=1000),
+    Parameter(
+        "rescale",
+        str,
+        "none",
+        "inv_alpha divides by alpha, so that alpha -> 0 gives the log-ratio.",
+        choices=("none", "inv_alpha"),
+    ),
 )
+
+VETO_PARAMETERS = (
+    Parameter("beta", float, None, "Short for beta_start.", at_least=0, at_most=1.5),
+    Parameter("beta_start", float, 0.8, "Pull of the student on its target at step 0.", at_least=0, at_most=1.5),
+    Parameter("beta_end", float, 0.0, "The same at the last step.", at_least=0, at_most=1.5),
+    Parameter(
+        "schedule",
+        str,
+        "linear",
+        "linear moves from start to end over the run, constant stays at the start.",
+        choices=("linear", "constant"),
+    ),
+)
+
+LOGPROB_FLOOR = Parameter("logprob_floor", float, None, "Lowest log-prob; none: drop infinite rewards.", below=0)
+TEACHER_TOKENS = Parameter("k", int, 16, "Teacher tokens of the forward KL.", at_least=1)
+STEP_EXTRAS = ("step", "max_steps")
+
+
+def beta_falls_or_is_below_one(params: Mapping[str, Any]) -> bool:
+    """Return whether Veto has a finite optimum in the end: beta 1 or more is for the start of a schedule."""
+    start = params["beta_start"] if params["beta"] is None else params["beta"]
+    return params["schedule"] != "constant" or start < 1.0
+
+
+VETO_RULES = (Rule("beta_start", "be < 1 with schedule constant", beta_falls_or_is_below_one),)
+
+
+def finite_teacher_without_floor(params: Params, needs: Needs) -> Needs:
+    """Return the needs of an unbounded reward: a floor gives it a value at a teacher log-prob of -inf."""
+    return replace(needs, finite_teacher=params["logprob_floor"] is None)
 
 
 def opd_plus_needs(params: Params, needs: Needs) -> Needs:
@@ -36,6 +71,7 @@ TOKEN_REWARDS: dict[str, Entry] = by_name(
     Entry(
         name="log_ratio",
         doc="teacher_logp - student_logp: on-policy distillation without a bound.",
+        formula="log t(y) - log p(y)",
         source="rewards.log_ratio:log_ratio",
         needs=Needs(finite_teacher=True),
         parameters=(LOGPROB_FLOOR,),
@@ -44,6 +80,7 @@ TOKEN_REWARDS: dict[str, Entry] = by_name(
     Entry(
         name="log_clip",
         doc="The log-ratio, clipped to [low, high].",
+        formula="min(max(log t(y) - log p(y), low), high)",
         source="rewards.log_ratio:log_clip",
         is_bounded=True,
         parameters=(
@@ -55,6 +92,7 @@ TOKEN_REWARDS: dict[str, Entry] = by_name(
     Entry(
         name="log_tanh",
         doc="tanh(log-ratio / temperature).",
+        formula="tanh((log t(y) - log p(y)) / temperature)",
         source="rewards.log_ratio:log_tanh",
         is_bounded=True,
         parameters=(Parameter("temperature", float, 5.0, "Log-ratio at which the reward bends.", above=0),),
@@ -62,6 +100,7 @@ TOKEN_REWARDS: dict[str, Entry] = by_name(
     Entry(
         name="power",
         doc="p_teacher**alpha - p_student**alpha: PowerOPD, bounded by 1.",
+        formula="t(y)**alpha - p(y)**alpha",
         source="rewards.power:power_reward",
         is_bounded=True,
         parameters=POWER_PARAMETERS,
@@ -69,6 +108,7 @@ TOKEN_REWARDS: dict[str, Entry] = by_name(
     Entry(
         name="veto_reverse",
         doc="teacher_logp - (1 - beta) * student_logp: Veto's reverse KL from sampled tokens.",
+        formula="log t(y) - (1 - beta) log p(y)",
         source="rewards.veto:veto_reverse",
         needs=Needs(finite_teacher=True),
         parameters=(*VETO_PARAMETERS, LOGPROB_FLOOR),
@@ -79,6 +119,7 @@ TOKEN_REWARDS: dict[str, Entry] = by_name(
     Entry(
         name="veto",
         doc="The sampled half of the objective veto: its reverse direction.",
+        formula="log t(y) - (1 - beta) log p(y)",
         source="rewards.veto:veto_reverse",
         needs=Needs(finite_teacher=True),
         parameters=(
@@ -91,14 +132,29 @@ TOKEN_REWARDS: dict[str, Entry] = by_name(
     Entry(
         name="reopold",
         doc="The log-ratio with the floor log(lambda) / (1 - lambda), on a part of the tokens.",
+        formula="max(log t(y) - log p(y), log(lambda) / (1 - lambda))",
         source="rewards.reopold:reopold_reward",
         needs=Needs(student=("token", "entropy")),
-        parameters=REOPOLD_PARAMETERS,
+        parameters=(
+            Parameter(
+                "lambda_",
+                float,
+                0.3,
+                "Share of the student in the relaxed teacher; sets the floor.",
+                above=0,
+                below=1,
+            ),
+            Parameter(
+                "entropy_top", float, 0.2, "Share of tokens trained on from switch_step on.", above=0, at_most=1
+            ),
+            Parameter("switch_step", int, 500, "Step from which entropy chooses the tokens.", at_least=0),
+        ),
         token_mask="reopold",
     ),
     Entry(
         name="opd_plus",
         doc="The exact policy gradient of an f-divergence, u * f'(u) - f(u), or the naive -f(u).",
+        formula="u f'(u) - f(u), u = t(y) / p(y)",
         source="rewards.opd_plus:opd_plus_reward",
         parameters=(
             Parameter("divergence", str, "jsd", "The f-divergence.", choices=("fkl", "rkl", "jsd")),
@@ -110,6 +166,7 @@ TOKEN_REWARDS: dict[str, Entry] = by_name(
     Entry(
         name="g_opd",
         doc="lambda * (teacher - reference) - (student - reference): above 1 it extrapolates.",
+        formula="lambda (log t(y) - log q(y)) - (log p(y) - log q(y)), q the reference model",
         source="rewards.log_ratio:g_opd_reward",
         needs=Needs(reference=True, finite_teacher=True),
         parameters=(
@@ -122,16 +179,32 @@ TOKEN_REWARDS: dict[str, Entry] = by_name(
     Entry(
         name="eopd",
         doc="The log-ratio; the divergence of the same name is added where the teacher is uncertain.",
-        source="rewards.eopd:eopd_reward",
+        formula="log t(y) - log p(y)",
+        source="rewards.gated:eopd_reward",
         needs=Needs("pg+direct", teacher=("token", "topk"), student=("token", "logits"), finite_teacher=True),
-        parameters=EOPD_PARAMETERS,
+        parameters=(
+            Parameter("alpha", float, 1.0, "Weight of the forward KL.", at_least=0),
+            Parameter("tau", float, 0.8, "Teacher entropy in nats above which it is added.", at_least=0),
+            TEACHER_TOKENS,
+        ),
     ),
     Entry(
         name="aopd",
         doc="The log-ratio where the teacher likes the token better; the divergence of the same name elsewhere.",
-        source="rewards.aopd:aopd_reward",
+        formula="log t(y) - log p(y) where t(y) - p(y) > tau, 0 elsewhere",
+        source="rewards.gated:aopd_reward",
         needs=Needs("pg+direct", teacher=("token", "topk"), student=("token", "logits")),
-        parameters=AOPD_PARAMETERS,
+        parameters=(
+            Parameter(
+                "tau",
+                float,
+                0.0,
+                "Tokens with p_teacher - p_student up to this get the forward KL: -1 none, 1 all.",
+                at_least=-1,
+                at_most=1,
+            ),
+            TEACHER_TOKENS,
+        ),
         refine_needs=aopd_needs,
     ),
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rewards.parameters import Parameter
-from rewards.registry import Entry, Needs, by_name
-from rewards.shared_parameters import BEHAVIOUR, LOW_BELOW_HIGH, NOTHING, REOPOLD_PARAMETERS
+from rewards.catalogue_rewards import TOKEN_REWARDS
+from rewards.parameters import LOW_BELOW_HIGH, Parameter
+from rewards.registry import BEHAVIOUR, NOTHING, Entry, Needs, by_name
 
 TRUNCATED = Entry(
     name="truncated",
@@ -149,7 +149,7 @@ TOKEN_MASKS: dict[str, Entry] = by_name(
         doc="Tokens above the floor before switch_step, those of the highest student entropy afterwards.",
         source="rewards.reopold:reopold_mask",
         needs=Needs(student=("token", "entropy")),
-        parameters=REOPOLD_PARAMETERS,
+        parameters=TOKEN_REWARDS["reopold"].parameters,
         extras=("teacher_logp_BT", "student_logp_BT", "step", "student_entropy_BT", "entropy_threshold"),
     ),
     Entry(

@@ -1,5 +1,8 @@
 """Importance weights: how far the current policy has moved from the one that sampled a token.
 
+A weight belongs to a token, or to a whole response: then rows are whole responses, and rejected tokens keep their
+place in the denominator of the loss.
+
 Shapes: B sequences, T tokens. Every weight is detached, and 0 outside the mask. `logp_BT` is under the current
 policy, or under the proximal one to correct for the engine alone.
 """
@@ -10,6 +13,9 @@ import torch
 from torch import Tensor
 
 from rewards.log_probs import at_least_float32, log_difference, masked_log_probs, selected_log_probs
+
+LARGEST_LOG_RATIO = 20.0
+"""Log-ratios are clamped to this before exp, so that no weight overflows."""
 
 
 def unit_weight(logp_BT: Tensor, behaviour_logp_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
@@ -68,40 +74,6 @@ def decoupled_weight(
     return torch.where(response_mask_BT.bool() & ~(ratio_BT > cap), ratio_BT, 0.0)
 
 
-# -- importance ratio --------------------------------------------------------------------------------------
-# The importance ratio: how much likelier a token is under one policy than under another.
-#
-# Shapes: B sequences, T tokens.
-
-
-LARGEST_LOG_RATIO = 20.0
-"""Log-ratios are clamped to this before exp, so that no weight overflows."""
-
-
-def log_importance_ratio(logp_BT: Tensor, behaviour_logp_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
-    """Return `logp - behaviour_logp` with the gradient of `logp_BT`, 0 outside the mask."""
-    current_BT = selected_log_probs(logp_BT, response_mask_BT)
-    behaviour_BT = masked_log_probs(behaviour_logp_BT, response_mask_BT)
-    return log_difference(current_BT, behaviour_BT)
-
-
-def importance_ratio(logp_BT: Tensor, behaviour_logp_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
-    """Return `exp(logp - behaviour_logp)` with the gradient of `logp_BT`, 1 outside the mask."""
-    return clamped_exp(log_importance_ratio(logp_BT, behaviour_logp_BT, response_mask_BT))
-
-
-def clamped_exp(log_ratio: Tensor) -> Tensor:
-    """Return exp of the log-ratio, clamped to +-LARGEST_LOG_RATIO."""
-    return log_ratio.clamp(min=-LARGEST_LOG_RATIO, max=LARGEST_LOG_RATIO).exp()
-
-
-# -- sequence importance -----------------------------------------------------------------------------------
-# Importance weights of whole responses: one ratio per response, or the rejection of all its tokens.
-#
-# Shapes: B sequences, T tokens. Rows are whole responses. Every weight is detached, and 0 outside the mask.
-# Rejected tokens keep their place in the denominator of the loss.
-
-
 def sequence_weight(
     logp_BT: Tensor, behaviour_logp_BT: Tensor, response_mask_BT: Tensor, *, cap: float = 2.0
 ) -> Tensor:
@@ -139,6 +111,23 @@ def k3_mask(logp_BT: Tensor, behaviour_logp_BT: Tensor, response_mask_BT: Tensor
     mismatch_BT = clamped_exp(log_ratio_BT) - log_ratio_BT - 1.0
     mismatch_B = _mean_over_tokens(mismatch_BT, response_mask_BT)
     return _on_tokens(_pass(mismatch_B, mismatch_B <= high), response_mask_BT)
+
+
+def log_importance_ratio(logp_BT: Tensor, behaviour_logp_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
+    """Return `logp - behaviour_logp` with the gradient of `logp_BT`, 0 outside the mask."""
+    current_BT = selected_log_probs(logp_BT, response_mask_BT)
+    behaviour_BT = masked_log_probs(behaviour_logp_BT, response_mask_BT)
+    return log_difference(current_BT, behaviour_BT)
+
+
+def importance_ratio(logp_BT: Tensor, behaviour_logp_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
+    """Return `exp(logp - behaviour_logp)` with the gradient of `logp_BT`, 1 outside the mask."""
+    return clamped_exp(log_importance_ratio(logp_BT, behaviour_logp_BT, response_mask_BT))
+
+
+def clamped_exp(log_ratio: Tensor) -> Tensor:
+    """Return exp of the log-ratio, clamped to +-LARGEST_LOG_RATIO."""
+    return log_ratio.clamp(min=-LARGEST_LOG_RATIO, max=LARGEST_LOG_RATIO).exp()
 
 
 def _sequence_ratio(logp_BT: Tensor, behaviour_logp_BT: Tensor, response_mask_BT: Tensor) -> Tensor:

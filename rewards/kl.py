@@ -10,8 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-from rewards.distributions import kl_terms, student_log_probs, teacher_log_probs
-from rewards.teacher import Teacher
+from rewards.teacher import Teacher, kl_terms, student_log_probs, teacher_log_probs
 
 
 def reverse_kl(student_logits_NV: Tensor, teacher: Teacher) -> Tensor:

@@ -1,5 +1,7 @@
 """How every objective reads log-probs: masked slots out first, then at least float32, then at most 0.
 
+The last step before a reward is used is here too: tokens without a finite reward or gradient are dropped.
+
 Shapes: B sequences, T tokens.
 """
 
@@ -50,12 +52,6 @@ def zero_where_infinite(reward_BT: Tensor, *logp_BT: Tensor) -> Tensor:
 def at_least_float32(values: Tensor) -> Tensor:
     """Return the tensor in float32, or unchanged if it is float64."""
     return values if values.dtype == torch.float64 else values.to(torch.float32)
-
-
-# -- finite ------------------------------------------------------------------------------------------------
-# The last step before a reward is used: tokens without a finite reward or gradient are masked and counted.
-#
-# Shapes: B sequences, T tokens.
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,4 +1,4 @@
-"""Log-ratio rewards: plain on-policy distillation, and its clipped and squashed forms.
+"""Log-ratio rewards: plain on-policy distillation, its clipped and squashed forms, and G-OPD (arXiv 2602.12125).
 
 Shapes: B sequences, T tokens. `student_logp_BT` is under the current student. Every reward is detached and 0
 outside the mask.
@@ -54,20 +54,6 @@ def log_tanh(
     return torch.tanh(extended_log_ratio(teacher_logp_BT, student_logp_BT, response_mask_BT) / temperature)
 
 
-def extended_log_ratio(teacher_logp_BT: Tensor, student_logp_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
-    """Return the log-ratio with its infinities, for objectives that have a finite limit there."""
-    return log_difference(
-        masked_log_probs(teacher_logp_BT, response_mask_BT),
-        masked_log_probs(student_logp_BT, response_mask_BT),
-    )
-
-
-# -- g opd -------------------------------------------------------------------------------------------------
-# G-OPD: the log-ratio split into a reward and a KL penalty towards a reference (arXiv 2602.12125).
-#
-# Shapes: B sequences, T tokens.
-
-
 def g_opd_reward(
     teacher_logp_BT: Tensor,
     student_logp_BT: Tensor,
@@ -90,3 +76,11 @@ def g_opd_reward(
     extrapolation_BT = (lambda_ - 1.0) * (teacher_BT - reference_BT)
     reward_BT = teacher_BT - student_BT + extrapolation_BT
     return zero_where_infinite(reward_BT, teacher_BT, student_BT, reference_BT)
+
+
+def extended_log_ratio(teacher_logp_BT: Tensor, student_logp_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
+    """Return the log-ratio with its infinities, for objectives that have a finite limit there."""
+    return log_difference(
+        masked_log_probs(teacher_logp_BT, response_mask_BT),
+        masked_log_probs(student_logp_BT, response_mask_BT),
+    )

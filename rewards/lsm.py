@@ -1,4 +1,4 @@
-"""Local support matching: a KL over the teacher's likeliest tokens (Revisiting OPD, arXiv 2603.25562).
+"""Local support matching: a KL over the teacher's top k tokens (Revisiting OPD, arXiv 2603.25562).
 
 Shapes: N positions, V vocabulary, S slots of the support.
 """
@@ -10,9 +10,8 @@ import math
 import torch
 from torch import Tensor
 
-from rewards.distributions import kl_terms, student_log_probs, teacher_log_probs
 from rewards.support import Support, choose_support
-from rewards.teacher import Teacher, TeacherLogits
+from rewards.teacher import Teacher, TeacherLogits, kl_terms, student_log_probs, teacher_log_probs
 
 LOG_SMALLEST_TAIL = math.log(1e-7)
 """A tail has at least this mass, so that it keeps a logarithm (as in TRL)."""

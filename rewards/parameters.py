@@ -98,6 +98,14 @@ class Rule:
             raise ValueError(f"{field}.{self.parameter} must {self.must}, got {values}")
 
 
+def _low_is_below_high(params: Mapping[str, Any]) -> bool:
+    return params["low"] < params["high"]
+
+
+LOW_BELOW_HIGH = Rule("low", "be < high", _low_is_below_high)
+"""The interval [low, high] has a width."""
+
+
 def check_params(
     owner: str,
     parameters: tuple[Parameter, ...],

@@ -1,6 +1,13 @@
-"""The PowerOPD reward: the difference of two probabilities, each raised to alpha (arXiv 2606.17199, Eq. 4).
+"""The PowerOPD reward (arXiv 2606.17199, Eq. 4), and the divergence that it descends in expectation (derived).
 
-Shapes: B sequences, T tokens.
+With `r = t**alpha - p**alpha`, the expectation over p of `-r` times the gradient of `log p` is the gradient of
+
+    D = sum of p**(1 + alpha) - (1 + alpha) * p * t**alpha + alpha * t**(1 + alpha), over 1 + alpha
+
+the density-power divergence: at least 0, and 0 only at p = t, for every alpha. D over alpha tends to KL(p || t)
+as alpha -> 0, and alpha 1 is half the squared distance of the probabilities.
+
+Shapes: B sequences, T tokens, N positions, V vocabulary. Student `p`, teacher `t`.
 """
 
 from __future__ import annotations
@@ -10,9 +17,8 @@ import math
 import torch
 from torch import Tensor
 
-from rewards.distributions import student_log_probs, teacher_log_probs
 from rewards.log_probs import log_difference, masked_log_probs
-from rewards.teacher import Teacher
+from rewards.teacher import Teacher, student_log_probs, teacher_log_probs
 
 
 def power_reward(
@@ -39,19 +45,6 @@ def power_reward(
     shortfall_BT = -torch.expm1(-alpha * log_ratio_BT.abs())
     reward_BT = log_ratio_BT.sign() * larger_power_BT * shortfall_BT
     return reward_BT / alpha if rescale == "inv_alpha" else reward_BT
-
-
-# -- power full --------------------------------------------------------------------------------------------
-# The divergence that PowerOPD descends in expectation, over the whole vocabulary (derived, not in the paper).
-#
-# With `r = t**alpha - p**alpha`, the expectation over p of `-r` times the gradient of `log p` is the gradient of
-#
-#     D = sum of p**(1 + alpha) - (1 + alpha) * p * t**alpha + alpha * t**(1 + alpha), over 1 + alpha
-#
-# the density-power divergence: at least 0, and 0 only at p = t, for every alpha. D over alpha tends to KL(p || t)
-# as alpha -> 0, and alpha 1 is half the squared distance of the probabilities.
-#
-# Shapes: N positions, V vocabulary. Student `p`, teacher `t`.
 
 
 def power_full(

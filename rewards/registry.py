@@ -43,6 +43,10 @@ class Needs:
     such tokens: `drop_non_finite(reward_BT, logp_BT, response_mask_BT, teacher_logp_BT)`."""
 
 
+NOTHING = Needs(teacher=())
+BEHAVIOUR = Needs(teacher=(), behaviour=True)
+
+
 @dataclass(frozen=True)
 class Entry:
     """A function of tensors with its declaration; call it like the function, parameters by keyword.
@@ -57,6 +61,8 @@ class Entry:
     needs: Needs = Needs()
     is_bounded: bool = False
     """True: the result is finite and bounded for every log-prob in [-inf, 0]."""
+    formula: str = ""
+    """Of objectives, for the documentation: the value of a token or position."""
     parameters: tuple[Parameter, ...] = ()
     rules: tuple[Rule, ...] = ()
     extras: tuple[str, ...] = ()
@@ -113,9 +119,15 @@ class NormaliserEntry:
     def __call__(self, reward_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
         return self.apply(reward_BT, response_mask_BT, self.statistics(reward_BT, response_mask_BT))
 
-    def statistics(self, reward_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
-        """Return float64 statistics_S of the unmasked rewards."""
-        return self._statistics(reward_BT, response_mask_BT)
+    @cached_property
+    def statistics(self) -> Callable[[Tensor, Tensor], Tensor]:
+        """(reward_BT, response_mask_BT) -> float64 statistics_S of the unmasked rewards."""
+        return load(self.statistics_source)
+
+    @cached_property
+    def apply(self) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        """(reward_BT, response_mask_BT, statistics_S of the window) -> rewards, normalised; 0 outside the mask."""
+        return load(self.apply_source)
 
     def merge(self, *statistics_S: Tensor) -> Tensor:
         """Return the statistics of one or more parts taken together."""
@@ -123,21 +135,9 @@ class NormaliserEntry:
             return reduce(lambda left_S, right_S: left_S + right_S, statistics_S)
         return reduce(lambda left_S, right_S: left_S.maximum(right_S), statistics_S)
 
-    def apply(self, reward_BT: Tensor, response_mask_BT: Tensor, statistics_S: Tensor) -> Tensor:
-        """Return this part's rewards, normalised by statistics of the whole window; 0 outside the mask."""
-        return self._apply(reward_BT, response_mask_BT, statistics_S)
-
     def validate(self, params: Mapping[str, object], *, field: str) -> Params:
         """Return `params` checked and completed with defaults; a ValueError calls them `field`.NAME."""
         return check_params(self.name, self.parameters, self.rules, params, field)
-
-    @cached_property
-    def _statistics(self) -> Callable[..., Tensor]:
-        return load(self.statistics_source)
-
-    @cached_property
-    def _apply(self) -> Callable[..., Tensor]:
-        return load(self.apply_source)
 
 
 def load(source: str) -> Callable[..., Tensor]:

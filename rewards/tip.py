@@ -5,7 +5,6 @@ Shapes: B sequences, T tokens. Every result is detached.
 
 from __future__ import annotations
 
-import math
 from math import inf
 
 import torch
@@ -13,8 +12,6 @@ from torch import Tensor
 
 from rewards.log_probs import at_least_float32
 from rewards.masks import top_fraction_threshold
-
-LOG_2 = math.log(2.0)
 
 
 def tip_mask(
@@ -46,24 +43,3 @@ def scaled_to_unit(values_BT: Tensor, response_mask_BT: Tensor) -> Tensor:
     lowest = torch.where(mask_BT, values_BT, inf).amin()
     highest = torch.where(mask_BT, values_BT, -inf).amax()
     return torch.where(mask_BT & (highest > lowest), (values_BT - lowest) / (highest - lowest), 0.0)
-
-
-def tip_sampling_weight(
-    response_mask_BT: Tensor,
-    *,
-    student_entropy_BT: Tensor,
-    jsd_BT: Tensor,
-    vocab_size: int,
-    alpha: float = 1.0,
-    gamma: float = 1.0,
-) -> Tensor:
-    """Return `(entropy / log V)**alpha * (JSD / log 2)**gamma`, 0 outside the mask.
-
-    The authors' code draws tokens without replacement with these weights; over their sum they are
-    probabilities. `jsd_BT` is the symmetric one, `jsd(beta=0.5)`.
-    """
-    mask_BT = response_mask_BT.bool()
-    entropy_BT = at_least_float32(torch.where(mask_BT, student_entropy_BT.detach(), 0.0)).clamp(min=0.0)
-    divergence_BT = at_least_float32(torch.where(mask_BT, jsd_BT.detach(), 0.0)).clamp(min=0.0)
-    weight_BT = (entropy_BT / math.log(vocab_size)) ** alpha * (divergence_BT / LOG_2) ** gamma
-    return torch.where(mask_BT, weight_BT, 0.0)

@@ -10,10 +10,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from rewards.distributions import kl_terms, student_log_probs, teacher_log_probs
 from rewards.log_probs import masked_log_probs, zero_where_infinite
-from rewards.schedules import scheduled_beta
-from rewards.teacher import Teacher
+from rewards.teacher import Teacher, kl_terms, student_log_probs, teacher_log_probs
 
 
 def veto_reverse(
@@ -77,3 +75,21 @@ def _beta(
 ) -> float:
     start = beta_start if beta is None else beta
     return scheduled_beta(start, beta_end, schedule, step=step, max_steps=max_steps)
+
+
+def scheduled_beta(
+    beta_start: float, beta_end: float, schedule: str, *, step: int | None = None, max_steps: int | None = None
+) -> float:
+    """Return beta at an optimizer step, counted from 0: linear from start to end, or constantly its start.
+
+    Without a step the schedule stands at its start.
+
+    >>> scheduled_beta(0.8, 0.0, "linear", step=5, max_steps=10)
+    0.4
+    """
+    if schedule == "constant" or step is None:
+        return beta_start
+    if max_steps is None:
+        raise ValueError(f"max_steps must be given with step {step}: a linear schedule ends there")
+    progress = min(max(step / max(max_steps, 1), 0.0), 1.0)
+    return beta_start + (beta_end - beta_start) * progress

@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from settings.engine import Positive, Section
+from settings.load import load_settings
 
 FOLDER = Path(__file__).resolve().parents[1] / "configs" / "benchmarks"
 """Holds one `NAME.yaml` per benchmark."""
@@ -39,46 +40,46 @@ class BenchmarkProblem:
 
 
 class ColumnsConfig(Section):
-    """Names that each column may have; of those that a row has, the first counts."""
+    """Possible names of each column; the first that a row has is used."""
 
     problem: Names = Field(default=["problem", "question"])
     """The problem as text."""
     answer: Names = Field(default=["answer"])
-    """What the gold answer is taken from; several answers in a list are joined by commas."""
+    """Column that contains the gold answer; a list of answers is joined by commas."""
     id: Names = Field(default=["id"])
-    """What a problem is called; where a row has none, it is `NAME-0`, `NAME-1`, ... in the order of the rows."""
+    """Id of a problem; by default `NAME-0`, `NAME-1`, ... in the order of the rows."""
 
 
 class BenchmarkDefinition(Section):
-    """One benchmark: its data set, its columns, how the gold answer is taken out, and what is expected."""
+    """One benchmark: its data set, columns, extraction of the gold answer, and expected content."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,50}$")]
-    """Name in options and results; that of the file."""
+    """Name in options and results; must be that of the file."""
     title: str
-    """Name for people."""
+    """Display name."""
     path: str
     """Name of the data set on the Hugging Face hub, or a local file or folder."""
     subset: str | None = None
-    """Configuration of the data set, where it has several."""
+    """Configuration of the data set, if it has several."""
     split: str = "test"
     """Split of the data set."""
     revision: str | None = None
-    """Commit of the data set on the hub; by default the newest. The hash finds another content."""
+    """Commit of the data set on the hub; by default the newest. The hash detects different content."""
     columns: ColumnsConfig = ColumnsConfig()
-    """Names of the columns, the hub's and those of local copies."""
+    """Column names, on the hub and of local copies."""
     extraction: Literal["answer", "after ####", "boxed"] = "answer"
     """The gold answer: the column as it is, what follows its last `####`, or the content of its last `\\boxed{}`.
-    A text without that mark is taken as it is."""
+    A text without that marker is taken as it is."""
     expected_size: Positive
     """Number of problems."""
     sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """Hash of the problems and answers, whatever their order: see `fingerprint`."""
+    """Order-independent hash of problems and answers: see `fingerprint`."""
     source: str
-    """Who made the benchmark, and where the copy came from whose hash is given."""
+    """Authors of the benchmark, and origin of the copy that was hashed."""
     licence: str
     """Terms under which it was published."""
     note: str = ""
-    """What else is known: versions in use, what was not verified."""
+    """Remarks, e.g. versions in use and what was not verified."""
 
     @model_validator(mode="after")
     def _is_a_hub_name_or_path(self) -> Self:
@@ -140,8 +141,6 @@ def load_definition(name: str) -> BenchmarkDefinition:
         near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.0)
         hint = f" (nearest: {near[0]})" if near else ""
         raise ValueError(f"benchmarks: unknown benchmark {name!r}{hint}; known are {', '.join(known)}")
-    from settings.load import load_settings
-
     path = Path(name) if is_file else FOLDER / f"{name}.yaml"
     try:
         definition = load_settings(BenchmarkDefinition, str(path))

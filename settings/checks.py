@@ -1,4 +1,4 @@
-"""The checks of a run by key, what each found, and whether a run may go on.
+"""The checks of a run by key, what each found, and whether a run may start.
 
     checks = Checks(force=["chat_template"])
     checks.add("tokenizer", [Finding("error", "teacher.model_path: another tokenizer", "take its family")])

@@ -1,4 +1,4 @@
-"""Settings of the automatic balance of the pools, and the limits that follow from them."""
+"""Settings of the Ray cluster, of fault handling, and of the automatic balance of the pools with its limits."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,48 +12,49 @@ Margin = Annotated[float, Field(gt=0, le=1)]
 
 
 class RangeConfig(Section):
-    """How small and how large the balance may make a pool."""
+    """Size limits of a pool under automatic balance."""
 
     min_workers: Positive = 1
-    """The pool never gets fewer workers than this."""
+    """Minimum number of workers."""
     max_workers: Positive | None = None
-    """The pool never gets more; by default what `balance.max_total` leaves, without that its num_workers."""
+    """Maximum number of workers; by default what `balance.max_total` leaves, or without it the pool's
+    num_workers."""
 
 
 class BalanceConfig(Section):
-    """Automatic balance: workers are moved to the pool that limits the run, while it goes on."""
+    """Automatic balance: moves workers to the pool that limits throughput, while the run continues."""
 
     enabled: bool = False
-    """Balance the pools. Runs with max_staleness 0 are refused: their stages take turns."""
+    """Balance the pools. Refused with max_staleness 0, where the stages take turns."""
     max_total: Positive | None = None
-    """Most workers of all pools together, learner ranks apart: where they share devices. By default the cluster
-    and the maxima are the limits."""
+    """Maximum number of workers in all pools together, learner ranks excluded: for pools that share devices. By
+    default limited only by the cluster and the maxima of the pools."""
     shrink: bool = True
-    """Retire workers that a pool does not need for the learner's (or the slowest pool's) speed."""
+    """Retire workers that a pool does not need to keep up with the learner (or the slowest pool)."""
     every_s: Seconds = 20.0
-    """A reading spans the steps of at least so many seconds."""
+    """Minimum time covered by one reading."""
     readings: Positive = 3
-    """So many readings in a row must ask for the same change."""
+    """Consecutive readings that must call for the same change."""
     margin: Margin = 0.1
-    """Smallest gain in speed, as a fraction, that a change is made for."""
+    """Minimum speed-up, as a fraction, that justifies a change."""
     cooldown_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
-    """After a change, when its workers serve or have ended, so long nothing is read."""
+    """Pause between readings after a change has taken effect."""
     max_change: Positive = 4
-    """Most workers that one decision adds to a pool or retires from it."""
+    """Maximum number of workers that one decision adds to a pool or retires from it."""
     request_nodes: bool = True
-    """Where the cluster has no room, ask Ray's autoscaler for nodes; without it, workers are retired from one pool
-    before others are added. A local Ray has no autoscaler."""
+    """When the cluster is full, ask Ray's autoscaler for nodes; otherwise, retire workers of one pool before
+    adding to another. A local Ray has no autoscaler."""
     rollout: RangeConfig = RangeConfig()
     """Limits of the rollout pool."""
     teacher: RangeConfig = RangeConfig()
     """Limits of the teacher pool."""
     teachers: dict[str, RangeConfig] = Field(default={})
-    """Limits of the pools of further teachers, by name."""
+    """Limits of the pools of additional teachers, by name."""
     reference: RangeConfig = RangeConfig()
     """Limits of the reference pool."""
 
     def range_of(self, role: str) -> RangeConfig:
-        """The limits of a pool by its role (`teacher-NAME` of further teachers)."""
+        """Limits of a pool by its role (`teacher-NAME` for additional teachers)."""
         if role.startswith("teacher-"):
             return self.teachers.get(role.removeprefix("teacher-"), RangeConfig())
         return {"rollout": self.rollout, "teacher": self.teacher, "reference": self.reference}[role]
@@ -61,7 +62,7 @@ class BalanceConfig(Section):
 
 @dataclass(frozen=True)
 class Limits:
-    """How many workers each pool may have, by role."""
+    """Minimum and maximum number of workers of each pool, by role."""
 
     low: Mapping[str, int]
     high: Mapping[str, int]
@@ -69,7 +70,7 @@ class Limits:
 
 
 def limits_of(config: BalanceConfig, counts: Mapping[str, int]) -> Limits:
-    """The limits of a run that starts with `counts` workers; ValueError naming the field that is wrong."""
+    """Limits of a run that starts with `counts` workers; ValueError names the wrong field."""
     _check_names(config, counts)
     low = {role: config.range_of(role).min_workers for role in counts}
     if config.max_total is not None and sum(counts.values()) > config.max_total:
@@ -128,78 +129,75 @@ def _check_names(config: BalanceConfig, counts: Mapping[str, Any]) -> None:
 
 
 class ClusterConfig(Section):
-    """The Ray cluster, and how long anything is waited for."""
+    """The Ray cluster, placement, and time limits."""
 
     address: str | None = None
     """Address of a Ray cluster (`auto`, `HOST:6379`, `ray://...`); by default RAY_ADDRESS or a local Ray."""
     num_cpus: Positive | None = None
-    """Logical CPUs of a local Ray; by default those of the machine."""
+    """Logical CPUs of a local Ray; by default all of the machine."""
     object_store_gib: Gib = 1.0
-    """Object store of a local Ray."""
+    """Size of the object store of a local Ray, in GiB."""
     dashboard: bool = False
-    """Start the dashboard of a local Ray, at port 8265."""
+    """Start the dashboard of a local Ray, on port 8265."""
     dashboard_host: Annotated[str, Field(pattern=r"^[0-9A-Za-z.:_-]{1,253}$")] = "127.0.0.1"
-    """Address the dashboard of a local Ray listens at; other machines reach it at any but a loopback address, and
-    its pages, though not its jobs API, are shown without the token."""
+    """Address that the dashboard of a local Ray listens on. On any but a loopback address other machines can reach
+    it, and its pages, though not its jobs API, need no token."""
     learner_strategy: Literal["pack", "strict_pack", "spread"] = "pack"
-    """Nodes of the learner's ranks: few, one (or none start), or as many as there are."""
+    """How to place the learner's ranks: pack onto few nodes, strict_pack onto exactly one, or spread over many."""
     teacher_strategy: Literal["pack", "spread"] = "pack"
-    """Nodes of the workers of each teacher and of the reference: few, or as many as there are."""
+    """How to place the workers of each teacher and of the reference: pack onto few nodes, or spread over many."""
     rollout_strategy: Literal["pack", "spread"] = "spread"
-    """Nodes of the rollout workers: few, or as many as there are."""
+    """How to place the rollout workers: pack onto few nodes, or spread over many."""
     placement_timeout_s: Seconds = 300.0
-    """Wait so long for the cluster to provide resources that it could have; where nodes are started for a run,
-    longer than that takes."""
+    """Maximum time to wait for the cluster to provide resources. If nodes are started on demand, set it above
+    their start-up time."""
     grows: bool | None = None
-    """Whether nodes come when they are wanted: a worker that no node could hold now is waited for then, not
-    refused. By default whether the head was started for Ray's autoscaler v2."""
+    """Whether nodes are added on demand: if so, a worker that fits on no current node is waited for, not refused.
+    By default true if the head was started for Ray's autoscaler v2."""
     start_timeout_s: Seconds = 900.0
-    """Wait so long for engines and ranks to start."""
+    """Maximum time for engines and ranks to start."""
     rollout_timeout_s: Seconds = 1800.0
-    """Longest wait for the next finished rollout."""
+    """Maximum time to wait for the next finished rollout."""
     score_timeout_s: Seconds = 600.0
-    """Longest wait for a scoring call."""
+    """Maximum time for a scoring call."""
     step_timeout_s: Seconds = 1800.0
-    """Longest wait for a training step, publish or checkpoint; a frozen rank is found by it."""
+    """Maximum time for a training step, publish or checkpoint; it also detects a frozen rank."""
     load_timeout_s: Seconds = 600.0
-    """Longest wait for an engine to load weights."""
+    """Maximum time for an engine to load weights."""
     drain_timeout_s: Seconds = 120.0
-    """So long a worker that is scaled away may take to finish what it has; the rest is done by others."""
-
-
-# -- health config -----------------------------------------------------------------------------------------
-# Settings of how faults are found, and how often is tried again.
+    """Maximum time for a worker being scaled down to finish its requests; other workers take over the rest."""
 
 
 Backoff = Annotated[float, Field(gt=0, le=3600)]
 
 
 class HealthConfig(Section):
-    """When a worker is doubted, when it is replaced, and when a run gives up."""
+    """When a worker is suspected, when it is replaced, and when the run fails."""
 
     heartbeat_s: Seconds = 5.0
-    """Every worker is asked this often whether it lives, and how far its engine is."""
+    """Interval between heartbeats, which report that a worker is alive and its engine's progress."""
     suspect_after_s: Seconds = 15.0
-    """A worker that has not answered for so long is given no new work until it answers again."""
+    """A worker that has not answered for this long gets no new work until it answers again."""
     dead_after_s: Seconds = 60.0
-    """A worker that has not answered for so long (frozen, cut off) is ended and replaced; learner ranks too."""
+    """A worker or learner rank that has not answered for this long (frozen, unreachable) is killed and
+    replaced."""
     stall_after_s: Seconds = 300.0
-    """An engine that has work, answers, and makes no token for so long is wedged: it is ended and replaced."""
+    """An engine that has work and answers, but generates no token for this long, is killed and replaced."""
     max_failed_requests: Positive = 5
-    """Requests in a row that failed on an engine and then succeeded on another, before it is replaced."""
+    """An engine is replaced after this many consecutive requests that failed on it but succeeded on another."""
     max_restarts: NonNegative = 6
-    """Restarts of one worker in a row without a request served in between; then it is given up. The run fails when
-    a pool has no worker left."""
+    """Maximum restarts of one worker without a request served in between, before it is given up. The run fails
+    when a pool has no worker left."""
     no_worker_after_s: Seconds = 1800.0
-    """The run fails when a pool has had no worker that could be given work for so long."""
+    """The run fails when a pool has had no available worker for this long."""
     backoff_s: Backoff = 1.0
-    """Wait so long before the first restart of a worker or of the learner; it doubles with each in a row."""
+    """Delay before the first restart of a worker or of the learner; it doubles with each consecutive restart."""
     max_backoff_s: Backoff = 60.0
-    """Longest wait before a restart."""
+    """Maximum delay before a restart."""
     max_learner_restarts: NonNegative = 3
-    """Restarts of the learner in a row without a new step in between; then the run fails."""
+    """Maximum restarts of the learner without a new step in between, before the run fails."""
     max_skipped_steps: Positive = 3
-    """So many steps in a row without a finite gradient stop the run, with a checkpoint."""
+    """The run saves a checkpoint and stops after this many consecutive steps without a finite gradient."""
 
     @model_validator(mode="after")
     def _limits_are_in_order(self) -> Self:

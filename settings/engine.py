@@ -1,7 +1,4 @@
-"""Settings of the pools of engines: what a worker reserves, its vLLM engine, and the models that score.
-
-The base of every section is here too; `settings/run.py` has the rest of the configuration.
-"""
+"""Settings of engine pools (worker resources, vLLM, scoring models), and the base of all sections."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -19,7 +16,7 @@ Dtype = Literal["float32", "bfloat16"]
 
 
 class Section(BaseModel):
-    """Base of every section: frozen, unknown keys refused, docstrings under fields are their help."""
+    """Base of every section: frozen, unknown keys are errors, docstrings under fields are their help."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -31,50 +28,50 @@ class Section(BaseModel):
 
 
 class ResourcesConfig(Section):
-    """What Ray reserves for one worker, in a placement group."""
+    """Resources that Ray reserves for one worker, in a placement group."""
 
     num_cpus: Annotated[float, Field(ge=0, le=1e6)] = 1.0
-    """CPUs reserved per worker; may be fractional."""
+    """CPUs per worker; may be fractional."""
     num_gpus: Annotated[float, Field(ge=0, le=1e6)] = 0.0
-    """GPUs reserved per worker (per device of an engine that has several); a fraction shares one device, and
-    `engine.gpu_memory_fraction` of all that share it must then add up to less than 1."""
+    """GPUs per worker (per device, for an engine with several). Workers with a fraction share a device, and their
+    `engine.gpu_memory_fraction` must add up to less than 1."""
     memory_gib: Annotated[float, Field(ge=0, le=2**20)] = 0.0
-    """Memory of the node reserved per worker, in GiB (Ray's `memory`); 0 reserves none."""
+    """Host memory per worker, in GiB (Ray's `memory`); 0 reserves none."""
     custom: dict[str, Annotated[float, Field(gt=0, le=1e9)]] = {}
-    """Custom Ray resources per worker, e.g. `{teacher: 1}` to bind a pool to a group of nodes; of an engine with
-    several pipeline stages, per stage."""
+    """Custom Ray resources per worker, e.g. `{teacher: 1}` to bind a pool to a group of nodes; per stage, for an
+    engine with several pipeline stages."""
 
 
 class EngineConfig(Section):
-    """Settings of one vLLM engine; `extra` passes anything else to vLLM's `EngineArgs` unchanged."""
+    """One vLLM engine; `extra` passes anything else to vLLM's `EngineArgs`."""
 
     dtype: Dtype | Literal["auto"] = "auto"
     """Precision of the engine's weights; `auto` follows `learner.dtype`."""
     max_model_len: Positive | None = None
-    """Longest prompt + response in tokens; by default what the model's configuration allows."""
+    """Maximum length of prompt + response in tokens; by default the model's context length."""
     max_num_seqs: Positive = 128
-    """Sequences decoded together."""
+    """Maximum number of sequences decoded together."""
     max_num_batched_tokens: Positive | None = None
-    """Tokens of one engine step; bounds the memory of prompt log-probs (a whole step's logits). By default 8192,
-    and 2048 on CPUs, where more only falls out of the caches."""
+    """Maximum tokens per engine step; limits the memory of prompt log-probs (the logits of a whole step). By
+    default 8192, and 2048 on CPUs, where more do not fit into the caches."""
     kv_cache_gib: Gib | None = None
-    """Size of the key-value cache in GiB; by default 1 on CPUs, and what `gpu_memory_fraction` leaves on GPUs."""
+    """Size of the KV cache in GiB; by default 1 on CPUs, and what `gpu_memory_fraction` leaves on GPUs."""
     gpu_memory_fraction: Fraction = 0.85
-    """Share of the device's memory the engine may use."""
+    """Fraction of the device's memory that the engine may use."""
     tensor_parallel_size: Positive = 1
-    """Devices one engine (or each of its pipeline stages) is spread over, on one node."""
+    """GPUs per engine (or per pipeline stage), on one node."""
     pipeline_parallel_size: Positive = 1
-    """Stages one engine is cut into, each with `tensor_parallel_size` GPUs; they may lie on several nodes. Not for
+    """Pipeline stages per engine, each with `tensor_parallel_size` GPUs; they may be on different nodes. Not for
     rollout engines."""
     enforce_eager: bool = False
-    """Skip graph capture; always on for CPU engines."""
+    """Disable CUDA graphs; always on for CPU engines."""
     num_threads: Positive = 1
-    """CPU threads of one engine (CPU engines only)."""
+    """CPU threads per engine (CPU engines only)."""
     extra: dict[str, Any] = {}
-    """Further `EngineArgs` of vLLM by name, e.g. `{quantization: fp8}`."""
+    """Additional `EngineArgs` of vLLM by name, e.g. `{quantization: fp8}`."""
 
     def step_tokens(self, device: str) -> int:
-        """Tokens of one engine step on a device of this type."""
+        """Tokens per engine step on a device of this type."""
         return self.max_num_batched_tokens or max(self.max_num_seqs, 2048 if device == "cpu" else 8192)
 
     @model_validator(mode="after")
@@ -91,13 +88,13 @@ class ScorerConfig(Section):
     """A pool of engines that score the student's tokens with a frozen model."""
 
     num_workers: Count = 1
-    """Workers (engines)."""
+    """Number of workers (engines)."""
     max_batch_tokens: Positive = 16384
     """Token budget of one scoring call (prompt and response tokens)."""
     max_calls_in_flight: Positive = 2
-    """Scoring calls outstanding per worker; the second hides the hand-over of the first."""
+    """Maximum concurrent scoring calls per worker; the second hides the transfer of the first."""
     resources: ResourcesConfig = ResourcesConfig()
-    """Ray resources of one worker."""
+    """Ray resources per worker."""
     engine: EngineConfig = EngineConfig()
     """vLLM settings."""
 
@@ -106,21 +103,23 @@ class TeacherConfig(ScorerConfig):
     """The pool of engines of one teacher."""
 
     model_path: str
-    """Hugging Face folder (or hub name) of the teacher; it must share the student's tokenizer."""
+    """Hugging Face folder or hub name of the teacher; it must share the student's tokenizer."""
     sources: Annotated[list[str], Field(min_length=1)] | None = None
-    """Prompts with these values of `source` are this teacher's. With `teachers` every source of the training data
-    must be named by exactly one teacher; without, all prompts are the one teacher's, and this stays unset."""
+    """Values of `source` whose prompts this teacher scores. With `teachers`, each source of the training data must
+    be named by exactly one teacher; without, the one teacher scores all prompts and this must be unset."""
     weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    """Factor of the loss of this teacher's tokens: how much of the mixture it is."""
+    """Loss weight of this teacher's tokens."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model (`auto_map`), on every node. Read it first: it can do anything."""
+    """Run Python code that comes with the model (`auto_map`), on every node. Review it first: it can do
+    anything."""
 
 
 class ReferenceConfig(ScorerConfig):
-    """The pool of engines of the reference model, for objectives that compare with one (g_opd)."""
+    """The pool of engines of the reference model, for objectives that need one (g_opd)."""
 
     model_path: str | None = None
-    """Hugging Face folder (or hub name) of the reference: the initial student, or the base model of the teacher.
-    It must share the student's tokenizer. Required where the objective compares with one, unused elsewhere."""
+    """Hugging Face folder or hub name of the reference: the initial student, or the base model of the teacher. It
+    must share the student's tokenizer. Required by objectives that use a reference, unused by others."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model (`auto_map`), on every node. Read it first: it can do anything."""
+    """Run Python code that comes with the model (`auto_map`), on every node. Review it first: it can do
+    anything."""

@@ -1,4 +1,4 @@
-"""Settings of held-out evaluation."""
+"""Settings of evaluation on held-out problems."""
 
 import difflib
 import re
@@ -10,45 +10,44 @@ from settings.benchmarks import known_benchmarks, load_definition
 from settings.engine import Fraction, NonNegative, Positive, Section
 
 NAME = r"[A-Za-z0-9_.-]{1,50}"
-"""Of a benchmark: it names a file of results."""
 
 Path = Annotated[str, Field(min_length=1)]
 
 
 class EvaluationConfig(Section):
-    """Held-out evaluation with the rollout workers, or with workers of its own."""
+    """Evaluation on held-out problems, by the rollout workers or by dedicated workers."""
 
     data_path: str | None = None
-    """JSONL file of held-out problems with answers: one benchmark more, besides `benchmarks`."""
+    """Data set of held-out problems with answers, evaluated in addition to `benchmarks`."""
     benchmark: Annotated[str, Field(pattern=f"^{NAME}$")] = "heldout"
-    """Name of the benchmark of `data_path` in results."""
+    """Name of `data_path` in results."""
     benchmarks: list[str] = Field(default=[])
-    """Benchmarks by name (gsm8k, math500, ...), as `configs/benchmarks/` defines them. One that is not defined
-    there is read from its file in `paths`, with the columns problem, answer and id."""
+    """Benchmarks by name (gsm8k, math500, ...), as defined in `configs/benchmarks/`. One that is not defined there
+    is read from its entry in `paths`, with the columns problem, answer and id."""
     paths: dict[str, Path] = Field(default={})
-    """File, folder or hub name that a benchmark is read from, instead of the one its definition names."""
+    """File, folder or hub name of a benchmark, instead of the one in its definition."""
     every_steps: NonNegative = 0
-    """Evaluate every this many steps; 0 only before and after training."""
+    """Steps between evaluations; 0 evaluates only before and after training."""
     num_workers: Annotated[int, Field(ge=0, le=10_000)] = 0
-    """Workers of its own that evaluate beside training, each reserving what a rollout worker does. 0: one rollout
-    worker is borrowed while a periodic evaluation runs, and all of them evaluate before and after training."""
+    """Dedicated workers that evaluate during training, with the resources of a rollout worker each. 0: one rollout
+    worker is borrowed for each periodic evaluation, and all of them evaluate before and after training."""
     num_samples: Positive = 8
     """Responses per problem (n)."""
     k: Positive = 8
-    """avg@k and pass@k are taken over the first k responses."""
+    """k of avg@k and pass@k, computed from the first k responses."""
     max_problems: Positive | None = None
-    """Use only the first so many problems of each benchmark."""
+    """Maximum number of problems of each benchmark, from the first."""
     temperature: Annotated[float, Field(ge=0, le=2)] = 1.0
     """Sampling temperature at evaluation."""
     top_p: Fraction = 1.0
     """Nucleus sampling at evaluation."""
     top_k: Annotated[int, Field(ge=-1)] = -1
-    """Top-k sampling at evaluation; -1 is all."""
+    """Top-k sampling at evaluation; -1 disables it."""
     max_response_tokens: Positive | None = None
-    """Response limit at evaluation; by default the rollout's."""
+    """Maximum response length at evaluation; by default that of rollouts."""
     teacher: bool = True
-    """Evaluate every teacher once before training; not with objectives on whole distributions (reverse_kl, ...),
-    for which its engines have no output head."""
+    """Evaluate every teacher once before training. Not with objectives on full distributions (reverse_kl, ...),
+    whose teacher engines have no output head."""
 
     @model_validator(mode="after")
     def _k_within_samples(self) -> Self:
@@ -89,5 +88,5 @@ class EvaluationConfig(Section):
 
     @property
     def is_wanted(self) -> bool:
-        """Whether there is anything to evaluate on."""
+        """Whether there is anything to evaluate."""
         return bool(self.benchmarks) or self.data_path is not None

@@ -1,11 +1,14 @@
-"""Reads a settings file together with the files that it extends.
+"""Reads a settings file together with the files it extends, with limits on size and depth.
 
     # configs/qwen3/0.6b_from_4b_one_gpu.yaml
     extends: [0.6b_from_4b.yaml, ../parts/one_gpu.yaml]
     run_name: qwen3-0.6b-from-4b-one-gpu
 
-`extends` is one path or a list of them, relative to the file that holds it. Later files win over earlier ones, and
-the file's own keys over all of them; mappings are merged key by key, lists are replaced.
+`extends` is a path or a list of paths, relative to the file that contains it. Later files override earlier ones,
+and the file's own keys override all of them; mappings are merged key by key, lists are replaced.
+
+No YAML may exhaust this process's memory or stack: ten lines of aliases to aliases expand to billions of values,
+and a few thousand brackets overflow the stack.
 """
 
 from io import StringIO
@@ -16,17 +19,20 @@ import yaml
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
+MAX_BYTES = 1_000_000
+MAX_VALUES = 20_000
+MAX_DEPTH = 40
 MAX_FILES = 50
-"""Most files that one configuration reads, each counted as often as it is extended."""
+"""Maximum number of files in one configuration, each counted as often as it is extended."""
 
 
 def read_settings_file(path: str | None) -> Any:
-    """The merged configuration of a file, unresolved; empty without one. ValueError naming a wrong file."""
+    """The merged configuration of a file, unresolved, or an empty one; ValueError naming a wrong file."""
     return OmegaConf.create({}) if path is None else _Reader().read(path, "--config", ())
 
 
 def files_of_settings(path: str | None) -> list[Path]:
-    """The settings file and all that it extends, resolved, each as often as it is read."""
+    """The settings file and all that it extends, as resolved paths, each as often as it is read."""
     reader = _Reader()
     if path is not None:
         reader.read(path, "--config", ())
@@ -34,13 +40,13 @@ def files_of_settings(path: str | None) -> list[Path]:
 
 
 class _Reader:
-    """Counts the files of one configuration, so that files that extend files twice come to an end."""
+    """Reads the files of one configuration and counts them, so that repeated extension ends."""
 
     def __init__(self) -> None:
         self.files: list[Path] = []
 
     def read(self, path: str, field: str, above: tuple[Path, ...]) -> Any:
-        """The configuration of a file that those `above` it, from the first to the last, extend."""
+        """The configuration of a file; `above` are the files that extend it, outermost first."""
         real = Path(path).resolve()
         if real in above:
             circle = " -> ".join(each.name for each in (*above[above.index(real) :], real))
@@ -62,7 +68,7 @@ def _read_one(path: str, field: str) -> Any:
         loaded = OmegaConf.load(StringIO(text))
     except OSError as error:  # what OmegaConf raises for a lone number
         raise ValueError(f"{field}: {path} must hold a mapping of settings: {error}") from error
-    except (YAMLError, ValueError) as error:  # ValueError: a date that is none, an integer of too many digits
+    except (YAMLError, ValueError) as error:  # ValueError: an invalid date, an integer with too many digits
         raise ValueError(f"{field}: {path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not OmegaConf.is_dict(loaded):
         raise ValueError(f"{field}: {path} must hold a mapping of settings")
@@ -70,7 +76,7 @@ def _read_one(path: str, field: str) -> Any:
 
 
 def _taken_paths(own: Any, path: str, field: str) -> list[str]:
-    """What a file extends; the key is taken out of it."""
+    """Remove `extends` from a file's configuration and return its paths."""
     values: Any = OmegaConf.to_container(own, resolve=False)
     if "extends" not in values:
         return []
@@ -91,19 +97,8 @@ def _merged(one: Any, other: Any, path: str) -> Any:
         raise ValueError(f"--config: {path} and what it extends cannot be merged: {error}") from error
 
 
-# -- yaml text ---------------------------------------------------------------------------------------------
-# YAML as it comes from people: read with limits, so that no text takes the memory or the stack of this process.
-#
-# Ten lines of aliases to aliases stand for billions of values, and a few thousand brackets overflow the stack.
-
-
-MAX_BYTES = 1_000_000
-MAX_VALUES = 20_000
-MAX_DEPTH = 40
-
-
 def read_yaml_text(path: str, field: str) -> str:
-    """The text of a YAML file with few enough values; ValueError naming `field` and the file if it is none."""
+    """The text of a YAML file within the limits; ValueError naming `field` and the file otherwise."""
     file = Path(path)
     try:
         if not file.is_file():
@@ -120,7 +115,7 @@ def read_yaml_text(path: str, field: str) -> str:
 
 
 def check_yaml(text: str, what: str) -> None:
-    """ValueError beginning with `what` if the text is no YAML, or stands for too much."""
+    """ValueError starting with `what` if the text is not YAML or exceeds the limits."""
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         num_values = 0 if root is None else _size(root, {}, 0)[0]
@@ -133,7 +128,7 @@ def check_yaml(text: str, what: str) -> None:
 
 
 def _size(node: yaml.Node, known: dict[int, tuple[int, int]], depth: int) -> tuple[int, int]:
-    """Values that a node stands for, aliases counted each time, and its levels; RecursionError if too deep."""
+    """Number of values in a node, with every alias expanded, and its depth; RecursionError if too deep."""
     if id(node) not in known:
         if depth > MAX_DEPTH:
             raise RecursionError

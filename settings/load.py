@@ -1,9 +1,9 @@
-"""Reads a configuration: YAML file, then dotted overrides, into one validated `RunConfig`.
+"""YAML file and dotted overrides -> one validated model of settings, of a run or of anything else.
 
-    load_config("configs/demo.yaml", ["--rollout.num_workers", "2", "--max-steps=10"])
+    load_settings(RunConfig, "configs/demo.yaml", ["--rollout.num_workers", "2", "--max-steps=10"])
 
-`settings/files.py` reads a file with those that it extends, OmegaConf merges (and resolves `${...}`),
-pydantic validates. Every mistake is one ValueError naming the field and the nearest valid value or key.
+`settings/files.py` reads a file and the files it extends, OmegaConf merges (and resolves `${...}`), pydantic
+validates. Every mistake is a line of one ValueError, with the field and the nearest valid value or key.
 """
 
 import difflib
@@ -20,7 +20,6 @@ from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
 from settings.files import check_yaml, read_settings_file
-from settings.run import RunConfig
 from settings.secrets import leaves, refuse_secrets
 
 Model = TypeVar("Model", bound=BaseModel)
@@ -30,7 +29,7 @@ MAX_SHOWN = 120
 MAX_PATH, MAX_NAME = 4000, 255
 
 ANY_NAME = "NAME"
-"""Stands for the names of sections that the configuration names itself: `teachers.NAME.model_path`."""
+"""Stands for the name of a section that users choose: `teachers.NAME.model_path`."""
 
 
 def load_settings(model: type[Model], path: str | None, overrides: Sequence[str] = ()) -> Model:
@@ -54,13 +53,13 @@ def load_settings(model: type[Model], path: str | None, overrides: Sequence[str]
         raise ValueError("\n".join(_explain_all(error.errors(), model))) from error
 
 
-def save_config(config: RunConfig, path: Path) -> None:
-    """Write the resolved configuration as YAML that `load_config` reads back to an equal one."""
+def save_config(config: BaseModel, path: Path) -> None:
+    """Write the resolved settings as YAML that `load_settings` reads back to equal ones."""
     path.write_text(to_yaml(config), encoding="utf-8")
 
 
-def to_yaml(config: RunConfig) -> str:
-    """The resolved configuration as YAML."""
+def to_yaml(config: BaseModel) -> str:
+    """The resolved settings as YAML."""
     return OmegaConf.to_yaml(OmegaConf.create(config.model_dump(mode="json")))
 
 
@@ -89,7 +88,7 @@ def _read_overrides(
 
 
 def _text(key: str, value: str) -> Any:
-    """A setting whose value is text is taken as typed: `007` keeps its zeros, `a: b` is no mapping."""
+    """A text setting is taken verbatim: `007` keeps its zeros, `a: b` is not a mapping."""
     config = OmegaConf.create({})
     OmegaConf.update(config, key, value, force_add=True)
     return config
@@ -121,7 +120,7 @@ def _container(config: Any, *, resolve: bool) -> dict[Any, Any]:
 
 
 def check_texts(values: dict[Any, Any]) -> None:
-    """ValueError naming a setting whose text no file and no other program can hold, or a path that is none."""
+    """ValueError for text that cannot be stored or passed to other programs, and for invalid paths."""
     for key, value in leaves(values):
         texts = [key] if not isinstance(value, str) else [key, value]
         if any("\0" in text or any("\ud800" <= letter <= "\udfff" for letter in text) for text in texts):
@@ -134,13 +133,13 @@ def check_texts(values: dict[Any, Any]) -> None:
 
 
 def _shown(value: object) -> str:
-    """A value as it is shown in an error: not all of it if it is long."""
+    """The value for an error message, truncated if it is long."""
     text = repr(value)
     return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
 
 
 def _explain_all(errors: Sequence[ErrorDetails], model: type[BaseModel]) -> Iterator[str]:
-    """One line per mistake; a field that may be one of several literals is explained once."""
+    """One line per mistake; the literals allowed for a field are joined in one line."""
     expected: dict[str, list[str]] = {}
     for details in errors:
         if details["type"] == "literal_error":
@@ -155,7 +154,7 @@ def _explain_all(errors: Sequence[ErrorDetails], model: type[BaseModel]) -> Iter
 
 
 def _key(details: ErrorDetails) -> str:
-    """The dotted key of a mistake, without what pydantic adds for the parts of a union, and for keys."""
+    """The dotted key of a mistake, without what pydantic adds for members of a union and for keys."""
     parts = [str(part) for part in details["loc"]]
     return ".".join(part for part in parts if not part.startswith(("literal[", "[key]"))) or "configuration"
 
@@ -197,7 +196,7 @@ def _nearest_key(key: str, model: type[BaseModel]) -> str:
 
 
 def _named(known: list[str], given: list[str]) -> list[str]:
-    """A known key with the names that were given to sections of a mapping (`teachers.NAME`)."""
+    """A known key with the section names that the user chose (`teachers.NAME`)."""
     same_place = [*given[: len(known)], *known[len(given) :]]
     return [one if part == ANY_NAME else part for part, one in zip(known, same_place, strict=True)]
 

@@ -1,8 +1,7 @@
 """The configuration of a run: one frozen, documented tree of settings, importable without torch, vLLM or Ray.
 
-The string under each field is its documentation (`launch.py train --help` prints it). Reading YAML and dotted
-overrides lives in `settings/load.py`. Objective parameters are checked by `rewards.validate`, which
-`launch.py` calls, since this package imports nothing of ours.
+The string under each field is its documentation (`launch.py train --help` prints it). `settings/run_files.py`
+reads it from YAML and dotted overrides. Commands check the objective's parameters with `rewards.validate`.
 """
 
 import re
@@ -36,127 +35,113 @@ from settings.objective import (
     TokenWeightsConfig,
 )
 
-# -- run name ----------------------------------------------------------------------------------------------
-# Which names a run may have: its name is that of a folder, of an actor, and part of what other tools store.
-
-
-MAX_LENGTH = 100
-ALLOWED = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-RESERVED = {"con", "prn", "aux", "nul"} | {f"{name}{number}" for name in ("com", "lpt") for number in range(1, 10)}
-"""Names of devices, with any ending, where run folders are shared with Windows."""
+MAX_NAME_LENGTH = 100
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+"""Of a run: it names a folder and a Ray actor, and is stored by other tools."""
 
 
 def checked_run_name(name: str, field: str = "run_name") -> str:
-    """Return the name; ValueError naming `field` if it could lead out of the runs' folder, or is not portable."""
-    if not ALLOWED.fullmatch(name):
+    """Return the name; ValueError naming `field` if it could escape the runs' folder."""
+    if not NAME.fullmatch(name):
         raise ValueError(
             f"{field} must be letters, digits, '.', '_' and '-', the first a letter or digit, got {name[:80]!r}"
         )
-    if len(name) > MAX_LENGTH:
-        raise ValueError(f"{field} must have at most {MAX_LENGTH} characters, got {len(name)}")
-    if name.endswith("."):
-        raise ValueError(f"{field} must not end in a dot, got {name!r} (nearest valid: {name.rstrip('.')})")
-    if name.partition(".")[0].lower() in RESERVED:
-        raise ValueError(f"{field} must not be the name of a device, got {name!r} (nearest valid: run-{name})")
+    if len(name) > MAX_NAME_LENGTH:
+        raise ValueError(f"{field} must have at most {MAX_NAME_LENGTH} characters, got {len(name)}")
     return name
-
-
-# -- logging config ----------------------------------------------------------------------------------------
-# Settings of what a person sees of a run: the live view, dashboards, what is kept.
 
 
 WandbText = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class LoggingConfig(Section):
-    """Where progress goes."""
+    """Where progress is shown and recorded."""
 
     display: Literal["auto", "live", "plain"] = "auto"
-    """Live view on a terminal, one plain line per step otherwise."""
+    """live redraws a view of the run in the terminal; plain prints a line per step; auto is live on a terminal."""
     tensorboard: bool = True
-    """Write TensorBoard events into the run folder."""
-    diagnostics_every: NonNegative = 10
-    """Measure on every so many-th step, from the first, what the log-ratio's gradient norm would have been
-    (`grad_norm/log_ratio`): one more forward and backward, and for that time a float32 copy of all gradients on
-    every rank, next to those of a micro-batch. Not with learner.zero_stage 3. 0 is never."""
+    """Write TensorBoard events to the run folder."""
+    diagnostics_every: NonNegative = 0
+    """Steps between measurements that training does not need; 0 disables them: the gradient norm that the
+    log-ratio reward would have had (`grad_norm/log_ratio`), which takes an extra forward and backward pass and
+    temporarily a float32 copy of all gradients on every rank, not with learner.zero_stage 3; the effect of a
+    baseline on the gradient's variance (`gradient_variance/ratio`); and, with full distributions,
+    `topk/student_mass`."""
     save_batches: bool = False
-    """Keep every trained batch as Arrow files under `batches/`, so that steps can be replayed and examined."""
+    """Save every trained batch as Arrow files under `batches/`, to replay and inspect steps."""
     samples: NonNegative = 4
-    """Problems whose responses before and after training are kept, token by token with their rewards, in
-    `samples.jsonl` for the report; 0 is none."""
+    """Problems whose responses before and after training are saved, with the reward of every token, to
+    `samples.jsonl` for the report; 0 disables it."""
     prometheus: bool = True
-    """Metrics named `poweropd_...` through Ray, on the Prometheus port of the driver's node."""
+    """Export metrics named `poweropd_...` through Ray, on the Prometheus port of the driver's node."""
     wandb_project: WandbText | None = None
-    """Weights & Biases project; nothing is sent without it. The package `wandb` must be installed
-    (`pip install 'poweropd[wandb]'`); a resumed run continues the same run there."""
+    """Weights & Biases project; without it, nothing is sent. Needs the package `wandb` (`pip install
+    'poweropd[wandb]'`). A resumed run continues the same W&B run."""
     wandb_mode: Literal["online", "offline", "disabled"] = "online"
-    """offline writes to `wandb/` in the run folder, for `wandb sync`; disabled is like no project."""
+    """offline writes to `wandb/` in the run folder, for `wandb sync`; disabled sends nothing."""
     wandb_entity: WandbText | None = None
-    """User or team that the project belongs to; by default that of the login."""
+    """User or team that owns the project; by default that of the login."""
     wandb_group: WandbText | None = None
-    """Group of the run, e.g. for seeds of one experiment."""
+    """W&B group of the run, e.g. for the seeds of one experiment."""
     wandb_tags: list[WandbText] = Field(default=[])
-    """Tags of the run."""
+    """W&B tags of the run."""
     wandb_timeout_s: Seconds = 60.0
-    """So long Weights & Biases may take to begin and, at the end, to send the rest; the run never waits longer."""
-
-
-# -- preflight config --------------------------------------------------------------------------------------
-# Settings of the checks before a run.
+    """Maximum time for Weights & Biases to start, and to finish uploading at the end; the run waits no longer."""
 
 
 class PreflightConfig(Section):
-    """Limits of the checks that `launch.py preflight` makes, and `train` before it starts."""
+    """Limits of the checks made by `launch.py preflight`, and by `train` before it starts."""
 
     num_samples: Positive = 8
-    """Prompts on which the chat templates of student and teachers are rendered and compared."""
+    """Prompts on which the chat templates of student and teachers are compared."""
     num_rows: Positive = 10_000
-    """Prompts whose lengths are counted; the first so many."""
+    """Number of prompts, from the first, whose lengths are counted."""
     max_memory_fraction: Fraction = 0.95
-    """A role's estimated memory may be this share of what its device or node has."""
+    """Maximum estimated memory of a role, as a fraction of its device's or node's."""
     min_free_gib: Annotated[float, Field(ge=0, le=2**20)] = 0.2
-    """Disk space that must stay free beside checkpoints and export, in GiB: metrics, logs, ledger."""
+    """Disk space, in GiB, to leave free for metrics, logs and ledger, in addition to checkpoints and export."""
     golden_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """Largest mean absolute difference of log-probs of the golden sequence between two engines, or between an
+    """Maximum mean absolute difference in log-probs of the golden sequence between two engines, or between an
     engine and the learner; by default 0.001 in float32 and 0.25 in bfloat16."""
     node_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
-    """Wait so long for every node of the cluster to say what it has."""
+    """Maximum time for each node of the cluster to report its resources."""
 
 
 TeacherName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=50)]
 
 
 class StudentConfig(Section):
-    """The model that is trained, and that generates."""
+    """The model that generates rollouts and is trained."""
 
     model_path: str
     """Hugging Face folder (or hub name) of the student, with its tokenizer and chat template."""
     trust_remote_code: bool = False
-    """Run Python code that comes with the model (`auto_map`), on every node. Read it first: it can do anything."""
+    """Run Python code that comes with the model (`auto_map`), on every node. Review it first: it can do
+    anything."""
 
 
 class RolloutConfig(Section):
     """The pool of student engines, and how responses are sampled."""
 
     num_workers: Count = 1
-    """Rollout workers (student engines)."""
+    """Number of rollout workers (student engines)."""
     max_response_tokens: Positive = 1024
-    """A response is cut after this many tokens and counted as truncated."""
+    """Maximum length of a response, which is then cut and counted as truncated."""
     temperature: Annotated[float, Field(gt=0, le=2)] = 1.0
     """Sampling temperature. Teachers are scored at temperature 1, so other values bias the reward."""
     top_p: Fraction = 1.0
     """Nucleus sampling; the PowerOPD paper uses 0.95."""
     top_k: Annotated[int, Field(ge=-1)] = -1
-    """Sample among the k most likely tokens; -1 is all. The PowerOPD paper uses 20."""
+    """Sample from the k most likely tokens; -1 disables it. The PowerOPD paper uses 20."""
     max_in_flight: Positive = 512
-    """Slots in flight on one worker; the start window bounds them further."""
+    """Maximum slots in flight on one worker; the start window also limits them."""
     max_attempts: Positive = 3
-    """Attempts for one prompt that engines refuse before it is given up, counted, and its slot takes the next
-    prompt. A prompt that has killed two engines on which it was alone is given up too."""
+    """Attempts at a prompt that engines reject, before it is given up and counted, and its slot takes the next
+    prompt. A prompt that has killed two engines on which it ran alone is given up too."""
     max_lost_attempts: Positive = 50
-    """Attempts for one prompt that may be lost with their workers or tables; then it is given up as `lost`."""
+    """Attempts at a prompt that are lost with their workers or tables, before it is given up as `lost`."""
     resources: ResourcesConfig = ResourcesConfig()
-    """Ray resources of one worker."""
+    """Ray resources per worker."""
     engine: EngineConfig = EngineConfig()
     """vLLM settings."""
 
@@ -167,19 +152,19 @@ class RunConfig(Section):
     run_name: Annotated[str, AfterValidator(checked_run_name)] = "run"
     """Name of the run and of its folder: letters, digits, '.', '_' and '-', at most 100."""
     runs_path: str = "runs"
-    """Folder that holds run folders; it must be reachable from every node."""
+    """Folder for run folders; it must be reachable from every node."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of every random choice: prompt order, sampling, initialisation."""
+    """Seed of all randomness: prompt order, sampling, initialisation."""
     max_steps: Positive = 100
-    """Optimizer steps."""
+    """Number of optimizer steps."""
     batch_size: Positive = 32
     """Slots (prompts) per step."""
     num_samples_per_prompt: Positive = 1
     """Responses per prompt: a slot's group."""
     max_staleness: NonNegative = 8
-    """No trained token was sampled more than this many weight versions earlier; 0 is synchronous."""
+    """Maximum age of a trained token, in weight versions since it was sampled; 0 is synchronous."""
     batches_ahead: NonNegative | None = None
-    """Batches that may be started beyond the current one; default min(2, max_staleness)."""
+    """Batches that may start ahead of the current one; by default min(2, max_staleness)."""
     student: StudentConfig
     """The student."""
     data: DataConfig
@@ -189,21 +174,21 @@ class RunConfig(Section):
     importance: ImportanceConfig = ImportanceConfig()
     """Off-policy correction."""
     masks: MasksConfig = MasksConfig()
-    """Response tokens that are left out."""
+    """Response tokens excluded from training."""
     token_weights: TokenWeightsConfig = TokenWeightsConfig()
-    """Weights of advantages."""
+    """Token weights of advantages."""
     surrogate: SurrogateConfig = SurrogateConfig()
-    """The loss of an advantage."""
+    """The policy-gradient loss."""
     rollout: RolloutConfig = RolloutConfig()
     """Rollout workers."""
     teacher: TeacherConfig
     """Teacher workers."""
     teachers: dict[TeacherName, TeacherConfig] = Field(default={})
-    """Further teachers by name, each with the settings of `teacher` and its own `sources`."""
+    """Additional teachers by name, each with the settings of `teacher` and its own `sources`."""
     reference: ReferenceConfig = ReferenceConfig()
     """Workers of the reference model."""
     outcome: OutcomeConfig = OutcomeConfig()
-    """Graded answers as a second reward."""
+    """Graded answers as an additional reward."""
     learner: LearnerConfig = LearnerConfig()
     """The learner."""
     weights: WeightsConfig = WeightsConfig()
@@ -215,11 +200,11 @@ class RunConfig(Section):
     export: ExportConfig = ExportConfig()
     """The exported student."""
     logging: LoggingConfig = LoggingConfig()
-    """Progress."""
+    """Progress and logging."""
     cluster: ClusterConfig = ClusterConfig()
-    """Ray."""
+    """The Ray cluster."""
     health: HealthConfig = HealthConfig()
-    """Faults."""
+    """Fault handling."""
     balance: BalanceConfig = BalanceConfig()
     """Automatic balance of the pools."""
     preflight: PreflightConfig = PreflightConfig()
@@ -259,11 +244,11 @@ class RunConfig(Section):
 
     @property
     def workers_of_role(self) -> dict[str, int]:
-        """Workers of every pool of engines at the start, by role; the learner's ranks are not among them."""
+        """Initial number of workers of each pool of engines, by role; excludes the learner's ranks."""
         return {"rollout": self.rollout.num_workers} | {r: each.num_workers for r, each in self.scorers.items()}
 
     def trusts_code_of(self, role: str) -> bool:
-        """Whether the code that comes with a model may run: of `student` or of a role that scores."""
+        """Whether the model's own code may run, for `student` or a role that scores."""
         return {"student": self.student, "reference": self.reference, **self.teacher_of_role}[
             role
         ].trust_remote_code
@@ -276,7 +261,7 @@ class RunConfig(Section):
 
     @property
     def max_evaluation_tokens(self) -> int:
-        """Tokens after which an evaluation response is cut."""
+        """Maximum length of an evaluation response."""
         return self.evaluation.max_response_tokens or self.rollout.max_response_tokens
 
     @property
@@ -290,7 +275,7 @@ class RunConfig(Section):
 
     @property
     def scorers(self) -> dict[str, ScorerConfig]:
-        """The pools that score, by role: `teacher`, `teacher-NAME` of each further one, `reference` if any."""
+        """The pools that score, by role: `teacher`, `teacher-NAME` for each additional one, `reference` if any."""
         scorers: dict[str, ScorerConfig] = {**self.teacher_of_role}
         return scorers if self.reference.model_path is None else scorers | {"reference": self.reference}
 

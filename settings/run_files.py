@@ -1,4 +1,4 @@
-"""The configuration of a run from a YAML file and dotted overrides."""
+"""A run's configuration from a YAML file and dotted overrides, and the help text of its settings."""
 
 from collections.abc import Iterator, Sequence
 

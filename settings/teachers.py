@@ -1,10 +1,10 @@
-"""Several teachers: the `source` of a prompt decides which of them scores it, and how much its tokens count.
+"""Several teachers: the `source` of a prompt selects the teacher that scores it, and the weight of its tokens.
 
     teacher: {model_path: models/math, sources: [gsm8k, aime]}
     teachers:
       code: {model_path: models/code, sources: [mbpp], weight: 0.5}
 
-Without `teachers`, the one teacher takes every source.
+Without `teachers`, the one teacher scores every source.
 """
 
 import difflib
@@ -15,12 +15,12 @@ from settings.run import RunConfig
 
 
 def field_of(role: str) -> str:
-    """The section of the configuration that a role has: `teachers.math` of `teacher-math`."""
+    """The section of a role in the configuration: `teachers.math` for `teacher-math`."""
     return role.replace("teacher-", "teachers.", 1)
 
 
 def role_of_source(config: RunConfig) -> Mapping[str, str]:
-    """Role of the teacher by source; empty if one teacher takes every source."""
+    """Role of the teacher by source; empty if one teacher scores every source."""
     if not config.teachers:
         return {}
     return {source: role for role, each in config.teacher_of_role.items() for source in each.sources or ()}
@@ -31,16 +31,16 @@ class TeacherShare:
     """A teacher as the learner sees it."""
 
     index: int = 0
-    """Place among the teachers, in the order of `RunConfig.teacher_of_role`."""
+    """Index among the teachers, in the order of `RunConfig.teacher_of_role`."""
     weight: float = 1.0
-    """Factor of the loss of its tokens."""
+    """Loss weight of its tokens."""
 
 
 ONLY_TEACHER = TeacherShare()
 
 
 def share_of_source(config: RunConfig) -> Mapping[str, TeacherShare]:
-    """The teacher by source; empty if one teacher takes every source."""
+    """The teacher by source; empty if one teacher scores every source."""
     teachers = config.teacher_of_role.items()
     shares = {role: TeacherShare(index, each.weight) for index, (role, each) in enumerate(teachers)}
     return {source: shares[role] for source, role in role_of_source(config).items()}
@@ -49,7 +49,7 @@ def share_of_source(config: RunConfig) -> Mapping[str, TeacherShare]:
 def check_sources(config: RunConfig, data_sources: Iterable[str]) -> None:
     """ValueError unless exactly one teacher takes each source of the training data; names source and field.
 
-    A teacher none of whose sources occurs in the data is refused too: its workers would have nothing to do.
+    A teacher none of whose sources occurs in the data is refused too: its workers would be idle.
     """
     known = sorted({*data_sources})
     if not config.teachers:

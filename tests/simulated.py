@@ -22,7 +22,6 @@ from actors.engine import (
     EngineSettings,
     Generation,
     GenerationRequest,
-    LoadReport,
     Sampling,
     TokenScores,
     Vitals,
@@ -34,10 +33,11 @@ from commands.plan.timing import EngineRates, SimulatedDevice
 from commands.plan.workers import LearnerRates, SimulatedLearner, SimulatedSlot, SimulatedStep
 from records.checkpoints import WriteReport
 from records.files import append_row
-from settings.run import EngineConfig, RunConfig
+from settings.engine import EngineConfig
+from settings.run import RunConfig
 from settings.teachers import role_of_source
 from transport.batches import PROMPT_SCHEMA, SAMPLED, TeacherSignal, check_scored
-from transport.notes import Heartbeat
+from transport.notes import Heartbeat, LoadReport
 from transport.parcels import tables_of_slots
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest, check_buckets, checksum

@@ -52,3 +52,42 @@ class Heartbeat:
     """Whether the engine has unfinished requests."""
     error: str | None = None
     """Why the engine does not work any more, though its process lives."""
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """One completed and verified weight load, with the seconds of each phase in order.
+
+    The engine keeps generating while it fetches and checks. It makes no token from the start of the pause to the
+    end of the verification.
+    """
+
+    incarnation: int
+    version: int
+    fetch_s: float
+    """Until the worker holds the bytes; also a wait for another engine of the node."""
+    check_s: float
+    """Applying differences, computing checksums, and writing the file that all engines of the node load."""
+    pause_s: float
+    """Preempting requests in flight and clearing the cache."""
+    load_s: float
+    """Replacing vLLM's parameters."""
+    verify_s: float
+    """Scoring the golden sequence with the new weights."""
+    bytes_fetched: int
+    """Bytes that this engine fetched; 0 if its node had them."""
+    golden_difference: float
+    """Mean absolute difference to the learner's log-probs of the golden sequence."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step of the learner, reduced over ranks: the same on every rank."""
+
+    metrics: dict[str, float]
+    was_skipped: bool = False
+    """True: the gradient was not finite and no weight changed."""
+    staleness_max: int = 0
+    """Largest `step - weight_version` of a trained token."""
+    staleness_mean: float = 0.0
+    tokens_trained: int = 0

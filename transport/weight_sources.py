@@ -32,22 +32,6 @@ class WeightSource(Protocol):
 
 
 @dataclass(frozen=True)
-class BucketsInPlace:
-    """A weight set that is in this process already."""
-
-    buckets: Sequence[np.ndarray]
-    differences: Sequence[np.ndarray] = ()
-
-    def fetch(self) -> Sequence[np.ndarray]:
-        """The buckets as they are."""
-        return self.buckets
-
-    def fetch_differences(self) -> Sequence[np.ndarray]:
-        """The differences as they are."""
-        return self.differences
-
-
-@dataclass(frozen=True)
 class ObjectStoreSource:
     """A weight set in Ray's object store. References are nested, so that Ray fetches nothing by itself."""
 

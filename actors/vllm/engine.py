@@ -5,7 +5,7 @@
     generate / score  -- call(add) -->   add requests together
                                          step, step, step ...   each token stamped with the weight version
     results           <-- finished --    outputs of finished requests
-    load_weights      -- call(load) -->  preempt + clear KV cache, load, verify on the golden sequence, go on
+    load_weights      -- call(load) -->  preempt + clear KV cache, load, verify on the golden sequence, continue
 
 (call = `Commands.call`: the engine thread runs what is queued between two steps.)
 
@@ -27,9 +27,9 @@ from vllm.inputs import TokensPrompt
 from vllm.outputs import PoolingRequestOutput, RequestOutput
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling, TokenScores, Vitals
+from actors.engine import EngineSettings, Generation, GenerationRequest, Sampling, TokenScores, Vitals
 from actors.vllm.commands import Commands
-from actors.vllm.staging import Staged, WeightCache, WeightsInHand
+from actors.vllm.staging import Staged, WeightCache, stage_in_place
 from actors.vllm.translate import (
     engine_args,
     executor,
@@ -41,6 +41,7 @@ from actors.vllm.translate import (
     token_scores,
 )
 from records.events import reason_of
+from transport.notes import LoadReport
 from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest, check_golden
 
@@ -63,7 +64,7 @@ class VllmEngine:
         if settings.signal.kind != "full":
             self._engine.collective_rpc("init_weight_transfer_engine", args=({},))
         is_shared = settings.shares_weights or executor(settings.config) is not None
-        self._cache = WeightCache() if is_shared else WeightsInHand()  # used by the loader only
+        self._cache = WeightCache() if is_shared else None  # used by the loader only
         self._commands = Commands()
         self._loader = ThreadPoolExecutor(1, "vllm-loader")  # one load after the other, in the order of the calls
         self._deliver: dict[str, Deliver] = {}
@@ -115,7 +116,7 @@ class VllmEngine:
         self._commands.call(self._serve_own_weights).result()
 
     def vitals(self) -> Vitals:
-        """How the engine does: its progress is of finished requests, and of the tokens of the others."""
+        """Engine health; progress counts finished requests and the tokens of the others."""
         states = list(self._engine.output_processor.request_states.values())
         made = (state.detokenizer.num_output_tokens() for state in states if state.detokenizer is not None)
         return Vitals(self._num_finished + sum(made), len(self._deliver), self._failure)
@@ -127,7 +128,8 @@ class VllmEngine:
             self._commands.call(lambda: None)
         self._loader.shutdown(wait=False, cancel_futures=True)
         self._thread.join(timeout=30)
-        self._cache.close()
+        if self._cache is not None:
+            self._cache.close()
         self._engine.engine_core.shutdown()
 
     async def _outputs(self, added: Sequence[tuple[str, list[int], Params]]) -> AsyncGenerator[Any, None]:
@@ -154,7 +156,7 @@ class VllmEngine:
 
     def _stage_and_load(self, manifest: WeightManifest, source: WeightSource) -> LoadReport:
         self._check_is_not_older(manifest)
-        staged = self._cache.stage(manifest, source)
+        staged = (stage_in_place if self._cache is None else self._cache.stage)(manifest, source)
         return self._commands.call(lambda: self._load(manifest, staged)).result()
 
     def _check_is_not_older(self, manifest: WeightManifest) -> None:

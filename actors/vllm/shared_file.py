@@ -1,8 +1,8 @@
-"""A file in shared memory that several processes of one machine use, made by the first and removed with the last.
+"""A file in shared memory used by several processes of one machine, created by the first and removed by the last.
 
-Whoever uses the file holds a shared lock on it, which the kernel lets go when the process ends, however it ends.
-A file that nobody has locked is therefore left over, and anybody may remove it. The writer holds an exclusive lock
-on `NAME.part` and renames it when it is complete: others see the whole file or none.
+Every user holds a shared lock on the file, which the kernel releases however the process ends. A file that nobody
+has locked is therefore stale, and any process may remove it. The writer holds an exclusive lock on `NAME.part` and
+renames it when it is complete: others see the whole file or none.
 """
 
 import fcntl
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 SHARED_MEMORY = Path("/dev/shm")
 PREFIX = f"poweropd-weights-{os.getuid()}-"
 WAIT_S = 300.0
-"""So long a process waits for another one to write a file; then it writes one of its own."""
+"""Maximum time to wait for another process to write a file, before writing its own."""
 POLL_S = 0.01
 
 
@@ -35,15 +35,15 @@ class SharedFile:
     path: Path
     was_written_here: bool
     _handle: int | None
-    """None once it is held no more."""
+    """None once it is no longer held."""
 
     def read(self) -> np.ndarray:
         """Map the file: read-only uint8."""
-        assert self._handle is not None, f"{self.path} is held no more"
+        assert self._handle is not None, f"{self.path} is no longer held"
         return np.frombuffer(mmap.mmap(self._handle, 0, access=mmap.ACCESS_READ), np.uint8)
 
     def release(self) -> None:
-        """Use it no more; the last user of the machine removes it."""
+        """Release it; the last user on the machine removes it."""
         handle, self._handle = self._handle, None
         if handle is None:
             return
@@ -54,7 +54,7 @@ class SharedFile:
             os.close(handle)
 
     def give_to(self, part: Path) -> int | None:
-        """Let this file be `part` from now on, to be overwritten; its handle, or None if others use it too."""
+        """Rename this file to `part`, to be overwritten; returns its handle, or None if others use it too."""
         handle = self._handle
         if handle is None or part.parent != self.path.parent:
             return None
@@ -76,11 +76,11 @@ def hold(
 ) -> SharedFile:
     """Return the machine's file of this name, written by `write` if there is none; what `write` raises is raised.
 
-    Another process that is writing it is waited for, for `WAIT_S`. Where shared memory has no room (containers
-    often have 64 MB) the temporary folder serves.
+    If another process is writing it, wait for up to `WAIT_S`. If shared memory is too small (containers often have
+    64 MB), use the temporary folder.
 
-    `prepare` is called before `write`, and may return a file that this process needs no more: where nobody else
-    does either, it is overwritten, which takes half the time of new memory; else it is released.
+    `prepare` is called before `write` and may return a file that this process no longer needs. If no other process
+    needs it either, it is overwritten, which takes half the time of new memory; otherwise it is released.
     """
     path = _folder(num_bytes) / f"{PREFIX}{name}"
     deadline = time.monotonic() + (WAIT_S if wait_s is None else wait_s)
@@ -103,7 +103,7 @@ def hold(
 
 
 def remove_left_over() -> list[Path]:
-    """Remove this user's files that no living process holds; returns them."""
+    """Remove this user's files that no live process holds; returns their paths."""
     removed = []
     for path in [path for folder in _folders() for path in folder.glob(f"{PREFIX}*")]:
         handle = _open_locked(path, fcntl.LOCK_EX)
@@ -181,5 +181,5 @@ def _folders() -> list[Path]:
 
 
 def _folder(num_bytes: int) -> Path:
-    has_room = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * num_bytes
-    return SHARED_MEMORY if has_room else Path(tempfile.gettempdir())
+    fits = SHARED_MEMORY.is_dir() and shutil.disk_usage(SHARED_MEMORY).free > 2 * num_bytes
+    return SHARED_MEMORY if fits else Path(tempfile.gettempdir())

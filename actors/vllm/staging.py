@@ -1,11 +1,13 @@
-"""Published buckets -> one file of this machine in shared memory, which the engine's processes map and load.
+"""Published buckets -> memory that the engine's processes load from: a shared file, or where the buckets arrived.
 
 All engines of a node share the file: the first that needs a version fetches, checks and writes it, the others find
 it and fetch nothing. An engine keeps the file of the version it holds until it has the next one, since differences
 are applied to it.
+
+An engine of one process that needs neither broadcasts nor differences needs no file either: vLLM copies tensors
+into its parameters from the object store's shared memory.
 """
 
-import itertools
 import logging
 import threading
 import time
@@ -31,7 +33,7 @@ class Staged:
     """A weight set that is ready to be loaded."""
 
     update: dict[str, Any]
-    """What `FileUpdateInfo` takes."""
+    """The fields of `BucketUpdateInfo`."""
     fetch_s: float
     check_s: float
     bytes_fetched: int
@@ -50,7 +52,7 @@ class WeightCache:
     def stage(self, manifest: WeightManifest, source: WeightSource) -> Staged:
         """Make the file of a weight set, or find it; ValueError on a damaged bucket, and then nothing changed."""
         start = time.perf_counter()
-        writing = _Writing(manifest, source, self._base_of(manifest), self._let_go)
+        writing = _Writing(manifest, source, self._base_of(manifest), self._give_up)
         file = hold(manifest.key, writing.write, num_bytes=manifest.total_bytes, prepare=writing.prepare)
         seconds = time.perf_counter() - start
         self._replace((manifest, file))
@@ -61,7 +63,7 @@ class WeightCache:
         return Staged(update, fetch_s, check_s=seconds - fetch_s, bytes_fetched=writing.bytes_fetched)
 
     def close(self) -> None:
-        """Let the file go, and refuse further ones; the last engine of the node removes it."""
+        """Release the file and refuse further ones; the last engine of the node removes it."""
         self._is_closed = True
         self._replace(None)
 
@@ -70,8 +72,8 @@ class WeightCache:
             is_base = self._held is not None and has_base(manifest, self._held[0])
             return self._held[1].read() if self._held is not None and is_base else None
 
-    def _let_go(self) -> SharedFile | None:
-        """Hold no version any more; returns the file of the one held."""
+    def _give_up(self) -> SharedFile | None:
+        """Stop holding a version; returns the file of the one held."""
         with self._lock:
             held, self._held = self._held, None
         return None if held is None else held[1]
@@ -94,13 +96,13 @@ class _Writing:
         manifest: WeightManifest,
         source: WeightSource,
         base: np.ndarray | None,
-        let_go: Callable[[], SharedFile | None],
+        give_up: Callable[[], SharedFile | None],
     ) -> None:
-        """`let_go` gives up the version held."""
+        """`give_up` gives up the version held, and returns its file."""
         self._manifest = manifest
         self._source = source
         self._base = base
-        self._let_go = let_go
+        self._give_up = give_up
         self._buckets: Sequence[np.ndarray] = ()
         self.bytes_fetched = 0
         self.fetched_at = 0.0
@@ -110,7 +112,7 @@ class _Writing:
         if self._base is not None:
             return None
         self._fetch()
-        return self._let_go()
+        return self._give_up()
 
     def write(self, file: BinaryIO) -> None:
         """Write the file: of the base and the differences if that is less to fetch, else of the full buckets."""
@@ -156,62 +158,44 @@ def has_base(manifest: WeightManifest, held: WeightManifest) -> bool:
 
 
 def bucket_starts(manifest: WeightManifest) -> list[int]:
-    """Where each bucket begins in the file, and where the last one ends."""
+    """Offset of each bucket in the file, and the end of the last one."""
     return np.cumsum([0, *manifest.bucket_bytes]).tolist()
 
 
-def update_info(manifest: WeightManifest, path: str) -> dict[str, Any]:
-    """What `FileUpdateInfo` takes: the buckets, and where in them each tensor lies."""
+def stage_in_place(manifest: WeightManifest, source: WeightSource) -> Staged:
+    """Fetch and check a weight set for an engine of this process; ValueError on a damaged bucket."""
+    start = time.perf_counter()
+    buckets = source.fetch()
+    fetched = time.perf_counter()
+    check_buckets(manifest, buckets)
+    return Staged(
+        update_info(manifest, buckets=buckets),
+        fetch_s=fetched - start,
+        check_s=time.perf_counter() - fetched,
+        bytes_fetched=sum(bucket.nbytes for bucket in buckets),
+    )
+
+
+def update_info(
+    manifest: WeightManifest, path: str | None = None, buckets: Sequence[np.ndarray] = ()
+) -> dict[str, Any]:
+    """The fields of `BucketUpdateInfo`: where the buckets are, and where in them each tensor is."""
     return {
         "path": path,
+        "buckets": buckets,
         "dtype": manifest.dtype,
         "bucket_bytes": manifest.bucket_bytes,
         "tensors": [(spec.name, spec.shape, spec.bucket, spec.offset) for spec in manifest.tensors],
     }
 
 
-# -- in hand -----------------------------------------------------------------------------------------------
-# Published buckets -> the engine of this process, from where they arrived: nothing is written, nothing is kept.
-#
-# The object store has the bytes in this machine's shared memory already, and vLLM copies them into its parameters
-# from there. That does for an engine of one process, where no file (`actors/vllm/staging.py`) is needed by others.
-
-
-PREFIX = "in-hand:"
-_handed: dict[str, Sequence[np.ndarray]] = {}
-_numbers = itertools.count()
-
-
-class WeightsInHand:
-    """Takes the weight sets of one engine, one after the other, as `WeightCache` does with a file."""
-
-    def __init__(self) -> None:
-        self._path = f"{PREFIX}{next(_numbers)}"
-
-    def stage(self, manifest: WeightManifest, source: WeightSource) -> Staged:
-        """Fetch and check a weight set; ValueError on a damaged bucket, and then there is nothing to load."""
-        self.close()
-        start = time.perf_counter()
-        buckets = source.fetch()
-        fetched = time.perf_counter()
-        check_buckets(manifest, buckets)
-        _handed[self._path] = buckets
-        return Staged(
-            update_info(manifest, self._path),
-            fetch_s=fetched - start,
-            check_s=time.perf_counter() - fetched,
-            bytes_fetched=sum(bucket.nbytes for bucket in buckets),
-        )
-
-    def close(self) -> None:
-        """Let go what was not loaded."""
-        _handed.pop(self._path, None)
-
-
-def buckets_at(path: str, bucket_bytes: Sequence[int]) -> Sequence[Tensor]:
-    """The buckets that were handed over, once, or those of the mapped file; uint8, not to be written to."""
-    if path.startswith(PREFIX):
-        with warnings.catch_warnings():  # the object store's arrays are read-only, and nothing writes to them here
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            return [torch.from_numpy(bucket) for bucket in _handed.pop(path)]
-    return torch.from_file(path, shared=False, size=sum(bucket_bytes), dtype=torch.uint8).split(list(bucket_bytes))
+def bucket_tensors(
+    path: str | None, buckets: Sequence[np.ndarray], bucket_bytes: Sequence[int]
+) -> Sequence[Tensor]:
+    """The buckets of the mapped file, or those of this process, without a copy; read-only uint8."""
+    if path is not None:
+        mapped = torch.from_file(path, shared=False, size=sum(bucket_bytes), dtype=torch.uint8)
+        return mapped.split(list(bucket_bytes))
+    with warnings.catch_warnings():  # the object store's arrays are read-only, and nothing writes to them here
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return [torch.from_numpy(bucket) for bucket in buckets]

@@ -12,8 +12,7 @@ from vllm.sampling_params import RequestOutputKind
 
 from actors.engine import EngineSettings, Generation, Sampling, TokenScores
 from actors.vllm import weight_transfer
-from actors.vllm.sampling import SETTING as DRAWING
-from actors.vllm.sampling import VOCAB_SETTING, Drawing, VocabularyLimit
+from actors.vllm.sampling import SAMPLING_KEY, VOCAB_SIZE_KEY, SeededSampler, VocabularyLimit
 from settings.engine import EngineConfig
 from transport.batches import TeacherSignal
 
@@ -70,8 +69,8 @@ def executor(config: EngineConfig) -> str | None:
 def _generating_args(settings: EngineSettings) -> dict[str, Any]:
     return {
         "max_logprobs": max(MIN_LOG_PROBS, settings.signal.k),
-        "logits_processors": [VocabularyLimit, *([Drawing] if settings.device == "cpu" else [])],
-        "additional_config": {VOCAB_SETTING: settings.vocab_size},
+        "logits_processors": [VocabularyLimit, *([SeededSampler] if settings.device == "cpu" else [])],
+        "additional_config": {VOCAB_SIZE_KEY: settings.vocab_size},
         "weight_transfer_config": {"backend": weight_transfer.BACKEND},
         "worker_extension_cls": f"{weight_transfer.__name__}.{weight_transfer.WorkerExtension.__name__}",
     }
@@ -92,7 +91,7 @@ def sampling_params(settings: EngineSettings, sampling: Sampling, seed: int) -> 
     """vLLM's parameters of one response: its own seed, raw log-prob of each sampled token, final output only."""
     choice: dict[str, Any] = {"seed": seed, "top_p": sampling.top_p, "top_k": sampling.top_k}
     if settings.device == "cpu":
-        choice = {"extra_args": {DRAWING: (seed, sampling.top_k, sampling.top_p)}}
+        choice = {"extra_args": {SAMPLING_KEY: (seed, sampling.top_k, sampling.top_p)}}
     return SamplingParams(
         temperature=sampling.temperature,
         **choice,
@@ -108,7 +107,7 @@ def sampling_params(settings: EngineSettings, sampling: Sampling, seed: int) -> 
 def scoring_params(k: int = 0) -> SamplingParams:
     """vLLM's parameters of one scoring: log-probs of the prompt, and the one token vLLM insists on.
 
-    With `k` the likeliest tokens of every position come along.
+    With `k`, also the top-k tokens of every position.
     """
     return SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=k, flat_logprobs=True, detokenize=False)
 
@@ -130,9 +129,9 @@ def token_scores(output: RequestOutput | PoolingRequestOutput, signal: TeacherSi
 
 
 def top_k(output: RequestOutput, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Ids (int32) and log-probs (float32) [len - 1, k] of the likeliest tokens; ValueError if some are missing.
+    """Ids (int32) and log-probs (float32) [len - 1, k] of the top-k tokens; ValueError if some are missing.
 
-    A position holds the token itself and then the likeliest k in order, which may repeat it.
+    A position holds the token itself, then the top k in order, which may repeat it.
     """
     flat: Any = output.prompt_logprobs
     shape = (len(flat.start_indices) - 1, k + 1)

@@ -1,14 +1,16 @@
-"""The worker side of a weight load: vLLM's weight-transfer registry reads published buckets from a file.
+"""The worker side of a weight load: a backend of vLLM's weight-transfer registry that reads published buckets.
 
-The file lies in shared memory, so engines of several processes (tensor parallel) read the same bytes and no RPC
-carries tensors; an engine of one process may take them from this one (`actors/vllm/staging.py`). On CPUs some
-models need no reload in general (`actors/vllm/packed_layers.py`). Importing this module registers the backend.
+They are in a shared-memory file, so that all processes of an engine (tensor parallel) read the same bytes and no
+RPC carries tensors, or in this process, for an engine of one process (`actors/vllm/staging.py`). On CPUs, some
+models need no full reload (`actors/vllm/packed_layers.py`). Importing this module registers the backend.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from vllm.distributed.weight_transfer import WeightTransferEngineFactory
@@ -21,38 +23,41 @@ from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbed
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
 from actors.vllm.packed_layers import PackedLayers, packed_layers
-from actors.vllm.staging import buckets_at
+from actors.vllm.staging import bucket_tensors
 
-BACKEND = "poweropd_file"
-
-
-@dataclass
-class FileInitInfo(WeightTransferInitInfo):
-    """Nothing to agree on: each update names its file."""
+BACKEND = "poweropd_buckets"
 
 
 @dataclass
-class FileUpdateInfo(WeightTransferUpdateInfo):
-    """One weight set: buckets one after the other in `path`, or in hand under this name; tensors as (name, shape,
-    bucket, byte offset in it)."""
+class BucketInitInfo(WeightTransferInitInfo):
+    """Nothing to agree on: each update says where its buckets are."""
 
-    path: str
+
+@dataclass
+class BucketUpdateInfo(WeightTransferUpdateInfo):
+    """One weight set: buckets back to back in the file `path`, or `buckets` of this process.
+
+    Tensors are (name, shape, bucket, byte offset in it).
+    """
+
+    path: str | None
+    buckets: Sequence[np.ndarray]
     dtype: str
     bucket_bytes: tuple[int, ...]
     tensors: list[tuple[str, tuple[int, ...], int, int]]
 
 
-class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
-    """Loads full Hugging Face tensors from a file into the engine's (fused, sharded) parameters."""
+class BucketTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
+    """Loads full Hugging Face tensors from buckets into the engine's (fused, sharded) parameters."""
 
-    init_info_cls = FileInitInfo
-    update_info_cls = FileUpdateInfo
+    init_info_cls = BucketInitInfo
+    update_info_cls = BucketUpdateInfo
 
     @cached_property
     def _packed(self) -> PackedLayers | None:
         return packed_layers(self.model)
 
-    def init_transfer_engine(self, init_info: FileInitInfo) -> None:
+    def init_transfer_engine(self, init_info: BucketInitInfo) -> None:
         """Nothing to set up."""
 
     def start_weight_update(self) -> None:
@@ -67,8 +72,8 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         if self.device.type != "cpu":
             torch.accelerator.synchronize()
 
-    def receive_weights(self, update_info: FileUpdateInfo) -> None:
-        """Load the tensors of the file or the buckets."""
+    def receive_weights(self, update_info: BucketUpdateInfo) -> None:
+        """Load the tensors in the buckets."""
         model: Any = self.model
         tensors = _views(update_info)
         if self._packed is None:
@@ -86,8 +91,9 @@ class FileWeightTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo
         """Holds nothing."""
 
 
-def _views(update: FileUpdateInfo) -> list[tuple[str, torch.Tensor]]:
-    buckets, dtype = buckets_at(update.path, update.bucket_bytes), getattr(torch, update.dtype)
+def _views(update: BucketUpdateInfo) -> list[tuple[str, torch.Tensor]]:
+    buckets = bucket_tensors(update.path, update.buckets, update.bucket_bytes)
+    dtype = getattr(torch, update.dtype)
     views = []
     for name, shape, bucket, offset in update.tensors:
         num_bytes = torch.Size(shape).numel() * dtype.itemsize
@@ -129,7 +135,7 @@ def _refresh_tied_head(model: nn.Module, model_config: object) -> None:
 
 
 if BACKEND not in WeightTransferEngineFactory._registry:
-    WeightTransferEngineFactory.register_engine(BACKEND, FileWeightTransferEngine)
+    WeightTransferEngineFactory.register_engine(BACKEND, BucketTransferEngine)
 
 
 class WorkerExtension:

@@ -6,15 +6,17 @@ objectives: [{label: log_ratio, settings: {objective.name: log_ratio}}], seeds: 
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from commands.checks import load_checked
 from records.run_folder import RunFolder
-from settings.run import NonNegative, RunConfig, Section
+from settings.engine import NonNegative, Section
+from settings.run import RunConfig
 from settings.run_files import load_config
 
 OWN_KEYS = {"run_name", "runs_path", "seed"}
@@ -25,9 +27,6 @@ SHARED_KEYS = {"max_steps", "batch_size", "num_samples_per_prompt", "data", "eva
 
 FREE_SECTIONS = {"cluster", "logging", "checkpoint"}
 """Sections that may change between a run and its continuation: they do not enter its numbers."""
-
-Resolve = Callable[[str, Sequence[str]], RunConfig]
-"""Reads a run configuration with options; ValueError if the run would be refused."""
 
 
 class ComparedObjective(Section):
@@ -103,12 +102,12 @@ class PlannedRun:
         return self.summary.get("steps") == self.config.max_steps
 
 
-def plan_runs(config: CompareConfig, resolve: Resolve) -> list[PlannedRun]:
+def plan_runs(config: CompareConfig) -> list[PlannedRun]:
     """Return all runs in order; ValueError naming the objective if any of them would be refused.
 
     The first seed of every objective comes before the second of any: a comparison cut short compares.
     """
-    runs = [_plan(config, each, seed, resolve) for seed in config.seeds for each in config.objectives]
+    runs = [_plan(config, each, seed) for seed in config.seeds for each in config.objectives]
     for run in runs:
         _check_same_as_before(run)
     return runs
@@ -121,7 +120,7 @@ def describe(run: PlannedRun) -> str:
     return "to be continued" if run.folder.path.is_dir() else "new"
 
 
-def _plan(config: CompareConfig, objective: ComparedObjective, seed: int, resolve: Resolve) -> PlannedRun:
+def _plan(config: CompareConfig, objective: ComparedObjective, seed: int) -> PlannedRun:
     shared, own = dict(_flat(config.overrides)), dict(_flat(objective.settings))
     for key in shared | own:
         if key in OWN_KEYS:
@@ -133,7 +132,7 @@ def _plan(config: CompareConfig, objective: ComparedObjective, seed: int, resolv
     given = shared | own | {"seed": seed, "runs_path": config.runs_path, "run_name": name}
     options = options_of(given)
     try:
-        return PlannedRun(objective.label, seed, options, resolve(config.base, options))
+        return PlannedRun(objective.label, seed, options, load_checked(config.base, options))
     except ValueError as error:
         raise ValueError(f"{objective.label}: {error}") from error
 

@@ -1,4 +1,4 @@
-"""The numbers of a comparison: per run from its own files, per objective as mean and spread over seeds."""
+"""Writes what a comparison found, by objective with the spread over seeds: `table.md`, `table.json`, figures."""
 
 import json
 import statistics
@@ -14,6 +14,7 @@ from commands.compare.plan import CompareConfig, PlannedRun
 from commands.compare.runs import ATTEMPTS
 from evaluation.metrics import latest_rows, mean_of_rows
 from records.files import read_rows
+from records.metrics import OLD_KEYS
 
 SHARE_OF_FINAL = 0.9
 """`steps_to_90_percent`: first evaluated step with so much of the run's final accuracy."""
@@ -152,7 +153,7 @@ def _cell(row: Row, name: str, template: str) -> str:
 
 
 def _mean_of_steps(run: PlannedRun, name: str) -> float | None:
-    return _mean(row.get(name) for row in run.folder.valid_metrics())
+    return _mean(row.get(OLD_KEYS.get(name, name)) for row in run.folder.valid_metrics())
 
 
 def _mean(values: Iterable[float | None]) -> float | None:
@@ -165,19 +166,12 @@ def _spread(values: Iterable[float | None]) -> float | None:
     return statistics.stdev(known) if len(known) > 1 else None
 
 
-# -- comparison results ------------------------------------------------------------------------------------
-# Writes what a comparison found: `table.md`, `table.json` and the figures.
-
-
-RewardOf = Callable[[PlannedRun, Any, Any], Any]
-"""(run, teacher probabilities, student probabilities) -> rewards, or None where they depend on more."""
-
 PLANE_P = np.linspace(0.005, 0.995, 199)
 """Probabilities at which rewards are drawn: 0 and 1 left out, a log-ratio is infinite there."""
 
 
 def write_results(
-    config: CompareConfig, runs: Sequence[PlannedRun], *, reward_of: RewardOf, say: Callable[[str], object] = print
+    config: CompareConfig, runs: Sequence[PlannedRun], *, say: Callable[[str], object] = print
 ) -> None:
     """Write table and figures of the finished runs; a figure without data is left out."""
     folder = Path(config.output_path)
@@ -195,7 +189,7 @@ def write_results(
             draw_curves(figure, curves, folder / figure.file)
     if positions := positions_of(runs):
         draw_positions(positions, folder / "reward_by_position")
-    if planes := planes_of(runs, reward_of):
+    if planes := planes_of(runs):
         draw_planes(PLANE_P, planes, folder / "reward_plane")
     say(f"\n{table}\ntable and figures in {folder}")
 
@@ -235,15 +229,21 @@ def _position_values(rows: Sequence[dict[str, Any]], name: str) -> Any:
     return np.array([[row[key] for key in keys] for row in rows if keys[0] in row], dtype=float)
 
 
-def planes_of(runs: Sequence[PlannedRun], reward_of: RewardOf) -> dict[str, Any]:
-    """By label the rewards over the plane (rows: teacher, columns: student), each reward once."""
+def planes_of(runs: Sequence[PlannedRun]) -> dict[str, Any]:
+    """By label the rewards over the plane (rows: teacher, columns: student), each reward once.
+
+    Objectives whose reward depends on more than the two probabilities are left out.
+    """
     import torch
+
+    from rewards.sampled import sampled_reward
 
     p = torch.as_tensor(PLANE_P)
     teacher_p, student_p = torch.meshgrid(p, p, indexing="ij")
     planes: dict[str, Any] = {}
     for run in runs:
-        reward = reward_of(run, teacher_p, student_p)
+        name, parameters = run.config.objective.name, run.config.objective.parameters
+        reward = sampled_reward(name, parameters, teacher_p, student_p, max_steps=run.config.max_steps)
         if reward is not None and not any(np.array_equal(reward.numpy(), each) for each in planes.values()):
             planes[run.label] = reward.numpy()
     return planes

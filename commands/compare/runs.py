@@ -1,18 +1,18 @@
 """Carries out a comparison: one run after the other, each a process of its own, finished ones skipped.
 
-Ctrl-C is passed on to the run in progress, which drains; the same command later goes on from there.
+Ctrl-C is passed on to the run in progress, which drains; the same command continues later.
 """
 
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
 import psutil
 
+from cluster.connection import is_local
 from commands.compare.plan import PlannedRun, describe
 from commands.retries import signals_go_to
 from records.files import append_row
@@ -34,12 +34,6 @@ class Interrupts:
         self.have_come = False
         self._process: subprocess.Popen[bytes] | None = None
 
-    @contextmanager
-    def handled(self) -> Iterator[None]:
-        """Handle the signals inside the block."""
-        with signals_go_to(self._on_signal, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            yield
-
     def start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a run in a session of its own: a terminal's Ctrl-C reaches it once, through this class."""
         self._process = subprocess.Popen(command, start_new_session=True)
@@ -47,7 +41,8 @@ class Interrupts:
             self._process.send_signal(signal.SIGINT)
         return self._process
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Pass it on."""
         self.have_come = True
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
@@ -56,23 +51,20 @@ class Interrupts:
 def run_all(
     runs: Sequence[PlannedRun],
     command_of: Callable[[PlannedRun], list[str]],
-    *,
-    is_local: bool,
     say: Callable[[str], object] = print,
 ) -> int:
     """Carry out what is not finished; returns the exit code.
 
     A failed run does not keep the next ones from their turn; a refused or interrupted one does.
-    With `is_local` all processes of a run are on this machine, and their memory is recorded.
     """
     interrupts, code = Interrupts(), FINISHED
-    with interrupts.handled():
+    with signals_go_to(interrupts.on_signal, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         for number, run in enumerate(runs, start=1):
             title = f"run {number}/{len(runs)}: {run.config.run_name}"
             say(f"{title} ({describe(run)})")
             if run.is_finished:
                 continue
-            result = _attempt(run, interrupts.start(command_of(run)), is_local=is_local)
+            result = _attempt(run, interrupts.start(command_of(run)))
             if interrupts.have_come and not all(each.is_finished for each in runs):
                 say("interrupted; the same command continues")
                 return DRAINED
@@ -84,15 +76,15 @@ def run_all(
     return code
 
 
-def _attempt(run: PlannedRun, process: subprocess.Popen[bytes], *, is_local: bool) -> int:
-    """Wait for the end of a run, and record what it took."""
+def _attempt(run: PlannedRun, process: subprocess.Popen[bytes]) -> int:
+    """Wait for the end of a run, and record what it took: its memory only if all of it is on this machine."""
     start, peak = time.monotonic(), 0
     while True:
         try:
             code = process.wait(SAMPLE_EVERY_S)
             break
         except subprocess.TimeoutExpired:
-            peak = max(peak, memory_of(process.pid)) if is_local else 0
+            peak = max(peak, memory_of(process.pid)) if is_local(run.config.cluster) else 0
     runs_path = Path(run.config.runs_path)
     runs_path.mkdir(parents=True, exist_ok=True)
     row = {"run": run.config.run_name, "exit_code": code, "wall_s": round(time.monotonic() - start, 1)}

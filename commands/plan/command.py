@@ -3,13 +3,14 @@
 import argparse
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console
 
 from cluster.connection import prepare_environment
+from commands.checks import load_checked
 from commands.compare.plan import options_of
 from commands.plan.estimate import PlannedRates, planned_rates
 from commands.plan.plan_config import PlanConfig
@@ -18,13 +19,11 @@ from settings.load import load_settings
 from settings.run import RunConfig
 
 
-def plan_command(
-    arguments: argparse.Namespace, overrides: Sequence[str], resolve: Callable[[str, Sequence[str]], RunConfig]
-) -> int:
-    """Predict, search, print; `resolve` reads a run configuration with options. ValueError for bad input."""
+def plan_command(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
+    """Predict, search, print. ValueError for bad input."""
     started = time.monotonic()
     plan = load_settings(PlanConfig, arguments.config, overrides)
-    config = resolve(plan.base, options_of(plan.overrides))
+    config = load_checked(plan.base, options_of(plan.overrides))
     planned = planned_rates(plan, config)
     prepare_environment()  # before Ray is imported, whose errors the controller handles; no Ray is started
     from commands.plan.plan_text import show

@@ -19,7 +19,8 @@ from commands.plan.rates import RatesConfig, override
 from commands.plan.timing import EngineRates
 from commands.plan.workers import LearnerRates
 from inputs.models import ModelsConfig, ModelSize, size_of
-from settings.run import EngineConfig, RunConfig
+from settings.engine import EngineConfig
+from settings.run import RunConfig
 
 OPTIMIZER_BYTES = 28
 """Bytes per parameter that an optimizer step reads and writes: fp32 weights and two moments, gradients."""
@@ -52,8 +53,8 @@ def engine_rates(
     if num_seqs < 1:
         model = "student" if role == "rollout" else "teacher"
         raise ValueError(
-            f"models.{model}: {size.weight_bytes / 1e9:.1f} GB of weights leave no "
-            f"room on {num_devices} device(s) of {one.memory / 1e9:g} GB; raise {role}.engine.tensor_parallel_size"
+            f"models.{model}: {size.weight_bytes / 1e9:.1f} GB of weights leave no space "
+            f"on {num_devices} device(s) of {one.memory / 1e9:g} GB; raise {role}.engine.tensor_parallel_size"
         )
     per_sequence = max(size.kv_bytes_per_token * context / bandwidth, 2 * size.num_active / flops)
     return EngineRates(

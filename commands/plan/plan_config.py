@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 from commands.plan.devices import DeviceConfig
 from commands.plan.rates import RatesConfig
 from inputs.models import ModelsConfig
-from settings.run import Positive, Section
+from settings.engine import Positive, Section
 
 PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

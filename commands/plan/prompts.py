@@ -7,7 +7,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from commands.plan.workers import SlotRequest
-from settings.run import NonNegative, Positive, RunConfig, Section
+from settings.engine import NonNegative, Positive, Section
+from settings.run import RunConfig
 from settings.teachers import role_of_source
 
 Spread = Annotated[float, Field(ge=0, le=5)]

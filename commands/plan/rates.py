@@ -8,7 +8,7 @@ from pydantic import Field, ValidationError
 from commands.plan.prompts import LengthsConfig
 from commands.plan.timing import Duration, EngineRates
 from commands.plan.workers import LearnerRates
-from settings.run import Section
+from settings.engine import Section
 
 
 class RatesConfig(Section):

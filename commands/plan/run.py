@@ -19,6 +19,7 @@ from commands.plan.prompts import SimulatedPrompts
 from commands.plan.rates import RatesConfig
 from commands.plan.workers import SimulatedLearner, SimulatedRolloutWorker, SimulatedTeacher
 from controller.checkpointing import Checkpointer
+from controller.context import RunContext
 from controller.learner_group import LearnerGroup
 from controller.pipeline import Pipeline
 from controller.recovery import Progress, restore
@@ -106,12 +107,9 @@ async def connected_run(
             given |= {"restore": restore_newest, "checkpointer": checkpointer}
         defaults = {"sampling": None, "evaluation": None, "cluster": Endless(plan(config))}
         pipeline = Pipeline(
-            config,
-            pools=pools,
+            RunContext.of(config, pools, folder, events),
             learner=learner,
             prompts=prompts,
-            folder=folder,
-            events=events,
             progress=progress,
             **defaults | given,
         )

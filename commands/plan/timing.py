@@ -14,7 +14,7 @@ from typing import Annotated
 from pydantic import Field
 
 from cluster.waiting import now
-from settings.run import Positive, Section
+from settings.engine import Positive, Section
 
 Duration = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PerSecond = Annotated[float, Field(gt=0, allow_inf_nan=False)]

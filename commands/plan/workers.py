@@ -14,7 +14,7 @@ import numpy as np
 from cluster.waiting import now
 from commands.plan.timing import Duration, EngineRates, PerSecond, SimulatedDevice
 from records.checkpoints import WriteReport, record_of
-from settings.run import Section
+from settings.engine import Section
 from transport.notes import EndOfStream, Heartbeat, Parcel, RolloutNote, ScoreNote
 from transport.weights import WeightManifest
 

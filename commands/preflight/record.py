@@ -3,29 +3,21 @@
 begin -> note_started (replica check) -> note_step (engines against the learner) -> close
 """
 
-from collections.abc import Mapping
 from typing import Any
 
-from cluster.pool import Pool
 from commands.preflight.golden import record_golden, record_replicas
-from records.events import Events
-from records.run_folder import RunFolder
+from controller.context import RunContext
 from settings.checks import Checks
-from settings.run import RunConfig
 
 
 class PreflightRecord:
     """Writes the results of one run; nothing is raised for what they say."""
 
-    def __init__(
-        self, config: RunConfig, pools: Mapping[str, Pool], checks: Checks, *, folder: RunFolder, events: Events
-    ) -> None:
+    def __init__(self, context: RunContext, checks: Checks) -> None:
         """`checks` hold what was found before Ray was asked for anything."""
-        self._config = config
-        self._pools = pools
+        self._config, self._pools = context.config, context.pools
+        self._folder, self._events = context.folder, context.events
         self._checks = checks
-        self._folder = folder
-        self._events = events
         self._has_begun = False
         self._is_complete = False
 

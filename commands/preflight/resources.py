@@ -23,6 +23,7 @@ from commands.preflight.nodes import (
     roles_by_node,
 )
 from inputs.models import Shape
+from learner.served import signal_kind
 from records.checkpoint_store import CheckpointStore
 from records.run_folder import RunFolder
 from settings.checks import Checks
@@ -37,14 +38,7 @@ def check_disk(config: RunConfig, folder: RunFolder, student: Shape | None, chec
     checks.add("disk", findings, details, seconds=time.monotonic() - start)
 
 
-def check_nodes(
-    config: RunConfig,
-    demands: Sequence[Demand],
-    shapes: Mapping[str, Shape],
-    checks: Checks,
-    *,
-    holds_teacher_head: bool,
-) -> None:
+def check_nodes(config: RunConfig, demands: Sequence[Demand], shapes: Mapping[str, Shape], checks: Checks) -> None:
     """Check files and memory of every node that gets workers: of the connected Ray, or this machine for its own.
 
     RefusedError unless errors are collected. Sizes of models are in `shapes`, by role.
@@ -57,7 +51,7 @@ def check_nodes(
     checks.add("placement", placement_findings(demands, roles))
     findings, details = path_findings(facts, roles, runs_path=str(existing_parent(Path(config.runs_path))))
     checks.add("paths", findings, details, seconds=time.monotonic() - start)
-    needs = needs_of(config, shapes, holds_teacher_head=holds_teacher_head)
+    needs = needs_of(config, shapes, holds_teacher_head=signal_kind(config) == "full")
     store = config.cluster.object_store_gib * GIB if local else 0.0
     findings, details = memory_findings(config, needs, roles, facts, object_store_bytes=store)
     checks.add("memory", findings, details)

@@ -4,24 +4,25 @@ Everything that can be known here is checked before anything is sent. Data and m
 """
 
 import argparse
-import importlib
 import logging
+import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
 
 from cluster.connection import jobs_api
+from commands.checks import load_checked
 from commands.parser import GRACE_S
 from commands.submit.request import JobState, Place, Request, UnreachableError, read_environment
 from settings.exit_codes import DRAINED, FAILED, FINISHED
 from settings.load import to_yaml
-from settings.run import RunConfig, checked_run_name
+from settings.run import checked_run_name
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C while following: the job goes on."""
+"""Exit code after Ctrl-C while following: the job continues."""
 DEFAULT_OVERLAY = "docker/k8s/overlays/cpu-kind"
 GROUPS = ("rollout", "teacher", "learner")
 AGAIN_PAUSE_S, AGAIN_GIVE_UP_S = 5.0, 900.0
@@ -32,22 +33,18 @@ ONLY_RAY = {"address": "--address", "entrypoint_num_cpus": "--entrypoint-num-cpu
 }
 ONLY_K8S = {"overlay": "--overlay", "namespace": "--namespace", "priority_class": "--priority-class"}
 
-Load = Callable[[str | None, Sequence[str]], RunConfig]
+ROOT = Path(__file__).resolve().parents[2]
+"""The folder of launch.py, which a job works in."""
 
 
-def submit_command(
-    arguments: argparse.Namespace, options: Sequence[str], load: Load, *, root: Path, here: Mapping[str, str]
-) -> int:
-    """Carry it out; returns the exit code. ValueError means a mistake, and that nothing was sent.
-
-    `load` reads and checks a configuration, `root` is the folder of launch.py, `here` the environment.
-    """
+def submit_command(arguments: argparse.Namespace, options: Sequence[str]) -> int:
+    """Carry it out; returns the exit code. ValueError means a mistake, and that nothing was sent."""
     check_options(arguments, options)
     if arguments.log_level == "warning":  # what is waited for, and since when, is said here
         logging.getLogger("commands.submit").setLevel(logging.INFO)
     if arguments.run is None:
-        request = build_request(arguments, options, load=load, here=here)
-        place = choose_place(arguments, root)
+        request = build_request(arguments, options)
+        place = choose_place(arguments)
         if arguments.dry_run:
             described = place.describe(request)
             print(described if isinstance(described, str) else yaml.safe_dump(described, sort_keys=False))
@@ -56,9 +53,9 @@ def submit_command(
         print(f"{state.job}: {state.message}", flush=True)
         if arguments.follow:
             return follow(place, request.run_name, request, retries=arguments.retries)
-        print(f"python launch.py submit --follow --run {request.run_name} shows how it goes on")
+        print(f"python launch.py submit --follow --run {request.run_name} shows how it is doing")
         return FINISHED
-    place, name = choose_place(arguments, root), checked_run_name(arguments.run, "--run")
+    place, name = choose_place(arguments), checked_run_name(arguments.run, "--run")
     if arguments.stop:
         return stop(place, name, grace_s=arguments.grace or GRACE_S)
     if arguments.follow:
@@ -94,13 +91,11 @@ def check_options(arguments: argparse.Namespace, options: Sequence[str]) -> None
         raise ValueError(f"--{asked[0]} --run NAME submits nothing: {given} has no effect on a run that is there")
 
 
-def build_request(
-    arguments: argparse.Namespace, options: Sequence[str], *, load: Load, here: Mapping[str, str]
-) -> Request:
+def build_request(arguments: argparse.Namespace, options: Sequence[str]) -> Request:
     """The run to be sent, checked; ValueError naming what is wrong."""
     groups = [f"--{role}.resources.custom.{role}=1" for role in GROUPS] if arguments.node_groups else []
     overrides = [*groups, *options]
-    config = load(arguments.config, overrides)
+    config = load_checked(arguments.config, overrides)
     for field, path in {"runs_path": config.runs_path, "checkpoint.path": config.checkpoint.path}.items():
         if path is not None and not Path(path).is_absolute():
             raise ValueError(
@@ -118,7 +113,7 @@ def build_request(
         overrides=overrides,
         runs_path=config.runs_path,
         retries=arguments.retries,
-        environment=read_environment(arguments.env, here),
+        environment=read_environment(arguments.env, os.environ),
         grace_s=arguments.grace or GRACE_S,
     )
 
@@ -136,17 +131,18 @@ def without_name(overrides: Sequence[str]) -> list[str]:
     return kept
 
 
-def choose_place(arguments: argparse.Namespace, root: Path) -> Place:
+def choose_place(arguments: argparse.Namespace) -> Place:
     """Where the run goes."""
     if arguments.to == "k8s":
-        kubernetes = importlib.import_module("commands.submit.kubernetes")
-        overlay = Path(arguments.overlay) if arguments.overlay else root / DEFAULT_OVERLAY
-        return kubernetes.KubernetesPlace(overlay, arguments.namespace, arguments.priority_class)
+        from commands.submit.kubernetes import KubernetesPlace
+
+        overlay = Path(arguments.overlay) if arguments.overlay else ROOT / DEFAULT_OVERLAY
+        return KubernetesPlace(overlay, arguments.namespace, arguments.priority_class)
     resources = read_resources(arguments.entrypoint_resources)
     address = jobs_api(arguments.address, needs_token=not arguments.dry_run)
     from commands.submit.ray_jobs import RayJobs
 
-    return RayJobs(address, root=root, num_cpus=arguments.entrypoint_num_cpus, resources=resources)
+    return RayJobs(address, root=ROOT, num_cpus=arguments.entrypoint_num_cpus, resources=resources)
 
 
 def read_resources(given: Sequence[str]) -> dict[str, float]:
@@ -184,10 +180,10 @@ def follow(place: Place, run_name: str, request: Request | None, *, retries: int
             state = submit_again(place, request)
             say(f"{state.job}: {state.message}")
     except KeyboardInterrupt:
-        say(f"not followed any more; the run goes on (launch.py submit --stop --run {run_name} ends it)")
+        say(f"not followed any more; the run continues (launch.py submit --stop --run {run_name} ends it)")
         return INTERRUPTED
     except UnreachableError as error:
-        say(f"failed: {error}; the run may go on: launch.py submit --status --run {run_name}")
+        say(f"failed: {error}; the run may be running: launch.py submit --status --run {run_name}")
         return FAILED
 
 

@@ -1,4 +1,4 @@
-"""The page of what `objective`, `importance`, `masks`, ... may name, with all parameters, from the registry."""
+"""The page of what `objective`, `importance`, ... may name: formulas, parameters, needs, all from the registry."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -11,6 +11,8 @@ INTRODUCTION = f"""{NOTE}
 
 What the sections of the configuration may name, and which further keys they take then: `--objective.name power
 --objective.alpha 1`. [Objectives](../objectives.md) says what they are for, and which of them go together.
+
+In formulas `p` is the student's probability, `t` the teacher's and `y` the sampled token.
 """
 
 TITLES: dict[str, Mapping[str, Any]] = {
@@ -34,9 +36,24 @@ def _table(entries: Mapping[str, Any]) -> str:
     for name, entry in entries.items():
         lines = [*_parameters(entry)] or [("", "", "", "")]
         for number, line in enumerate(lines):
-            first = (f"`{name}`", _escaped(entry.doc)) if number == 0 else ("", "")
+            first = (f"`{name}`", _description(entry)) if number == 0 else ("", "")
             rows.append("| " + " | ".join(part.replace("|", r"\|") for part in (*first, *line)) + " |")
     return "\n".join(rows) + "\n"
+
+
+def _description(entry: Any) -> str:
+    """What the entry is; of an objective also its formula, and what the teacher sends with default parameters."""
+    parts = [_escaped(entry.doc)]
+    if getattr(entry, "formula", ""):
+        parts.append(f"<code>{_escaped(entry.formula)}</code>")
+        parts.append(f"The teacher sends {_sent(entry.needs_with(entry.validate({}, field=entry.name)).teacher)}.")
+    return "<br>".join(parts)
+
+
+def _sent(teacher: tuple[str, ...]) -> str:
+    if {"full", "ids_query"} & {*teacher}:
+        return "the input of its output head"
+    return "its top k tokens: ids and log-probs" if "topk" in teacher else "one log-prob"
 
 
 def _parameters(entry: Any) -> Iterator[tuple[str, str, str, str]]:

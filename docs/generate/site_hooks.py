@@ -1,6 +1,6 @@
 """Hooks of MkDocs: pages from files outside docs/, and links that lead to the same place in both.
 
-README.md is the first page, SECURITY.md and benchmarks/README.md are pages too. A relative link in a file leads to
+README.md is the first page; SECURITY.md, CHANGELOG.md and others are pages too. A relative link in a file leads to
 another file of the repository; here it becomes that of the page. A link to a file that is no page (code, a recipe)
 becomes its text.
 """
@@ -15,7 +15,14 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
 
-PAGES = {"index.md": "README.md", "security.md": "SECURITY.md", "benchmarks.md": "benchmarks/README.md"}
+PAGES = {
+    "index.md": "README.md",
+    "security.md": "SECURITY.md",
+    "benchmarks.md": "benchmarks/README.md",
+    "contributing.md": "CONTRIBUTING.md",
+    "agents.md": "AGENTS.md",
+    "changelog.md": "CHANGELOG.md",
+}
 """Pages made of files outside docs/."""
 
 PAGE_OF_FILE = {ROOT / file: page for page, file in PAGES.items()}

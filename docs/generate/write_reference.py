@@ -7,6 +7,8 @@ from pathlib import Path
 
 from docs.generate.command_page import command_page
 from docs.generate.configuration_pages import comparison_and_plan_page, configuration_page
+from docs.generate.data_page import data_page
+from docs.generate.metric_page import metric_page
 from docs.generate.objective_page import objective_page
 
 FOLDER = Path(__file__).resolve().parents[1] / "reference"
@@ -16,6 +18,8 @@ PAGES = {
     "comparison_and_plan.md": comparison_and_plan_page,
     "commands.md": command_page,
     "objectives.md": objective_page,
+    "data_formats.md": data_page,
+    "metrics.md": metric_page,
 }
 
 

@@ -68,7 +68,7 @@ def solution_text(numbers: Numbers) -> str:
 def careless_solution_text(numbers: Numbers, rng: random.Random, *, slip_rate: float) -> str:
     r"""Return a solution in which each sum has one wrong digit with probability `slip_rate`.
 
-    Later lines go on from the wrong sum, as a careless pupil would: "12+30=47\n47+5=52\n####52".
+    Later lines continue from the wrong sum, as a careless pupil would: "12+30=47\n47+5=52\n####52".
     """
     total, *rest = numbers
     lines: list[str] = []

@@ -1,4 +1,7 @@
-"""All dashboards of a run in one place: they are told of steps, evaluations and events, and follow its status."""
+"""All dashboards of a run in one place: they are told of steps, evaluations and events, and follow its status.
+
+How much space the disks have left that the run writes to is read here too.
+"""
 
 import asyncio
 import logging
@@ -12,13 +15,18 @@ from records.files import read_rows, space
 from records.run_folder import RunFolder
 from reporting.live.monitor import Monitor
 from reporting.live.progress import ProgressView
+from reporting.live.prometheus import Prometheus
 from reporting.live.wandb import WandbWriter, is_wanted
 from settings.load import to_yaml
 from settings.run import RunConfig
 
 if TYPE_CHECKING:
-    from reporting.live.prometheus import Prometheus
     from reporting.live.tensorboard import TensorBoard
+
+logger = logging.getLogger(__name__)
+
+EVERY_S = 15.0
+"""Free space is read so often."""
 
 
 class Board(Protocol):
@@ -123,12 +131,8 @@ def _tensorboard(config: RunConfig, folder: RunFolder) -> "TensorBoard | None":
     return board
 
 
-def _prometheus(config: RunConfig) -> "Prometheus | None":
-    if not config.logging.prometheus:
-        return None
-    from reporting.live.prometheus import Prometheus
-
-    return Prometheus(config.run_name)
+def _prometheus(config: RunConfig) -> Prometheus | None:
+    return Prometheus(config.run_name) if config.logging.prometheus else None
 
 
 def _wandb(config: RunConfig, folder: RunFolder) -> WandbWriter | None:
@@ -136,15 +140,6 @@ def _wandb(config: RunConfig, folder: RunFolder) -> WandbWriter | None:
         return None
     settings = config.model_dump(mode="json")
     return WandbWriter(config.logging, folder=folder.path, run_name=config.run_name, settings=settings)
-
-
-# -- disk watch --------------------------------------------------------------------------------------------
-# How much space the disks that a run writes to have left, read again and again while it goes on.
-
-
-logger = logging.getLogger(__name__)
-
-EVERY_S = 15.0
 
 
 class DiskWatch:

@@ -1,4 +1,4 @@
-"""Events of a run in words, and which of them tell of the health of workers."""
+"""Events of a run in words, which of them tell of the health of workers, and evaluations as scalars."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -52,6 +52,8 @@ ROUTINE = frozenset({"weights_published", "weights_loaded", "weights_sent", "wor
 
 MAX_REASON = 160
 
+NO_SCALARS = {"step", "n", "k", "weight_version", "seed"}
+
 
 class _Known(dict[str, Any]):
     """Values of an event; what it does not say reads `?`."""
@@ -87,20 +89,13 @@ def health_of(counts: Counter[tuple[str, str]]) -> dict[str, dict[str, int]]:
     return health
 
 
-# -- evaluation scalars ------------------------------------------------------------------------------------
-# A row of `eval.jsonl` as scalars for dashboards: the same names in TensorBoard and Weights & Biases.
-
-
-NO_SCALARS = {"step", "n", "k", "weight_version", "seed"}
-
-
 def student_or_role(model: str) -> str:
     """`student` for the student at any time (`student_before`, `student_after`), else the role of a teacher."""
     return "student" if model.startswith("student") else model
 
 
 def evaluation_scalars(row: Mapping[str, Any]) -> dict[str, float]:
-    """Every number of the row; `k` is in the names. Those of teachers carry their role.
+    """Every number of a row of `eval.jsonl`, as dashboards name it: `k` and the role of a teacher are in the name.
 
     >>> evaluation_scalars({"model": "student_after", "benchmark": "gsm8k", "step": 9, "k": 8, "avg_at_k": 0.5})
     {'eval/gsm8k/avg_at_8': 0.5}

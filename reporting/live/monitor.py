@@ -9,20 +9,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
+from records.metrics import declared
 from reporting.advisor import RECENT_STEPS
 from reporting.live.event_words import KIND_OF_EVENT, ROUTINE, health_of, in_words, role_of_event
 from settings.run import RunConfig
-
-SHOWN = (
-    *("reward/mean", "kl/reverse", "kl/mismatch", "loss", "grad_norm", "lr", "entropy", "divergence/mean"),
-    *("response_length/mean", "truncated_frac", "importance/capped_frac", "tokens_trained", "prompts_given_up"),
-)
-"""Metrics of the last step that the status holds."""
 
 RECENT_S = 600.0
 """Health counts events of so long; since the start there are totals too."""
 
 MAX_RECENT = 1000
+
+WORK = ("time/rollout_wait_s", "time/score_wait_s", "time/train_s", "time/publish_s")
+"""What the learner does in a step but for pauses."""
 
 
 class Monitor:
@@ -97,7 +95,7 @@ class Monitor:
             "left_s": self._left_s(),
             "since_step_s": round(until - self._rows[-1]["time_s"], 1) if self._rows else None,
             "rates": self._rates(),
-            "metrics": {key: self._rows[-1][key] for key in SHOWN if key in self._rows[-1]} if self._rows else {},
+            "metrics": in_status(self._rows[-1]) if self._rows else {},
             "health": self._health(until),
             "evaluating": [
                 {"model": name, "step": event.get("step"), "seconds": round(until - event["time"], 1)}
@@ -156,6 +154,12 @@ class Monitor:
         return {"phase": phase, "text": text, "seconds": round(until - self._phase_since, 1)}
 
 
+def in_status(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of a row that the status holds as they are."""
+    found = {key: declared(key) for key in row}
+    return {key: row[key] for key, metric in found.items() if metric is not None and metric.status == "metrics"}
+
+
 def waited_for(
     pools: Mapping[str, Any], *, is_running: bool, evaluating: list[str] | None = None
 ) -> tuple[str, str]:
@@ -186,13 +190,6 @@ def waited_for(
 
 def _missing(have: Mapping[str, int], planned: Mapping[str, int]) -> str:
     return ", ".join(f"{role} ({have[role]} of {planned[role]})" for role in planned if have[role] < planned[role])
-
-
-# -- time left ---------------------------------------------------------------------------------------------
-# How long a run still takes, from its recent steps and the evaluations and checkpoints between them.
-
-
-WORK = ("time/rollout_wait_s", "time/score_wait_s", "time/train_s", "time/publish_s")
 
 
 def time_left_s(

@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live view on a terminal, plain lines otherwise.
+"""What a person sees of a run in progress: a live view on a terminal, plain lines otherwise.
 
 The live view shows the status of the run (`RemoteControl.status`), which is asked for again and again: a long step
 or a slow start moves it too. Plain lines come with every step, evaluation and phase of the start.
@@ -14,9 +14,9 @@ from typing import Any
 from rich.console import Console
 from rich.live import Live
 
-from reporting.advisor import RECENT_STEPS, Advice, advise
+from reporting.advisor import RECENT_STEPS, advise
 from reporting.live.monitor import clock_text
-from reporting.live.terminal import LiveView, accuracy_text
+from reporting.live.terminal import LiveView, accuracy_text, step_line
 from settings.run import RunConfig
 
 logger = logging.getLogger(__name__)
@@ -26,7 +26,7 @@ REFRESH_S = 0.5
 
 
 class ProgressView:
-    """Shows a run while it goes on.
+    """Shows a run in progress.
 
     >>> async with view.following(controller.status):
     ...     view.say("run folder runs/first")
@@ -95,7 +95,9 @@ class ProgressView:
         self._recent.append(row)
         if not self._is_live:
             left = "" if self._left_s is None else f"  left {clock_text(self._left_s)}"
-            self.say(plain_line(row, self._max_steps, advise([*self._recent])) + left)
+            advice = advise([*self._recent])
+            limit = "" if advice is None else f"  {advice.short}"
+            self.say(step_line(row, self._max_steps) + limit + left)
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """Tell of an evaluation: a row of `eval.jsonl`."""
@@ -107,18 +109,4 @@ class ProgressView:
 def _log_failure(polling: asyncio.Task[None]) -> None:
     """A view that fails must not end the run."""
     if not polling.cancelled() and polling.exception() is not None:
-        logger.error("the live view has ended, the run goes on", exc_info=polling.exception())
-
-
-def plain_line(row: Mapping[str, Any], max_steps: int, advice: Advice | None = None) -> str:
-    """One line for one step, for logs and pipes."""
-    return (
-        f"step {row['step']}/{max_steps}  reward {row['reward/mean']:+.4f}  kl/reverse {row['kl/reverse']:.4f}  "
-        f"loss {row['loss']:+.5f}  grad {row['grad_norm']:.3g}  "
-        f"staleness {row['staleness/mean']:.2f}/{row['staleness/max']:.0f}  "
-        f"length {row['response_length/mean']:.0f}  tok/s rollout {row['throughput/rollout']:,.0f} "
-        f"teacher {row['throughput/teacher']:,.0f} learner {row['throughput/learner']:,.0f}  "
-        f"waits {row['time/rollout_wait_s']:.2f}+{row['time/score_wait_s']:.2f} s  "
-        f"train {row['time/train_s']:.2f} s  publish {row['time/publish_s']:.2f} s"
-        + (f"  {advice.short}" if advice is not None else "")
-    )
+        logger.error("the live view has ended, the run continues", exc_info=polling.exception())

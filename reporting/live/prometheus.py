@@ -1,6 +1,7 @@
-"""Every Prometheus metric of a run in one table, and where its values come from. Pure: no Ray.
+"""A run on the Prometheus port of its driver's node, through Ray: what it exports, and where the values come from.
 
-Ray exports them as `ray_poweropd_NAME`, with the tag `run` and those named here.
+Ray exports them as `ray_poweropd_NAME`, with the tag `run` and those named here. The values of metrics rows are
+declared in `records/metrics.py`; here is what else there is.
 """
 
 import time
@@ -8,23 +9,23 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from ray.util.metrics import Counter, Gauge, Histogram
-
+from records.metrics import METRICS, declared
 from reporting.live.event_words import KIND_OF_EVENT, role_of_event, student_or_role
 
 PREFIX = "poweropd_"
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One metric. `key` is a key of a metrics row; its `*` is the value of the only tag."""
+class Exported:
+    """One metric on the port."""
 
     name: str
     kind: Literal["gauge", "counter", "histogram"]
     text: str
-    key: str | None = None
     tags: tuple[str, ...] = ()
     boundaries: tuple[float, ...] = ()
+    status: str = ""
+    """The key under which the status of a run holds its value."""
 
     @property
     def full_name(self) -> str:
@@ -64,100 +65,83 @@ class HeldGauges:
         return [*self._newest.values()]
 
 
-METRICS = (
-    Metric("step", "gauge", "Optimizer steps taken", "step"),
-    Metric("max_steps", "gauge", "Optimizer steps of the whole run"),
-    Metric("seconds_left", "gauge", "Estimated seconds until the run is finished"),
-    Metric("started_timestamp_seconds", "gauge", "Unix time at which the driver began"),
-    Metric("progress_timestamp_seconds", "gauge", "Unix time of the last step; before the first, of the start"),
-    Metric("ended_timestamp_seconds", "gauge", "Unix time of the run's end, finished or drained; else absent"),
-    Metric("usual_step_seconds", "gauge", "Median seconds of the recent steps"),
-    Metric("weight_version", "gauge", "Version of the newest weights", "weight_version"),
-    Metric("reward_mean", "gauge", "Mean reward of a trained token", "reward/mean"),
-    Metric("reverse_kl", "gauge", "Mean of student minus teacher log-prob over trained tokens", "kl/reverse"),
-    Metric("mismatch_kl", "gauge", "Difference between learner and student engine", "kl/mismatch"),
-    Metric("loss", "gauge", "Loss of the step", "loss"),
-    Metric("gradient_norm", "gauge", "Norm of the gradient before clipping", "grad_norm"),
-    Metric("learning_rate", "gauge", "Learning rate of the step", "lr"),
-    Metric("entropy", "gauge", "Mean entropy of the student at trained tokens", "entropy"),
-    Metric("importance_capped_fraction", "gauge", "Share of capped importance weights", "importance/capped_frac"),
-    Metric("staleness_mean", "gauge", "Mean staleness of trained tokens, in weight versions", "staleness/mean"),
-    Metric("staleness_max", "gauge", "Largest staleness of a trained token, in weight versions", "staleness/max"),
-    Metric("staleness_bound", "gauge", "Largest staleness that is allowed, in weight versions"),
-    Metric("response_length_mean", "gauge", "Mean tokens of a response", "response_length/mean"),
-    Metric("truncated_fraction", "gauge", "Share of responses cut at the limit", "truncated_frac"),
-    Metric("throughput_tokens_per_second", "gauge", "Tokens per second of a pool", "throughput/*", ("role",)),
-    Metric("busy_fraction", "gauge", "Share of worker-time with work in hand", "busy/*", ("role",)),
-    Metric("queue_length", "gauge", "Slots in a queue (`rollouts`, `scored`, `in_flight`)", "queue/*", ("queue",)),
-    Metric("wait_seconds", "gauge", "Mean seconds that a slot waited for a pool", "wait/*_s", ("role",)),
-    Metric(
-        "backpressure_seconds_total",
-        "counter",
-        "Seconds in which the full queue before a pool held its producers up",
-        "backpressure/*_s",
-        ("role",),
+def _of_rows() -> list[Exported]:
+    """What the table of metrics exports; several keys may share a name."""
+    found: dict[str, Exported] = {}
+    for metric in METRICS:
+        if metric.prometheus:
+            kind = "counter" if metric.prometheus.endswith("_total") else "gauge"
+            tags = (metric.label,) if metric.label else ()
+            found[metric.prometheus] = Exported(metric.prometheus, kind, metric.text, tags)
+    return [*found.values()]
+
+
+OTHERS = (
+    Exported("max_steps", "gauge", "Optimizer steps of the whole run", status="max_steps"),
+    Exported("seconds_left", "gauge", "Estimated seconds until the run is finished", status="left_s"),
+    Exported("started_timestamp_seconds", "gauge", "Unix time at which the driver began", status="started"),
+    Exported(
+        "progress_timestamp_seconds",
+        "gauge",
+        "Unix time of the last step; before the first, of the start",
+        status="progressed",
     ),
-    Metric("stage_seconds", "gauge", "Seconds of the last step (`step`) and its stages", "time/*_s", ("stage",)),
-    Metric(
+    Exported("ended_timestamp_seconds", "gauge", "Unix time of the run's end, finished or drained; else absent"),
+    Exported("usual_step_seconds", "gauge", "Median seconds of the recent steps", status="usual_step_s"),
+    Exported(
+        "staleness_bound",
+        "gauge",
+        "Largest staleness that is allowed, in weight versions",
+        status="staleness_bound",
+    ),
+    Exported(
         "step_seconds",
         "histogram",
         "Seconds from one step to the next",
-        "time/step_s",
         boundaries=(0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1000),
     ),
-    Metric("tokens_trained_total", "counter", "Response tokens trained", "tokens_trained"),
-    Metric("prompts_given_up", "gauge", "Prompts given up so far", "prompts_given_up"),
-    Metric("skipped_steps_total", "counter", "Steps without a finite gradient, which were skipped", "skipped"),
-    Metric("checkpoint_step", "gauge", "Step of the newest checkpoint; 0 before the first"),
-    Metric("checkpoint_every_steps", "gauge", "Steps from one checkpoint to the next; 0 is only at the end"),
-    Metric("checkpoint_bytes", "gauge", "Size of the newest checkpoint of this driver"),
-    Metric("checkpoint_failures_total", "counter", "Checkpoints that could not be written"),
-    Metric("checkpoints_damaged_total", "counter", "Checkpoints that were found damaged"),
-    Metric("disk_free_bytes", "gauge", "Free space where the run writes (`run`, `checkpoints`)", tags=("folder",)),
-    Metric("disk_size_bytes", "gauge", "Size of the disk that the run writes to", tags=("folder",)),
-    Metric("workers", "gauge", "Workers by role and state of health", tags=("role", "state")),
-    Metric("workers_wanted", "gauge", "Workers that a pool should have", tags=("role",)),
-    Metric("deaths_total", "counter", "Workers that died", tags=("role",)),
-    Metric("restarts_total", "counter", "Workers that came back after a death", tags=("role",)),
-    Metric("suspects_total", "counter", "Times that a worker did not answer for a while", tags=("role",)),
-    Metric("given_up_total", "counter", "Workers given up after too many restarts", tags=("role",)),
-    Metric("evaluation_accuracy", "gauge", "Accuracy (avg@k) in [0, 1]", tags=("benchmark", "model")),
-    Metric("evaluation_pass_at_k", "gauge", "pass@k in [0, 1]", tags=("benchmark", "model")),
+    Exported("checkpoint_step", "gauge", "Step of the newest checkpoint; 0 before the first"),
+    Exported("checkpoint_every_steps", "gauge", "Steps from one checkpoint to the next; 0 is only at the end"),
+    Exported("checkpoint_bytes", "gauge", "Size of the newest checkpoint of this driver"),
+    Exported("checkpoint_failures_total", "counter", "Checkpoints that could not be written"),
+    Exported("checkpoints_damaged_total", "counter", "Checkpoints that were found damaged"),
+    Exported(
+        "disk_free_bytes", "gauge", "Free space where the run writes (`run`, `checkpoints`)", tags=("folder",)
+    ),
+    Exported("disk_size_bytes", "gauge", "Size of the disk that the run writes to", tags=("folder",)),
+    Exported("workers", "gauge", "Workers by role and state of health", tags=("role", "state")),
+    Exported("workers_wanted", "gauge", "Workers that a pool should have", tags=("role",)),
+    Exported("deaths_total", "counter", "Workers that died", tags=("role",)),
+    Exported("restarts_total", "counter", "Workers that came back after a death", tags=("role",)),
+    Exported("suspects_total", "counter", "Times that a worker did not answer for a while", tags=("role",)),
+    Exported("given_up_total", "counter", "Workers given up after too many restarts", tags=("role",)),
+    Exported("evaluation_accuracy", "gauge", "Accuracy (avg@k) in [0, 1]", tags=("benchmark", "model")),
+    Exported("evaluation_pass_at_k", "gauge", "pass@k in [0, 1]", tags=("benchmark", "model")),
 )
+"""What is no key of a metrics row: from the status, from events and evaluations, and the histogram of steps."""
 
-BY_NAME = {metric.name: metric for metric in METRICS}
-
-KEY_IN_STATUS = {
-    "max_steps": "max_steps",
-    "seconds_left": "left_s",
-    "started_timestamp_seconds": "started",
-    "progress_timestamp_seconds": "progressed",
-    "usual_step_seconds": "usual_step_s",
-    "staleness_bound": "staleness_bound",
-}
-"""Metrics that the status of a run holds as they are, and their keys there."""
+EXPORTED = (*_of_rows(), *OTHERS)
+BY_NAME = {exported.name: exported for exported in EXPORTED}
 
 STATES = ("starting", "healthy", "suspect", "dead", "restarting", "stale", "draining")
 
 
 def samples_of_row(row: Mapping[str, Any]) -> Iterator[Sample]:
     """The values in a metrics row."""
-    for metric in METRICS:
-        if metric.key is None:
-            continue
-        head, star, tail = metric.key.partition("*")
-        keys = [key for key in row if key.startswith(head) and key.endswith(tail)] if star else [metric.key]
-        for key in keys:
-            if key in row:
-                tag = key[len(head) : len(key) - len(tail)]
-                yield Sample(metric.name, float(row[key]), {metric.tags[0]: tag} if star else {})
+    for key, value in row.items():
+        metric = declared(key)
+        if metric is not None and metric.prometheus:
+            tags = {metric.label: metric.variable(key)} if metric.label else {}
+            yield Sample(metric.prometheus, float(value), tags)
+    if "time/step_s" in row:
+        yield Sample("step_seconds", float(row["time/step_s"]), {})
 
 
 def samples_of_status(status: Mapping[str, Any]) -> Iterator[Sample]:
     """The values in a status of the run; a state without workers is 0."""
-    for name, key in KEY_IN_STATUS.items():
-        if status.get(key) is not None:
-            yield Sample(name, float(status[key]), {})
+    for exported in OTHERS:
+        if status.get(exported.status) is not None:
+            yield Sample(exported.name, float(status[exported.status]), {})
     yield Sample("checkpoint_step", float(status["checkpoint"]["step"]), {})
     yield Sample("checkpoint_every_steps", float(status["checkpoint"]["every_steps"]), {})
     for folder, space in status.get("disk", {}).items():
@@ -193,10 +177,6 @@ def samples_of_evaluation(row: Mapping[str, Any]) -> Iterator[Sample]:
             yield Sample(name, float(row[key]), tags)
 
 
-# -- prometheus --------------------------------------------------------------------------------------------
-# The metrics of `prometheus_table.py` through Ray: they appear on the Prometheus port of the driver's node.
-
-
 class Prometheus:
     """Gives Ray the values that a run tells. Ray must be connected; nothing here waits.
 
@@ -204,19 +184,17 @@ class Prometheus:
     """
 
     def __init__(self, run_name: str) -> None:
-        self._metrics: dict[str, Gauge | Counter | Histogram] = {}
-        for metric in METRICS:
-            given: dict[str, Any] = {"description": metric.text, "tag_keys": ("run", *metric.tags)}
-            match metric.kind:
-                case "gauge":
-                    made = Gauge(metric.full_name, **given)
-                case "counter":
-                    made = Counter(metric.full_name, **given)
-                case "histogram":
-                    made = Histogram(metric.full_name, boundaries=[*metric.boundaries], **given)
-            made.set_default_tags({"run": run_name})
-            self._metrics[metric.name] = made
+        from ray.util.metrics import Counter, Gauge, Histogram
 
+        kinds = {"gauge": Gauge, "counter": Counter, "histogram": Histogram}
+        self._metrics: dict[str, Any] = {}
+        for exported in EXPORTED:
+            given: dict[str, Any] = {"description": exported.text, "tag_keys": ("run", *exported.tags)}
+            if exported.boundaries:
+                given["boundaries"] = [*exported.boundaries]
+            made = kinds[exported.kind](exported.full_name, **given)
+            made.set_default_tags({"run": run_name})
+            self._metrics[exported.name] = made
         self._held = HeldGauges()
 
     def step(self, row: Mapping[str, Any]) -> None:
@@ -242,12 +220,13 @@ class Prometheus:
 
     def _give(self, samples: Iterable[Sample]) -> None:
         for sample in samples:
-            tags = dict(sample.tags)
-            match self._metrics[sample.name]:
-                case Gauge() as gauge:
+            metric, tags = self._metrics[sample.name], dict(sample.tags)
+            match BY_NAME[sample.name].kind:
+                case "gauge":
                     self._held.note(sample)
-                    gauge.set(sample.value, tags)
-                case Counter() as counter if sample.value > 0:
-                    counter.inc(sample.value, tags)
-                case Histogram() as histogram:
-                    histogram.observe(sample.value, tags)
+                    metric.set(sample.value, tags)
+                case "counter":
+                    if sample.value > 0:
+                        metric.inc(sample.value, tags)
+                case "histogram":
+                    metric.observe(sample.value, tags)

@@ -19,6 +19,7 @@ from tensorboard.plugins.text.summary_v2 import text_pb
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from records.files import is_disk_error
+from records.metrics import declared
 from reporting.live.event_words import ROUTINE, evaluation_scalars, in_words
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ class TensorBoard:
         """Write the numbers of a metrics row at its step."""
         self._step = int(row["step"])
         numbers = {key: float(value) for key, value in row.items() if isinstance(value, int | float)}
-        self._add(self._step, *(scalar_pb(key, value) for key, value in numbers.items()))
+        self._add(self._step, *(scalar_pb(key, value, _description(key)) for key, value in numbers.items()))
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """Write the numbers of an evaluation at its step, as `eval/BENCHMARK/avg_at_8`."""
@@ -98,6 +99,12 @@ class TensorBoard:
         if self._is_late:
             logger.warning("%s: scalars are written again", self._folder)
             self._is_late = False
+
+
+def _description(key: str) -> str | None:
+    """What TensorBoard says of a scalar."""
+    metric = declared(key)
+    return None if metric is None else metric.text
 
 
 def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | float | str]]:

@@ -3,7 +3,7 @@
 The run's own terminal and `launch.py status --watch` show the same.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
@@ -12,6 +12,9 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from records.metric import keys_in
+from records.metrics import METRICS
+from reporting.advisor import percent
 from reporting.live.monitor import clock_text
 
 Status = Mapping[str, Any]
@@ -168,19 +171,22 @@ def facts(status: Status) -> Iterator[tuple[str, str]]:
         yield "limit", status["advice"]["text"]
 
 
+def step_line(row: Mapping[str, Any], max_steps: int) -> str:
+    """One line for one step, for logs and pipes."""
+    return "  ".join([f"step {row['step']}/{max_steps}", *_texts(row, (metric.line for metric in METRICS))])
+
+
 def learner_line(metrics: Mapping[str, Any]) -> str:
     """The learner's metrics of one step in a line."""
-    parts = [f"reward {metrics['reward/mean']:+.4f}", f"reverse KL {metrics['kl/reverse']:.4f}"]
-    if "divergence/mean" in metrics:
-        parts[0] = f"divergence {metrics['divergence/mean']:.4f}"
-    parts += [f"gradient norm {metrics['grad_norm']:.3g}"] if "grad_norm" in metrics else []
-    parts += [f"learning rate {metrics['lr']:.3g}"] if "lr" in metrics else []
-    if "response_length/mean" in metrics:
-        cut = metrics.get("truncated_frac", 0.0)
-        parts.append(f"length {metrics['response_length/mean']:.0f} ({cut:.1%} truncated)")
-    if metrics.get("prompts_given_up"):
-        parts.append(f"{metrics['prompts_given_up']:.0f} prompts given up")
-    return ", ".join(parts)
+    shown = (metric for metric in METRICS if metrics.get(metric.key) or not metric.hidden_at_zero)
+    return ", ".join(_texts(metrics, (metric.live for metric in shown)))
+
+
+def _texts(row: Mapping[str, Any], templates: Iterable[str]) -> Iterator[str]:
+    """The formats, filled in; those whose numbers the row lacks are left out."""
+    for template in templates:
+        if template and keys_in(template) <= row.keys():
+            yield template.format_map(row)
 
 
 def _weights(status: Status) -> str:
@@ -245,11 +251,6 @@ def _health(health: Mapping[str, Any]) -> str:
                 f"{kind.replace('_', ' ')} {sum(total.values())} ({roles}; {sum(recent.values())} recent)"
             )
     return f"{', '.join(parts)} (recent: last {minutes})" if parts else "no deaths, restarts or suspects"
-
-
-def percent(share: float) -> str:
-    """A share for people: `62 %`."""
-    return f"{share:.0%}".replace("%", " %")
 
 
 def seconds(value: float) -> str:

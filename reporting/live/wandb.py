@@ -1,4 +1,4 @@
-"""Weights & Biases, when asked for: the run's side. Whatever wandb does, the training goes on.
+"""Weights & Biases, when asked for: the run's side. Whatever wandb does, the training continues.
 
 Rows go through a queue and a thread to a process of their own (`wandb_process.py`): a row that finds the queue
 full is dropped and counted, and a process that hangs at the end is ended after `logging.wandb_timeout_s`.
@@ -141,6 +141,6 @@ class WandbWriter:
         self._has_ended = True
         said = self._log_path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
         logger.error(
-            "Weights & Biases %s: %s (%s); the run goes on without it",
+            "Weights & Biases %s: %s (%s); the run continues without it",
             *(what, self._log_path, said[-1] if said else "it said nothing"),
         )

@@ -5,22 +5,14 @@ the cluster does not. A worker whose end was not recorded counts until the run w
 """
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cluster.placement import plan
+from records.metrics import BY_KEY
 from reporting.page.run_data import Row, RunData, mean, number, total
 
 ENDS = frozenset({"worker_died", "worker_ended", "worker_retired", "worker_given_up"})
-
-CAUSES: Mapping[str, str] = {
-    "wasted/lost": "rollouts lost with a worker or a table, generated again",
-    "wasted/refused": "rollouts that no teacher could score, generated again",
-    "wasted/given_up": "last attempts at prompts that were given up",
-    "wasted/skipped": "steps without a finite gradient",
-    "wasted/fall_back": "steps and rollouts voided by a fall-back or a continuation",
-}
-"""Tokens by cause, as the last metrics row counts them (`controller/meters.py`)."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +30,7 @@ class PoolCost:
     per_1000_tokens: float | None
     """Device-seconds per 1,000 tokens trained in steps that count."""
     busy: float | None
-    """Mean share of the time in which a worker had anything in hand; None where no metric tells."""
+    """Mean share of the time in which a worker had any work; None where no metric tells."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +104,8 @@ def _lives(run: RunData) -> dict[str, list[float]]:
 def waste_lines(run: RunData) -> list[WasteLine]:
     """Causes with any tokens, the largest first; tokens that masks left out are one of them."""
     last: Row = run.all_rows[-1] if run.all_rows else {}
-    counts = {text: number(last, key) or 0.0 for key, text in CAUSES.items()}
+    causes = {cause: text for cause, text in BY_KEY["wasted/{cause}"].members.items() if cause != "cut_off"}
+    counts = {text: number(last, f"wasted/{cause}") or 0.0 for cause, text in causes.items()}
     for key in sorted({key for row in run.rows for key in row if key.startswith("masked/")}):
         what = "not finite" if key == "masked/nonfinite" else f"masked: {key.removeprefix('masked/')}"
         counts[f"response tokens that were {what}"] = total(run.rows, key)

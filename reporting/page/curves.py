@@ -1,8 +1,9 @@
-"""The curves of a report: what was learned, and how, by optimizer step. Several runs share each figure."""
+"""The curves of a report: what was learned, and where the time went, by optimizer step. Runs share each figure."""
 
 from collections import defaultdict
 from collections.abc import Sequence
 
+from records.metrics import METRICS
 from reporting.page.figure import (
     Figure,
     Trace,
@@ -20,15 +21,29 @@ from reporting.page.run_data import Row, RunData, mean, number, total
 TENTHS = [(i + 0.5) / 10 for i in range(10)]
 """Middle of every tenth of a response."""
 
-KL_CAPTION = "Lower is nearer to the teacher: the mean over trained tokens of student minus teacher log-prob."
-LENGTH_CAPTION = "Tokens per trained response."
-TRUNCATED_CAPTION = "Share of trained responses that were cut at the length limit."
-GRADIENT_CAPTION = "Before clipping."
-LOG_RATIO_CAPTION = (
-    " The log-ratio's is what the plain log-ratio, as the reward, would have given on the same batch."
-)
-ENTROPY_CAPTION = "Of the student at the trained tokens; a fall to 0 means it has become certain."
+STAGES = {
+    "time/rollout_wait_s": "waits for rollouts",
+    "time/score_wait_s": "waits for scores",
+    "time/train_s": "trains",
+    "time/publish_s": "publishes",
+}
+OTHER = "other"
+MAX_BARS = 120
+
+STUDENT = "student"
+Curves = dict[tuple[str, str], list[tuple[float, float]]]
+"""(step, accuracy) by model (student, or the role of a teacher) and benchmark."""
+
 SHARE = by_step("share", tickformat=".1~%", rangemode="tozero")
+
+CURVES = {
+    "kl": ("Reverse KL", by_step("nats per token")),
+    "length": ("Response length", by_step("tokens", rangemode="tozero")),
+    "truncated": ("Truncated responses", SHARE),
+    "grad_norm": ("Gradient norm", None),
+    "entropy": ("Entropy", by_step("nats", rangemode="tozero")),
+}
+"""Figures of plain curves: title, and layout (else logarithmic). The table of metrics says what they draw."""
 
 
 def learning_figures(runs: Sequence[RunData]) -> list[Figure]:
@@ -36,23 +51,18 @@ def learning_figures(runs: Sequence[RunData]) -> list[Figure]:
 
     Of several runs each figure has one curve for each.
     """
-    is_one = len(runs) == 1
-    lengths = {"response_length/mean": "mean"} | ({"response_length/max": "longest"} if is_one else {})
-    norms = {"grad_norm": "this objective"} | ({"grad_norm/log_ratio": "log-ratio"} if is_one else {})
-    parts = [
-        ("kl", "Reverse KL", KL_CAPTION, {"kl/reverse": "reverse KL"}, by_step("nats per token")),
-        ("length", "Response length", LENGTH_CAPTION, lengths, by_step("tokens", rangemode="tozero")),
-        ("truncated", "Truncated responses", TRUNCATED_CAPTION, {"truncated_frac": "truncated"}, SHARE),
-        ("entropy", "Entropy", ENTROPY_CAPTION, {"entropy": "entropy"}, by_step("nats", rangemode="tozero")),
-    ]
-    simple = [
-        Figure(key, title, text, metric_lines(runs, names), layout) for key, title, text, names, layout in parts
-    ]
-    gradients = metric_lines(runs, norms)
-    caption, layout = GRADIENT_CAPTION + LOG_RATIO_CAPTION * is_one, by_step("norm", **logarithmic(gradients))
-    simple.insert(3, Figure("grad_norm", "Gradient norm", caption, gradients, layout))
-    figures = [accuracy(runs), *simple, reward_quantiles(runs), reward_by_position(runs), staleness(runs)]
+    figures = [accuracy(runs), *(_curves_of(runs, key) for key in CURVES)]
+    figures += [reward_quantiles(runs), reward_by_position(runs), staleness(runs)]
     return [figure for figure in figures if figure.traces]
+
+
+def _curves_of(runs: Sequence[RunData], figure: str) -> Figure:
+    """The metrics that belong to a figure; of several runs the first of them alone."""
+    title, layout = CURVES[figure]
+    metrics = [metric for metric in METRICS if metric.report == title][: 1 if len(runs) > 1 else None]
+    traces = metric_lines(runs, {metric.key: metric.key for metric in metrics})
+    caption = " ".join(metric.text for metric in metrics)
+    return Figure(figure, title, caption, traces, layout or by_step("norm", **logarithmic(traces)))
 
 
 def reward_quantiles(runs: Sequence[RunData]) -> Figure:
@@ -134,16 +144,7 @@ def _unless_all_zero(traces: list[Trace]) -> list[Trace]:
     return traces if any(value for trace in traces for value in trace["y"]) else []
 
 
-# -- accuracy figure ---------------------------------------------------------------------------------------
-# Held-out accuracy by step: a curve for each run and benchmark, its teachers as dotted lines.
-
-
-CAPTION = "Share of right answers on problems that are not trained on (avg@k). Dotted: the teacher."
-
-STUDENT = "student"
-
-Curves = dict[tuple[str, str], list[tuple[float, float]]]
-"""(step, accuracy) by model (student, or the role of a teacher) and benchmark."""
+# -- accuracy -------------------------------------------------------------------------------------------------
 
 
 def accuracy(runs: Sequence[RunData]) -> Figure:
@@ -162,7 +163,8 @@ def accuracy(runs: Sequence[RunData]) -> Figure:
                 traces.append(_trace(name, each, color, last=last, is_student=is_student))
             color += 1
     layout = by_step("avg@k", tickformat=".1~%", rangemode="tozero")
-    return Figure("accuracy", "Accuracy", CAPTION, traces, layout)
+    caption = "Share of right answers on problems that are not trained on (avg@k). Dotted: the teacher."
+    return Figure("accuracy", "Accuracy", caption, traces, layout)
 
 
 def _curves(run: RunData) -> Curves:
@@ -182,19 +184,7 @@ def _trace(name: str, found: list[tuple[float, float]], color: int, *, last: flo
     return line([0.0, max(last, 1.0)], [found[-1][1]] * 2, name, color, dash=2, mode="lines")
 
 
-# -- time figures ------------------------------------------------------------------------------------------
-# Where the time goes: tokens per second of every pool, and the learner's time by stage.
-
-
-MAX_BARS = 120
-
-STAGES = {
-    "time/rollout_wait_s": "waits for rollouts",
-    "time/score_wait_s": "waits for scores",
-    "time/train_s": "trains",
-    "time/publish_s": "publishes",
-}
-OTHER = "other"
+# -- time -----------------------------------------------------------------------------------------------------
 
 
 def time_figures(runs: Sequence[RunData]) -> list[Figure]:
@@ -212,8 +202,8 @@ def throughput(runs: Sequence[RunData]) -> Figure:
 
 
 def busy(runs: Sequence[RunData]) -> Figure:
-    """Share of the time with work in hand, by pool."""
-    caption = "Share of the workers' time with work in hand; of the learner, of training and publishing."
+    """Share of the time with any work, by pool."""
+    caption = "Share of the workers' time with any work; of the learner, of training and publishing."
     layout = by_step("share", tickformat=".0%", range=[0, 1.02])
     return Figure("busy", "Use of the pools", caption, _by_pool(runs, "busy/"), layout)
 

@@ -1,4 +1,4 @@
-"""Sample responses before and after training, side by side, each token in the colour of its reward."""
+"""Sample responses side by side, each token in the colour of its reward; settings, and how to run again."""
 
 import shlex
 from collections.abc import Sequence
@@ -12,6 +12,9 @@ NUM_SHADES = 5
 """Shades of each colour; the darkest is for the largest 5 % of the magnitudes of a run, and beyond."""
 
 QUANTILE = 0.95
+
+OWN = frozenset({"run_name", "runs_path"})
+"""Settings that always differ and say nothing."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +139,7 @@ def _padded(values: Any, length: int) -> list[Any]:
     return [*known[:length], *[None] * (length - len(known))]
 
 
-# -- configurations ----------------------------------------------------------------------------------------
-# The settings of runs: where they differ, and how a run is made again.
-
-
-OWN = frozenset({"run_name", "runs_path"})
-"""Settings that always differ and say nothing."""
+# -- settings -------------------------------------------------------------------------------------------------
 
 
 def differences(runs: Sequence[RunData]) -> list[tuple[str, list[str]]]:

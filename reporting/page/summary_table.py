@@ -1,4 +1,4 @@
-"""The head of a report: what a run came to in words and numbers; of several runs side by side."""
+"""The head of a report: what a run came to in words and numbers, and its faults; of several runs side by side."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +10,15 @@ from reporting.page.run_data import Row, RunData, mean, number, numbers, total
 
 NOTHING = "\u2013"
 """Stands for a number that is not known."""
+
+MAX_SHOWN = 200
+"""Faults in the table; of more, the first and the last."""
+
+FAULT_WORDS = ("died", "restarted", "given_up", "suspect", "heard", "failed", "lost", "damaged", "restored")
+FAULTS = frozenset({"resumed", "orphan_ended", "rows_written_late"})
+"""Events are faults that have one of these words in their names, or are named here."""
+
+NOT_DETAILS = ("time", "event", "worker", "reason", "error", "node", "pid")
 
 
 @dataclass(frozen=True)
@@ -185,40 +194,6 @@ def _number(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3g}"
 
 
-# -- faults ------------------------------------------------------------------------------------------------
-# What went wrong in a run and what was done about it: from `events.jsonl`.
-
-
-MAX_SHOWN = 200
-"""Faults in the table; of more, the first and the last."""
-
-WORDS: Mapping[str, str] = {
-    "worker_died": "worker died",
-    "worker_restarted": "worker restarted",
-    "worker_given_up": "worker given up",
-    "worker_suspect": "worker silent",
-    "worker_heard": "worker heard again",
-    "rollout_failed": "rollouts failed, started again",
-    "scoring_failed": "scoring failed, repeated",
-    "tables_lost": "scored tables lost",
-    "weights_failed": "weights not loaded",
-    "prompt_given_up": "prompt given up",
-    "learner_lost": "learner lost",
-    "learner_restarted": "learner restarted, fell back",
-    "resumed": "run continued",
-    "checkpoint_failed": "checkpoint failed",
-    "checkpoint_damaged": "checkpoint damaged",
-    "ledger_damaged": "ledger damaged",
-    "ledger_restored": "ledger restored",
-    "rows_written_late": "disk was full",
-    "controller_lost": "controller's mailbox lost",
-    "orphan_ended": "left-over process ended",
-    "samples_failed": "samples not taken",
-}
-
-NOT_DETAILS = ("time", "event", "worker", "reason", "error", "node", "pid")
-
-
 @dataclass(frozen=True)
 class Fault:
     """One line of the table."""
@@ -246,7 +221,7 @@ class Faults:
 def faults_of(run: RunData) -> Faults:
     """The faults, in the order in which they came."""
     events = [event for event in run.events if _is_fault(event)]
-    counts = Counter(_words(event) for event in events)
+    counts = Counter(event["event"].replace("_", " ") for event in events)
     shown = events
     if len(events) > MAX_SHOWN:
         shown = events[: MAX_SHOWN // 2] + events[-MAX_SHOWN // 2 :]
@@ -255,12 +230,7 @@ def faults_of(run: RunData) -> Faults:
 
 
 def _is_fault(event: Row) -> bool:
-    kind = event["event"]
-    return kind in WORDS or any(word in kind for word in ("failed", "lost", "damaged"))
-
-
-def _words(event: Row) -> str:
-    return WORDS.get(event["event"], event["event"].replace("_", " "))
+    return event["event"] in FAULTS or any(word in event["event"] for word in FAULT_WORDS)
 
 
 def _fault(event: Row, start_s: float) -> Fault:
@@ -269,7 +239,7 @@ def _fault(event: Row, start_s: float) -> Fault:
     reasons = [str(event[key]) for key in ("reason", "error") if event.get(key)]
     return Fault(
         after_s=0.0 if time_s is None else time_s - start_s,
-        what=_words(event),
+        what=event["event"].replace("_", " "),
         who=str(event.get("worker") or event.get("prompt_id") or ""),
         details=_short("; ".join([*reasons, ", ".join(named)] if named else reasons)),
     )

@@ -1,4 +1,8 @@
-"""Numbers in final answers, exactly: read from compact plain LaTeX, and compared. No torch."""
+"""A final answer -> its value and its unit; numbers are read exactly, and compared. No torch.
+
+Both are read from compact plain LaTeX. An answer without a unit equals one with any; two different units are
+different answers.
+"""
 
 from __future__ import annotations
 
@@ -22,75 +26,6 @@ SCIENTIFIC = re.compile(
     r"(-?)(?:([0-9]*\.?[0-9]+) ?(?:\\times|\\cdot|\*|x) ?)?"
     r"10\^(?:\{([+-]?[0-9]{1,3})\}|\(([+-]?[0-9]{1,3})\)|([0-9]))"
 )
-
-
-@dataclass(frozen=True)
-class Number:
-    """An exact value; `is_decimal` if it is written with a decimal point, and may thus be rounded."""
-
-    value: Fraction
-    is_decimal: bool
-    is_percent: bool
-
-
-def parse_number(text: str) -> Number | None:
-    """The value of a number in compact plain LaTeX, or None if the text is none.
-
-    Numbers are integers, decimals, `1/2`, fractions, mixed numbers, powers of ten, each also with a percent sign.
-    """
-    bare = text.removesuffix("%")
-    if not bare or len(bare) > MAX_NUMBER_LENGTH:
-        return None
-    try:
-        value = _value(bare)
-    except (ZeroDivisionError, ValueError):  # 1/0, or 1.2.3 in a fraction
-        return None
-    return None if value is None else Number(value, is_decimal="." in bare, is_percent=text != bare)
-
-
-def are_equal(one: Number, other: Number) -> bool:
-    """Whether two numbers are equal, up to the rounding of decimals. 50% equals 50 as well as 0.5."""
-    if one.is_percent == other.is_percent:
-        return _is_close(one, other, 1)
-    percent, plain = (one, other) if one.is_percent else (other, one)
-    return _is_close(percent, plain, 1) or _is_close(percent, plain, 100)
-
-
-def _is_close(one: Number, other: Number, divisor: int) -> bool:
-    left, right = one.value / divisor, other.value
-    if left == right or not (one.is_decimal or other.is_decimal):
-        return left == right
-    return abs(left - right) <= ROUNDING * min(1, max(abs(left), abs(right)))
-
-
-def _value(text: str) -> Fraction | None:
-    if NUMBER.fullmatch(text):
-        return Fraction(text)
-    if match := FRACTION.fullmatch(text):
-        sign, whole, *parts = match.groups(default="")
-        above, below = Fraction(parts[0] + parts[1]), Fraction(parts[2] + parts[3])
-        return _signed(sign, whole, above / below)
-    if match := MIXED.fullmatch(text):
-        sign, whole, above, below = match.groups()
-        return _signed(sign, whole, Fraction(int(above), int(below)))
-    if match := SCIENTIFIC.fullmatch(text):
-        sign, factor, *exponents = match.groups(default="")
-        return _signed(sign, "", Fraction(factor or 1) * Fraction(10) ** int("".join(exponents)))
-    return None
-
-
-def _signed(sign: str, whole: str, part: Fraction) -> Fraction | None:
-    """The value of a mixed number; None if its part is no proper fraction, as in 2 3/2."""
-    if whole and not 0 <= part < 1:
-        return None
-    return (Fraction(whole or 0) + part) * (-1 if sign else 1)
-
-
-# -- answer units ------------------------------------------------------------------------------------------
-# A final answer parted into its value and its unit. No torch.
-#
-# An answer without a unit equals one with any; two different units are different answers.
-
 
 GROUPED_BY_COMMAS = re.compile(r"(?<![\d,.(\[])(?<!\\\{)\d{1,3}(?:,\d{3})+(?![\d,])")
 REMAINING_TEXT = re.compile(r"\\text\{([^{}]*)\}")
@@ -139,6 +74,38 @@ def readings(text: str) -> list[Reading]:
     return [_reading(each, "dollar" if is_money else "") for each in dict.fromkeys([joined, cleaned])]
 
 
+@dataclass(frozen=True)
+class Number:
+    """An exact value; `is_decimal` if it is written with a decimal point, and may thus be rounded."""
+
+    value: Fraction
+    is_decimal: bool
+    is_percent: bool
+
+
+def parse_number(text: str) -> Number | None:
+    """The value of a number in compact plain LaTeX, or None if the text is none.
+
+    Numbers are integers, decimals, `1/2`, fractions, mixed numbers, powers of ten, each also with a percent sign.
+    """
+    bare = text.removesuffix("%")
+    if not bare or len(bare) > MAX_NUMBER_LENGTH:
+        return None
+    try:
+        value = _value(bare)
+    except (ZeroDivisionError, ValueError):  # 1/0, or 1.2.3 in a fraction
+        return None
+    return None if value is None else Number(value, is_decimal="." in bare, is_percent=text != bare)
+
+
+def are_equal(one: Number, other: Number) -> bool:
+    """Whether two numbers are equal, up to the rounding of decimals. 50% equals 50 as well as 0.5."""
+    if one.is_percent == other.is_percent:
+        return _is_close(one, other, 1)
+    percent, plain = (one, other) if one.is_percent else (other, one)
+    return _is_close(percent, plain, 1) or _is_close(percent, plain, 100)
+
+
 def _reading(text: str, unit: str) -> Reading:
     as_text, as_words = AS_TEXT.search(text), AS_WORDS.search(text)
     if as_text and re.search(r"[\d)}\]]\s*$", text[: as_text.start()]):
@@ -161,3 +128,33 @@ def _canonical(text: str) -> str:
     for pattern, replacement in NAMES:
         name = re.sub(pattern, replacement, name)
     return name
+
+
+def _is_close(one: Number, other: Number, divisor: int) -> bool:
+    left, right = one.value / divisor, other.value
+    if left == right or not (one.is_decimal or other.is_decimal):
+        return left == right
+    return abs(left - right) <= ROUNDING * min(1, max(abs(left), abs(right)))
+
+
+def _value(text: str) -> Fraction | None:
+    if NUMBER.fullmatch(text):
+        return Fraction(text)
+    if match := FRACTION.fullmatch(text):
+        sign, whole, *parts = match.groups(default="")
+        above, below = Fraction(parts[0] + parts[1]), Fraction(parts[2] + parts[3])
+        return _signed(sign, whole, above / below)
+    if match := MIXED.fullmatch(text):
+        sign, whole, above, below = match.groups()
+        return _signed(sign, whole, Fraction(int(above), int(below)))
+    if match := SCIENTIFIC.fullmatch(text):
+        sign, factor, *exponents = match.groups(default="")
+        return _signed(sign, "", Fraction(factor or 1) * Fraction(10) ** int("".join(exponents)))
+    return None
+
+
+def _signed(sign: str, whole: str, part: Fraction) -> Fraction | None:
+    """The value of a mixed number; None if its part is no proper fraction, as in 2 3/2."""
+    if whole and not 0 <= part < 1:
+        return None
+    return (Fraction(whole or 0) + part) * (-1 if sign else 1)

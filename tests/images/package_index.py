@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 CERTIFICATE = "/run/secrets/ca"
-LEFT_OUT = {"cert", "require-virtualenv", "user", "target", "prefix", "cache-dir"}
+LEFT_OUT = {"cert", "constraint", "require-virtualenv", "user", "target", "prefix", "cache-dir"}
 SEARCHED = {"index-url", "extra-index-url", "find-links"}
 
 

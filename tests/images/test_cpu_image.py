@@ -128,10 +128,5 @@ def test_the_entry_point_refuses_to_start_without_a_token(image: Image, tmp_path
     assert "no token" in (tmp_path / "head.txt").read_text()
 
 
-def test_the_labels_say_what_the_image_is(image: Image) -> None:
-    assert image.labels["org.opencontainers.image.title"] == "poweropd"
-    assert re.fullmatch(r"\d+\.\d+\.\d+", image.labels["org.opencontainers.image.version"])
-
-
 def _normal(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()

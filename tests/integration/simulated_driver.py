@@ -37,7 +37,7 @@ async def drive(config: RunConfig, *, resume: bool, helper_s: int) -> None:
     async with simulated_run(config, engines=engines, learner=learner, resume=resume, pool_class=Pool) as run:
         events = Events(run.folder.events, run.folder.owner)
         end_left_over(run.folder, events)
-        async with remote_control(config, run.pools, run.folder, events, is_local=False):
+        async with remote_control(run.pipeline.context, is_local=False):
             await run.pipeline.run()
 
 

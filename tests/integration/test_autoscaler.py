@@ -21,7 +21,6 @@ from cluster.placement import plan
 from cluster.pool import Pool
 from cluster.ray_actors import named_actor
 from controller.remote_control import remote_control
-from records.events import Events
 from tests.integration.namespaces import HEAD, ROOT, until
 from tests.integration.node_groups import SCRIPT
 from tests.simulated import EngineBehaviour
@@ -155,8 +154,8 @@ def test_nodes_of_each_group_come_and_go_with_the_workers_of_a_run_that_loses_no
             assert nodes() == Counter(GROUPS)
             print(f"all workers, on new nodes, have started after {time.monotonic() - asked:.1f} s")
             check_named_actors_are_here()
-            events, stop = Events(run.folder.events), run.pipeline.stop
-            async with remote_control(config, run.pools, run.folder, events, is_local=False, stop=stop) as control:
+            stop = run.pipeline.stop
+            async with remote_control(run.pipeline.context, is_local=False, stop=stop) as control:
                 control.attach(run.pipeline)
                 running = asyncio.create_task(run.pipeline.run())
                 for role in ("rollout", "teacher"):

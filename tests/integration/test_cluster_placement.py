@@ -18,6 +18,7 @@ from cluster.reservation import nodes_now
 from cluster.waiting import together
 from commands.dry_run import plan_lines
 from records.events import Events
+from settings.exit_codes import BAD_INPUT, FINISHED
 from settings.run import RunConfig
 from tests.integration.namespaces import NodeOptions, driver, ray_nodes
 
@@ -123,13 +124,13 @@ def check_dry_run(address: str, path: Path, capsys: pytest.CaptureFixture[str]) 
     line = ["train", "--config", "configs/demo.yaml", "--dry-run", f"--cluster.address={address}"]
     line += [f"--{key}={value}" for key, value in settings.items()]
     line += ["--teacher.resources.custom.teacher=9", "--rollout.num_workers=2"]
-    assert launch.main(line) == launch.FINISHED
+    assert launch.main(line) == FINISHED
     printed = capsys.readouterr().out
     assert re.search(r"#   big: teacher-0; stays free: 1.5 CPU, 3 GPU, .* GiB memory, 0 teacher", printed), printed
     assert "#   head: learner-0, rollout-0, rollout-1; stays free: 2.5 CPU" in printed
-    assert launch.main([*line, "--teacher.num_workers=3"]) == launch.FINISHED
-    waits = "# waits: 1 of teacher: 3 x (0.5 CPU, 9 teacher) have no room now; the most that a node has free is"
+    assert launch.main([*line, "--teacher.num_workers=3"]) == FINISHED
+    waits = "# waits: 1 of teacher: 3 x (0.5 CPU, 9 teacher) do not fit now; the most that a node has free is"
     assert waits in capsys.readouterr().out
-    assert launch.main([*line, "--teacher.resources.num_cpus=3"]) == launch.BAD_INPUT
+    assert launch.main([*line, "--teacher.resources.num_cpus=3"]) == BAD_INPUT
     assert "no node can ever hold one teacher worker: 3 CPU wanted" in capsys.readouterr().err
     assert not (path / "runs").exists()

@@ -58,7 +58,7 @@ def started_ranks(worker: Callable[..., None], world_size: int, *arguments: Any)
             process.kill()
 
 
-def run_ranks(worker: Callable[..., None], world_size: int, *arguments: Any, timeout_s: float = 120.0) -> None:
+def run_ranks(worker: Callable[..., None], world_size: int, *arguments: Any, timeout_s: float = 500.0) -> None:
     """Run `worker(rank, world_size, port, *arguments)` in fresh processes; fails if one does, or hangs."""
     with started_ranks(worker, world_size, *arguments) as processes:
         deadline = time.monotonic() + timeout_s
@@ -140,6 +140,7 @@ def one_step_at_every_stage(rank: int, world_size: int, port: int, model_path: s
                 model_path,
                 learner={"zero_stage": stage, **READ_OUT_GRADIENT},
                 objective={"normaliser": normaliser, "stop_mode": "mask"},
+                logging={"diagnostics_every": 1},
             )
             learner = make_rank(config, rank, world_size, port)
             result = learner.train_step(0, share(table, rank, world_size))

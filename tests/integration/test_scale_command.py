@@ -13,7 +13,6 @@ import ray
 
 from cluster.pool import Pool
 from controller.remote_control import check_name_is_free, remote_control
-from records.events import Events
 from settings.exit_codes import BAD_INPUT, FINISHED
 from tests.integration.conftest import ROOT
 from tests.simulated import EngineBehaviour
@@ -47,9 +46,8 @@ def test_a_run_is_scaled_watched_and_stopped_from_another_process(tmp_path: Path
     async def scenario() -> None:
         config = run_config(tmp_path, max_steps=5000, max_staleness=3)
         async with simulated_run(config, engines=(ENGINE,), pool_class=Pool) as run:
-            events = Events(run.folder.events)
             stop = run.pipeline.stop
-            async with remote_control(config, run.pools, run.folder, events, is_local=True, stop=stop) as control:
+            async with remote_control(run.pipeline.context, is_local=True, stop=stop) as control:
                 code, out, errors = await launch("status", tmp_path, "--json")
                 assert (code, json.loads(out)["state"]) == (FINISHED, "starting"), errors
                 control.attach(run.pipeline)
@@ -85,7 +83,7 @@ def test_a_run_is_scaled_watched_and_stopped_from_another_process(tmp_path: Path
                 code, _, errors = await launch("status", tmp_path, "--address", address, run="another")
                 assert code == BAD_INPUT
                 assert errors.strip() == (
-                    f"error: --run: no run named another is going on at {address} (running: simulated)"
+                    f"error: --run: no run named another is running at {address} (running: simulated)"
                 )
                 code, out, errors = await launch("status", tmp_path)
                 assert any(line.split()[:2] == ["rollout-1", "healthy"] for line in out.splitlines()), errors

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import ray
 
-from actors.engine import LoadReport
 from actors.rollout_worker import RolloutWorker
 from actors.vllm import open_engine
 from actors.vllm.shared_file import PREFIX, SHARED_MEMORY
 from learner.publisher import WeightHistory
 from tests.integration.test_engine_scene import perturb, publish, read_model, save_model, settings
+from transport.notes import LoadReport
 from transport.weight_sources import ObjectStoreSource
 from transport.weights import WeightManifest
 

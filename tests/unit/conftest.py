@@ -51,9 +51,10 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: 
     """Run with extra options; returns the error's only line after checking that nothing was left behind."""
 
     import launch
+    from settings.exit_codes import BAD_INPUT
 
     def run(*options: str) -> str:
-        assert launch.main([*arguments, *options]) == launch.BAD_INPUT
+        assert launch.main([*arguments, *options]) == BAD_INPUT
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1, lines
         assert lines[0].startswith("error: ")

@@ -8,7 +8,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "benchmarks" / "README.md"]
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "AGENTS.md", "CONTRIBUTING.md", "benchmarks/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 
 BLOCK = re.compile(
     r"(?:^<!-- needs: (?P<needs>[a-z, ]+) -->\n+)?^```(?P<language>\w*)\n(?P<lines>.*?)^```$",
@@ -19,7 +22,7 @@ COMMAND = re.compile(r"(\S*/)?(python|make|ray|launch\.py) ")
 """The first words of a block without a language that holds commands."""
 
 NEEDS = {"gpu", "cluster", "run", "network"}
-"""What a block may say that it needs: GPUs, a Ray cluster, a run that goes on or has finished, the network."""
+"""What a block may say that it needs: GPUs, a Ray cluster, a live or finished run, the network."""
 
 
 @dataclass(frozen=True)

@@ -6,24 +6,17 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import launch
+from settings.exit_codes import BAD_INPUT, FINISHED
 from tests.unit.conftest import MODELS, ROOT
 
 DEMO = str(ROOT / "configs" / "demo.yaml")
 DEAD = "127.0.0.1:1"
 """Nothing listens there, so a command that gets so far is told at once."""
 
-OUTCOMES = (launch.FINISHED, launch.BAD_INPUT)
-
-
-def examples(number: int) -> settings:
-    """So many examples; thirty times as many with `--hypothesis-profile deep`."""
-    factor = max(1, settings.default.max_examples // 100) if settings.default is not None else 1
-    slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
-    return settings(max_examples=number * factor, deadline=None, suppress_health_check=slow)
+OUTCOMES = (FINISHED, BAD_INPUT)
 
 
 def arguments_of(folder: Path, *options: str, config: str = DEMO) -> list[str]:
@@ -51,7 +44,7 @@ def check(arguments: Sequence[str], folder: Path) -> int:
     lines = errors.getvalue().splitlines()
     assert code in OUTCOMES, (code, lines)
     assert _content(folder) == before, "something was written"
-    if code == launch.BAD_INPUT:
+    if code == BAD_INPUT:
         assert len(lines) == 1, lines
         assert lines[0].startswith("error: "), lines
         assert len(lines[0]) > len("error: ") + 5, lines
@@ -64,7 +57,7 @@ def check(arguments: Sequence[str], folder: Path) -> int:
 def refusal(arguments: Sequence[str], folder: Path) -> str:
     """The one line that a command is refused with."""
     errors = io.StringIO()
-    assert check(arguments, folder) == launch.BAD_INPUT
+    assert check(arguments, folder) == BAD_INPUT
     with redirect_stderr(errors):
         launch.main(list(arguments))
     return errors.getvalue().strip()

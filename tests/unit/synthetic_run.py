@@ -9,6 +9,7 @@ from records.files import append_row
 from records.run_folder import RunFolder
 from settings.load import save_config
 from settings.run import RunConfig
+from tests.unit import metric_rows
 
 BEGIN = 1_795_000_000.0
 STEP_S = 2.0
@@ -61,19 +62,18 @@ def run_config(runs_path: Path, name: str, *, alpha: float, max_steps: int) -> R
 
 
 def metrics_row(step: int, steps: int) -> dict[str, Any]:
-    """A row with every key that the report reads."""
+    """A row with every key that a run writes; rewards, distances and stages as in a run that learns."""
     done = step / steps
-    row: dict[str, Any] = {
-        **{"step": step, "weight_version": step, "time_s": BEGIN + 40 + step * STEP_S, "tokens_trained": 1000.0},
-        **{"kl/reverse": 0.2 * math.exp(-3 * done), "grad_norm": 0.5 - 0.4 * done, "entropy": 0.3, "skipped": 0},
-        **{"response_length/mean": 20 + step % 5, "response_length/max": 32.0, "truncated_frac": 0.1},
-        **{"staleness/mean": 1.0, "staleness/max": 2.0, "queue/rollouts": 1, "masked/stop": 10.0},
-        **{"staleness/lag_0": 250.0, "staleness/lag_1": 500.0, "staleness/lag_2": 250.0},
-        **{"time/rollout_wait_s": 0.3, "time/score_wait_s": 1.0, "time/train_s": 0.5, "time/publish_s": 0.1},
-        **{"time/step_s": STEP_S, "throughput/rollout": 900.0, "throughput/teacher": 1500.0},
-        **{"throughput/learner": 500.0, "busy/rollout": 0.6, "busy/teacher": 0.9, "busy/learner": 0.3},
-        **{"wasted/lost": 40, "wasted/fall_back": 0, "wasted/cut_off": 3},
-    }
+    row = metric_rows.metrics_row(
+        step,
+        **{"time_s": BEGIN + 40 + step * STEP_S, "tokens_trained": 1000.0, "queue__rollouts": 1},
+        **{"kl__reverse": 0.2 * math.exp(-3 * done), "grad_norm": 0.5 - 0.4 * done, "truncated_frac": 0.1},
+        **{"response_length__mean": 20 + step % 5, "staleness__mean": 1.0, "staleness__max": 2.0},
+        **{"staleness__lag_0": 250.0, "staleness__lag_1": 500.0, "staleness__lag_2": 250.0},
+        **{"time__rollout_wait_s": 0.3, "time__score_wait_s": 1.0, "time__train_s": 0.5, "time__publish_s": 0.1},
+        **{"time__step_s": STEP_S, "busy__teacher": 0.9, "queued__teacher": 0.9, "wasted__cut_off": 3},
+    )
+    row |= dict.fromkeys(("wasted/refused", "wasted/given_up", "wasted/skipped", "wasted/fall_back"), 0)
     row |= {f"reward/p{q}": (q - 50) / 500 for q in (5, 25, 50, 75, 95)}
     row |= {f"reward/position_{tenth}": 0.01 * tenth - 0.03 for tenth in range(10)}
     return row | ({"grad_norm/log_ratio": 4.0} if step % 10 == 1 else {})
@@ -109,20 +109,15 @@ def write_timeline(folder: RunFolder, steps: int) -> None:
 
 def write_samples(folder: RunFolder, steps: int) -> None:
     """Two problems, before and after."""
+    row: dict[str, Any] = {
+        **{"prompt": "12+3", "finish_reason": "stop", "num_tokens": 7, "value": "reward"},
+        **{"tokens": ["1", "2", "+", "3", "=", "15", "<|im_end|>"]},
+        **{"values": [0.5, -0.5, 0.0, 0.1, None, -0.05, 0.3], "is_trained": [True] * 6 + [False]},
+        **{"student_logp": [-0.1] * 7, "teacher_logp": [-0.2] * 7},
+    }
     for when, step in (("before", 0), ("after", steps)):
         for problem in range(2):
-            tokens = ["1", "2", "+", "3", "=", "15", "<|im_end|>"]
-            values = [0.5, -0.5, 0.0, 0.1, None, -0.05, 0.3]
-            row: dict[str, Any] = {"when": when, "step": step, "problem_id": f"p{problem}", "prompt": "12+3"}
-            row |= {
-                "finish_reason": "stop",
-                "num_tokens": 7,
-                "tokens": tokens,
-                "value": "reward",
-                "values": values,
-            }
-            row |= {"student_logp": [-0.1] * 7, "teacher_logp": [-0.2] * 7, "is_trained": [True] * 6 + [False]}
-            append_row(folder.samples, row)
+            append_row(folder.samples, {"when": when, "step": step, "problem_id": f"p{problem}", **row})
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

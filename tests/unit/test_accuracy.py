@@ -1,4 +1,4 @@
-"""Unbiased pass@k and maj@k; avg@k and plain pass@k are in test_rewards_outcome.py."""
+"""Accuracy over repeated answers: avg@k, pass@k, unbiased pass@k and maj@k."""
 
 from itertools import combinations
 
@@ -7,6 +7,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards import avg_at_k, maj_at_k, pass_at_k, pass_at_k_unbiased
+
+CORRECT = [[True, False, False, True], [False, False, False, True], [False] * 4, [True] * 4]
+
+
+def test_avg_at_k_is_the_mean_share_of_correct_answers_among_the_first_k() -> None:
+    assert avg_at_k(CORRECT, 4) == pytest.approx(7 / 16)
+    assert avg_at_k(CORRECT, 1) == pytest.approx(2 / 4)
+
+
+def test_pass_at_k_is_the_share_of_problems_solved_within_the_first_k() -> None:
+    assert pass_at_k(CORRECT, 4) == pytest.approx(3 / 4)
+    assert pass_at_k(CORRECT, 3) == pytest.approx(2 / 4)
 
 
 def test_unbiased_pass_at_k_is_the_mean_over_all_draws_of_k() -> None:

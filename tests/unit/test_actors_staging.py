@@ -1,4 +1,4 @@
-"""Published buckets as one file for all engines of a node: fetched once, and removed with its last user."""
+"""Published buckets as one file per node, fetched once and removed by its last user, or in place."""
 
 import multiprocessing
 import os
@@ -15,14 +15,16 @@ import pytest
 
 from actors.vllm import shared_file
 from actors.vllm.shared_file import hold, remove_left_over
-from actors.vllm.staging import WeightCache, buckets_at
+from actors.vllm.staging import WeightCache, bucket_tensors, stage_in_place
+from tests.unit.buckets_in_place import BucketsInPlace
 from transport.differences import encode
-from transport.weight_sources import BucketsInPlace
 from transport.weights import WeightManifest, bucket_sizes, checksum, plan_buckets
 
 pytestmark = pytest.mark.timeout(30)
 
 BUCKETS = [np.arange(40, dtype=np.uint8), np.arange(100, 116, dtype=np.uint8)]
+for each in BUCKETS:
+    each.flags.writeable = False  # as they come from the object store
 
 
 @pytest.fixture(autouse=True)
@@ -96,18 +98,21 @@ def test_the_file_holds_the_buckets_and_says_where_each_tensor_lies() -> None:
     update = cache.stage(MANIFEST, BucketsInPlace(BUCKETS)).update
     assert content(update) == b"".join(bucket.tobytes() for bucket in BUCKETS)
     assert update["bucket_bytes"] == (40, 16)
-    parts = buckets_at(update["path"], update["bucket_bytes"])
+    parts = bucket_tensors(update["path"], (), update["bucket_bytes"])
     assert [part.numpy().tobytes() for part in parts] == [bucket.tobytes() for bucket in BUCKETS]
     assert update["dtype"] == "float32"
     assert update["tensors"] == [("a", (2, 3), 0, 0), ("b", (4,), 0, 24), ("c", (4,), 1, 0)]
     cache.close()
 
 
-def test_read_only_buckets_are_staged() -> None:
-    buckets = [bucket.copy() for bucket in BUCKETS]
-    for bucket in buckets:
-        bucket.flags.writeable = False
-    assert len(content(WeightCache().stage(MANIFEST, BucketsInPlace(buckets)).update)) == 56
+@pytest.mark.filterwarnings("error")
+def test_an_engine_of_one_process_gets_checked_buckets_without_a_file_or_copy(memory: Path) -> None:
+    staged = stage_in_place(MANIFEST, BucketsInPlace(BUCKETS))
+    tensors = bucket_tensors(staged.update["path"], staged.update["buckets"], staged.update["bucket_bytes"])
+    assert [tensor.data_ptr() for tensor in tensors] == [bucket.ctypes.data for bucket in BUCKETS]
+    assert (staged.bytes_fetched, list(memory.iterdir())) == (56, [])
+    with pytest.raises(ValueError, match="bucket 0"):
+        stage_in_place(replace(MANIFEST, checksums=(1, 2)), BucketsInPlace(BUCKETS))
 
 
 def test_engines_of_a_node_fetch_a_version_once_and_the_last_one_removes_it(memory: Path) -> None:
@@ -259,7 +264,7 @@ def test_an_overwritten_file_is_as_long_as_the_new_version(memory: Path) -> None
     short = hold("short", writing(b"short"), num_bytes=5, prepare=lambda: long)
     assert [path.name for path in memory.iterdir()] == [short.path.name]
     assert short.read().tobytes() == b"short"
-    long.release()  # it is held no more: nothing happens
+    long.release()  # no longer held: nothing happens
     assert short.path.exists()
     found = hold("short", writing(b"other"), num_bytes=5)
     assert (found.was_written_here, found.read().tobytes()) == (False, b"short")
@@ -317,13 +322,13 @@ def test_differences_that_do_not_give_the_published_bytes_are_not_used() -> None
     assert content(staged.update) == b"".join(bucket.tobytes() for bucket in CHANGED)
 
 
-@pytest.mark.parametrize("reason", ["no shared memory", "no room"])
-def test_without_room_in_shared_memory_the_temporary_folder_serves(
+@pytest.mark.parametrize("reason", ["no shared memory", "too small"])
+def test_without_shared_memory_the_temporary_folder_is_used(
     memory: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
 ) -> None:
     if reason == "no shared memory":
         monkeypatch.setattr(shared_file, "SHARED_MEMORY", tmp_path / "none")
-    file = hold("large", lambda file: None, num_bytes=2**62 if reason == "no room" else 1)
+    file = hold("large", lambda file: None, num_bytes=2**62 if reason == "too small" else 1)
     assert file.path.parent == tmp_path / "temporary"
     file.release()
     assert not file.path.exists()

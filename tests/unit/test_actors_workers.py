@@ -8,16 +8,17 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from actors.engine import EngineSettings, Generation, GenerationRequest, LoadReport, Sampling, TokenScores, Vitals
+from actors.engine import EngineSettings, Generation, GenerationRequest, Sampling, TokenScores, Vitals
 from actors.reference_worker import ReferenceWorker
 from actors.rollout_worker import RolloutWorker
 from actors.teacher_worker import TeacherWorker
 from inputs.prompts import Prompt, PromptSource
-from settings.run import EngineConfig
+from settings.engine import EngineConfig
+from tests.unit.buckets_in_place import BucketsInPlace
 from transport.batches import ROLLOUT_SCHEMA, TeacherSignal, check_rollouts
-from transport.notes import EndOfStream, Parcel, RolloutNote, ScoreNote
+from transport.notes import EndOfStream, LoadReport, Parcel, RolloutNote, ScoreNote
 from transport.stop_tokens import StopTokens
-from transport.weight_sources import BucketsInPlace, WeightSource
+from transport.weight_sources import WeightSource
 from transport.weights import WeightManifest
 
 pytestmark = pytest.mark.timeout(20)

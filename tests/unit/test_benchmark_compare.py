@@ -89,10 +89,3 @@ def test_the_command_warns_and_only_with_strict_fails(tmp_path: Path) -> None:
     assert compare(tmp_path, f"--row={tmp_path / 'fresh'}").returncode == 0
     assert compare(tmp_path, f"--row={tmp_path / 'fresh'}", "--strict").returncode == 1
     assert compare(tmp_path, f"--row={tmp_path / 'fresh'}", "--strict", "--limit=0.2").returncode == 0
-
-
-def test_a_fresh_row_is_compared_with_rows_of_its_own_series_alone(tmp_path: Path) -> None:
-    (tmp_path / "b.jsonl").write_text(json.dumps(row(2.0)) + "\n" + json.dumps(row(9.0, machine="n")) + "\n")
-    done = compare(tmp_path, "--row=-", given=json.dumps(row(2.0)))
-    assert "0 of 2 ratios are worse" in done.stdout
-    assert "0 series have one row only" in " ".join(done.stdout.split())

@@ -5,10 +5,10 @@ import dataclasses
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.collate import PackedBatch, collate, pack, read_sequences, split_by_tokens
+from learner.collate import PackedBatch, collate, pack, split_by_tokens
 from learner.log_probs import HeadLimits
 from learner.student import StudentModel
 from tests.unit.test_learner_scene import STOPS, VOCAB_SIZE, replace_column, scored_table, tiny_qwen3
@@ -63,16 +63,10 @@ def test_nothing_is_padded_and_every_response_token_is_a_target_once() -> None:
     assert all(len(batch.input_ids_N) <= 32 or len(batch.response_length_B) == 1 for batch in batches)
 
 
-def test_a_sequence_longer_than_the_budget_is_not_split() -> None:
-    batches = collated(scored_table([(30, 40), (2, 3)]), max_tokens=16)
-    assert sorted(len(batch.input_ids_N) for batch in batches) == [4, 69]
-
-
 @given(
     st.lists(st.integers(1, 100), max_size=60),
     st.integers(1, 120),
 )
-@settings(max_examples=200, deadline=None)
 def test_split_keeps_every_index_once_within_the_budget(lengths: list[int], max_tokens: int) -> None:
     groups = split_by_tokens(lengths, max_tokens=max_tokens)
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))
@@ -162,8 +156,3 @@ def test_the_padding_micro_batch_has_zero_loss_and_zero_gradients() -> None:
     for name, parameter in student.named_parameters():
         assert parameter.grad is not None, name
         assert not parameter.grad.any(), name
-
-
-def test_scored_sequences_count_the_tokens_that_enter_the_model() -> None:
-    sequences = read_sequences(scored_table([(3, 5)]), stop_mode="raw", stops=STOPS)
-    assert [sequence.num_inputs for sequence in sequences] == [7]

@@ -2,13 +2,13 @@
 
 import ast
 import re
+import tomllib
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
-from docs.generate.command_page import commands
 from docs.generate.configuration_pages import configuration_page
 from docs.generate.site_hooks import PAGES as OUTSIDE
 from docs.generate.site_hooks import ROOT, on_page_markdown
@@ -40,24 +40,6 @@ def _sections(model: Any) -> list[Any]:
 
     below = [section for field in model.model_fields.values() for _, section in sections_in(field.annotation)]
     return [model, *[each for section in below for each in _sections(section)]]
-
-
-def test_ranges_and_defaults_are_shown() -> None:
-    page = configuration_page()
-    assert "| `gpu_memory_fraction` | number, > 0, <= 1 | `0.85` |" in page
-    assert "| `temperature` | number, > 0, <= 2 | `1.0` |" in page
-    assert "| `num_workers` | integer, 1 to 10,000 | `1` |" in page
-    assert "| `every_steps` | integer, >= 0 | `50` |" in page
-    assert "| `stop_mode` | `raw` or `mask` or `cross_eos` | `mask` |" in page
-    assert "| `max_model_len` | integer, >= 1 or `null` | `null` |" in page
-    assert "| `betas` | list of 2 (number, > 0, <= 1) |" in page
-    assert "In `rollout.engine`, `teacher.engine`, `teachers.NAME.engine`, `reference.engine`." in page
-
-
-def test_every_command_is_in_the_reference() -> None:
-    page = (FOLDER / "commands.md").read_text()
-    assert {f"## {name}" for name in commands()} <= {*page.splitlines()}
-    assert "| `--every` `EVERY` | `30s` | time between kills" in page
 
 
 def test_every_page_is_in_the_menu_and_every_entry_is_a_page() -> None:
@@ -130,3 +112,12 @@ def _messages_of_the_code() -> list[str]:
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     found.append(node.value)
     return found
+
+
+def test_licence_and_version_are_the_same_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert (citation["license"], str(citation["version"])) == (project["license"], project["version"])
+    licence = (ROOT / "LICENSE").read_text()
+    assert "Apache License" in licence
+    assert f"Copyright 2026 {citation['authors'][0]['name']}" in licence

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 import launch
+from commands.checks import load_checked
 from commands.compare.plan import CompareConfig, plan_runs
 from commands.parser import SETTINGS, build_parser
+from settings.exit_codes import FINISHED
 from settings.load import load_settings
-from settings.run_files import load_config
 from tests.unit.documented_commands import DOCUMENTS, ROOT, Command, commands
 
 COMMANDS = commands()
@@ -68,15 +69,15 @@ def test_the_settings_of_every_command_are_valid(command: Command) -> None:
     model = SETTINGS.get(command.arguments[0])
     if model is None:
         if getattr(arguments, "config", None):
-            launch.check_objective(load_config(arguments.config, options))
+            load_checked(arguments.config, options)
         return
     settings = load_settings(model, arguments.config, options)
     if isinstance(settings, CompareConfig):
-        assert plan_runs(settings, lambda path, given: launch.check_objective(load_config(path, given)))
+        assert plan_runs(settings)
 
 
 def check_remote(command: Command, options: list[str]) -> None:
-    """A command for a run that goes on takes nothing more, but for the pools that `scale` takes."""
+    """A command for a live run takes nothing more, but for the pools that `scale` takes."""
     if command.arguments[0] == "scale":
         from commands.remote import read_counts
 
@@ -97,7 +98,7 @@ def test_every_command_that_needs_nothing_passes_its_dry_run(
         arguments += ["--data.train_path", str(data), "--evaluation.data_path", str(data)]
     else:
         arguments += ["--runs_path", str(tmp_path), "--output_path", str(tmp_path / "results")]
-    assert launch.main([*arguments, "--dry-run"]) == launch.FINISHED
+    assert launch.main([*arguments, "--dry-run"]) == FINISHED
     assert capsys.readouterr().out
     assert list(tmp_path.iterdir()) == [data]
 
@@ -109,7 +110,7 @@ def test_evaluating_an_export_passes_its_dry_run(data: Path, tmp_path: Path) -> 
         assert "--config" in command.arguments, f"{command}: say that it needs the network, or a configuration"
         arguments = [str(MODELS / "student") if "export" in word else word for word in command.arguments]
         arguments += ["--runs-path", str(tmp_path / "runs"), "--evaluation.data_path", str(data)]
-        assert launch.main([*arguments, "--dry-run"]) == launch.FINISHED
+        assert launch.main([*arguments, "--dry-run"]) == FINISHED
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

@@ -38,10 +38,6 @@ def test_adding_in_blocks_gives_the_sum(dtype: torch.dtype) -> None:
     assert torch.equal(output, expected)
 
 
-def test_what_another_rank_keeps_is_not_added() -> None:
-    add_in_blocks(None, torch.randn(30))
-
-
 def test_a_norm_of_blocks_is_that_of_whole_gradients_and_blocks_keep_their_parameter() -> None:
     torch.manual_seed(0)
     gradients = [torch.randn(5, 8), torch.randn(8, 3).t(), torch.randn(4)]

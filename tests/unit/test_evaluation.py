@@ -12,13 +12,13 @@ import pytest
 import launch
 from cluster.placement import plan
 from commands.evaluate import model_fingerprint
-from evaluation.metrics import GradedSample, Measures, latest_rows, mean_of_rows, result_of
+from evaluation.metrics import GradedSample, latest_rows, mean_of_rows, result_of
 from evaluation.results import EvaluatedProblem, KeptResults, ResultFolder, result_table, samples_of
 from evaluation.view import progress_line, results_table
 from records.events import Events
 from records.run_folder import RunFolder
-from rewards import avg_at_k, maj_at_k, pass_at_k, pass_at_k_unbiased
 from settings.evaluation import EvaluationConfig
+from settings.exit_codes import BAD_INPUT, FINISHED
 from settings.run_files import load_config
 from transport.batches import ROLLOUT_SCHEMA
 
@@ -38,11 +38,10 @@ SAMPLES_PK = [
     [sample(0, 0), sample(1, 1, "right"), sample(2, 1, "right", tokens=30)],
     [sample(0, 0), sample(1, 0, "timed out"), sample(2, 2, "right", cut=True)],
 ]
-MEASURES = Measures(avg_at_k, pass_at_k, pass_at_k_unbiased, maj_at_k)
 
 
 def test_a_row_holds_every_number_of_a_benchmark_at_its_k() -> None:
-    row = result_of("tiny", SAMPLES_PK, 2, MEASURES).row()
+    row = result_of("tiny", SAMPLES_PK, 2).row()
     assert row == {
         **{"benchmark": "tiny", "n": 3, "k": 2, "num_problems": 2, "num_timed_out": 1},
         **{"avg_at_k": pytest.approx(1 / 4), "pass_at_k": 0.5, "maj_at_k": 0.0},
@@ -50,12 +49,12 @@ def test_a_row_holds_every_number_of_a_benchmark_at_its_k() -> None:
         "mean_length": pytest.approx((10 + 10 + 30 + 10 + 10 + 10) / 6),
         "truncated_frac": pytest.approx(1 / 6),
     }
-    assert result_of("tiny", SAMPLES_PK, 3, MEASURES).maj_at_k == 0.5
+    assert result_of("tiny", SAMPLES_PK, 3).maj_at_k == 0.5
 
 
 def test_the_mean_over_benchmarks_counts_each_the_same_and_one_row_stays_as_it_is() -> None:
     rows = [
-        result_of(name, samples, 2, MEASURES).row()
+        result_of(name, samples, 2).row()
         for name, samples in zip("ab", ([*SAMPLES_PK] * 5, SAMPLES_PK[:1]), strict=True)
     ]
     mean = mean_of_rows([{"step": 3, "model": "student", **row} for row in rows])
@@ -112,23 +111,9 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_one_file_per_benchmark(
         (f"p{p}", s) for p in (0, 2, 4) for s in (0, 1)
     ]
     assert rows[-1] == {
-        **{
-            "problem_id": "p4",
-            "sample": 1,
-            "problem": "1 = ?",
-            "answer": "1",
-            "response": "so 4",
-            "extracted": "4",
-        },
-        **{
-            "correct": False,
-            "verdict": "wrong",
-            "answer_class": 0,
-            "num_tokens": 3,
-            "finish_reason": "length",
-            "seed": 1,
-            "weight_version": 4,
-        },
+        **{"problem_id": "p4", "sample": 1, "problem": "1 = ?", "answer": "1", "response": "so 4"},
+        **{"extracted": "4", "correct": False, "verdict": "wrong", "answer_class": 0, "num_tokens": 3},
+        **{"finish_reason": "length", "seed": 1, "weight_version": 4},
         **{"response_token_ids": [5, 2, 3], "behaviour_log_probs": [-0.5, -0.25, -0.125]},
     }
     assert ResultFolder(tmp_path / "out").finished_summary(settings) == {"results": []}
@@ -151,7 +136,7 @@ def test_progress_tells_the_time_left_at_the_rate_since_it_went_on() -> None:
 
 
 def test_the_table_ends_with_the_mean() -> None:
-    rows = [result_of(name, SAMPLES_PK, k, MEASURES).row() for name in ("a", "b") for k in (1, 3)]
+    rows = [result_of(name, SAMPLES_PK, k).row() for name in ("a", "b") for k in (1, 3)]
     means = [mean_of_rows([row for row in rows if row["k"] == k]) for k in (1, 3)]
     settings = {"n": 3, "k": [1, 3], "temperature": 1.0, "top_p": 1.0, "top_k": -1, "seed": 0, "max_tokens": 5}
     table = results_table({"model": "m", "settings": settings, "results": rows, "mean": means})
@@ -192,7 +177,7 @@ def eval_refused(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> EvalRefu
 
     def run(*options: Any) -> str:
         line = ["eval", "--runs-path", str(tmp_path / "runs"), *map(str, options)]
-        assert launch.main(line) == launch.BAD_INPUT
+        assert launch.main(line) == BAD_INPUT
         lines = capsys.readouterr().err.strip().splitlines()
         assert len(lines) == 1, lines
         assert not (tmp_path / "runs").exists()
@@ -213,8 +198,21 @@ def test_a_model_folder_and_a_benchmark_are_enough(tiny: Path, capsys: pytest.Ca
         "--max-tokens",
         "16",
     ]
-    line += ["--n", "4", "--k", "1,4", "--temperature", "0.6", "--top-k", "20", "--limit", "5", "--dry-run"]
-    assert launch.main([*line, "--rollout.num_workers", "2", "--cluster.num_cpus", "2"]) == launch.FINISHED
+    line += [
+        "--max-tokens",
+        "16",
+        "--n",
+        "4",
+        "--k",
+        "1,4",
+        "--temperature",
+        "0.6",
+        "--top-k",
+        "20",
+        "--limit",
+        "5",
+    ]
+    assert launch.main([*line, "--dry-run", "--rollout.num_workers", "2", "--cluster.num_cpus", "2"]) == FINISHED
     printed = capsys.readouterr().out
     for expected in ("num_samples: 4", "temperature: 0.6", "max_problems: 5", "rollout: 2 x (1 CPU"):
         assert expected in printed
@@ -252,18 +250,9 @@ def test_data_that_is_not_there_offline_is_refused_with_what_to_do(
 def test_data_that_the_definition_does_not_expect_is_used_with_a_warning(
     tiny: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    line = [
-        "eval",
-        "--model",
-        str(STUDENT),
-        "--benchmarks",
-        "gsm8k",
-        "--data",
-        f"gsm8k={tiny}",
-        "--max-tokens",
-        "16",
-    ]
-    assert launch.main([*line, "--dry-run"]) == launch.FINISHED
+    line = ["eval", "--model", str(STUDENT), "--benchmarks", "gsm8k", "--data", f"gsm8k={tiny}"]
+    line += ["--max-tokens", "16"]
+    assert launch.main([*line, "--dry-run"]) == FINISHED
     assert "benchmark gsm8k: expected 1319 problems, found 6" in caplog.text
 
 

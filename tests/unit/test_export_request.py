@@ -9,6 +9,7 @@ from commands.export import read_request
 from commands.parser import build_parser
 from records import checkpoints
 from records.checkpoints import CheckpointManifest
+from settings.exit_codes import BAD_INPUT
 from settings.load import save_config
 from settings.run import RunConfig
 
@@ -64,7 +65,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 ) -> None:
     before = sorted(runs.rglob("*"))
     given = [option.format(runs=runs) for option in options]
-    assert launch.main(line(runs, *given, run=run)) == launch.BAD_INPUT
+    assert launch.main(line(runs, *given, run=run)) == BAD_INPUT
     [said] = capsys.readouterr().err.strip().splitlines()
     assert said.startswith(f"error: {error.format(runs=runs)}")
     assert sorted(runs.rglob("*")) == before

@@ -1,18 +1,17 @@
 """Any data file either works or is refused with one clear line that names it."""
 
-import gzip
 import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-import launch
-from tests.unit.fuzzing import arguments_of, check, examples, refusal, values
+from settings.exit_codes import FINISHED
+from tests.examples import examples
+from tests.unit.data_files import COMPRESSED, FILES, json_lines
+from tests.unit.fuzzing import arguments_of, check, refusal, values
 
 GOOD = b'{"id": "g", "problem": "1+1", "answer": "2"}\n'
 
@@ -60,18 +59,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def _parquet() -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist([{"id": "g", "problem": "1+1", "answer": "2"}]), sink)
-    return sink.getvalue().to_pybytes()
-
-
-OTHERS = {
-    "given.json": b'[{"id": "g", "problem": "1+1", "answer": "2"}, {"problem": "2+2"}]',
-    "given.parquet": _parquet(),
-    "given.jsonl.gz": gzip.compress(GOOD, mtime=0),
-    "given.jsonl.zst": pa.compress(GOOD, "zstd", asbytes=True),
-}
+OTHERS = {f"given{suffix}": write([json.loads(GOOD)]) for suffix, write in FILES.items() if write != json_lines}
+OTHERS |= {f"given.jsonl{suffix}": compress(GOOD) for suffix, compress in COMPRESSED.items()}
 
 
 def reading(folder: Path, content: bytes, name: str = "given.jsonl") -> list[str]:
@@ -90,7 +79,7 @@ def test_a_broken_data_file_is_refused_by_name(folder: Path, content: bytes) -> 
 
 @pytest.mark.parametrize("content", SERVED.values(), ids=SERVED.keys())
 def test_an_unusual_data_file_is_served(folder: Path, content: bytes) -> None:
-    assert check(reading(folder, content), folder) == launch.FINISHED
+    assert check(reading(folder, content), folder) == FINISHED
 
 
 @pytest.mark.parametrize(
@@ -134,7 +123,7 @@ def test_a_changed_byte_works_or_is_refused(folder: Path, place: int, byte: int)
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_a_file_of_another_format_is_served_and_a_torn_one_refused_by_name(folder: Path, name: str) -> None:
-    assert check(reading(folder, OTHERS[name], name), folder) == launch.FINISHED
+    assert check(reading(folder, OTHERS[name], name), folder) == FINISHED
     for content in (b"", OTHERS[name][:-5], b"\0" * 100):
         assert name in refusal(reading(folder, content, name), folder)
 

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import launch
+from settings.exit_codes import FINISHED
+from tests.examples import examples
 from tests.unit.conftest import MODELS
-from tests.unit.fuzzing import arguments_of, check, examples, refusal, values
+from tests.unit.fuzzing import arguments_of, check, refusal, values
 
 FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 CONFIG = json.loads((MODELS / "teacher" / "config.json").read_text())
@@ -29,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_files_that_are_broken_here_are_there(folder: Path) -> None:
     assert [name for name in FILES if not (folder / "model" / name).is_file()] == []
-    assert check(arguments_of(folder, f"--teacher.model_path={folder / 'model'}"), folder) == launch.FINISHED
+    assert check(arguments_of(folder, f"--teacher.model_path={folder / 'model'}"), folder) == FINISHED
 
 
 @pytest.mark.parametrize("content", BROKEN.values(), ids=BROKEN.keys())

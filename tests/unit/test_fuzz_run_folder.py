@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import launch
+from settings.exit_codes import BAD_INPUT, FINISHED
 from tests.unit.conftest import ROOT
 from tests.unit.fuzzing import DEAD, DEMO, check, refusal
 
@@ -71,4 +71,4 @@ def test_a_comparison_with_a_broken_summary_is_refused(tmp_path: Path, content: 
     comparison = tmp_path / "compare.yaml"
     comparison.write_text(f"base: {DEMO}\nruns_path: {tmp_path / 'c'}\nobjectives: [{{label: a}}]\n")
     code = check(["compare", "--config", str(comparison), "--dry-run"], tmp_path)
-    assert code == (launch.FINISHED if content.startswith(b"{") and b"}" in content else launch.BAD_INPUT)
+    assert code == (FINISHED if content.startswith(b"{") and b"}" in content else BAD_INPUT)

@@ -3,11 +3,12 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards import compare_answers, equality_classes, grade_batch, grade_verdicts
 from rewards.grading.comparison import MAX_LENGTH
+from rewards.grading.outcome import extract_answer
 from rewards.grading.pool import GradingPool, Verdict
 from rewards.grading.text import clean_answer, enclosed, split_top
 
@@ -24,8 +25,12 @@ RIGHT = [
     (r"67.\overline{3}", r"\frac{202}{3}"),
     (".5", "0.50"),
     (r"\frac{1}{\sqrt{2}}", r"\frac{\sqrt2}{2}"),
+    ("1/2", "0.50"),
+    ("-.5", "-3/6"),
+    ("3/4", " 3 / 4 "),
     # large numbers, separators, money, percent, scientific notation
     ("1000", "1,000"),
+    ("1000", "1e3"),
     (r"10,\!080", "10080"),
     (r"11,\! 111,\! 111,\! 100", "11111111100"),
     ("1000000", "1 000 000"),
@@ -92,6 +97,8 @@ RIGHT = [
 
 WRONG = [
     ("11/2", "1 1/2"),
+    ("1", "1e999999999"),
+    ("9", "9" * 5000),
     ("12", "1 2"),
     (r"\frac{1}{3}", "0.333"),
     (r"\frac{1}{3}", "0.33"),
@@ -168,9 +175,28 @@ ENDLESS = [
 ]
 
 
-def test_there_are_sixty_pairs_that_are_equal_and_twenty_that_are_wrong() -> None:
-    assert len(RIGHT) >= 60
-    assert len(WRONG) >= 20
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"first \boxed{1}, then \boxed{2}.", "2"),
+        (r"\boxed{\frac{1}{2}} is the answer", r"\frac{1}{2}"),
+        (r"\boxed{3} but cut off \boxed{4", "3"),
+        (r"an open { before \boxed{ 5 }", "5"),
+        (r"\boxed{a \boxed{6}}", "6"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{7} #### 8", "7"),
+        ("work #### 8\n#### 9\n", "9"),
+        ("  just text ", "just text"),
+        ("", ""),
+    ],
+)
+def test_the_answer_is_the_last_balanced_box_else_after_hashes_else_everything(text: str, answer: str) -> None:
+    assert extract_answer(text) == answer
+
+
+def test_predictions_and_answers_must_pair_up() -> None:
+    with pytest.raises(ValueError, match="must pair up, got 1 and 2"):
+        grade_batch(["1"], ["1", "2"])
 
 
 def test_equal_answers_are_right_however_they_are_written() -> None:
@@ -244,7 +270,6 @@ def test_parts_and_brackets_are_found_at_the_top_alone() -> None:
 ALPHABET = r"\boxed{}#0123456789,./+-^_()[]$%&= xyeitfracsqpmnTUC~'!|<>" + "\n"
 
 
-@settings(deadline=None, max_examples=300)
 @given(st.text(alphabet=ALPHABET, max_size=60), st.text(alphabet=ALPHABET, max_size=20))
 def test_grading_never_raises_and_a_text_equals_itself(text: str, other: str) -> None:
     first, second = compare_answers([(text, text), (text, other)])
@@ -252,46 +277,9 @@ def test_grading_never_raises_and_a_text_equals_itself(text: str, other: str) ->
     assert isinstance(second, Verdict)
 
 
-PIECES = [
-    *(
-        r"\frac{",
-        r"\sqrt{",
-        "}",
-        "{",
-        "(",
-        ")",
-        "[",
-        "]",
-        ",",
-        "^",
-        "_",
-        "!",
-        "1",
-        "23",
-        "0.5",
-        "x",
-        "y",
-        "e",
-        "n",
-    ),
-    *(
-        r"\pi",
-        r"\cdot ",
-        r"\infty",
-        r"\sin ",
-        r"\log ",
-        "+",
-        "-",
-        "/",
-        "=",
-        "<",
-        r"\le ",
-        r"\cup ",
-        r"\pm ",
-        r"\%",
-    ),
-    *(r"\binom{", r"\text{", r"\{", r"\}", "|", r"\begin{pmatrix}", r"\end{pmatrix}", r"\\", "&", " ", "~", "'"),
-]
+COMMANDS = r"""\frac{ \sqrt{ \binom{ \text{ \{ \} \% \\ \pi \cdot \infty \sin \log \le \cup \pm
+\begin{pmatrix} \end{pmatrix}"""
+PIECES = [*COMMANDS.split(), *"}{()[],^_!xyen+-/=<|&~' ", "1", "23", "0.5"]
 
 
 def test_random_latex_never_raises() -> None:

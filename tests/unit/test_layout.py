@@ -1,74 +1,27 @@
-"""The layout of the code base: who imports whom, where heavy libraries may appear, how large a file may grow."""
+"""The layout of the code base: who imports whom, where heavy libraries may appear, how large things may grow."""
 
 import ast
-import subprocess
-import sys
-from collections.abc import Iterator
-from functools import cache
+import re
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
-ORDER = (
-    "settings",
-    "transport",
-    "rewards",
-    "records",
-    "inputs",
-    "actors",
-    "learner",
-    "cluster",
-    "evaluation",
-    "reporting",
-    "controller",
-    "commands",
-    "launch",
-)
-"""From the ground up: a folder imports those before it, ..."""
-ONLY = {
-    "learner": {"settings", "transport", "rewards", "records", "inputs"},
-    "cluster": {"settings", "transport", "records"},
+from tests.unit.layout import FEWER, ORDER, ROOT, breaches, circle, files, functions, imported, lines, nodes
+
+MAX_LINES_OF_A_FILE = 400
+MAX_LINES_OF_A_FUNCTION = 60
+STILL_LONG = {
+    "commands/parser.py: build_parser",
+    "learner/loss.py: micro_batch_loss",
+    "learner/publisher.py: publish_weights",
+    "tests/integration/simulated_run.py: simulated_run",
+    "tests/integration/test_run.py: test_an_asynchronous_run_with_two_workers_of_each_kind_keeps_its_bound_and_"
+    "exports_the_student",
 }
-"""... and these folders fewer."""
-MAX_LINES = 403
+SMALL, MAX_SMALL_FILES = 50, 20
 BROAD = {"Exception", "BaseException"}
-
-
-def files(*folders: str) -> list[Path]:
-    """Return the Python files below these folders of the repository, as paths relative to it."""
-    found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
-    return sorted(path.relative_to(ROOT) for path in found if "__pycache__" not in path.parts)
-
-
-PRODUCT = [*files(*ORDER[:-1]), Path("launch.py"), *files("examples", "docs")]
-EVERY_FILE = [*PRODUCT, *files("tests")]
-
-
-@cache
-def nodes(path: Path) -> list[ast.AST]:
-    """Return every node of a module: also of its functions and of `if TYPE_CHECKING` blocks."""
-    return list(ast.walk(ast.parse((ROOT / path).read_text(encoding="utf-8"))))
-
-
-def imports(path: Path) -> Iterator[str]:
-    """Yield the dotted name of each absolute import, `import_module("...")` included."""
-    for node in nodes(path):
-        match node:
-            case ast.Import(names=names):
-                yield from (name.name for name in names)
-            case ast.ImportFrom(module=module, level=0, names=names):
-                yield from (f"{module}.{name.name}" for name in names)
-            case ast.Call(
-                func=ast.Name(id="import_module" | "__import__") | ast.Attribute(attr="import_module"),
-                args=[ast.Constant(value=str(name)), *_],
-            ):
-                yield name
-
-
-def importers(library: str) -> set[str]:
-    """Return the files outside tests/ that import this library."""
-    return {str(path) for path in PRODUCT if any(name.split(".")[0] == library for name in imports(path))}
+PRODUCT = files(ROOT, *ORDER)
+EVERY_FILE = [*PRODUCT, *files(ROOT, "examples", "docs", "tests")]
 
 
 def is_swallowing(node: ast.AST) -> bool:
@@ -80,51 +33,103 @@ def is_swallowing(node: ast.AST) -> bool:
     return False
 
 
-@pytest.mark.parametrize("package", ORDER[:-1])
-def test_imports_go_one_way(package: str) -> None:
-    allowed = ONLY.get(package, {*ORDER[: ORDER.index(package)]}) | {package}
-    forbidden = {*ORDER, "tests", "examples", "benchmarks", "docs"} - allowed
-    offenders = {
-        f"{path} imports {name}"
-        for path in files(package)
-        for name in imports(path)
-        if name.split(".")[0] in forbidden
+def test_imports_go_one_way_and_heavy_libraries_stay_in_their_place() -> None:
+    assert breaches(ROOT) == set()
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    assert circle(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "line"),
+    [
+        ("settings/run.py", "import transport.weights"),
+        ("cluster/pool.py", "from actors.engine import Engine"),
+        ("actors/engine.py", "def f():\n    from learner import rank"),
+        ("learner/rank.py", "if TYPE_CHECKING:\n    from actors import engine"),
+        ("inputs/rows.py", 'import_module("controller.slots")'),
+        ("commands/train.py", "import launch"),
+        ("transport/notes.py", "import tests.unit.layout"),
+        ("learner/loss.py", "import deepspeed"),
+        ("actors/engine.py", "from vllm import LLM"),
+        ("inputs/prompts.py", "import ray"),
+    ],
+)
+def test_a_planted_breach_is_found(path: str, line: str, tmp_path: Path) -> None:
+    planted = tmp_path / path
+    planted.parent.mkdir()
+    planted.write_text(f"import torch\n{line}\n")
+    assert len(breaches(tmp_path)) == 1
+
+
+def test_a_planted_circle_is_found(tmp_path: Path) -> None:
+    texts = {
+        "__init__": "",
+        "a": "from settings import b",
+        "b": "try:\n    import settings.c\nexcept ImportError:\n    raise",
+        "c": "def f():\n    import settings.a\nif TYPE_CHECKING:\n    import settings.a",
     }
-    assert offenders == set()
+    (tmp_path / "settings").mkdir()
+    for name, text in texts.items():
+        (tmp_path / "settings" / f"{name}.py").write_text(text)
+    assert circle(tmp_path) == []
+    (tmp_path / "settings" / "c.py").write_text("from settings.a import x")
+    assert {*circle(tmp_path)} == {"settings.a", "settings.b", "settings.c"}
 
 
-def test_nothing_imports_launch() -> None:
-    assert importers("launch") == set()
-
-
-def test_vllm_is_imported_only_under_actors_vllm() -> None:
-    assert {path for path in importers("vllm") if not path.startswith("actors/vllm/")} == set()
-
-
-def test_deepspeed_is_imported_only_in_its_backend() -> None:
-    assert importers("deepspeed") == {"learner/deepspeed_backend.py"}
+def test_the_page_of_the_architecture_shows_the_same_order() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    rows = re.findall(r"^\| `([a-z]+)(?:/|\.py)` \|.*\| (.+) \|$", page, re.MULTILINE)
+    assert tuple(folder for folder, _ in rows) == ORDER
+    for place, (folder, said) in enumerate(rows):
+        below = {*ORDER[:place]}
+        if said.startswith("all above"):
+            below -= {*re.findall(r"`(\w+)`", said)}
+        else:
+            below = {*re.findall(r"`(\w+)`", said)}
+        assert below == FEWER.get(folder, {*ORDER[:place]}), folder
 
 
 def test_ray_remote_is_applied_in_one_file_only() -> None:
-    offenders = {
+    found = {
         str(path)
         for path in PRODUCT
-        if "ray.remote" in imports(path)
-        or any(isinstance(node, ast.Attribute) and ast.unparse(node) == "ray.remote" for node in nodes(path))
+        if "ray.remote" in imported(nodes(ROOT / path))
+        or any(
+            isinstance(node, ast.Attribute) and ast.unparse(node) == "ray.remote" for node in nodes(ROOT / path)
+        )
     }
-    assert offenders == {"cluster/ray_actors.py"}
+    assert found == {"cluster/ray_actors.py"}
 
 
-def test_no_file_is_longer_than_the_limit() -> None:
-    lines = {str(path): len((ROOT / path).read_text(encoding="utf-8").splitlines()) for path in EVERY_FILE}
-    assert {path: count for path, count in lines.items() if count > MAX_LINES} == {}
+def test_no_file_and_no_function_grows_beyond_what_one_can_read() -> None:
+    long = {str(path): lines(path) for path in EVERY_FILE if lines(path) > MAX_LINES_OF_A_FILE}
+    for path in EVERY_FILE:
+        over = {name: length for name, length in functions(path) if length > MAX_LINES_OF_A_FUNCTION}
+        long |= {f"{path}: {name}": length for name, length in over.items()}
+    assert long.keys() - STILL_LONG == set()
+
+
+def test_few_files_are_too_small_for_a_name_of_their_own() -> None:
+    small = {str(path) for path in PRODUCT if path.name != "__init__.py" and lines(path) < SMALL}
+    assert len(small) <= MAX_SMALL_FILES, sorted(small)
+
+
+def test_every_package_has_a_door_sign_of_at_most_ten_lines() -> None:
+    signs = {
+        str(path): (ast.get_docstring(ast.parse((ROOT / path).read_text())) or "").splitlines()
+        for path in PRODUCT
+        if path.name == "__init__.py"
+    }
+    assert {path for path, sign in signs.items() if not 3 <= len(sign) <= 10} == set()
 
 
 def test_no_error_is_swallowed() -> None:
-    offenders = {
-        f"{path}: {ast.unparse(node)}" for path in EVERY_FILE for node in nodes(path) if is_swallowing(node)
+    found = {
+        f"{path}: {ast.unparse(node)}" for path in EVERY_FILE for node in nodes(ROOT / path) if is_swallowing(node)
     }
-    assert offenders == set()
+    assert found == set()
 
 
 def test_there_is_no_drawer_module() -> None:
@@ -134,17 +139,3 @@ def test_there_is_no_drawer_module() -> None:
 
 def test_source_is_ascii() -> None:
     assert {str(path) for path in EVERY_FILE if not (ROOT / path).read_bytes().isascii()} == set()
-
-
-def test_configuration_imports_without_the_heavy_libraries() -> None:
-    heavy = ["torch", "vllm", "ray", "transformers", "deepspeed"]
-    program = f"import sys, settings.run, settings.load; print([n for n in {heavy} if n in sys.modules])"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert (done.stdout.strip(), done.stderr) == ("[]", "")
-
-
-def test_what_eval_checks_before_ray_starts_does_not_import_ray() -> None:
-    """Ray reads its environment when it is imported: authentication must be chosen before."""
-    program = "import sys, commands.evaluate, inputs.inputs; print('ray' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "False", done.stderr

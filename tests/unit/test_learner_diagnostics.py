@@ -14,8 +14,8 @@ from tests.unit.test_learner_scene import STOPS, replace_column, scored_table
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 
 
-def diagnose(log_ratios: list[list[float]], *, step: int = 0, behaviour: float = -1.0) -> dict[str, float]:
-    """Diagnostics of responses whose log-ratio is the reward; the student's log-prob is -1 everywhere."""
+def step_tokens(log_ratios: list[list[float]], *, step: int = 0, behaviour: float = -1.0) -> StepTokens:
+    """Responses whose log-ratio is the reward; the student's log-prob is -1 everywhere."""
     table = scored_table([(2, len(row)) for row in log_ratios])
     table = replace_column(table, "teacher_log_probs", [[ratio - 1.0 for ratio in row] for row in log_ratios])
     table = replace_column(table, "behaviour_log_probs", [[behaviour] * len(row) for row in log_ratios])
@@ -27,7 +27,11 @@ def diagnose(log_ratios: list[list[float]], *, step: int = 0, behaviour: float =
         objective.micro_batch_loss(batch, torch.full((n,), -1.0), torch.zeros(n), counts=counts)
         for batch, n in zip(batches, map(len, log_ratios), strict=True)
     ]
-    return step_diagnostics(StepTokens(batches, losses, step=step), ranks=ALONE)
+    return StepTokens(batches, losses, step=step)
+
+
+def diagnose(log_ratios: list[list[float]], *, step: int = 0, behaviour: float = -1.0) -> dict[str, float]:
+    return step_diagnostics(step_tokens(log_ratios, step=step, behaviour=behaviour), ranks=ALONE)
 
 
 def test_reward_is_averaged_over_each_third_of_a_response() -> None:

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 import rewards
 from learner.collate import PackedBatch, collate
 from learner.divergence import TeacherHead, known_top_k
-from learner.log_probs import HeadLimits, position_values
+from learner.log_probs import HeadLimits, head_values
 from learner.loss import Objective, WindowCounts
 from learner.student import StudentModel
 from settings.objective import ImportanceConfig, ObjectiveConfig
 from tests.unit.test_learner_scene import STOPS, VOCAB_SIZE, scored_table, tiny_qwen3
 
-# Shapes: T positions, H hidden size of student and teacher, V vocabulary, K the teacher's likeliest tokens.
+# Shapes: T positions, H hidden size of student and teacher, V vocabulary, K the teacher's top-k tokens.
 T, H, K = 75, 64, 8
 LENGTHS = [(3, 5), (8, 20), (2, 9), (30, 40), (1, 1)]
 OBJECTIVES: list[dict[str, Any]] = [
@@ -67,13 +67,13 @@ def test_value_and_gradient_equal_those_of_the_whole(given: dict[str, Any], chun
     loss = objective(given)
     divergence = loss.divergence(batch, teacher_head if "k" not in given else None)
     assert divergence is not None
-    logp_T, _, value_T = position_values(
+    logp_T, _, value_T, _ = head_values(
         leaves[0],
         leaves[1],
         None,
         batch.target_ids_T,
         divergence,
-        HeadLimits(VOCAB_SIZE, chunk_tokens=chunk_tokens),
+        limits=HeadLimits(VOCAB_SIZE, chunk_tokens=chunk_tokens),
     )
     logits_TV = nn.functional.linear(*leaves)
     whole_T = divergence(logits_TV, torch.arange(T))
@@ -109,13 +109,13 @@ def test_a_position_whose_value_is_not_finite_is_dropped_and_leaves_finite_gradi
     def divergence(logits_CV: Tensor, positions_C: Tensor) -> Tensor:
         return exact(logits_CV, positions_C) / (positions_C != 3)
 
-    logp_T, entropy_T, value_T = position_values(
+    logp_T, entropy_T, value_T, _ = head_values(
         student_TH,
         teacher_head.weight_VH,
         None,
         batch.target_ids_T,
         divergence,
-        HeadLimits(VOCAB_SIZE, chunk_tokens=8),
+        limits=HeadLimits(VOCAB_SIZE, chunk_tokens=8),
     )
     result = loss.micro_batch_loss(batch, logp_T, entropy_T, value_T, counts=WindowCounts(T, 5, 1))
     assert (~result.is_trained_T).nonzero().flatten().tolist() == [3]

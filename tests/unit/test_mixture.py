@@ -3,11 +3,12 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from inputs.mixture import BLOCK, PromptMixture, PromptOrder, Schedule
 from inputs.prompts import Prompt, PromptSource
+from tests.examples import examples
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -24,13 +25,12 @@ def mixed(seed: int = 0, num_slots: int = 200) -> PromptSource:
 
 
 @given(weights=weights, seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
 def test_every_prefix_has_the_sources_in_their_shares(weights: list[float], seed: int) -> None:
     schedule = Schedule(weights, seed=seed)
     shares = [weight / sum(weights) for weight in weights]
     counts: Counter[int] = Counter()
     for position in range(1, 501):
-        part, number = schedule.draw(position - 1)
+        part, number = schedule.source_at(position - 1)
         assert number == counts[part]
         counts[part] += 1
         for index, share in enumerate(shares):
@@ -38,13 +38,13 @@ def test_every_prefix_has_the_sources_in_their_shares(weights: list[float], seed
 
 
 @given(weights=weights, seed=st.integers(0, 2**32 - 1), start=st.integers(0, 10**9))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_any_position_can_be_looked_up_and_none_is_left_out(weights: list[float], seed: int, start: int) -> None:
     schedule = Schedule(weights, seed=seed)
-    drawn = [schedule.draw(position) for position in range(start, start + 40)]
-    assert drawn == [Schedule(weights, seed=seed).draw(position) for position in range(start, start + 40)]
-    for part in {part for part, _ in drawn}:
-        numbers = [number for each, number in drawn if each == part]
+    found = [schedule.source_at(position) for position in range(start, start + 40)]
+    assert found == [Schedule(weights, seed=seed).source_at(position) for position in range(start, start + 40)]
+    for part in {part for part, _ in found}:
+        numbers = [number for each, number in found if each == part]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
@@ -52,7 +52,7 @@ def test_the_order_goes_on_over_the_blocks_that_it_is_worked_out_in() -> None:
     schedule = Schedule([1.0, 2.5, 0.3], seed=4)
     counts: Counter[int] = Counter()
     for position in range(2 * BLOCK + 100):
-        part, number = schedule.draw(position)
+        part, number = schedule.source_at(position)
         assert number == counts[part]
         counts[part] += 1
     total = sum(counts.values())
@@ -68,12 +68,12 @@ def test_one_source_keeps_the_order_that_it_has_alone() -> None:
 
 
 def test_every_source_comes_whole_in_each_of_its_epochs() -> None:
-    drawn = [mixed().prompt_of(slot) for slot in range(200)]
+    found = [mixed().prompt_of(slot) for slot in range(200)]
     for name, count in (("a", 30), ("b", 7), ("c", 2)):
-        of_source = [(epoch, prompt.prompt_id) for epoch, prompt in drawn if prompt.source == name]
+        of_source = [(epoch, prompt.prompt_id) for epoch, prompt in found if prompt.source == name]
         assert [epoch for epoch, _ in of_source] == [place // count for place in range(len(of_source))]
         assert {prompt_id for epoch, prompt_id in of_source if epoch == 0} == {f"{name}{i}" for i in range(count)}
-    assert Counter(prompt.source for _, prompt in drawn).most_common() == [("a", 120), ("b", 60), ("c", 20)]
+    assert Counter(prompt.source for _, prompt in found).most_common() == [("a", 120), ("b", 60), ("c", 20)]
 
 
 def test_the_order_depends_on_seed_and_position_only() -> None:

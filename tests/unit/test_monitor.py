@@ -7,6 +7,7 @@ import pytest
 from reporting.live.event_words import MAX_REASON, in_words, role_of_event
 from reporting.live.monitor import Monitor, clock_text, time_left_s, waited_for
 from settings.run import RunConfig
+from tests.unit.metric_rows import metrics_row
 from tests.unit.run_status import pool, worker
 
 CONFIG = RunConfig.model_validate(
@@ -28,8 +29,8 @@ class Clock:
 
 def row(step: int, step_s: float = 2.0, work_s: float = 2.0) -> dict[str, Any]:
     """A metrics row whose learner trained for `work_s` of the step's time."""
-    waits = {"time/rollout_wait_s": 0.0, "time/score_wait_s": 0.0, "time/publish_s": 0.0}
-    return {"step": step, "time_s": 1000.0, "time/step_s": step_s, "time/train_s": work_s, **waits}
+    waits = dict.fromkeys(("time__rollout_wait_s", "time__score_wait_s", "time__publish_s"), 0.0)
+    return metrics_row(step, time_s=1000.0, time__step_s=step_s, time__train_s=work_s, **waits)
 
 
 def test_the_time_left_is_that_of_the_steps_left() -> None:
@@ -87,17 +88,12 @@ def test_an_evaluation_is_in_progress_until_it_is_done_and_the_last_accuracy_sta
     monitor.evaluation(evaluated("student", 5, 0.5))
     monitor.event({"time": 1004.0, "event": "evaluated", "model": "student", "step": 5, "seconds": 4.0})
     monitor.step(row(5))
+    monitor.event({"time": 1004.0, "event": "evaluation_started", "model": "teacher", "step": 5})
+    monitor.event({"time": 1004.0, "event": "evaluation_abandoned", "model": "teacher", "step": 5})
     status = monitor.status({}, is_running=True)
     assert status["evaluating"] == []
     assert [each["avg_at_k"] for each in status["evaluations"]] == [0.5]
     assert status["left_s"] == pytest.approx(15 * 2.0 + 4.0)
-
-
-def test_an_evaluation_that_is_given_up_is_not_in_progress_any_more() -> None:
-    monitor = Monitor(CONFIG, clock=Clock())
-    monitor.event({"time": 1000.0, "event": "evaluation_started", "model": "student", "step": 5})
-    monitor.event({"time": 1000.0, "event": "evaluation_abandoned", "model": "student", "step": 5})
-    assert monitor.status({}, is_running=True)["evaluating"] == []
 
 
 def evaluated(model: str, step: int, accuracy: float) -> dict[str, Any]:
@@ -109,7 +105,8 @@ def test_tokens_per_second_are_means_over_the_time_of_the_recent_steps() -> None
     monitor = Monitor(CONFIG, clock=Clock())
     monitor.step(row(1, step_s=1.0) | {"throughput/rollout": 0.0, "throughput/learner": 10.0})
     monitor.step(row(2, step_s=3.0) | {"throughput/rollout": 40.0, "throughput/learner": 10.0})
-    assert monitor.status({}, is_running=True)["rates"] == {"rollout": 30.0, "learner": 10.0}
+    rates = monitor.status({}, is_running=True)["rates"]
+    assert (rates["rollout"], rates["learner"]) == (30.0, 10.0)
 
 
 def test_rows_from_before_a_fall_back_do_not_count() -> None:
@@ -130,6 +127,7 @@ def test_the_phases_of_a_start_follow_one_another_and_each_has_its_own_seconds()
         return waiting["phase"], waiting["seconds"]
 
     assert phase() == ("placing", 0.0)
+    assert waited_for({"rollout": pool(worker("rollout-0"), planned=2)}, is_running=False)[1] == "rollout (1 of 2)"
     clock.now += 9
     assert phase(worker("rollout-0", pid=None)) == ("placing", 9.0)
     both = [worker("rollout-0"), worker("rollout-1", pid=None)]
@@ -149,30 +147,13 @@ def test_the_phases_of_a_start_follow_one_another_and_each_has_its_own_seconds()
     assert monitor.status({"rollout": pool(*both)}, is_running=True)["waiting"] is None
 
 
-def test_what_is_waited_for_names_the_pools_that_are_not_complete() -> None:
-    pools = {"rollout": pool(worker("rollout-0"), planned=2), "teacher": pool(worker("teacher-0"))}
-    assert waited_for(pools, is_running=False) == ("placing", "rollout (1 of 2)")
-
-
-@pytest.mark.parametrize(
-    ("event", "words"),
-    [
-        ({"event": "scaled", "role": "rollout", "from": 1, "to": 4}, "rollout is scaled from 1 to 4"),
-        (
-            {"event": "learner_lost", "step": 7, "reason": "rank 0 died"},
-            "the learner is lost at step 7: rank 0 died",
-        ),
-        ({"event": "something_new", "reason": "a\n  b"}, "something new: a b"),
-        ({"event": "worker_died"}, "? has died"),
-    ],
-)
-def test_events_are_told_in_words(event: dict[str, Any], words: str) -> None:
-    assert in_words(event) == words
-
-
-def test_a_long_reason_is_cut_and_events_without_a_worker_are_the_learners() -> None:
-    assert len(in_words({"event": "worker_died", "worker": "a-0", "reason": "x" * 9999})) < MAX_REASON + 30
-    assert role_of_event({"event": "learner_lost"}) == "learner"
+def test_events_are_told_in_words_whatever_they_lack() -> None:
+    lost = {"event": "learner_lost", "step": 7, "reason": "rank 0\n  died"}
+    assert in_words(lost) == "the learner is lost at step 7: rank 0 died"
+    assert in_words({"event": "something_new", "reason": "a"}) == "something new: a"
+    assert in_words({"event": "worker_died"}) == "? has died"
+    assert len(in_words(lost | {"reason": "x" * 9999})) < MAX_REASON + 40
+    assert role_of_event(lost) == "learner"
 
 
 def test_the_status_tells_of_the_usual_step_of_progress_and_of_the_newest_checkpoint() -> None:

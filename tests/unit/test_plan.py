@@ -8,7 +8,8 @@ import pytest
 
 import launch
 from commands.plan.coarse import coarse_run
-from commands.plan.devices import DEVICES, DeviceConfig
+from commands.plan.data_sheets import DEVICES
+from commands.plan.devices import DeviceConfig
 from commands.plan.estimate import estimate_rates, planned_rates
 from commands.plan.plan_config import PlanConfig, SimulationConfig, TargetConfig
 from commands.plan.prediction import Prediction, gpus_of, predict, with_workers, workers_of
@@ -18,6 +19,7 @@ from commands.plan.search import CountSearch, Search
 from commands.plan.timing import EngineRates
 from commands.plan.workers import LearnerRates
 from inputs.models import ModelConfig, ModelsConfig, size_of
+from settings.exit_codes import BAD_INPUT, FINISHED
 from settings.run import RunConfig
 
 pytestmark = pytest.mark.timeout(120)
@@ -247,11 +249,11 @@ def test_the_command_prints_numbers_and_a_table(capsys: pytest.CaptureFixture[st
         str(ROOT / "configs/qwen3/0.6b_from_4b.yaml"),
     ]
     arguments += ["--simulation.responses", "64", "--simulation.steps", "4", "--target.tokens_per_s", "100"]
-    assert launch.main([*arguments, "--json"]) == launch.FINISHED
+    assert launch.main([*arguments, "--json"]) == FINISHED
     numbers = json.loads(capsys.readouterr().out)
     assert numbers["prediction"]["workers"] == {"rollout": 4, "teacher": 2, "learner": 2}
     assert numbers["options"] == "--rollout.num_workers 1 --teacher.num_workers 1 --learner.num_workers 1"
-    assert launch.main(arguments) == launch.FINISHED
+    assert launch.main(arguments) == FINISHED
     text = capsys.readouterr().out
     assert "chosen" in text
     assert "scale: --run NAME --rollout 1 --teacher 1" in text
@@ -278,7 +280,7 @@ def test_mistakes_are_one_line_and_nothing_is_simulated(
         "--base",
         str(ROOT / "configs/qwen3/0.6b_from_4b.yaml"),
     ]
-    assert launch.main([*arguments, *options]) == launch.BAD_INPUT
+    assert launch.main([*arguments, *options]) == BAD_INPUT
     error = capsys.readouterr().err.strip().splitlines()
     assert len(error) == 1
     assert message in error[0]

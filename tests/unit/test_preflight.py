@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import launch
+from settings.exit_codes import BAD_INPUT, FINISHED
 from tests.unit.conftest import MODELS
 
 pytestmark = pytest.mark.timeout(60)
@@ -38,7 +39,7 @@ def preflight(
         code = launch.main(given)
         report = json.loads(capsys.readouterr().out)
         assert not (tmp_path / "runs").exists()
-        assert report["ok"] == (code == launch.FINISHED)
+        assert report["ok"] == (code == FINISHED)
         return code, {row["key"]: row for row in report["checks"]}
 
     return run
@@ -68,7 +69,7 @@ def failed(rows: dict[str, Any]) -> list[str]:
 
 def test_a_pair_that_belongs_together_passes_every_check(preflight: Preflight) -> None:
     code, rows = preflight()
-    assert code == launch.FINISHED
+    assert code == FINISHED
     made = {key for key, row in rows.items() if row["status"] != "skipped"}
     assert made == {*rows} - {"replicas", "golden"}  # those need engines
     assert {row["status"] for key, row in rows.items() if key in made} == {"ok"}
@@ -80,14 +81,14 @@ def test_another_vocabulary_of_equal_size_names_the_first_id_with_its_bytes(
 ) -> None:
     edit(teacher / "tokenizer.json", lambda content: swap_words(content, "1", "2"))
     code, rows = preflight()
-    assert (code, failed(rows)) == (launch.BAD_INPUT, ["tokenizer"])
+    assert (code, failed(rows)) == (BAD_INPUT, ["tokenizer"])
     assert "2 ids differ, the first is 8 (student b'1', teacher b'2')" in rows["tokenizer"]["message"]
 
 
 def test_swapped_special_ids_are_told_apart_from_ordinary_ones(preflight: Preflight, teacher: Path) -> None:
     edit(teacher / "tokenizer.json", lambda content: swap_specials(content, USER, ASSISTANT))
     code, rows = preflight()
-    assert code == launch.BAD_INPUT
+    assert code == BAD_INPUT
     assert (
         f"2 special ids differ, the first is 4 (student '{USER}', teacher '{ASSISTANT}')"
         in (rows["tokenizer"]["message"])
@@ -100,7 +101,7 @@ def test_ids_that_the_teacher_alone_knows_are_a_warning(preflight: Preflight, te
     tensors = load_file(teacher / "model.safetensors")
     widen(teacher, tensors, 33)
     code, rows = preflight()
-    assert code == launch.FINISHED
+    assert code == FINISHED
     assert rows["tokenizer"]["status"] == "warning"
     assert "the teacher knows 1 ids from 32 on that the student does not: 'x'" in rows["tokenizer"]["message"]
 
@@ -117,7 +118,7 @@ def test_padded_rows_are_named_with_the_cut(preflight: Preflight, teacher: Path)
     widen(teacher, load_file(teacher / "model.safetensors"), 48)
     edit(teacher / "config.json", lambda content: content.update(vocab_size=48))
     code, rows = preflight()
-    assert (code, rows["padded_rows"]["status"]) == (launch.FINISHED, "warning")
+    assert (code, rows["padded_rows"]["status"]) == (FINISHED, "warning")
     message = rows["padded_rows"]["message"]
     assert (
         "padded rows differ: student 32, teacher 48; ids below 32 are sampled, distributions are cut to 32"
@@ -125,18 +126,20 @@ def test_padded_rows_are_named_with_the_cut(preflight: Preflight, teacher: Path)
     )
 
 
-def test_rows_that_are_not_those_of_the_configuration_are_refused(preflight: Preflight, teacher: Path) -> None:
-    edit(teacher / "config.json", lambda content: content.update(vocab_size=48))
+@pytest.mark.parametrize(
+    ("num_rows", "text"),
+    [
+        (48, "embed_tokens.weight has 32 rows, but config.json says vocab_size 48"),
+        (30, "the teacher has 30 rows for 32 ids"),
+    ],
+)
+def test_rows_that_are_not_those_of_the_configuration_or_too_few_are_refused(
+    preflight: Preflight, teacher: Path, num_rows: int, text: str
+) -> None:
+    edit(teacher / "config.json", lambda content: content.update(vocab_size=num_rows))
     code, rows = preflight()
-    assert (code, failed(rows)) == (launch.BAD_INPUT, ["padded_rows"])
-    assert "embed_tokens.weight has 32 rows, but config.json says vocab_size 48" in rows["padded_rows"]["message"]
-
-
-def test_fewer_rows_than_ids_are_refused(preflight: Preflight, teacher: Path) -> None:
-    edit(teacher / "config.json", lambda content: content.update(vocab_size=30))
-    code, rows = preflight()
-    assert (code, failed(rows)) == (launch.BAD_INPUT, ["padded_rows"])
-    assert "the teacher has 30 rows for 32 ids" in rows["padded_rows"]["message"]
+    assert (code, failed(rows)) == (BAD_INPUT, ["padded_rows"])
+    assert text in rows["padded_rows"]["message"]
 
 
 def test_a_template_that_is_not_the_students_is_shown_where_it_differs(
@@ -145,7 +148,7 @@ def test_a_template_that_is_not_the_students_is_shown_where_it_differs(
     template = (teacher / "chat_template.jinja").read_text()
     (teacher / "chat_template.jinja").write_text(template.replace("'<|assistant|>'", "'<|assistant|>='"))
     code, rows = preflight()
-    assert (code, failed(rows)) == (launch.BAD_INPUT, ["chat_template"])
+    assert (code, failed(rows)) == (BAD_INPUT, ["chat_template"])
     assert (
         "the teacher's chat template renders 8 of 8 sample prompts differently" in rows["chat_template"]["message"]
     )
@@ -159,7 +162,7 @@ def test_a_template_that_is_not_the_students_is_shown_where_it_differs(
 def test_a_broken_template_is_an_error_of_its_model(preflight: Preflight, teacher: Path) -> None:
     (teacher / "chat_template.jinja").write_text("{{ raise_exception('no such role') }}")
     code, rows = preflight()
-    assert code == launch.BAD_INPUT
+    assert code == BAD_INPUT
     message = rows["chat_template"]["message"]
     assert message.startswith("teacher.model_path: the teacher's chat template cannot be rendered: ")
     assert message.endswith("no such role")
@@ -177,7 +180,7 @@ def test_a_stop_id_that_is_missing_is_named(preflight: Preflight, teacher: Path,
     for folder in (student, teacher):
         name_end(folder, 1, "<|endoftext|>")
     code, rows = preflight("--student.model_path", str(student))
-    assert (code, failed(rows)) == (launch.BAD_INPUT, ["stop_ids"])
+    assert (code, failed(rows)) == (BAD_INPUT, ["stop_ids"])
     assert (
         "a stop id is missing: the student's chat template ends an answer with 2 ('<|im_end|>'), but generation "
         "ends on 1 ('<|endoftext|>') only"
@@ -190,14 +193,14 @@ def test_raw_does_not_fit_sides_that_end_differently_and_another_mode_is_propose
     student = Path(shutil.copytree(MODELS / "student", tmp_path / "student"))
     name_end(student, 1, "<|endoftext|>")
     code, rows = preflight("--student.model_path", str(student))
-    assert (code, failed(rows)) == (launch.BAD_INPUT, ["stop_ids"])
+    assert (code, failed(rows)) == (BAD_INPUT, ["stop_ids"])
     assert (
         "the student ends with 1 ('<|endoftext|>'), the teacher with 2 ('<|im_end|>')"
         in rows["stop_ids"]["message"]
     )
     assert rows["stop_ids"]["details"]["proposed_mode"] == "cross_eos"
     for mode in ("cross_eos", "mask"):
-        assert preflight("--student.model_path", str(student), "--objective.stop_mode", mode)[0] == launch.FINISHED
+        assert preflight("--student.model_path", str(student), "--objective.stop_mode", mode)[0] == FINISHED
 
 
 def test_a_stop_id_that_the_tokenizer_does_not_know_is_refused(preflight: Preflight, teacher: Path) -> None:
@@ -206,52 +209,48 @@ def test_a_stop_id_that_the_tokenizer_does_not_know_is_refused(preflight: Prefli
     code, rows = preflight()
     assert rows["stop_ids"]["status"] == "error"
     assert "the teacher's tokenizer does not know its stop ids [151645]" in str(rows["stop_ids"]["findings"])
-    assert code == launch.BAD_INPUT
+    assert code == BAD_INPUT
 
 
 def test_prompts_that_are_too_long_are_counted(preflight: Preflight, data: Path) -> None:
     with data.open("a") as file:
         file.write(json.dumps({"id": "long", "problem": "1+" * 60, "answer": "0"}) + "\n")
     code, rows = preflight()
-    assert (code, failed(rows)) == (launch.BAD_INPUT, ["context"])
+    assert (code, failed(rows)) == (BAD_INPUT, ["context"])
     assert "prompt 'long' has 122 tokens" in rows["context"]["message"]
     assert "9.1% of 11 prompts are too long for the teacher" in rows["context"]["message"]
     assert rows["data"]["details"]["share_over_limit"] == pytest.approx(1 / 11, abs=1e-6)
     assert rows["data"]["details"]["longest"]["long"] == 122
 
 
-def test_too_little_memory_is_named_with_its_arithmetic(preflight: Preflight) -> None:
-    code, rows = preflight("--learner.micro_batch_tokens", "2000000000")
-    assert (code, failed(rows)) == (launch.BAD_INPUT, ["memory"])
-    assert "most is for learner: change learner.micro_batch_tokens" in str(rows["memory"]["findings"])
-    assert any(
-        line.startswith("learner: ") and "activations" in line for line in rows["memory"]["details"]["arithmetic"]
-    )
-
-
-def test_a_cache_that_holds_no_full_sequence_is_refused(preflight: Preflight) -> None:
-    code, rows = preflight("--rollout.engine.kv_cache_gib", "0.00001")
-    assert (code, failed(rows)) == (launch.BAD_INPUT, ["memory"])
-    assert "rollout.engine.kv_cache_gib: one sequence of full length needs cache" in rows["memory"]["message"]
-
-
-def test_too_little_disk_space_is_named(preflight: Preflight) -> None:
-    code, rows = preflight("--preflight.min_free_gib", "1000000")
-    assert (code, failed(rows)) == (launch.BAD_INPUT, ["disk"])
-    assert "too little disk space: 1000000" in rows["disk"]["message"]
+@pytest.mark.parametrize(
+    ("option", "key", "text"),
+    [
+        ("--learner.micro_batch_tokens=2000000000", "memory", "most is for learner: change learner.micro_batch"),
+        ("--rollout.engine.kv_cache_gib=0.00001", "memory", "rollout.engine.kv_cache_gib: one sequence of full"),
+        ("--preflight.min_free_gib=1000000", "disk", "too little disk space: 1000000"),
+    ],
+)
+def test_too_little_memory_or_disk_space_is_named_with_its_arithmetic(
+    preflight: Preflight, option: str, key: str, text: str
+) -> None:
+    code, rows = preflight(option)
+    assert (code, failed(rows)) == (BAD_INPUT, [key])
+    assert text in str(rows[key]["findings"])
+    assert rows[key]["details"]["arithmetic"]
 
 
 def test_every_mistake_is_collected_not_the_first_alone(preflight: Preflight, teacher: Path, data: Path) -> None:
     edit(teacher / "tokenizer.json", lambda content: swap_words(content, "1", "2"))
     data.write_text(json.dumps({"id": "long", "problem": "1+" * 60, "answer": "0"}) + "\n")
     code, rows = preflight("--preflight.min_free_gib", "1000000")
-    assert code == launch.BAD_INPUT
+    assert code == BAD_INPUT
     assert {"tokenizer", "context", "disk"} <= {*failed(rows)}
 
 
 def test_models_that_cannot_be_read_are_all_named(preflight: Preflight) -> None:
     code, rows = preflight("--student.model_path", "/no/student", "--teacher.model_path", "/no/teacher")
-    assert (code, failed(rows)) == (launch.BAD_INPUT, ["paths"])
+    assert (code, failed(rows)) == (BAD_INPUT, ["paths"])
     assert "/no/student" in rows["paths"]["message"]
     assert "/no/teacher" in rows["paths"]["message"]
     assert rows["stop_ids"]["status"] == "skipped"
@@ -260,14 +259,14 @@ def test_models_that_cannot_be_read_are_all_named(preflight: Preflight) -> None:
 def test_a_forced_check_passes_and_says_so(preflight: Preflight, teacher: Path) -> None:
     edit(teacher / "tokenizer.json", lambda content: swap_words(content, "1", "2"))
     code, rows = preflight("--force", "tokenizer")
-    assert code == launch.FINISHED
+    assert code == FINISHED
     assert rows["tokenizer"]["status"] == "forced"
     assert "the first is 8" in rows["tokenizer"]["message"]
 
 
 def test_force_does_not_help_where_nothing_could_run(preflight: Preflight) -> None:
     code, rows = preflight("--teacher.model_path", "/no/teacher", "--force", "paths")
-    assert (code, rows["paths"]["status"]) == (launch.BAD_INPUT, "error")
+    assert (code, rows["paths"]["status"]) == (BAD_INPUT, "error")
 
 
 def test_training_names_the_check_and_how_it_is_forced(refused: Callable[..., str], teacher: Path) -> None:
@@ -287,7 +286,7 @@ def test_the_table_tells_what_is_wrong_and_what_helps(
     template = (teacher / "chat_template.jinja").read_text()
     (teacher / "chat_template.jinja").write_text(template.replace("'<|assistant|>'", "'<|assistant|>='"))
     given = ["preflight", *arguments[1:], "--teacher.model_path", str(teacher)]
-    assert launch.main(given) == launch.BAD_INPUT
+    assert launch.main(given) == BAD_INPUT
     printed = capsys.readouterr().out
     assert "remedy: copy the chat template that is meant" in printed
     assert "first difference at character" in printed

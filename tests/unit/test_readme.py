@@ -6,20 +6,17 @@ from pathlib import Path
 import pytest
 import yaml
 
-import launch
-import rewards
+from commands.checks import load_checked
 from commands.compare.plan import CompareConfig
 from settings.load import load_settings
 from settings.run import RunConfig
-from settings.run_files import load_config
 from settings.teachers import check_sources
 
 ROOT = Path(__file__).resolve().parents[2]
 OBJECTIVES = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
 EXAMPLES = re.findall(r"^```yaml\n(.*?)^```", OBJECTIVES, re.MULTILINE | re.DOTALL)
 DOCUMENTS = [
-    ROOT / "README.md",
-    ROOT / "SECURITY.md",
+    *(ROOT / name for name in ("README.md", "SECURITY.md", "AGENTS.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "benchmarks" / "README.md",
     ROOT / "docker" / "README.md",
@@ -46,12 +43,12 @@ def written_over_the_demo(tmp_path: Path, *examples: str) -> str:
 
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_every_configuration_that_is_shown_is_valid(tmp_path: Path, example: str) -> None:
-    launch.check_objective(load_config(written_over_the_demo(tmp_path, example)))
+    load_checked(written_over_the_demo(tmp_path, example))
 
 
 def test_the_examples_of_teachers_reference_and_graded_answers_are_valid_together(tmp_path: Path) -> None:
     assert len(EXAMPLES) == 3
-    config = launch.check_objective(load_config(written_over_the_demo(tmp_path, *EXAMPLES)))
+    config = load_checked(written_over_the_demo(tmp_path, *EXAMPLES))
     check_sources(config, ["gsm8k", "aime", "mbpp"])
     assert list(config.scorers) == ["teacher", "teacher-code", "reference"]
     assert config.outcome.rl_coef > 0
@@ -71,7 +68,7 @@ def test_every_configuration_in_the_other_documents_is_valid(tmp_path: Path, pla
     errors = []
     for path in (written_over_the_demo(tmp_path, example), str(whole)):  # a part of a section, or all of it
         try:
-            launch.check_objective(load_config(path))
+            load_checked(path)
         except ValueError as error:
             errors.append(str(error))
     assert len(errors) < 2, (place, errors)
@@ -93,6 +90,17 @@ def test_every_link_to_a_file_leads_somewhere(path: Path) -> None:
     assert [target for target in targets if not (path.parent / target).exists()] == []
 
 
-def test_every_objective_that_a_run_serves_is_in_the_documents() -> None:
-    missing = [name for name in rewards.OBJECTIVES if f"`{name}`" not in OBJECTIVES]
-    assert missing == []
+PATH = re.compile(r"`(?:\./)?((?:[\w.-]+/)+[\w.-]*|\w+\.(?:py|md|toml|yml))`")
+TOP = {path.name for path in ROOT.iterdir() if path.name[0] != "."} - {"runs", "site"}
+MADE_BY_HAND = {"docker/.env", "docker/ray_token"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [each for each in DOCUMENTS if each.name != "CHANGELOG.md"],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_every_file_of_the_repository_that_is_named_exists(path: Path) -> None:
+    named = {name for name in PATH.findall(path.read_text(encoding="utf-8")) if name.split("/")[0] in TOP}
+    missing = {name for name in named - MADE_BY_HAND if not (ROOT / name).exists() and "NAME" not in name}
+    assert missing == set()

@@ -9,7 +9,9 @@ import yaml
 
 import launch
 from cluster.placement import check_all_fit, plan
+from commands.checks import load_checked
 from learner.served import signal_kind
+from settings.exit_codes import FINISHED
 from settings.run import RunConfig
 from settings.run_files import load_config
 from tests.unit.qwen3_stand_in import qwen3_folder
@@ -33,7 +35,7 @@ def label(path: Path) -> str:
 
 def loaded(path: Path, *options: str) -> RunConfig:
     """The checked configuration of a recipe."""
-    return launch.check_objective(load_config(str(path), options))
+    return load_checked(str(path), options)
 
 
 def hardware_of(path: Path) -> list[dict[str, float]]:
@@ -72,7 +74,7 @@ def test_every_recipe_prints_its_plan_with_dry_run(
     path: Path, stand_ins: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--runs-path", str(tmp_path / "runs"), *replaced(path, stand_ins)]
-    assert launch.main(["train", "--config", str(path), "--dry-run", *options]) == launch.FINISHED
+    assert launch.main(["train", "--config", str(path), "--dry-run", *options]) == FINISHED
     printed = capsys.readouterr().out
     assert "# placement plan: one placement group per worker" in printed
     assert yaml.safe_load(printed)["run_name"] == load_config(str(path)).run_name
@@ -159,7 +161,7 @@ def test_revisiting_opd_and_veto_have_their_own_settings() -> None:
 
 @pytest.mark.parametrize("path", COMPARISONS, ids=label)
 def test_every_comparison_lists_its_runs_with_dry_run(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert launch.main(["compare", "--config", str(path), "--dry-run"]) == launch.FINISHED
+    assert launch.main(["compare", "--config", str(path), "--dry-run"]) == FINISHED
     given = yaml.safe_load(path.read_text())
     assert capsys.readouterr().out.count("--resume=auto") == len(given["objectives"]) * len(given["seeds"])
 

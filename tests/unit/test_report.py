@@ -11,15 +11,16 @@ from plotly import graph_objects
 
 import launch
 from commands.report import write_report
+from commands.train import draw_report
 from records.files import append_row
 from records.run_folder import RunFolder
 from reporting.page.cost import pool_costs, waste_lines
 from reporting.page.figure import MAX_POINTS, logarithmic, thinned
 from reporting.page.run_data import read_run
-from reporting.page.sample_view import differences, samples_view
+from reporting.page.sample_view import samples_view
 from reporting.page.summary_table import verdicts
 from reporting.page.timeline import timeline_figure
-from reporting.page.write import as_script_json, plotly_js
+from reporting.page.write import plotly_js
 from tests.unit.synthetic_run import BEGIN, event, metrics_row, write_run
 
 FILES = (
@@ -100,22 +101,19 @@ def test_plotly_takes_every_figure(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("missing", [*FILES, "all"])
-def test_whatever_file_is_missing_the_rest_is_shown(tmp_path: Path, missing: str) -> None:
-    folder = write_run(tmp_path, "first", steps=4)
-    for name in FILES if missing == "all" else [missing]:
-        (folder.path / name).unlink()
-    page = page_of(folder)
-    assert "Summary" in page.text
-    assert ("accuracy" in page.figures) == (missing not in ("eval.jsonl", "all"))
-    assert ("kl" in page.figures) == (missing not in ("metrics.jsonl", "ledger.jsonl", "all"))
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_does_no_harm(tmp_path: Path, name: str) -> None:
-    folder = write_run(tmp_path, "first", steps=4)
-    whole = (folder.path / name).read_bytes()
-    (folder.path / name).write_bytes(whole[: len(whole) // 2] + b"\x00\xff[{nonsense")
-    assert "Summary" in page_of(folder).text
+def test_whatever_file_is_missing_or_damaged_the_rest_is_shown(tmp_path: Path, missing: str) -> None:
+    for name, is_damaged in (("gone", False), ("broken", True)):
+        folder = write_run(tmp_path, name, steps=4)
+        for path in (folder.path / file for file in (FILES if missing == "all" else [missing])):
+            whole = path.read_bytes()
+            path.unlink()
+            if is_damaged:
+                path.write_bytes(whole[: len(whole) // 2] + b"\x00\xff[{nonsense")
+        page = page_of(folder)
+        assert "Summary" in page.text
+        if not is_damaged:
+            assert ("accuracy" in page.figures) == (missing not in ("eval.jsonl", "all"))
+            assert ("kl" in page.figures) == (missing not in ("metrics.jsonl", "ledger.jsonl", "all"))
 
 
 def test_rows_that_are_not_what_they_should_be_do_no_harm(tmp_path: Path) -> None:
@@ -130,12 +128,9 @@ def test_rows_that_are_not_what_they_should_be_do_no_harm(tmp_path: Path) -> Non
 
 def test_numbers_that_are_not_finite_leave_gaps(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "first", steps=4)
-    broken = metrics_row(5, 5) | {
-        "kl/reverse": float("nan"),
-        "grad_norm": float("inf"),
-        "time/step_s": float("nan"),
-    }
-    folder.add_step(broken | {"reward/p95": float("-inf"), "throughput/learner": None}, ["5-0-p-0"])
+    broken = dict.fromkeys(("kl/reverse", "grad_norm", "time/step_s"), float("nan"))
+    broken |= {"reward/p95": float("-inf"), "throughput/learner": None}
+    folder.add_step(metrics_row(5, 5) | broken, ["5-0-p-0"])
     folder.add_evaluation({"step": 5, "model": "student", "benchmark": "arithmetic", "avg_at_k": float("nan")})
     page = page_of(folder)
     assert page.figures["kl"]["data"][0]["x"] == [1, 2, 3, 4]
@@ -148,20 +143,13 @@ HOSTILE = """</script><script>alert(1)</script><img src=x onerror=alert(2)>"'`{{
 def test_texts_from_models_and_logs_are_shown_and_never_run(tmp_path: Path) -> None:
     plain = page_of(write_run(tmp_path, "plain", steps=4))
     folder = write_run(tmp_path, "hostile", steps=4)
-    sample = {
-        "when": HOSTILE,
-        "step": 1,
-        "problem_id": HOSTILE,
-        "prompt": HOSTILE,
-        "tokens": [HOSTILE],
-        "num_tokens": 1,
-    }
-    (folder.samples).write_text(json.dumps(sample | {"value": HOSTILE, "values": [1.0]}) + "\n")
+    sample: dict[str, Any] = dict.fromkeys(("when", "problem_id", "prompt", "value"), HOSTILE)
+    sample |= {"step": 1, "tokens": [HOSTILE], "num_tokens": 1, "values": [1.0]}
+    folder.samples.write_text(json.dumps(sample) + "\n")
     event(folder.events, 80, "worker_died", worker=HOSTILE, reason=HOSTILE)
     event(folder.events, 81, "run_started", command=HOSTILE)
-    append_row(
-        folder.timeline, {"worker": HOSTILE, "stage": HOSTILE, "start": BEGIN, "end": BEGIN + 1, "busy_s": 1}
-    )
+    span = {"worker": HOSTILE, "stage": HOSTILE, "start": BEGIN, "end": BEGIN + 1, "busy_s": 1}
+    append_row(folder.timeline, span)
     folder.add_evaluation({"step": 4, "model": "student", "benchmark": HOSTILE, "avg_at_k": 0.5})
     folder.add_evaluation({"step": 4, "model": f"teacher-{HOSTILE}", "benchmark": HOSTILE, "avg_at_k": 0.5})
     with (folder.path / "config.yaml").open("a") as file:
@@ -171,16 +159,9 @@ def test_texts_from_models_and_logs_are_shown_and_never_run(tmp_path: Path) -> N
     assert "img" not in page.tags
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert "<script>alert(1)</script>" in page.text
-    assert "49" not in page.text.split("Sample responses")[1][:2000]
+    assert "{{7*7}}" in page.text
     names = [trace["name"] for trace in page.figures["accuracy"]["data"]]
     assert not any("<" in name for name in names)
-
-
-def test_json_in_a_script_element_cannot_end_it_and_reads_back() -> None:
-    value = {"</script>": ["<!--", "&", "\u2028", "\u2029"]}
-    text = as_script_json(value)
-    assert not set(text) & {"<", ">", "&", "\u2028", "\u2029"}
-    assert json.loads(text) == value
 
 
 def test_a_page_asks_for_nothing_outside_itself(tmp_path: Path) -> None:
@@ -196,18 +177,12 @@ def test_a_page_asks_for_nothing_outside_itself(tmp_path: Path) -> None:
 def test_several_runs_share_figures_and_tables(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path, "five"), write_run(tmp_path, "one", alpha=1.0, steps=20, max_steps=40))
     assert [trace["name"] for trace in page.figures["kl"]["data"]] == ["five", "one"]
-    assert [trace["name"] for trace in page.figures["accuracy"]["data"]] == [
-        *("five, teacher", "five", "one, teacher", "one"),
-    ]
+    names = ["five, teacher", "five", "one, teacher", "one"]
+    assert [trace["name"] for trace in page.figures["accuracy"]["data"]] == names
     assert {"timeline-five", "timeline-one"} < page.figures.keys()
     assert "objective.alpha 5.0 1.0" in page.text
     assert "max_steps 30 40" in page.text
     assert "20 of 40 steps trained: the run has not finished" in page.text
-
-
-def test_settings_that_are_equal_are_not_among_the_differences(tmp_path: Path) -> None:
-    runs = [read_run(write_run(tmp_path, "five")), read_run(write_run(tmp_path, "one", alpha=1.0))]
-    assert differences(runs) == [("objective.alpha", ["5.0", "1.0"])]
 
 
 def test_steps_that_were_rolled_back_are_not_in_the_curves_and_count_as_wasted(tmp_path: Path) -> None:
@@ -245,9 +220,8 @@ def test_workers_of_a_process_that_was_killed_count_until_it_was_last_heard_of(t
 def test_a_pause_between_two_processes_is_left_out_of_the_timeline(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "first", steps=4)
     later = BEGIN + 90_000
-    append_row(
-        folder.timeline, {"worker": "learner-0", "stage": "train", "start": later, "end": later + 9, "busy_s": 9}
-    )
+    span = {"worker": "learner-0", "stage": "train", "start": later, "end": later + 9, "busy_s": 9}
+    append_row(folder.timeline, span)
     figure = timeline_figure(read_run(folder))
     assert figure is not None
     assert "1 pause(s)" in figure.caption
@@ -256,32 +230,15 @@ def test_a_pause_between_two_processes_is_left_out_of_the_timeline(tmp_path: Pat
 
 def test_a_long_run_has_a_small_report(tmp_path: Path) -> None:
     folder = write_run(tmp_path, "long", steps=4)
-    rows = [metrics_row(step, 3_000) for step in range(5, 3_001)]
-    folder.metrics.write_text(folder.metrics.read_text() + "".join(json.dumps(row) + "\n" for row in rows))
-    uids = "".join(json.dumps({"step": step, "uids": [f"{step}-0-p-0"]}) + "\n" for step in range(5, 3_001))
-    folder.ledger.write_text(folder.ledger.read_text() + uids)
-    spans = [
-        {
-            "worker": f"rollout-{i % 50}",
-            "stage": "generate",
-            "start": BEGIN + 2 * i,
-            "end": BEGIN + 2 * i + 1,
-            "busy_s": 1,
-        }
-        for i in range(20_000)
-    ]
-    folder.timeline.write_text("".join(json.dumps(span) + "\n" for span in spans))
-    tokens = ["word "] * 1500
-    values = {
-        "tokens": tokens,
-        "values": [0.1] * 1500,
-        "student_logp": [-0.1] * 1500,
-        "teacher_logp": [-0.1] * 1500,
-    }
-    for problem in range(8):
-        append_row(
-            folder.samples, {"when": "after", "step": 9, "problem_id": f"q{problem}", "value": "reward", **values}
-        )
+    steps = range(5, 3_001)
+    append(folder.metrics, [metrics_row(step, 3_000) for step in steps])
+    append(folder.ledger, [{"step": step, "uids": [f"{step}-0-p-0"]} for step in steps])
+    times = [(f"rollout-{i % 50}", BEGIN + 2 * i) for i in range(20_000)]
+    span = {"stage": "generate", "busy_s": 1}
+    append(folder.timeline, [span | {"worker": worker, "start": at, "end": at + 1} for worker, at in times])
+    sample = {"tokens": ["word "] * 1500, "values": [0.1] * 1500, "value": "reward"}
+    sample |= dict.fromkeys(("student_logp", "teacher_logp"), [-0.1] * 1500)
+    append(folder.samples, [{"when": "after", "step": 9, "problem_id": f"q{i}", **sample} for i in range(8)])
     size = write_report([folder], folder.report)
     assert size - len(plotly_js()) < 6_000_000
     figures = Page(folder.report.read_text(encoding="utf-8").replace(plotly_js(), "")).figures
@@ -289,22 +246,15 @@ def test_a_long_run_has_a_small_report(tmp_path: Path) -> None:
     assert len(figures["kl"]["data"][0]["x"]) <= MAX_POINTS
 
 
+def append(path: Path, rows: list[dict[str, Any]]) -> None:
+    """Append many rows at once."""
+    with path.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+
+
 def test_a_logarithmic_axis_has_a_tick_per_decade_or_three_of_few() -> None:
     few, many = ([{"y": [0.03, 2.0, 0.0]}], [{"y": [1e-5, 30.0]}])
-    assert logarithmic(few)["ticktext"] == [
-        "0.01",
-        "0.02",
-        "0.05",
-        "0.1",
-        "0.2",
-        "0.5",
-        "1",
-        "2",
-        "5",
-        "10",
-        "20",
-        "50",
-    ]
+    assert logarithmic(few)["ticktext"][:7] == ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5", "1"]
     assert logarithmic(many)["tickvals"] == pytest.approx([10.0**decade for decade in range(-5, 3)])
     assert logarithmic([{"y": [0.0]}]) == {"type": "log"}
 
@@ -315,7 +265,6 @@ def test_thinning_keeps_the_spikes_and_the_order() -> None:
     assert len(kept) <= 500
     assert (777.0, 1000.0) in kept
     assert kept == sorted(kept)
-    assert thinned(values[:500], 500) == values[:500]
 
 
 def test_the_shade_of_a_token_has_the_sign_and_the_size_of_its_reward() -> None:
@@ -338,19 +287,18 @@ def test_a_run_that_got_worse_is_told_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--run", "nothing"], r"--run: there is no run folder .*nothing \(there: first\)"),
-        (["--run", "first", "--run", "first"], "--run: first is given twice"),
-        (["--run", "../first"], "--run must be letters"),
-        (["--run", "first", "--out", "missing/report.html"], "--out: missing is not a folder"),
-        (["--run", "first", "--steps", "3"], "unexpected argument '--steps'"),
-        ([], "--run"),
+        ("--run nothing", r"--run: there is no run folder .*nothing \(there: first\)"),
+        ("--run first --run first", "--run: first is given twice"),
+        ("--run ../first", "--run must be letters"),
+        ("--run first --out missing/report.html", "--out: missing is not a folder"),
+        ("", "--run"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(
-    tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, options: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(tmp_path, "first", steps=2)
-    assert launch.main(["report", "--runs-path", str(tmp_path), *options]) == 2
+    assert launch.main(["report", "--runs-path", str(tmp_path), *options.split()]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not list(tmp_path.rglob("*.html"))
 
@@ -375,5 +323,5 @@ def test_a_report_that_cannot_be_written_does_not_fail_the_run_and_is_logged(
     folder = write_run(tmp_path, "first", steps=2)
     folder.report.mkdir()
     (folder.report / "in the way").touch()
-    launch.draw_report(folder)
+    draw_report(folder)
     assert "the report could not be drawn" in caplog.text

@@ -1,7 +1,10 @@
-"""The token rewards: closed-form values, bounds, masks, limits, and the divergence that each one descends."""
+"""The token rewards: closed-form values, bounds and limits.
+
+Masks and gradients are in `test_rewards_registry_properties.py`, what each reward descends in expectation in
+`test_rewards_divergences.py`.
+"""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -124,22 +127,6 @@ def test_a_log_prob_slightly_above_zero_counts_as_zero(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", TOKEN_REWARDS)
-def test_the_reward_carries_no_gradient(name: str) -> None:
-    student = row(-0.5, -1.0).requires_grad_()
-    assert not reward(name, row(-1.0, -0.5).requires_grad_(), student).requires_grad
-
-
-@pytest.mark.parametrize("name", TOKEN_REWARDS)
-@pytest.mark.parametrize("garbage", [NAN, INF, -INF, 3.0])
-def test_masked_slots_give_exactly_zero_and_change_nothing(name: str, garbage: float) -> None:
-    mask = torch.tensor([[True, False, True, False]])
-    teacher, student = row(-0.5, garbage, -2.0, -1.0), row(-1.0, -1.0, -0.1, garbage)
-    value = reward(name, teacher, student, mask)
-    assert value[~mask].tolist() == [0.0, 0.0]
-    torch.testing.assert_close(value[mask], reward(name, teacher[mask], student[mask]))
-
-
 def test_a_clip_interval_without_zero_still_gives_zero_outside_the_mask() -> None:
     mask = torch.tensor([[True, False]])
     value = TOKEN_REWARDS["log_clip"](row(-1.0, -1.0), row(-1.0, -1.0), mask, low=0.5, high=1.0)
@@ -216,46 +203,3 @@ def test_dropped_tokens_leave_the_gradient_of_the_others_unchanged() -> None:
     (-kept.reward_BT * torch.where(kept.keep_BT, student, 0.0)).sum().backward()
     assert student.grad is not None
     torch.testing.assert_close(student.grad, row(0.0, -0.5, 0.0))
-
-
-def expected_policy_gradient(reward_V: Tensor, student_logits_V: Tensor) -> Tensor:
-    """Return the mean over the student's own tokens of the gradient of -reward * log p, in the logits."""
-    logits_V = student_logits_V.clone().requires_grad_()
-    log_p_V = logits_V.log_softmax(-1)
-    loss = -(log_p_V.detach().exp() * reward_V * log_p_V).sum()
-    return torch.autograd.grad(loss, logits_V)[0]
-
-
-def gradient_of_divergence(divergence: Callable[[Tensor], Tensor], student_logits_V: Tensor) -> Tensor:
-    logits_V = student_logits_V.clone().requires_grad_()
-    return torch.autograd.grad(divergence(logits_V.softmax(-1)), logits_V)[0]
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000), st.floats(min_value=1e-3, max_value=50.0))
-def test_the_expected_policy_gradient_of_power_is_the_gradient_of_its_divergence(seed: int, alpha: float) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    student_logits_V, teacher_logits_V = 2 * torch.randn(2, 7, dtype=torch.float64, generator=generator)
-    t_V = teacher_logits_V.softmax(-1)
-
-    def divergence(p_V: Tensor) -> Tensor:
-        terms_V = p_V ** (1 + alpha) - (1 + alpha) * p_V * t_V**alpha + alpha * t_V ** (1 + alpha)
-        return terms_V.sum() / (1 + alpha)
-
-    reward_V = reward("power", teacher_logits_V.log_softmax(-1), student_logits_V.log_softmax(-1), alpha=alpha)
-    torch.testing.assert_close(
-        expected_policy_gradient(reward_V, student_logits_V),
-        gradient_of_divergence(divergence, student_logits_V),
-        rtol=1e-8,
-        atol=1e-13,
-    )
-
-
-def test_the_expected_policy_gradient_of_the_log_ratio_is_the_gradient_of_the_reverse_kl() -> None:
-    student_logits_V = torch.tensor([1.0, -0.5, 0.2, 2.0], dtype=torch.float64)
-    log_t_V = torch.tensor([0.1, 0.7, -1.0, 0.3], dtype=torch.float64).log_softmax(-1)
-    reward_V = reward("log_ratio", log_t_V, student_logits_V.log_softmax(-1))
-    torch.testing.assert_close(
-        expected_policy_gradient(reward_V, student_logits_V),
-        gradient_of_divergence(lambda p_V: (p_V * (p_V.log() - log_t_V)).sum(), student_logits_V),
-    )

@@ -1,6 +1,5 @@
 """The registry: validation messages, declared needs, and that none of it imports torch."""
 
-import dataclasses
 import math
 import pickle
 import subprocess
@@ -22,13 +21,9 @@ from rewards import (
     Entry,
     Needs,
     Parameter,
-    TeacherLogits,
-    TeacherTopK,
-    lookup,
     validate,
 )
 from rewards.catalogue import Kind
-from rewards.parameters import Params
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 ALL_REGISTRIES = [
@@ -55,11 +50,11 @@ def test_a_number_may_arrive_as_text_and_an_optional_one_as_none() -> None:
     assert validate("objective", "power", {"alpha": "1e-3"})["alpha"] == 1e-3
     assert validate("objective", "log_ratio", {"logprob_floor": "none"}) == {"logprob_floor": None}
     assert validate("objective", "log_ratio", {"logprob_floor": -100}) == {"logprob_floor": -100.0}
+    assert validate("objective", "lsm", {"k": "16"})["k"] == 16
 
 
 REFUSED: list[tuple[Kind, str, dict[str, object], str]] = [
     ("objective", "power", {"alpha": 0}, "objective.alpha must be > 0 and <= 1000, got 0"),
-    ("objective", "power", {"alpha": -1.5}, "objective.alpha must be > 0 and <= 1000, got -1.5"),
     ("objective", "power", {"alpha": 1000.1}, "objective.alpha must be > 0 and <= 1000, got 1000.1"),
     ("objective", "power", {"alpha": math.nan}, "objective.alpha must be > 0 and <= 1000, got nan"),
     ("objective", "power", {"alpha": math.inf}, "objective.alpha must be > 0 and <= 1000, got inf"),
@@ -72,45 +67,29 @@ REFUSED: list[tuple[Kind, str, dict[str, object], str]] = [
         "objective",
         "power",
         {"alhpa": 5},
-        "objective.alhpa is unknown: power takes alpha, rescale (nearest: alpha)",
+        "alhpa is unknown: power takes alpha, rescale (nearest: alpha)",
     ),
+    ("objective", "powr", {}, "got 'powr' (nearest: power)"),
     ("objective", "log_clip", {"low": 1, "high": 1}, "objective.low must be < high, got low = 1.0, high"),
     ("objective", "log_clip", {"low": math.nan}, "objective.low must be a finite number, got nan"),
-    ("objective", "log_tanh", {"temperature": 0}, "objective.temperature must be > 0, got 0"),
     ("objective", "log_ratio", {"logprob_floor": 0}, "objective.logprob_floor must be < 0, or none, got 0"),
-    ("importance", "truncated", {"low": -0.1}, "importance.low must be >= 0, got -0.1"),
-    ("importance", "truncated", {"low": 2, "high": 2}, "importance.low must be < high, got low = 2.0"),
-    ("importance", "truncated", {"high": math.inf}, "importance.high must be > 0, got inf"),
-    ("importance", "none", {"high": 2}, "importance.high is unknown: none takes no parameters"),
-    ("objective", "powr", {}, "got 'powr' (nearest: power)"),
-    ("objective", "power_full", {"alpha": 0}, "objective.alpha must be > 0 and <= 1000, got 0"),
-    ("objective", "jsd", {"beta": 1.1}, "objective.beta must be >= 0 and <= 1, got 1.1"),
-    ("objective", "jsd", {"beta": -0.1}, "objective.beta must be >= 0 and <= 1, got -0.1"),
-    ("objective", "jsd", {"temperature": 0}, "objective.temperature must be > 0, got 0"),
     ("objective", "lsm", {"k": 1}, "objective.k must be an integer >= 2, got 1"),
-    ("objective", "lsm", {"tail": "rest"}, "objective.tail must be one of none, bucket, got 'rest'"),
-    ("objective", "lsm", {"support": "all"}, "objective.support must be one of teacher, teacher+sampled, student"),
+    ("objective", "lsm", {"k": 2.5}, "objective.k must be an integer >= 2, got 2.5"),
     ("objective", "veto", {"beta_start": 1.6}, "objective.beta_start must be >= 0 and <= 1.5, got 1.6"),
-    ("objective", "veto", {"beta": -0.1}, "objective.beta must be >= 0 and <= 1.5, or none, got -0.1"),
     (
         "objective",
         "veto",
-        {"beta_start": 1.0, "schedule": "constant"},
-        "objective.beta_start must be < 1 with schedule constant, got beta = None, beta_start = 1.0",
+        {"beta_start": 1, "schedule": "constant"},
+        "must be < 1 with schedule constant, got",
     ),
     (
         "objective",
-        "veto_reverse",
+        "veto",
         {"beta": 1.2, "schedule": "constant"},
-        "objective.beta_start must be < 1 with schedule constant, got beta = 1.2",
+        "< 1 with schedule constant, got beta = 1.2",
     ),
-    ("objective", "reopold", {"lambda_": 0}, "objective.lambda_ must be > 0 and < 1, got 0"),
-    ("objective", "reopold", {"lambda_": 1}, "objective.lambda_ must be > 0 and < 1, got 1"),
-    ("objective", "reopold", {"entropy_top": 0}, "objective.entropy_top must be > 0 and <= 1, got 0"),
-    ("objective", "reopold", {"lambda": 0.3}, "objective.lambda is unknown: reopold takes lambda_, entropy_top"),
-    ("surrogate", "ppo", {"eps": 0}, "surrogate.eps must be > 0 and < 1, got 0"),
+    ("importance", "none", {"high": 2}, "importance.high is unknown: none takes no parameters"),
     ("importance", "icepop", {"low": 2, "high": 0.5}, "importance.low must be < high, got low = 2.0"),
-    ("token_mask", "tip", {"keep": 0}, "token_mask.keep must be > 0 and <= 1, got 0"),
     ("normaliser", "z_score", {}, "normaliser.name must be one of none, sign_max_abs, zscore, got 'z_score'"),
 ]
 
@@ -135,39 +114,6 @@ def test_a_call_refuses_what_validation_refuses() -> None:
         TOKEN_REWARDS["power"](None, None, None, alpha=0.0)
 
 
-def test_an_integer_parameter_accepts_whole_numbers_only() -> None:
-    k = Parameter("k", int, 32, "Support size.", at_least=2)
-    assert k.check("16", "objective") == 16
-    for bad in (1, 2.5, "many"):
-        with pytest.raises(ValueError, match=r"objective\.k must be an integer >= 2"):
-            k.check(bad, "objective")
-
-
-def test_needs_say_what_the_system_has_to_provide() -> None:
-    assert TOKEN_REWARDS["power"].needs == Needs(form="pg", teacher=("token",), student=("token",))
-    assert IMPORTANCE_WEIGHTS["truncated"].needs.behaviour
-    assert not IMPORTANCE_WEIGHTS["none"].needs.behaviour
-    assert [name for name, entry in TOKEN_REWARDS.items() if entry.is_bounded] == ["log_clip", "log_tanh", "power"]
-    assert [name for name, entry in NORMALISERS.items() if not entry.uses_window_statistics] == ["none"]
-    assert all("direct" in entry.needs.form for entry in DIVERGENCES.values())
-
-
-def test_needs_may_depend_on_a_parameter() -> None:
-    def forward_needs_all_logits(params: Params, needs: Needs) -> Needs:
-        is_forward = params["direction"] == "forward"
-        return dataclasses.replace(needs, form="direct", teacher=("full",)) if is_forward else needs
-
-    entry = Entry(
-        "two_way",
-        "",
-        "builtins:dict",
-        parameters=(Parameter("direction", str, "forward", "", choices=("forward", "reverse")),),
-        refine_needs=forward_needs_all_logits,
-    )
-    assert entry.needs_with(entry.validate({}, field="objective")).teacher == ("full",)
-    assert entry.needs_with(entry.validate({"direction": "reverse"}, field="objective")).form == "pg"
-
-
 def needs_of(name: str, **params: object) -> Needs:
     return OBJECTIVES[name].needs_with(validate("objective", name, params))
 
@@ -186,20 +132,6 @@ def test_the_support_of_lsm_decides_what_a_teacher_is_asked_for() -> None:
     assert needs_of("lsm", support="teacher+sampled").teacher == ("topk", "token")
     assert needs_of("lsm", support="student").teacher == ("ids_query",)
     assert needs_of("lsm", support="union").teacher == ("full",)
-
-
-@pytest.mark.parametrize("name", ["eopd", "aopd"])
-def test_both_parts_of_a_combined_objective_declare_the_same(name: str) -> None:
-    reward, divergence = TOKEN_REWARDS[name], DIVERGENCES[name]
-    assert reward.needs == divergence.needs
-    assert reward.needs.form == "pg+direct"
-    assert reward.parameters == divergence.parameters
-
-
-def test_a_token_mask_takes_the_parameters_of_its_reward() -> None:
-    for entry in TOKEN_REWARDS.values():
-        if entry.token_mask is not None:
-            assert TOKEN_MASKS[entry.token_mask].parameters == entry.parameters
 
 
 def test_a_floor_or_a_bound_lifts_the_need_of_a_finite_teacher() -> None:
@@ -233,18 +165,6 @@ def test_every_entry_is_documented_pickles_and_carries_its_own_name(registry: di
         assert entry.doc
         assert all(parameter.doc for parameter in entry.parameters)
         assert pickle.loads(pickle.dumps(entry)) == entry
-
-
-def test_a_name_is_looked_up_in_the_registry_of_its_kind() -> None:
-    assert lookup("objective", "power") is TOKEN_REWARDS["power"]
-    assert lookup("objective", "lsm") is DIVERGENCES["lsm"]
-    assert lookup("baseline", "power") is BASELINES["power"]
-    assert lookup("surrogate", "ppo") is SURROGATES["ppo"]
-
-
-def test_a_teacher_payload_holds_what_it_is_given() -> None:
-    assert dataclasses.asdict(TeacherTopK([[1]], [[-0.5]])) == {"ids_NK": [[1]], "log_probs_NK": [[-0.5]]}  # pyright: ignore[reportArgumentType]
-    assert TeacherLogits([[0.0]]).logits_NV == [[0.0]]  # pyright: ignore[reportArgumentType]
 
 
 def test_validation_and_grading_work_without_importing_torch() -> None:

@@ -30,7 +30,7 @@ from rewards import (
     scheduled_beta,
     top_fraction_threshold,
 )
-from rewards.aopd import aopd_gate
+from rewards.gated import aopd_gate
 from rewards.reopold import reopold_floor
 from rewards.surrogates import probability_difference
 from rewards.tip import scaled_to_unit, tip_score

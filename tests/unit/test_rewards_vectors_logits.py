@@ -4,6 +4,7 @@ They are read from `reward_vectors.json` in the folder named by POWEROPD_VECTORS
 repository; without that file these tests are skipped.
 """
 
+import math
 import re
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +23,8 @@ from rewards import (
     TeacherTopK,
     aggregate,
 )
-from rewards.distributions import entropy, student_log_probs, teacher_entropy, teacher_log_probs
 from rewards.support import choose_support, student_top_k_advantage, top_k_forward_kl
-from rewards.tip import tip_sampling_weight
+from rewards.teacher import entropy, student_log_probs, teacher_entropy, teacher_log_probs
 from rewards.veto import log_target
 from tests.unit.reward_vectors import CASES, Case, Results, assert_reproduced, needs_vectors
 
@@ -178,16 +178,12 @@ def run_eopd(case: Case, dtype: torch.dtype) -> Results:
 
 
 def run_tip_weight(case: Case, dtype: torch.dtype) -> Results:
+    """The product is of the case alone: TIP is a mask here, and what is checked is its two factors."""
     student, teacher = logits_of(case, dtype)
-    jsd_1N = DIVERGENCES["jsd"](student, teacher, beta=0.5).unsqueeze(0)
-    weight_1N = tip_sampling_weight(
-        torch.ones_like(jsd_1N),
-        student_entropy_BT=entropy(student.log_softmax(-1)).unsqueeze(0),
-        jsd_BT=jsd_1N,
-        vocab_size=student.shape[-1],
-        **case["params"],
-    )
-    return {"jsd": jsd_1N, "weight": weight_1N, "probability": weight_1N / weight_1N.sum()}
+    jsd = DIVERGENCES["jsd"](student, teacher, beta=0.5)
+    entropies = entropy(student.log_softmax(-1)) / math.log(student.shape[-1])
+    weight = entropies ** case["params"]["alpha"] * (jsd / math.log(2.0)) ** case["params"]["gamma"]
+    return {"jsd": jsd, "weight": weight, "probability": weight / weight.sum()}
 
 
 def run_vopd(case: Case, dtype: torch.dtype) -> Results:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rewards import IMPORTANCE_WEIGHTS, SURROGATES, TOKEN_REWARDS, aggregate, multi_sample_loss
+from rewards import IMPORTANCE_WEIGHTS, SURROGATES, TOKEN_REWARDS, aggregate
 from rewards.importance import importance_ratio
 from rewards.surrogates import clipped_loss, dppo_mask, probability_difference
 from tests.unit.reward_vectors import CASES, Case, Results, assert_reproduced, needs_vectors
@@ -87,8 +87,12 @@ def run_dppo_mask(case: Case, dtype: torch.dtype) -> Results:
 
 
 def run_multi_sample(case: Case, dtype: torch.dtype) -> Results:
+    """Several sampled tokens per position, as rows."""
     teacher, current, behaviour = inputs_of(case, dtype, "lp_teacher", "lp_current", "lp_behaviour")
-    return {"per_position_loss": multi_sample_loss(teacher, current, behaviour)}
+    mask = all_kept(current)
+    advantage = TOKEN_REWARDS["log_ratio"](teacher, current, mask)
+    loss = SURROGATES["unclipped"](current, advantage, mask, behaviour_logp_BT=behaviour)
+    return {"per_position_loss": loss.mean(-1)}
 
 
 RUN_OF_PATTERN: dict[str, Run] = {

@@ -113,15 +113,6 @@ def test_the_log_ratio_of_a_weight_is_clamped_before_exp() -> None:
     torch.testing.assert_close(weight, row(math.exp(20), math.exp(-20)))
 
 
-@pytest.mark.parametrize("name", IMPORTANCE_WEIGHTS)
-def test_an_importance_weight_is_detached_and_zero_outside_the_mask(name: str) -> None:
-    mask = torch.tensor([[True, False, False]])
-    logp = row(-1.0, NAN, -1.0).requires_grad_()
-    value = weight(name, logp, row(-1.0, -1.0, NAN), mask)
-    assert not value.requires_grad
-    assert value.tolist() == [[1.0, 0.0, 0.0]]
-
-
 LOSS = torch.tensor([[1.0, 2.0, 3.0], [5.0, NAN, NAN], [NAN, NAN, NAN]], dtype=torch.float64)
 MASK = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])
 

@@ -1,7 +1,5 @@
 """Rows are the same from every format, and whatever cannot be read is one line that names it."""
 
-import gzip
-import json
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,39 +12,25 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from inputs.row_files import COMPRESSIONS, SUFFIXES
 from inputs.rows import open_data, open_rows
+from tests.unit.data_files import COMPRESSED, FILES, gzipped, json_lines, json_list, parquet, zstd
 
 pytestmark = pytest.mark.timeout(60)
 
 ROWS = [{"id": i, "problem": f"{i} + \u00e9", "extra": {"answer": str(i)}} for i in range(7)]
-LINES = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
-LIST = json.dumps(ROWS, indent=1).encode()
+LINES, LIST = json_lines(ROWS), json_list(ROWS)
 
-
-def parquet(rows: list[dict[str, Any]] = ROWS) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=3)
-    return sink.getvalue().to_pybytes()
-
-
-def zstd(content: bytes) -> bytes:
-    return pa.compress(content, "zstd", asbytes=True)
-
-
-FILES = {
-    "a.jsonl": LINES,
-    "a.ndjson": LINES,
+SAME = {f"a{suffix}": write(ROWS) for suffix, write in FILES.items()}
+SAME |= {
+    f"{name}{end}": compress(content) for name, content in SAME.items() for end, compress in COMPRESSED.items()
+}
+SAME |= {
     "a.dat": LINES,
     "lines.json": LINES,
-    "a.json": LIST,
     "mark.json": b"\xef\xbb\xbf" + LIST,
-    "a.parquet": parquet(),
-    "a.jsonl.gz": gzip.compress(LINES),
-    "two.jsonl.gz": gzip.compress(LINES[:50]) + gzip.compress(LINES[50:]),
-    "a.jsonl.zst": zstd(LINES),
-    "a.json.gz": gzip.compress(LIST),
-    "a.json.zst": zstd(LIST),
-    "A.PARQUET.GZ": gzip.compress(parquet()),
+    "two.jsonl.gz": gzipped(LINES[:50]) + gzipped(LINES[50:]),
+    "A.PARQUET.GZ": gzipped(parquet(ROWS)),
 }
 
 
@@ -73,11 +57,15 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "set"
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", SAME)
 def test_every_format_of_a_file_gives_the_same_rows(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(FILES[name])
+    (tmp_path / name).write_bytes(SAME[name])
     assert rows_of(tmp_path / name) == ROWS
     assert open_data(str(tmp_path / name), field="f").files == [str(tmp_path / name)]
+
+
+def test_every_format_and_compression_is_tested() -> None:
+    assert (set(FILES), set(COMPRESSED)) == (set(SUFFIXES), set(COMPRESSIONS))
 
 
 def test_a_file_has_no_split_and_no_subset(tmp_path: Path) -> None:
@@ -87,7 +75,7 @@ def test_a_file_has_no_split_and_no_subset(tmp_path: Path) -> None:
 
 def test_rows_come_with_line_or_number(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_bytes(b"\n" + LINES)
-    (tmp_path / "a.parquet").write_bytes(parquet())
+    (tmp_path / "a.parquet").write_bytes(parquet(ROWS))
     for name, first in (("a.jsonl", 2), ("a.parquet", 1)):
         path = str(tmp_path / name)
         assert [place for place, _ in open_data(path, field="f").rows] == [f"{path}:{first + i}" for i in range(7)]
@@ -116,8 +104,8 @@ def test_a_broken_file_in_a_folder_names_the_setting_and_the_file(folder: Path) 
 
 
 def test_a_folder_without_data_is_refused(tmp_path: Path) -> None:
-    (tmp_path / "a.csv").write_text("problem\n1+1\n")
-    assert "holds no file that ends in .jsonl, .ndjson, .json, .parquet" in mistake(tmp_path)
+    (tmp_path / "a.txt").write_text("1+1\n")
+    assert f"holds no file that ends in {', '.join(SUFFIXES)}" in mistake(tmp_path)
 
 
 def test_what_datasets_saved_is_read(tmp_path: Path) -> None:
@@ -246,14 +234,14 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     [
         ("a.parquet", b"PAR1 and more", "is broken"),
         ("a.parquet", b"", "is broken"),
-        ("a.parquet", parquet()[:-20], "is broken"),
+        ("a.parquet", parquet(ROWS)[:-20], "is broken"),
         ("a.json", LIST[:-3], "not valid JSON"),
         ("a.json", b"[1, 2]", ":1: needs an object, not a int"),
         ("a.json", b"[" * 100_000, "nested too deep"),
         ("a.json", b'{"a":\n 1}', ":1: not valid JSON"),
         ("a.jsonl.gz", LINES, "cannot be read: Not a gzipped file"),
-        ("a.jsonl.gz", gzip.compress(LINES)[:-12], "is broken"),
-        ("a.jsonl.gz", gzip.compress(LINES)[:20] + b"\xff" * 40, "is broken"),
+        ("a.jsonl.gz", gzipped(LINES)[:-12], "is broken"),
+        ("a.jsonl.gz", gzipped(LINES)[:20] + b"\xff" * 40, "is broken"),
         ("a.jsonl.zst", LINES, "cannot be read"),
         ("a.jsonl.zst", zstd(LINES)[:-12], "a.jsonl.zst"),
     ],

@@ -24,6 +24,7 @@ from controller.status import progress_status
 from records.events import Events
 from records.run_folder import RunFolder
 from reporting.status_text import as_text
+from settings.exit_codes import BAD_INPUT
 from settings.run import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -272,7 +273,7 @@ def test_a_folder_says_where_its_run_is_or_that_its_process_has_ended(tmp_path: 
     folder.write_cluster(here | {"pid": os.getpid()})
     assert address_of(folder) == "10.0.0.1:1"
     folder.write_cluster(here | {"pid": 2**22 + 1})  # above the largest process number
-    with pytest.raises(ValueError, match="is not going on: its process 4194305 has ended"):
+    with pytest.raises(ValueError, match="is not running: its process 4194305 has ended"):
         address_of(folder)
     folder.write_cluster(here | {"pid": 2**22 + 1, "host": "another"})
     assert address_of(folder) == "10.0.0.1:1"
@@ -289,6 +290,6 @@ def test_a_folder_says_where_its_run_is_or_that_its_process_has_ended(tmp_path: 
 def test_a_wrong_command_line_is_one_error_with_exit_code_2(
     line: list[str], error: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert launch.main(line) == launch.BAD_INPUT
+    assert launch.main(line) == BAD_INPUT
     [printed] = capsys.readouterr().err.strip().splitlines()
     assert printed.startswith(error)

@@ -2,24 +2,22 @@
 
 from io import StringIO
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
 from records.run_folder import RunFolder
-from reporting.advisor import advise, flow_line, flow_means
-from reporting.live.progress import plain_line
+from reporting.advisor import flow_line, flow_means
+from reporting.live.terminal import step_line
 from reporting.summary import accuracy_table, summarise
+from tests.unit.metric_rows import metrics_row
 
-ROW: dict[str, Any] = {
-    **{"step": 3, "weight_version": 3, "reward/mean": -0.01234, "kl/reverse": 0.5, "loss": 0.0123456},
-    **{"grad_norm": 1.23456, "staleness/mean": 0.75, "staleness/max": 2.0, "response_length/mean": 12.4},
-    **{"throughput/rollout": 1234.5, "throughput/teacher": 99.9, "throughput/learner": 10000.0},
-    **{"time/rollout_wait_s": 0.126, "time/score_wait_s": 0.0, "time/train_s": 1.5, "time/publish_s": 0.25},
-    **{"workers/rollout": 2, "workers/teacher": 1, "queue/rollouts": 4, "queue/scored": 5, "truncated_frac": 0.1},
-}
-
-
+ROW = metrics_row(
+    3,
+    **{"reward__mean": -0.01234, "kl__reverse": 0.5, "loss": 0.0123456, "grad_norm": 1.23456},
+    **{"staleness__mean": 0.75, "staleness__max": 2.0, "response_length__mean": 12.4},
+    **{"throughput__rollout": 1234.5, "throughput__teacher": 99.9, "throughput__learner": 10000.0},
+    **{"time__rollout_wait_s": 0.126, "time__score_wait_s": 0.0, "time__train_s": 1.5, "time__publish_s": 0.25},
+)
 TEACHERS = [("teacher", 0.75), ("teacher-code", 0.875)]
 
 
@@ -77,30 +75,24 @@ def test_the_table_of_a_run_without_evaluation_is_empty() -> None:
 
 
 def test_a_step_is_one_plain_line() -> None:
-    assert plain_line(ROW, 10) == (
-        "step 3/10  reward -0.0123  kl/reverse 0.5000  loss +0.01235  grad 1.23  staleness 0.75/2  length 12  "
-        "tok/s rollout 1,234 teacher 100 learner 10,000  waits 0.13+0.00 s  train 1.50 s  publish 0.25 s"
-    )
+    line = step_line(ROW, 10)
+    assert line.startswith("step 3/10  reward -0.0123  kl/reverse 0.5000  ")
+    assert "  staleness 0.75/2  " in line
+    assert "  tok/s rollout 1,234 teacher 100 learner 10,000  waits 0.13+0.00 s  " in line
+    assert "kl/reverse" not in step_line({"step": 3, "reward/mean": 0.5}, 10), "what the row lacks is left out"
 
 
-def test_what_limits_the_run_ends_the_line_of_a_step_and_is_in_the_summary(tmp_path: Path) -> None:
-    row = ROW | {"time/step_s": 2.0, "tokens_trained": 5}
-    advice = advise([row])
-    assert plain_line(row, 10, advice) == f"{plain_line(row, 10)}  learner-bound 88 %"
+def test_what_limits_the_run_is_in_the_summary(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    folder.add_step(row, ["a"])
+    folder.add_step(ROW, ["a"])
     assert summarise(folder, wall_s=1.0)["limit"].startswith("learner-bound: 88 % of its time")
 
 
-FLOW: dict[str, Any] = {
-    **{"wait/rollout_s": 0.25, "wait/teacher_s": 2.0, "wait/learner_s": 0.5, "busy/rollout": 0.5},
-    **{"busy/teacher": 1.0, "backpressure/teacher_s": 0.6, "backpressure/learner_s": 0.0, "time/step_s": 2.0},
-}
-
-
 def test_waits_back_pressure_and_use_are_means_over_the_time_of_the_steps(tmp_path: Path) -> None:
-    other = FLOW | {"wait/teacher_s": 5.0, "busy/rollout": 0.8, "backpressure/teacher_s": 0.0, "time/step_s": 4.0}
-    means = flow_means([ROW, FLOW, other])
+    flow = {"wait/rollout_s": 0.25, "wait/teacher_s": 2.0, "wait/learner_s": 0.5, "busy/rollout": 0.5}
+    flow |= {"busy/teacher": 1.0, "backpressure/teacher_s": 0.6, "backpressure/learner_s": 0.0, "time/step_s": 2.0}
+    other = flow | {"wait/teacher_s": 5.0, "busy/rollout": 0.8, "backpressure/teacher_s": 0.0, "time/step_s": 4.0}
+    means = flow_means([{"step": 1}, flow, other])
     assert means == {
         "wait": {"rollout": 0.25, "teacher": 4.0, "learner": 0.5},
         "backpressure": {"teacher": 0.1, "learner": 0.0},
@@ -111,6 +103,6 @@ def test_waits_back_pressure_and_use_are_means_over_the_time_of_the_steps(tmp_pa
         "busy: rollout 70 %, teacher 100 %"
     )
     folder = RunFolder(tmp_path)
-    folder.add_step(ROW | FLOW | {"tokens_trained": 5}, ["a"])
+    folder.add_step(ROW | flow, ["a"])
     assert summarise(folder, wall_s=1.0)["flow"]["wait"]["teacher"] == 2.0
-    assert flow_means([ROW]) == {}
+    assert flow_means([{"step": 1}]) == {}

@@ -1,0 +1,65 @@
+"""What is read and checked of a run before it takes anything: settings, inputs, placement. No torch, no Ray."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from cluster.capacity import check_local_machine
+from cluster.placement import Demand, plan
+from learner.served import check_objective, signal_kind
+from settings.checks import Checks
+from settings.run import RunConfig
+from settings.run_files import load_config
+
+if TYPE_CHECKING:  # transformers takes seconds to import
+    from inputs.inputs import Inputs
+    from transport.batches import TeacherSignal
+
+
+def load_checked(path: str | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The configuration of a run with its objective checked; ValueError with one line per mistake."""
+    return check_objective(load_config(path, overrides))
+
+
+def check_inputs(config: RunConfig, checks: Checks) -> "Inputs":
+    """Read the inputs and make every check that needs no node; returns the inputs.
+
+    RefusedError at the first error; also where errors are collected, if something could not be read.
+    """
+    from actors.vllm import collection_paused
+
+    with collection_paused():
+        from inputs.inputs import read_inputs
+
+    inputs = read_inputs(config, checks=checks)
+    with checks.guard("padded_rows", is_hard=True):
+        signal_of(config, inputs)
+    with checks.guard("tokenizer", is_hard=True):
+        special_token_ids(config, inputs)
+    return inputs
+
+
+def check_placement(config: RunConfig, checks: Checks) -> list[Demand]:
+    """The workers to place, all of which this machine must be able to hold if it is the only one."""
+    demands = list[Demand]()
+    with checks.guard("placement", is_hard=True):
+        demands = plan(config)
+        check_local_machine(config, demands)
+    return demands
+
+
+def signal_of(config: RunConfig, inputs: "Inputs") -> "TeacherSignal":
+    """What the teacher must return for the objective; ValueError if the models do not allow it."""
+    from actors.engine_settings import teacher_signal
+
+    return teacher_signal(config, inputs, kind=signal_kind(config), k=config.objective.parameters.get("k", 0))
+
+
+def special_token_ids(config: RunConfig, inputs: "Inputs") -> list[int]:
+    """Every token id of the texts in `masks.special_tokens`; ValueError for a text without one."""
+    found: list[int] = []
+    for text in config.masks.special_tokens:
+        ids = inputs.tokenizer.encode(text, add_special_tokens=False)
+        if not ids or inputs.tokenizer.unk_token_id in ids:
+            raise ValueError(f"masks.special_tokens: the student's tokenizer has no token for {text!r}")
+        found += ids
+    return found
