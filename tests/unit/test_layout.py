@@ -14,7 +14,7 @@ STILL_LONG = {
     "commands/parser.py: build_parser",
     "learner/loss.py: micro_batch_loss",
     "learner/publisher.py: publish_weights",
-    "tests/integration/simulated_run.py: simulated_run",
+    "tests/simulated_run.py: simulated_run",
     "tests/integration/test_run.py: test_an_asynchronous_run_with_two_workers_of_each_kind_keeps_its_bound_and_"
     "exports_the_student",
 }
