@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from records.checkpoints import committed_steps
 from records.files import read_rows
+from records.metrics import declared, required_keys
 from records.run_folder import valid_ledger
 from records.timeline import read_spans
 from settings.exit_codes import DRAINED
@@ -106,6 +107,15 @@ def test_a_synchronous_run_trains_fresh_tokens_only_and_every_slot_once(demo_run
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))
     assert max(row["staleness/max"] for row in rows) == 0
     assert_trained_once(demo_run, steps=STEPS, batch=BATCH)
+
+
+def test_rows_have_the_keys_that_the_table_of_metrics_declares(
+    demo_run: Path, wide_run: Path, drained_run: DrainedRun
+) -> None:
+    for path in (demo_run, wide_run, drained_run.path):
+        for row in read_rows(path / "metrics.jsonl"):
+            assert [key for key in row if declared(key) is None] == []
+            assert row.keys() >= {*required_keys()}
 
 
 def test_the_demo_leaves_what_the_quick_start_says(demo_run: Path) -> None:
