@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from commands.compare.figures import CURVES, Curves, draw_curves, draw_planes, draw_positions
-from commands.compare.plan import CompareConfig, PlannedRun
-from commands.compare.runs import ATTEMPTS
+from commands.compare.plan import ATTEMPTS, CompareConfig, PlannedRun
 from evaluation.metrics import latest_rows, mean_of_rows
 from records.files import read_rows
 from records.metrics import OLD_KEYS
