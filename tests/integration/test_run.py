@@ -19,6 +19,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from records.checkpoints import committed_steps
 from records.files import read_rows
+from records.metrics import declared, required_keys
 from records.run_folder import valid_ledger
 from records.timeline import read_spans
 from settings.exit_codes import DRAINED
@@ -108,6 +109,15 @@ def test_a_synchronous_run_trains_fresh_tokens_only_and_every_slot_once(demo_run
     assert_trained_once(demo_run, steps=STEPS, batch=BATCH)
 
 
+def test_rows_have_the_keys_that_the_table_of_metrics_declares(
+    demo_run: Path, wide_run: Path, drained_run: DrainedRun
+) -> None:
+    for path in (demo_run, wide_run, drained_run.path):
+        for row in read_rows(path / "metrics.jsonl"):
+            assert [key for key in row if declared(key) is None] == []
+            assert row.keys() >= {*required_keys()}
+
+
 def test_the_demo_leaves_what_the_quick_start_says(demo_run: Path) -> None:
     for name in ("metrics.jsonl", "eval.jsonl", "export/model.safetensors", "export/config.json"):
         assert (demo_run / name).is_file(), name
@@ -191,16 +201,22 @@ def test_samples_hold_the_rewards_that_follow_from_their_log_probs(wide_run: Pat
         assert torch.allclose(torch.tensor(row["values"]), expected, atol=1e-3)
 
 
-def test_the_checks_before_the_run_compared_every_engine(wide_run: Path) -> None:
-    report: dict[str, Any] = json.loads((wide_run / "preflight.json").read_text())
+def checks_of(run_path: Path) -> dict[str, dict[str, Any]]:
+    """The details of the checks before a run by key; none found anything."""
+    report: dict[str, Any] = json.loads((run_path / "preflight.json").read_text())
     assert report["ok"]
-    rows = {row["key"]: row for row in report["checks"]}
-    assert {row["status"] for row in rows.values()} == {"ok"}
-    golden, replicas = rows["golden"]["details"], rows["replicas"]["details"]["teacher"]
+    assert {row["status"] for row in report["checks"]} == {"ok"}
+    return {row["key"]: row["details"] for row in report["checks"]}
+
+
+def test_the_checks_before_a_run_compare_every_engine(demo_run: Path, wide_run: Path) -> None:
+    in_float32 = checks_of(demo_run)["golden"]
+    assert in_float32["differences"]["rollout-0"] < in_float32["limit"] == 1e-3
+    golden, replicas = checks_of(wide_run)["golden"], checks_of(wide_run)["replicas"]["teacher"]
     assert sorted(golden["differences"]) == ["rollout-0", "rollout-1"]
     assert sorted(replicas["differences"]) == ["teacher-0", "teacher-1"]
-    assert max([*golden["differences"].values(), *replicas["differences"].values()]) < golden["limit"] == 1e-3
-    assert golden["learner_mean"] < 0
+    assert max(golden["differences"].values()) < golden["limit"] == 0.25
+    assert max(replicas["differences"].values()) < 1e-3
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH to open the report in")
