@@ -11,10 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from learner.collate import PackedBatch, collate, pack
-from learner.facts import REVERSE_KL, TEACHER_ENTROPY
+from learner.facts import REVERSE_KL, TEACHER_ENTROPY, StudentValues
 from learner.loss import Objective
 from learner.metrics import StepTokens, step_metrics
-from learner.values import StudentValues
 from learner.window import Window, prepare_window
 from settings.objective import ImportanceConfig, MasksConfig, ObjectiveConfig, SurrogateConfig, TokenWeightsConfig
 from tests.unit.test_learner_scene import ALONE, LENGTHS, STOPS, scored_table
