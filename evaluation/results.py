@@ -196,12 +196,11 @@ def _write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
-# -- kept results ------------------------------------------------------------------------------------------
-# The per-problem results of evaluations in a run's folder: `evaluations/step_N/BENCHMARK.parquet`.
-
-
 class KeptResults:
-    """Those of one evaluation. A full disk costs them, with an event, and not the run."""
+    """The results of one evaluation in a run's folder: `evaluations/step_N/BENCHMARK.parquet`.
+
+    A full disk costs them, with an event, and not the run.
+    """
 
     def __init__(self, folder: RunFolder, name: str, events: Events) -> None:
         """`name` is `step_N` for the student, a teacher's role for a teacher."""

@@ -1,4 +1,4 @@
-"""The numbers of a comparison: per run from its own files, per objective as mean and spread over seeds."""
+"""Writes what a comparison found, by objective with the spread over seeds: `table.md`, `table.json`, figures."""
 
 import json
 import statistics
@@ -166,10 +166,6 @@ def _spread(values: Iterable[float | None]) -> float | None:
     return statistics.stdev(known) if len(known) > 1 else None
 
 
-# -- comparison results ------------------------------------------------------------------------------------
-# Writes what a comparison found: `table.md`, `table.json` and the figures.
-
-
 PLANE_P = np.linspace(0.005, 0.995, 199)
 """Probabilities at which rewards are drawn: 0 and 1 left out, a log-ratio is infinite there."""
 
@@ -240,14 +236,16 @@ def planes_of(runs: Sequence[PlannedRun]) -> dict[str, Any]:
     """
     import torch
 
-    from rewards.sampled import sampled_reward
+    from rewards.sampled import reward_of_log_probs
 
     p = torch.as_tensor(PLANE_P)
     teacher_p, student_p = torch.meshgrid(p, p, indexing="ij")
     planes: dict[str, Any] = {}
     for run in runs:
         name, parameters = run.config.objective.name, run.config.objective.parameters
-        reward = sampled_reward(name, parameters, teacher_p, student_p, max_steps=run.config.max_steps)
+        reward = reward_of_log_probs(
+            name, parameters, teacher_p.log(), student_p.log(), max_steps=run.config.max_steps
+        )
         if reward is not None and not any(np.array_equal(reward.numpy(), each) for each in planes.values()):
             planes[run.label] = reward.numpy()
     return planes

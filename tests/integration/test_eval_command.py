@@ -45,7 +45,7 @@ def test_an_interrupted_evaluation_goes_on_with_what_is_missing(benchmark: Path)
     code, output = interrupted(command(benchmark), lambda: num_kept(out) >= 5)
     before = num_kept(out)
     assert code == DRAINED
-    assert "interrupted; the same command goes on with it" in output
+    assert "interrupted; the same command continues it" in output
     assert 5 <= before < NUM_PROBLEMS
 
     other = run(command(benchmark, "--top-p", "0.9"))
