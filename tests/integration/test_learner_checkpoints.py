@@ -1,4 +1,4 @@
-"""Checkpoints of the real learner: what is written while training goes on, for other ranks, and under kill -9.
+"""Checkpoints of the real learner: what is written while training continues, for other ranks, and under kill -9.
 
 Learners are processes of their own, as in `test_learner_ranks.py`.
 """
