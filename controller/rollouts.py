@@ -17,16 +17,15 @@ from ray.exceptions import RayError
 
 from actors.engine import Sampling
 from cluster.errors import is_infrastructure, is_lost
-from cluster.pool import Pool
 from cluster.streams import finished_slots
-from cluster.waiting import NO_LIMIT_S, Signal
+from cluster.waiting import NO_LIMIT_S
 from cluster.worker import Worker
+from controller.context import RunContext
 from controller.failures import NO_FAILURES, Failures, Refusal
 from controller.lanes import Rollout
 from controller.meters import RateMeter, WaitMeter, WastedTokens, WorkMeter
 from controller.slots import Slots
-from records.events import Events, reason_of
-from settings.run import RunConfig
+from records.events import reason_of
 
 logger = logging.getLogger(__name__)
 
@@ -54,26 +53,21 @@ class RolloutStage:
 
     def __init__(
         self,
-        config: RunConfig,
+        context: RunContext,
         *,
-        pool: Pool,
         slots: Slots,
         prompts: Prompts,
         sampling: Sampling | None,
         deliver: Callable[[Rollout], Awaitable[None]],
-        signal: Signal,
-        events: Events,
-        waste: WastedTokens | None = None,
+        waste: WastedTokens,
     ) -> None:
-        self._config = config
-        self._pool = pool
+        self._config, self._pool = context.config, context.pools["rollout"]
+        self._signal, self._events = context.signal, context.events
         self._slots = slots
         self._prompts = prompts
         self._sampling = sampling
         self._deliver = deliver
-        self._signal = signal
-        self._events = events
-        self._waste = waste or WastedTokens()
+        self._waste = waste
         self._failures: dict[int, Failures] = {}  # of slots that failed and are not scored yet
         self._isolation = Isolation(lambda slot: self._failures.get(slot, NO_FAILURES).num_deaths)
         self._given_up_in_a_row = 0

@@ -50,7 +50,7 @@ class ScaledRun:
         return read_rows(self.folder.metrics)
 
     def until(self, condition: Any, what: str) -> None:
-        """Wait while the run goes on."""
+        """Wait while the run is running."""
         until(condition, what, self.process)
 
     def scale_up_and_down(self) -> dict[str, dict[str, Any]]:

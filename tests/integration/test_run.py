@@ -201,16 +201,22 @@ def test_samples_hold_the_rewards_that_follow_from_their_log_probs(wide_run: Pat
         assert torch.allclose(torch.tensor(row["values"]), expected, atol=1e-3)
 
 
-def test_the_checks_before_the_run_compared_every_engine(wide_run: Path) -> None:
-    report: dict[str, Any] = json.loads((wide_run / "preflight.json").read_text())
+def checks_of(run_path: Path) -> dict[str, dict[str, Any]]:
+    """The details of the checks before a run by key; none found anything."""
+    report: dict[str, Any] = json.loads((run_path / "preflight.json").read_text())
     assert report["ok"]
-    rows = {row["key"]: row for row in report["checks"]}
-    assert {row["status"] for row in rows.values()} == {"ok"}
-    golden, replicas = rows["golden"]["details"], rows["replicas"]["details"]["teacher"]
+    assert {row["status"] for row in report["checks"]} == {"ok"}
+    return {row["key"]: row["details"] for row in report["checks"]}
+
+
+def test_the_checks_before_a_run_compare_every_engine(demo_run: Path, wide_run: Path) -> None:
+    in_float32 = checks_of(demo_run)["golden"]
+    assert in_float32["differences"]["rollout-0"] < in_float32["limit"] == 1e-3
+    golden, replicas = checks_of(wide_run)["golden"], checks_of(wide_run)["replicas"]["teacher"]
     assert sorted(golden["differences"]) == ["rollout-0", "rollout-1"]
     assert sorted(replicas["differences"]) == ["teacher-0", "teacher-1"]
-    assert max([*golden["differences"].values(), *replicas["differences"].values()]) < golden["limit"] == 1e-3
-    assert golden["learner_mean"] < 0
+    assert max(golden["differences"].values()) < golden["limit"] == 0.25
+    assert max(replicas["differences"].values()) < 1e-3
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH to open the report in")

@@ -108,7 +108,7 @@ def test_a_borrowed_rollout_worker_keeps_its_version_while_the_others_train(tmp_
         config = settings(tmp_path, {})
         slow = EngineBehaviour(token_s=0.016)
         async with simulated_run(
-            config, engines=(slow, slow), learner=LEARNER, evaluation=simulated_evaluation(200)
+            config, engines=(slow, slow), learner=LEARNER, evaluation=simulated_evaluation(20)
         ) as run:
             running = asyncio.create_task(run.pipeline.run())
             await eventually(lambda: any(worker.pinned for worker in run.rollout.workers))
@@ -120,7 +120,7 @@ def test_a_borrowed_rollout_worker_keeps_its_version_while_the_others_train(tmp_
                 await asyncio.sleep(0.01)
             await running
             check_trained(run)
-            check_rows(run, [0, 10, 20, 30], num_problems=200)
+            check_rows(run, [0, 10, 20, 30], num_problems=20)
             assert [borrowed.version, borrowed.pinned] == [30, None]
 
     run_virtually(scenario())
@@ -157,11 +157,11 @@ def test_a_fall_back_of_the_learner_gives_the_borrowed_worker_back_and_the_step_
         config = settings(tmp_path, {}, checkpoint={"every_steps": 5})
         learner = LearnerBehaviour(train_s=0.1, dies_at=10, num_faults=1)
         slow = EngineBehaviour(token_s=0.026)
-        given: dict[str, Any] = {"evaluation": simulated_evaluation(200), "learner": learner}
+        given: dict[str, Any] = {"evaluation": simulated_evaluation(20), "learner": learner}
         async with simulated_run(config, engines=(slow, slow), **given) as run:
             await run.pipeline.run()
             check_trained(run)
-            check_rows(run, [0, 10, 20, 30], num_problems=200)
+            check_rows(run, [0, 10, 20, 30], num_problems=20)
             assert [event["step"] for event in run.events("evaluation_abandoned")] == [10]
             assert {worker.version for worker in run.rollout.workers} == {STEPS}
 
@@ -188,14 +188,14 @@ def test_the_evaluation_pool_can_grow_and_a_borrowed_worker_that_is_given_up_cos
         health = {"max_restarts": 0}
         config = settings(tmp_path / "given_up", {}, health=health)
         slow = EngineBehaviour(token_s=0.016)
-        given: dict[str, Any] = {"evaluation": simulated_evaluation(200), "learner": LEARNER}
+        given: dict[str, Any] = {"evaluation": simulated_evaluation(20), "learner": LEARNER}
         async with simulated_run(config, engines=(slow, slow), **given) as run:
             running = asyncio.create_task(run.pipeline.run())
             await eventually(lambda: any(worker.pinned for worker in run.rollout.workers))
             kill(next(worker for worker in run.rollout.workers if worker.pinned))
             await running
             check_trained(run)
-            check_rows(run, [0, 20, 30], num_problems=200)
+            check_rows(run, [0, 20, 30], num_problems=20)
             assert [event["step"] for event in run.events("evaluation_skipped")] == [10]
             assert not (run.folder.evaluation_results / "step_10").exists()
 
