@@ -157,9 +157,9 @@ class SimulatedEngine:
             raise ValueError("the engine cannot load")
         started = now()
         await self._device.load(manifest.version)
-        parts = dict.fromkeys(("fetch_s", "check_s", "pause_s", "verify_s", "golden_difference"), 0.0)
-        parts["load_s"] = now() - started
-        return LoadReport(manifest.incarnation, manifest.version, bytes_fetched=manifest.total_bytes, **parts)
+        zeros = dict.fromkeys(("fetch_s", "check_s", "pause_s", "verify_s", "golden_difference"), 0.0)
+        took = {"load_s": now() - started, "bytes_fetched": manifest.total_bytes}
+        return LoadReport(manifest.incarnation, manifest.version, **zeros, **took)
 
     def serve_own_weights(self) -> None:
         """Nothing to do."""

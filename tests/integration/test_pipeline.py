@@ -41,7 +41,8 @@ def run_on_ray(
     async def main() -> None:
         sizes = {"max_steps": STEPS, "max_staleness": STALENESS, "health": HEALTH}
         config = run_config(path, **sizes | (settings or {}))
-        async with simulated_run(config, pool_class=Pool, **{"engines": (ENGINE,)} | given) as run:
+        behaviours: dict[str, Any] = {"engines": (ENGINE,)} | given
+        async with simulated_run(config, pool_class=Pool, **behaviours) as run:
             await scenario(run)
 
     asyncio.run(main())

@@ -55,7 +55,7 @@ def test_no_trained_token_is_older_than_max_staleness_and_every_slot_is_trained_
             assert [row["step"] for row in rows] == list(range(1, 13))
             assert max(row["staleness/max"] for row in rows) == max(staleness) <= max_staleness
             assert min(staleness) >= 0
-            assert max(staleness) > 0, "the run is no test of the bound"
+            assert max(staleness) > 0 or batches_ahead == 0, "the run is no test of the bound"
             assert sorted(run.trained_slots()) == list(range(96))
             assert sorted(run.prompts.issued) == list(range(96))
 

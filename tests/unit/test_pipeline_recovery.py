@@ -286,7 +286,7 @@ def test_a_learner_that_is_lost_again_and_again_without_a_new_step_ends_the_run(
 def lost_reference() -> LocalRef:
     """A reference of a value that does not exist any more."""
     value: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    value.set_exception(ObjectLostError("0" * 56, "", ""))
+    value.set_exception(ObjectLostError("0" * 56, None, ""))
     return LocalRef(value)
 
 
