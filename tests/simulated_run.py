@@ -137,14 +137,6 @@ def freeze(worker: Worker) -> None:
         os.kill(worker.pid, signal.SIGSTOP)
 
 
-async def cancelled(running: asyncio.Task[Any]) -> None:
-    """End a run as a crash would, and wait until nothing is left of it."""
-    running.cancel()
-    await asyncio.wait({running}, timeout=5)
-    assert running.cancelled()
-    await eventually(lambda: not other_tasks(), timeout_s=5)
-
-
 @asynccontextmanager
 async def simulated_run(
     config: RunConfig,

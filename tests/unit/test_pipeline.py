@@ -233,4 +233,3 @@ async def _cancel(running: asyncio.Task[None]) -> None:
     running.cancel()
     await asyncio.wait({running}, timeout=5)
     assert running.cancelled()
-    await eventually(lambda: not other_tasks(), timeout_s=5)

@@ -127,24 +127,17 @@ def test_a_worker_that_dies_while_it_drains_costs_nothing(tmp_path: Path, role: 
     run_virtually(scenario())
 
 
-def test_an_added_worker_that_cannot_be_placed_or_cannot_load_is_an_event_and_the_run_goes_on(
+def test_an_added_worker_that_cannot_load_is_an_event_and_the_run_continues(
     tmp_path: Path,
 ) -> None:
     async def scenario() -> None:
-        cluster = {"placement_timeout_s": 1.0}
-        config = run_config(tmp_path, max_steps=40, max_staleness=STALENESS, cluster=cluster)
+        config = run_config(tmp_path, max_steps=40, max_staleness=STALENESS)
         broken = EngineBehaviour(failing_loads=1000)
         async with simulated_run(config, engines=(ENGINE,), added={"rollout": broken}) as run:
             running = asyncio.create_task(run.pipeline.run())
             await eventually(lambda: run.pipeline.slots.version >= 1)
-            demand = run.teacher.demand
-            run.teacher.demand = type(demand)("teacher", 1, {"CPU": 15.99})
-            run.pipeline.scaling.resize("teacher", 2, "test")
             run.pipeline.scaling.resize("rollout", 2, "test")
-            await _eventually(running, lambda: run.events("worker_not_started") and run.events("worker_died"))
-            [not_started, *_] = run.events("worker_not_started")
-            assert not_started["worker"] == "teacher-1"
-            assert "placement of teacher-1 (teacher: 1 x (15.99 CPU)); 15.99 CPU wanted, " in not_started["reason"]
+            await _eventually(running, lambda: run.events("worker_died"))
             [died, *_] = run.events("worker_died")
             assert died["worker"] == "rollout-1"
             assert "the engine cannot load" in died["reason"]
