@@ -1,9 +1,13 @@
-"""Rows of a data set, wherever it lies: one file, a folder, a folder saved by `datasets`, or a name of the hub.
+"""Data set -> rows: from a file, a folder, a folder saved by `datasets`, or the hub.
 
     for row in open_rows("openai/gsm8k", subset="main", split="test", field="evaluation.paths"): ...
 
-Files are read by `row_files.py`, with errors that name file and line; what the `datasets` library saved or
-downloads is read by it. Its offline mode (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE) is respected.
+`row_files.py` reads files, with errors that name file and line; the `datasets` library reads what it saved or
+downloads, and its offline mode (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE) is respected.
+
+In a plain folder, a subset is a sub-folder; without one, the files are those in the folder itself and in `data/`.
+A file belongs to the split named by a word in its name (`test-00000-of-00001.parquet`, `math_train.jsonl`), else
+to `train`.
 """
 
 import re
@@ -17,7 +21,12 @@ from typing import Any
 from inputs.row_files import SUFFIXES, Row, file_rows, format_of
 
 HUB_TIMEOUT_S = 20.0
-"""Longest wait for the hub's first answer."""
+"""Maximum time to wait for the hub's first answer."""
+SPLIT_OF_WORD = {
+    **{word: "train" for word in ("train", "training")},
+    **{word: "test" for word in ("test", "testing", "eval", "evaluation")},
+    **{word: "validation" for word in ("validation", "valid", "val", "dev")},
+}
 
 
 @dataclass(frozen=True)
@@ -193,20 +202,6 @@ def _numbered(rows: Iterable[Row], path: str, field: str) -> Iterator[tuple[str,
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:500] or type(error).__name__
-
-
-# -- row folders -------------------------------------------------------------------------------------------
-# Files of a plain folder of data: which belong to a subset and a split, by their names.
-#
-# A subset is a folder inside; without one, the files are those in the folder itself and in `data/`. A file belongs
-# to the split that its name holds as a word (`test-00000-of-00001.parquet`, `math_train.jsonl`), else to `train`.
-
-
-SPLIT_OF_WORD = {
-    **{word: "train" for word in ("train", "training")},
-    **{word: "test" for word in ("test", "testing", "eval", "evaluation")},
-    **{word: "validation" for word in ("validation", "valid", "val", "dev")},
-}
 
 
 def files_of_split(folder: Path, subset: str | None, split: str, field: str) -> list[str]:

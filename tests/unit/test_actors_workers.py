@@ -12,7 +12,8 @@ from actors.engine import EngineSettings, Generation, GenerationRequest, Samplin
 from actors.reference_worker import ReferenceWorker
 from actors.rollout_worker import RolloutWorker
 from actors.teacher_worker import TeacherWorker
-from inputs.prompts import Prompt, PromptSource
+from inputs.prompts import PromptSource
+from inputs.rendering import Prompt
 from settings.engine import EngineConfig
 from tests.unit.buckets_in_place import BucketsInPlace
 from transport.batches import ROLLOUT_SCHEMA, TeacherSignal, check_rollouts

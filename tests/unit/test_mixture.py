@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from inputs.mixture import BLOCK, PromptMixture, PromptOrder, Schedule
-from inputs.prompts import Prompt, PromptSource
+from inputs.prompts import PromptSource
+from inputs.rendering import Prompt
 
 pytestmark = pytest.mark.timeout(60)
 

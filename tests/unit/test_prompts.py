@@ -12,16 +12,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast
 
-from inputs.prompts import (
-    Problem,
-    Prompt,
-    PromptSource,
-    check_prompt_lengths,
-    evaluation_requests,
-    read_problems,
-    render_prompts,
-    sampling_seed,
-)
+from inputs.problems import Problem, read_problems
+from inputs.prompts import PromptSource, evaluation_requests, sampling_seed
+from inputs.rendering import Prompt, check_prompt_lengths, render_prompts
 from transport.batches import PROMPT_SCHEMA
 
 pytestmark = pytest.mark.timeout(30)
