@@ -1,6 +1,6 @@
 """Data set -> rows: from a file, a folder, a folder saved by `datasets`, or the hub.
 
-    for row in open_rows("openai/gsm8k", subset="main", split="test", field="evaluation.paths"): ...
+    for place, row in open_data("openai/gsm8k", subset="main", split="test", field="evaluation.paths").rows: ...
 
 `row_files.py` reads files, with errors that name file and line; the `datasets` library reads what it saved or
 downloads, and its offline mode (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE) is respected.
@@ -37,35 +37,15 @@ class OpenedRows:
     files: list[str]  # empty if nothing of them is stored here
 
 
-def open_rows(
-    path: str,
-    *,
-    subset: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
-    streaming: bool = False,
-    field: str,
-) -> Iterable[Row]:
-    """Rows of a data set in their order, one after the other; `field` names the setting in errors.
-
-    `subset` and `split` choose within a folder or a data set of the hub; a single file has neither, and they are
-    ignored. `revision` is the hub's. `streaming` reads a data set of the hub without storing it. ValueError with
-    one line if it cannot be opened, and, while rows are taken, for the first broken one.
-    """
-    opened = open_data(path, subset=subset, split=split, revision=revision, streaming=streaming, field=field)
-    return (row for _, row in opened.rows)
-
-
 def open_data(
-    path: str,
-    *,
-    subset: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
-    streaming: bool = False,
-    field: str,
+    path: str, *, subset: str | None = None, split: str = "train", revision: str | None = None, field: str
 ) -> OpenedRows:
-    """As `open_rows`, with the places of rows, and with the files."""
+    """Open a data set, whose rows come in their order; `field` names the setting in errors.
+
+    `subset` and `split` choose within a folder or a hub data set; a single file has neither, and they are ignored.
+    `revision` is the hub's. ValueError with one line if it cannot be opened, and, while rows are taken, for the
+    first broken one.
+    """
     kind = _kind(path, field)
     if kind == "file":
         return OpenedRows(_readable(file_rows(path), path, field), [path])
@@ -77,9 +57,8 @@ def open_data(
     else:
         if kind == "hub":
             _check_hub(path, revision, field)
-        found = _built(path, subset, split, revision, streaming, field)
-    stored = [] if streaming and kind != "saved" else found.cache_files
-    return OpenedRows(_numbered(found, path, field), [str(file["filename"]) for file in stored])
+        found = _built(path, subset, split, revision, field)
+    return OpenedRows(_numbered(found, path, field), [str(file["filename"]) for file in found.cache_files])
 
 
 def _kind(path: str, field: str) -> str:
@@ -142,8 +121,8 @@ def _check_hub(path: str, revision: str | None, field: str) -> None:
         ) from error
 
 
-def _built(path: str, subset: str | None, split: str, revision: str | None, streaming: bool, field: str) -> Any:
-    """A split of a data set that `datasets` knows how to read; its own copy is in its cache, unless streaming."""
+def _built(path: str, subset: str | None, split: str, revision: str | None, field: str) -> Any:
+    """A split of a data set that `datasets` can read; it keeps a copy in its cache."""
     from datasets import config, disable_progress_bars, load_dataset_builder
 
     disable_progress_bars()
@@ -151,8 +130,6 @@ def _built(path: str, subset: str | None, split: str, revision: str | None, stre
         builder = load_dataset_builder(path, name=subset, revision=revision)
         names = [str(name) for name in builder.info.splits or builder.config.data_files or {}]
         check_split(split, names, path, field)
-        if streaming:
-            return builder.as_streaming_dataset(split=split)
         builder.download_and_prepare()
         return builder.as_dataset(split=split)
     except Exception as error:
