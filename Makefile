@@ -11,6 +11,8 @@ ARGS ?=
 
 BIN := .venv/bin
 STAMP := .venv/.pins
+PYTEST := $(BIN)/python -m pytest
+TWO_AT_A_TIME := -n 2 --dist loadgroup --no-loadscope-reorder
 EXTRA ?= $(or $(filter cpu gpu,$(shell cat $(STAMP) 2>/dev/null)),cpu)
 PINS = requirements/$(EXTRA).txt
 
@@ -95,17 +97,17 @@ smollm2: install  ## a real model on a laptop: fetch SmolLM2-135M (93 MB), disti
 	$(BIN)/python examples/smollm2/build_models.py
 	$(BIN)/python launch.py train --config configs/smollm2.yaml --run-name smollm2-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
-test: install  ## every test but those marked slow or gpu
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+test: install  ## every test but those marked slow or gpu, two at a time: about 10 minutes on two cores
+	$(PYTEST) $(TWO_AT_A_TIME) -m "not slow and not gpu" $(ARGS)
 
 test-unit: install  ## tests/unit alone: no GPU, no network, no Ray
-	$(BIN)/python -m pytest -m "not slow and not gpu" tests/unit $(ARGS)
+	$(PYTEST) $(TWO_AT_A_TIME) -m "not slow and not gpu" tests/unit $(ARGS)
 
 test-slow: install  ## the long proofs
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(PYTEST) -m slow $(ARGS)
 
 chaos-test: install  ## those of the long proofs that kill workers again and again
-	$(BIN)/python -m pytest -m chaos $(ARGS)
+	$(PYTEST) -m chaos $(ARGS)
 
 image-test: install  ## build the CPU image's steps in a clean Debian root and train in it: root, 8 GB, 6 to 12 minutes
 	$(BIN)/python -m tests.images.run $(ARGS)

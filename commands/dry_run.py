@@ -45,7 +45,7 @@ def _place(demand: Demand, nodes: Sequence[Node]) -> str:
         return ""
     most = {name: max((node.free.get(name, 0.0) for node in nodes), default=0.0) for name in demand.bundle}
     return (
-        f"waits: {demand.count - placed} of {demand} have no room now; the most that a node has free is "
+        f"waits: {demand.count - placed} of {demand} do not fit now; the most that a node has free is "
         f"{_rounded(most)}"
     )
 

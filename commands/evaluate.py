@@ -1,9 +1,9 @@
-"""`launch.py eval`: what its options mean, what is recorded, and how an interrupted evaluation goes on.
+"""`launch.py eval`: what its options mean, what is recorded, and how an interrupted evaluation continues.
 
     python launch.py eval --model runs/first/export --benchmarks gsm8k,math500 --n 8 --k 1,8 --temperature 0.6
     python launch.py eval --config configs/demo.yaml --model runs/first/export
 
-Options become settings of `evaluation.*`; without --config a model folder is enough. The same command goes on
+Options become settings of `evaluation.*`; without --config a model folder is enough. The same command continues
 where it was interrupted, since results are kept as problems are finished (`evaluation/results.py`).
 """
 
@@ -70,7 +70,7 @@ def evaluate_command(arguments: argparse.Namespace, overrides: Sequence[str]) ->
     if planned is None:
         return FINISHED
     with ray_cluster(planned.config, planned.demands):
-        return run_to_exit_code(evaluate(planned), to_continue="the same command goes on with it")
+        return run_to_exit_code(evaluate(planned), to_continue="the same command continues it")
 
 
 def prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> PlannedEvaluation | None:
@@ -103,13 +103,13 @@ async def evaluate(planned: PlannedEvaluation) -> int:
         await pool.place()
         await pool.start()
         await pool.call("serve_own_weights", timeout_s=config.cluster.load_timeout_s)
-        await run_evaluation(planned, pool)
+        await _evaluate_on(pool, planned)
         return FINISHED
     finally:
         await pool.close()
 
 
-async def run_evaluation(planned: PlannedEvaluation, pool: "Pool") -> None:
+async def _evaluate_on(pool: "Pool", planned: PlannedEvaluation) -> None:
     """Evaluate on started workers that serve the model; writes and prints the results."""
     from evaluation.evaluation import EvaluationRun, evaluation_of
 
@@ -200,7 +200,7 @@ def _named_path(text: str) -> tuple[str, str]:
 
 
 def settings_of(config: RunConfig, inputs: "Inputs", k: Sequence[int]) -> dict[str, Any]:
-    """All that the numbers depend on; an evaluation goes on only where it is the same."""
+    """All that the numbers depend on; an evaluation continues only where it is the same."""
     evaluation, engine = config.evaluation, config.rollout.engine
     return {
         "model": config.student.model_path,

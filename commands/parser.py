@@ -23,10 +23,10 @@ SETTINGS: dict[str, type[BaseModel]] = {"compare": CompareConfig, "plan": PlanCo
 """Settings of the commands that take others than a run's."""
 
 REMOTE_COMMANDS = {
-    "scale": "add or retire workers of a run that goes on: scale --run NAME --rollout 4 --teacher 2",
-    "stop": "finish the step in progress of a run that goes on, save it, and end it with exit code 3",
-    "status": "show workers, slots, throughput and what limits a run that goes on",
-    "chaos": "kill workers and nodes of a run that goes on, and report what was lost: nothing",
+    "scale": "add or retire workers of a running run: scale --run NAME --rollout 4 --teacher 2",
+    "stop": "finish the step in progress of a running run, save it, and end it with exit code 3",
+    "status": "show workers, slots, throughput and what limits a running run",
+    "chaos": "kill workers and nodes of a running run, and report what was lost: nothing",
 }
 """Commands that talk to a run in another process; they take no settings."""
 
@@ -35,6 +35,10 @@ COMMANDS_ON_FOLDERS = {
     "report": "write report.html of a run, or of several side by side: one file that needs no network",
 }
 """Commands that read the folder of a run; they take no settings."""
+
+
+GRACE_S = 600.0
+"""Time that a submitted run has to drain."""
 
 
 class Parser(argparse.ArgumentParser):
@@ -59,116 +63,11 @@ def add_eval_options(command: argparse.ArgumentParser) -> None:
     add("--max-tokens", type=int, help="response limit (default 4096; with --config what it says)")
     add("--limit", type=int, metavar="N", help="only the first N problems of each benchmark")
     add("--stop-ids-of", metavar="MODEL", help="stop on this model's stop tokens too: the teacher's")
-    add("--out", metavar="FOLDER", help="where results go, and where an interrupted evaluation goes on")
-
-
-def build_parser(description: str | None) -> argparse.ArgumentParser:
-    """The parser; settings stay unparsed, `settings/load.py` reads them."""
-    formatter = argparse.RawDescriptionHelpFormatter
-    parser = Parser(prog="launch.py", description=description, formatter_class=formatter, allow_abbrev=False)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in COMMANDS.items():
-        command = commands.add_parser(
-            name,
-            help=text,
-            description=text,
-            epilog="settings (YAML keys, or options):\n"
-            + "\n".join(describe_fields(SETTINGS.get(name, RunConfig))),
-            formatter_class=formatter,
-            allow_abbrev=False,
-        )
-        command.add_argument("--config", help="YAML file of settings")
-        if name != "plan":
-            command.add_argument("--dry-run", action="store_true", help="print what would be done only")
-        command.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
-    commands.choices["train"].add_argument(
-        "--resume",
-        nargs="?",
-        const="yes",
-        default="no",
-        choices=["yes", "no", "auto"],
-        help="continue from the newest checkpoint; auto starts anew if there is no such run",
-    )
-    commands.choices["train"].add_argument(
-        "--retries",
-        type=int,
-        default=0,
-        metavar="N",
-        help="after a crash continue from the newest checkpoint; give up after N times without a new step",
-    )
-    for name in ("train", "submit", "preflight", "eval"):
-        commands.choices[name].add_argument(
-            "--force",
-            nargs="+",
-            action="extend",
-            default=[],
-            metavar="KEY",
-            help="go on although this check fails; may be given several times",
-        )
-    commands.choices["preflight"].add_argument("--json", action="store_true", help="print JSON, one line")
-    commands.choices["compare"].add_argument(
-        "--results-only", action="store_true", help="train nothing; write table and figures of what is finished"
-    )
-    commands.choices["plan"].add_argument("--json", action="store_true", help="print JSON, one line")
-    add_eval_options(commands.choices["eval"])
-    add_submit_options(commands.choices["submit"])
-    _add_export(commands)
-    for name, text in REMOTE_COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        command.add_argument("--run", required=True, help="name of the run")
-        command.add_argument("--runs-path", default="runs", help="folder that holds its run folder")
-        command.add_argument(
-            "--address", help="address of its Ray; by default what the run folder says, then auto"
-        )
-        command.add_argument("--json", action="store_true", help="print JSON, one line")
-        command.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
-    _add_report(commands)
-    chaos = commands.choices["chaos"]
-    chaos.add_argument("--every", default="30s", help="time between kills: 30s, 2m (default 30s)")
-    chaos.add_argument("--duration", default="10m", help="kill for so long (default 10m)")
-    chaos.add_argument(
-        "--kill", default="rollout,teacher,learner", help="rollout, teacher, reference, learner, node"
-    )
-    chaos.add_argument("--seed", type=int, default=0, help="of what is killed (default 0)")
-    commands.choices["status"].add_argument("--watch", action="store_true", help="again every 2 s until Ctrl-C")
-    return parser
-
-
-def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
-    text = COMMANDS_ON_FOLDERS["export"]
-    export = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
-    export.add_argument("--run", required=True, help="name of the run")
-    export.add_argument("--runs-path", default="runs", help="folder that holds its run folder")
-    export.add_argument("--step", type=int, help="step of the checkpoint; by default the newest")
-    export.add_argument("--out", help="folder to make; by default export_step_N in the run's")
-    export.add_argument("--dtype", choices=["float32", "bfloat16"], help="by default that of training")
-    export.add_argument("--push", metavar="ORG/NAME", help="upload it to this model repository")
-    export.add_argument("--private", action="store_true", help="a repository that is made is private")
-    export.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
-
-
-def _add_report(commands: Any) -> None:
-    text = COMMANDS_ON_FOLDERS["report"]
-    report = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
-    report.add_argument("--run", action="append", required=True, metavar="NAME", help="give it again to compare")
-    report.add_argument("--runs-path", default="runs", help="folder that holds the run folders")
-    report.add_argument(
-        "--out",
-        help="file to write; by default report.html in the first run's folder, of several "
-        "runs report_NAME_NAME.html in --runs-path",
-    )
-    report.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])
-
-
-# -- options -----------------------------------------------------------------------------------------------
-# The options of `launch.py submit`.
-
-
-GRACE_S = 600.0
+    add("--out", metavar="FOLDER", help="where results go, and where an interrupted evaluation continues")
 
 
 def add_submit_options(command: argparse.ArgumentParser) -> None:
-    """Add them to the command, which has --config, --dry-run and --force already."""
+    """The options of `submit`, which has --config, --dry-run and --force already."""
     add = command.add_argument
     add("--to", choices=["ray", "k8s"], default="ray", help="jobs of a Ray cluster, or KubeRay")
     add("--run", metavar="NAME", help="the run to --follow, --stop or --status; nothing is submitted then")
@@ -180,8 +79,8 @@ def add_submit_options(command: argparse.ArgumentParser) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="after a crash the job goes on from the newest checkpoint, as in train; with --follow, a job that is "
-        "lost as a whole is submitted again as often",
+        help="after a crash the job continues from the newest checkpoint, as in train; with --follow, a job that "
+        "is lost as a whole is submitted again as often",
     )
     add(
         "--env",
@@ -208,3 +107,105 @@ def add_submit_options(command: argparse.ArgumentParser) -> None:
     add("--overlay", metavar="DIR", help="k8s: kustomize overlay (default docker/k8s/overlays/cpu-kind)")
     add("--namespace", help="k8s: namespace (default: the overlay's)")
     add("--priority-class", metavar="NAME", help="k8s: priority class of the pods")
+
+
+def build_parser(description: str | None) -> argparse.ArgumentParser:
+    """The parser; settings stay unparsed, `settings/load.py` reads them."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = Parser(prog="launch.py", description=description, formatter_class=formatter, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=text,
+            epilog="settings (YAML keys, or options):\n"
+            + "\n".join(describe_fields(SETTINGS.get(name, RunConfig))),
+            formatter_class=formatter,
+            allow_abbrev=False,
+        )
+        command.add_argument("--config", help="YAML file of settings")
+        if name != "plan":
+            command.add_argument("--dry-run", action="store_true", help="print what would be done only")
+        _add_log_level(command)
+    commands.choices["train"].add_argument(
+        "--resume",
+        nargs="?",
+        const="yes",
+        default="no",
+        choices=["yes", "no", "auto"],
+        help="continue from the newest checkpoint; auto starts anew if there is no such run",
+    )
+    commands.choices["train"].add_argument(
+        "--retries",
+        type=int,
+        default=0,
+        metavar="N",
+        help="after a crash continue from the newest checkpoint; give up after N times without a new step",
+    )
+    for name in ("train", "submit", "preflight", "eval"):
+        commands.choices[name].add_argument(
+            "--force",
+            nargs="+",
+            action="extend",
+            default=[],
+            metavar="KEY",
+            help="continue although this check fails; may be given several times",
+        )
+    commands.choices["preflight"].add_argument("--json", action="store_true", help="print JSON, one line")
+    commands.choices["compare"].add_argument(
+        "--results-only", action="store_true", help="train nothing; write table and figures of what is finished"
+    )
+    commands.choices["plan"].add_argument("--json", action="store_true", help="print JSON, one line")
+    add_eval_options(commands.choices["eval"])
+    add_submit_options(commands.choices["submit"])
+    _add_export(commands)
+    for name, text in REMOTE_COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        command.add_argument("--run", required=True, help="name of the run")
+        command.add_argument("--runs-path", default="runs", help="folder that holds its run folder")
+        command.add_argument(
+            "--address", help="address of its Ray; by default what the run folder says, then auto"
+        )
+        command.add_argument("--json", action="store_true", help="print JSON, one line")
+        _add_log_level(command)
+    _add_report(commands)
+    chaos = commands.choices["chaos"]
+    chaos.add_argument("--every", default="30s", help="time between kills: 30s, 2m (default 30s)")
+    chaos.add_argument("--duration", default="10m", help="kill for so long (default 10m)")
+    chaos.add_argument(
+        "--kill", default="rollout,teacher,learner", help="rollout, teacher, reference, learner, node"
+    )
+    chaos.add_argument("--seed", type=int, default=0, help="of what is killed (default 0)")
+    commands.choices["status"].add_argument("--watch", action="store_true", help="again every 2 s until Ctrl-C")
+    return parser
+
+
+def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
+    text = COMMANDS_ON_FOLDERS["export"]
+    export = commands.add_parser("export", help=text, description=text, allow_abbrev=False)
+    export.add_argument("--run", required=True, help="name of the run")
+    export.add_argument("--runs-path", default="runs", help="folder that holds its run folder")
+    export.add_argument("--step", type=int, help="step of the checkpoint; by default the newest")
+    export.add_argument("--out", help="folder to make; by default export_step_N in the run's")
+    export.add_argument("--dtype", choices=["float32", "bfloat16"], help="by default that of training")
+    export.add_argument("--push", metavar="ORG/NAME", help="upload it to this model repository")
+    export.add_argument("--private", action="store_true", help="a repository that is made is private")
+    _add_log_level(export)
+
+
+def _add_report(commands: Any) -> None:
+    text = COMMANDS_ON_FOLDERS["report"]
+    report = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
+    report.add_argument("--run", action="append", required=True, metavar="NAME", help="give it again to compare")
+    report.add_argument("--runs-path", default="runs", help="folder that holds the run folders")
+    report.add_argument(
+        "--out",
+        help="file to write; by default report.html in the first run's folder, of several "
+        "runs report_NAME_NAME.html in --runs-path",
+    )
+    _add_log_level(report)
+
+
+def _add_log_level(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--log-level", default="warning", choices=["debug", "info", "warning", "error"])

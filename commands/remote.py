@@ -116,7 +116,7 @@ def reached(arguments: argparse.Namespace) -> Iterator[Any]:
             ray = stack.enter_context(attached(address))
         except ConnectionError as error:
             raise ValueError(
-                f"--run: no run named {arguments.run} in {arguments.runs_path} is going on "
+                f"--run: no run named {arguments.run} in {arguments.runs_path} is running "
                 f"({_listed(arguments)}), and {error}"
             ) from error
         try:
@@ -126,14 +126,14 @@ def reached(arguments: argparse.Namespace) -> Iterator[Any]:
             names = [each["name"] for each in named if each["namespace"] == NAMESPACE]
             runs = sorted(name.removeprefix(PREFIX) for name in names if name.startswith(PREFIX))
             raise ValueError(
-                f"--run: no run named {arguments.run} is going on at {address} (running: "
+                f"--run: no run named {arguments.run} is running at {address} (running: "
                 f"{', '.join(runs) or 'none'})"
             ) from None
         yield actor
 
 
 def address_of(folder: RunFolder) -> str | None:
-    """Address of the Ray of a run that goes on, from its folder; None if the folder does not tell.
+    """Address of the Ray of a running run, from its folder; None if the folder does not tell.
 
     ValueError if the folder tells that the run's process has ended without a word.
     """
@@ -142,7 +142,7 @@ def address_of(folder: RunFolder) -> str | None:
         return None
     if cluster["host"] == socket.gethostname() and not psutil.pid_exists(cluster["pid"]):
         raise ValueError(
-            f"--run: {folder.path.name} is not going on: its process {cluster['pid']} has ended (nearest valid: "
+            f"--run: {folder.path.name} is not running: its process {cluster['pid']} has ended (nearest valid: "
             f"launch.py train --resume with its configuration)"
         )
     return cluster["address"]
@@ -161,7 +161,7 @@ def _cluster_of(folder: RunFolder) -> dict[str, Any] | None:
 
 
 def _listed(arguments: argparse.Namespace) -> str:
-    """The runs of the folder that go on, for an error."""
+    """The running runs of the folder, for an error."""
     path = Path(arguments.runs_path)
     folders = [RunFolder(each.parent) for each in sorted(path.glob("*/cluster.json"))]
     runs = [f.path.name for f in folders if (c := _cluster_of(f)) and psutil.pid_exists(c["pid"])]

@@ -1,4 +1,4 @@
-"""`launch.py report`: writes the report of runs that have ended, or still go on, from what their folders hold."""
+"""`launch.py report`: writes the report of runs, ended or still running, from what their folders hold."""
 
 import argparse
 import logging

@@ -1,10 +1,10 @@
-"""Training under supervision: `launch.py train --retries N` starts the run again after a crash.
+"""What outlives a run's crash, and what ends it gently: `launch.py train --retries N`, SIGINT and SIGTERM.
 
-The run is a child process. When it dies by a signal or fails (exit code 1), it is started again with
+With retries the run is a child process. When it dies by a signal or fails (exit code 1), it is started again with
 `--resume=auto` after a pause that doubles; N times without a new step are the end. What finished, was refused or
 drained (exit codes 0, 2, 3) is passed on; only what was refused at a later start is tried again, since it was not
-the input then: Ray may be restarting itself. SIGTERM and SIGINT go to the child, which drains, and are the end of
-the supervision.
+the input then: Ray may be restarting itself. SIGTERM and SIGINT go to the child, which drains, and nothing is
+started again.
 """
 
 import argparse
@@ -75,7 +75,7 @@ class Retries:
     def run(self, first: Sequence[str], again: Sequence[str]) -> int:
         """Run `first`, then `again` as often as it takes; returns the exit code. In the main thread only."""
         command, failures = first, 0
-        with self._signals_passed_on():
+        with signals_go_to(self._on_signal, signal.SIGINT, signal.SIGTERM):
             while True:
                 step, owner = self._last_step(), owner_of(self._folder.path)
                 code, pid = self._run_once(command)
@@ -129,11 +129,6 @@ class Retries:
             time.sleep(0.05)
         return self._stopped_by is not None
 
-    @contextmanager
-    def _signals_passed_on(self) -> Iterator[None]:
-        with signals_go_to(self._on_signal, signal.SIGINT, signal.SIGTERM):
-            yield
-
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._stopped_by = number
         if self._child is not None:
@@ -154,8 +149,7 @@ def _dies_with(parent: int) -> Callable[[], None] | None:
     return prepare
 
 
-# -- draining ----------------------------------------------------------------------------------------------
-# SIGINT and SIGTERM end a run gently.
+# -- signals ----------------------------------------------------------------------------------------------
 
 
 SAME_SIGNAL_S = 2.0

@@ -163,7 +163,7 @@ class Slots:
             raise ValueError(f"batch must be {self.batch_size} finished slots, got {sorted(batch)}")
         crowded = self._first_crowded(Counter(self._deadlines[slot] for slot in batch))
         if crowded is not None:
-            raise ValueError(f"batch must leave room for all slots due by {crowded}, got {sorted(batch)}")
+            raise ValueError(f"batch must leave space for all slots due by {crowded}, got {sorted(batch)}")
         for slot in batch:
             self._close(slot)
         self._trained_above.update(batch)

@@ -1,6 +1,6 @@
 """The graded responses of an evaluation on disk: part files while it runs, then one Parquet file per benchmark.
 
-FOLDER/settings.json               what was evaluated, and how: an evaluation goes on with the same alone
+FOLDER/settings.json               what was evaluated, and how: an evaluation continues with the same only
 FOLDER/parts/000000.parquet ...    graded problems, whole, in the order in which they were finished
 FOLDER/BENCHMARK.parquet           at the end: a row per response, by problem and sample; the parts are gone
 """
@@ -121,7 +121,7 @@ class ResultFolder:
             shutil.rmtree(self.path)
 
     def check(self, settings: Mapping[str, Any]) -> None:
-        """ValueError unless an evaluation with these settings may begin or go on here; nothing is written.
+        """ValueError unless an evaluation with these settings may begin or continue here; nothing is written.
 
         It names the first setting that differs if the folder holds an evaluation with others.
         """
@@ -131,7 +131,7 @@ class ResultFolder:
             raise ValueError(f"--out: {self.path} is not an empty folder, and holds no evaluation")
 
     def resume(self, settings: Mapping[str, Any]) -> dict[int, list[GradedSample]]:
-        """Begin, or go on; returns what is graded already, by slot. ValueError as `check` says."""
+        """Begin, or continue; returns what is graded already, by slot. ValueError as `check` says."""
         self.check(settings)
         self._parts.mkdir(parents=True, exist_ok=True)
         write_json(self._settings, settings)
@@ -179,7 +179,7 @@ class ResultFolder:
         if differing is not None:
             raise ValueError(
                 f"--out: {self.path} holds an evaluation with {differing} {before.get(differing)!r}, and not "
-                f"{now.get(differing)!r}; choose another folder, or the same settings to go on with it"
+                f"{now.get(differing)!r}; choose another folder, or the same settings to continue it"
             )
 
 
@@ -196,12 +196,11 @@ def _write_table(path: Path, table: pa.Table) -> None:
         pq.write_table(table, temporary, compression="zstd")
 
 
-# -- kept results ------------------------------------------------------------------------------------------
-# The per-problem results of evaluations in a run's folder: `evaluations/step_N/BENCHMARK.parquet`.
-
-
 class KeptResults:
-    """Those of one evaluation. A full disk costs them, with an event, and not the run."""
+    """The results of one evaluation in a run's folder: `evaluations/step_N/BENCHMARK.parquet`.
+
+    A full disk costs them, with an event, and not the run.
+    """
 
     def __init__(self, folder: RunFolder, name: str, events: Events) -> None:
         """`name` is `step_N` for the student, a teacher's role for a teacher."""

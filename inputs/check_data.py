@@ -60,8 +60,8 @@ def check_prompts(
     limit = config.rollout.max_response_tokens
     counted = prompts[: config.preflight.num_rows]
     _enter(checks, "context", lambda: context_findings(models, counted, report, max_response_tokens=limit))
-    room = min(model.max_tokens for model in models.values())
-    _enter(checks, "data", lambda: data_findings(counted, report, max_prompt_tokens=room - limit))
+    context = min(model.max_tokens for model in models.values())
+    _enter(checks, "data", lambda: data_findings(counted, report, max_prompt_tokens=context - limit))
 
 
 def _enter(checks: Checks, key: str, find: Callable[[], Found]) -> None:
@@ -118,12 +118,12 @@ def _longer_than_made_for(models: Mapping[str, ModelFacts]) -> Iterator[Finding]
             yield Finding("warning", text, f"set it to at most {each.context}")
 
 
-def _too_long(source: SourceReport, room: int, max_response_tokens: int, counts: str) -> Finding:
+def _too_long(source: SourceReport, context: int, max_response_tokens: int, counts: str) -> Finding:
     needed = source.longest_tokens + max_response_tokens
     text = (
         f"{source.setting}: prompt {source.longest_id!r} has {source.longest_tokens} tokens, and with a response "
-        f"of up to {max_response_tokens} needs {needed}, but the context holds {room} (nearest valid "
-        f"rollout.max_response_tokens: {max(0, room - source.longest_tokens)}){counts}"
+        f"of up to {max_response_tokens} needs {needed}, but the context holds {context} (nearest valid "
+        f"rollout.max_response_tokens: {max(0, context - source.longest_tokens)}){counts}"
     )
     return Finding("error", text, "data.max_prompt_tokens drops long ones; or raise engine.max_model_len")
 

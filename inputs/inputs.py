@@ -63,7 +63,7 @@ def read_inputs(config: RunConfig, *, with_training: bool = True, checks: Checks
     models = read_models(config, checks)
     student, tokenizer = models["student"], models["student"].tokenizer
     stops = _stop_tokens(config, models)
-    room = min(model.max_tokens for model in models.values())
+    context = min(model.max_tokens for model in models.values())
     sample, training, benchmarks = list[Problem](), None, list[BenchmarkPrompts]()
     with checks.guard("data", is_hard=True):
         benchmarks = read_benchmarks(config, lambda problems: _render(config, problems, tokenizer))
@@ -84,7 +84,7 @@ def read_inputs(config: RunConfig, *, with_training: bool = True, checks: Checks
             unanswered = next((problem.prompt_id for problem in each.problems if problem.answer is None), None)
             _check_none_unanswered(unanswered, each.field)
         limit, limit_field = config.max_evaluation_tokens, "evaluation.max_response_tokens"
-        given: dict[str, Any] = {"field": each.field, "limit_field": limit_field, "context": room}
+        given: dict[str, Any] = {"field": each.field, "limit_field": limit_field, "context": context}
         with checks.guard("context"):
             check_prompt_lengths(each.prompts, max_response_tokens=limit, **given)
     return Inputs(

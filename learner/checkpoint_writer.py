@@ -1,4 +1,4 @@
-"""One rank's part of a checkpoint on its way to disk: copied to host memory, written while training goes on."""
+"""One rank's part of a checkpoint on its way to disk: copied to host memory, written while training continues."""
 
 import copy
 import os
@@ -55,7 +55,7 @@ class CheckpointWriter:
 
     @property
     def report(self) -> WriteReport | None:
-        """What was written; None while the writing goes on. Raises what is no fault of the disk."""
+        """What was written; None while it is being written. Raises what is not the fault of the disk."""
         if self._thread.is_alive():
             return None
         if self._error is not None:

@@ -229,7 +229,7 @@ class LearnerRank:
         self._sender().forget()
 
     def begin_checkpoint(self, folder: str) -> None:
-        """Take the learner's state as it is now; it is written to `folder` while training goes on."""
+        """Take the learner's state as it is now; it is written to `folder` while training continues."""
         self.checkpoints.begin(folder)
 
     def written_checkpoint(self) -> WriteReport | None:

@@ -31,9 +31,9 @@ class RankCheckpoints:
         self._writer: CheckpointWriter | None = None
 
     def begin(self, folder: str) -> None:
-        """Take the state as it is now; it is written to `folder` while training goes on.
+        """Take the state as it is now; it is written to `folder` while training continues.
 
-        With `checkpoint.asynchronous` false it is written before this returns. A writing that is still going on is
+        With `checkpoint.asynchronous` false it is written before this returns. A write that is in progress is
         waited for.
         """
         if self._writer is not None:

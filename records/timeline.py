@@ -3,7 +3,7 @@
 {"worker": "rollout-0", "stage": "generate", "start": 1795257096.12, "end": 1795257097.4, "busy_s": 1.2, "num": 9}
 
 Uses of one worker for one stage that overlap, follow each other at once, or fit into the resolution together are
-one span: `num` of them, and `busy_s` seconds in which any went on. The resolution is doubled, for the whole file,
+one span: `num` of them, and `busy_s` seconds in which any was open. The resolution is doubled, for the whole file,
 whenever it holds `max_spans`, so that a long run has a coarser timeline and not a larger one. A run that is
 resumed continues the same file. Times are seconds since 1970.
 """

@@ -26,7 +26,7 @@ class TeacherSignal:
     """Only what the objective declares travels.
 
     >>> TeacherSignal()                      # 4 bytes per token: the log-prob of the scored token
-    >>> TeacherSignal("topk", k=32)          # 260 bytes: and the teacher's 32 likeliest tokens
+    >>> TeacherSignal("topk", k=32)          # 260 bytes: and the teacher's top-32 tokens
     >>> TeacherSignal("full", hidden_size=2560, dtype="bfloat16")  # 5,120 bytes: the input of its output head
     """
 
@@ -92,7 +92,7 @@ ROLLOUT_SCHEMA = pa.schema(
 
 TARGETS = pa.field("teacher_target_ids", TOKENS, nullable=False)  # scored: the response's, unless cross_eos
 SCORES = pa.field("teacher_log_probs", LOG_PROBS, nullable=False)  # one per response token
-TOP_K_FIELDS = [  # k per response token, end to end; the likeliest first
+TOP_K_FIELDS = [  # k per response token, end to end; the most likely first
     pa.field("teacher_topk_ids", TOKENS, nullable=False),
     pa.field("teacher_topk_log_probs", LOG_PROBS, nullable=False),
 ]
@@ -104,7 +104,7 @@ SCORED_SCHEMA = pa.schema([*ROLLOUT_SCHEMA, TARGETS, SCORES])
 """A rollout with the teacher's log-prob of every response token."""
 
 TOP_K_SCHEMA = pa.schema([*SCORED_SCHEMA, *TOP_K_FIELDS])
-"""The same, with the teacher's likeliest tokens at every position."""
+"""The same, with the teacher's top-k tokens at every position."""
 
 HIDDEN_SCHEMA = pa.schema([*ROLLOUT_SCHEMA, TARGETS, HIDDEN])
 """A rollout with the input of the teacher's output head at every position; log-probs follow from it."""

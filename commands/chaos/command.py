@@ -31,13 +31,13 @@ HEAD = "node:__internal_head__"
 """A resource that only the head's node has."""
 
 ATTEMPTS = 3
-"""So often a run that does not answer is asked before it counts as ended."""
+"""Times that a run which does not answer is asked before it counts as ended."""
 
 STRIKER_START_S = 60.0
-"""So long the process that kills may take to start on its node, and to answer."""
+"""Maximum time for the process that kills to start on its node, and to answer."""
 
 RECOVERY_LIMIT_S = 300.0
-"""So long the last kill's victims may take to come back before the report."""
+"""Maximum time for the last kill's victims to come back before the report."""
 
 
 def chaos_command(arguments: argparse.Namespace, options: list[str]) -> int:
@@ -90,7 +90,7 @@ class Chaos:
             logger.warning("interrupted: nothing more is killed")
         self._await_recovery()
         bound, frontier = self._status["staleness_bound"], self._status["frontier"]
-        if not self._goes_on():  # it has trained on since it was last asked
+        if not self._is_running():  # it has trained on since it was last asked
             slots, trained = self._status["slots"], max(valid_ledger(self._folder.ledger), default=0)
             has_finished = trained == slots["max_steps"]
             end = {"version": trained, "lowest_untrained": trained * slots["batch_size"], "trained_above": []}
@@ -136,7 +136,7 @@ class Chaos:
                 return True
         return False
 
-    def _goes_on(self) -> bool:
+    def _is_running(self) -> bool:
         return self._folder.read_cluster() is not None and self._look()
 
     def _workers(self) -> list[dict[str, Any]]:
@@ -156,7 +156,7 @@ class Chaos:
     def _strike(self, kind: str, random: Random, *, wait_until: float) -> None:
         """Kill one of a kind; wait until there is a healthy one, and kill nothing if there is none in time."""
         hit = self._choose(kind, random)
-        while not hit and time.time() < wait_until and self._goes_on():
+        while not hit and time.time() < wait_until and self._is_running():
             time.sleep(0.5)
             hit = self._choose(kind, random)
         at = self._send(hit[0]["node_id"], None if kind == "node" else hit[0]["pid"]) if hit else None
@@ -206,7 +206,7 @@ class Chaos:
         The run may not have noticed the last kill yet, so its workers' states alone do not tell.
         """
         deadline = time.time() + RECOVERY_LIMIT_S
-        while time.time() < deadline and self._goes_on():
+        while time.time() < deadline and self._is_running():
             states = {worker["state"] for worker in self._workers()} - {"retired"}
             is_seen = all(recovery_s(self._folder, kill) is not None for kill in self._kills)
             if states == {"healthy"} and is_seen:
@@ -214,12 +214,8 @@ class Chaos:
             time.sleep(0.5)
 
 
-# -- strike ------------------------------------------------------------------------------------------------
-# Kills processes on the node it runs on; an actor of the chaos command, one for each node.
-
-
 class Striker:
-    """Sends SIGKILL, by process id, to processes that are what they are said to be."""
+    """An actor on a node that sends SIGKILL there, by process id, to processes that are what they should be."""
 
     def check(self) -> None:
         """Answer as soon as it has started; RuntimeError if its parent is not the raylet of its node."""

@@ -1,4 +1,4 @@
-"""The numbers of a comparison: per run from its own files, per objective as mean and spread over seeds."""
+"""Writes what a comparison found, by objective with the spread over seeds: `table.md`, `table.json`, figures."""
 
 import json
 import statistics
@@ -164,10 +164,6 @@ def _mean(values: Iterable[float | None]) -> float | None:
 def _spread(values: Iterable[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return statistics.stdev(known) if len(known) > 1 else None
-
-
-# -- comparison results ------------------------------------------------------------------------------------
-# Writes what a comparison found: `table.md`, `table.json` and the figures.
 
 
 PLANE_P = np.linspace(0.005, 0.995, 199)

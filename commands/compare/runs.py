@@ -1,13 +1,12 @@
 """Carries out a comparison: one run after the other, each a process of its own, finished ones skipped.
 
-Ctrl-C is passed on to the run in progress, which drains; the same command later goes on from there.
+Ctrl-C is passed on to the run in progress, which drains; the same command continues later.
 """
 
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -35,12 +34,6 @@ class Interrupts:
         self.have_come = False
         self._process: subprocess.Popen[bytes] | None = None
 
-    @contextmanager
-    def handled(self) -> Iterator[None]:
-        """Handle the signals inside the block."""
-        with signals_go_to(self._on_signal, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            yield
-
     def start(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
         """Start a run in a session of its own: a terminal's Ctrl-C reaches it once, through this class."""
         self._process = subprocess.Popen(command, start_new_session=True)
@@ -48,7 +41,8 @@ class Interrupts:
             self._process.send_signal(signal.SIGINT)
         return self._process
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def on_signal(self, number: int, frame: FrameType | None) -> None:
+        """Pass it on."""
         self.have_come = True
         if self._process is not None:
             self._process.send_signal(signal.SIGINT)
@@ -64,7 +58,7 @@ def run_all(
     A failed run does not keep the next ones from their turn; a refused or interrupted one does.
     """
     interrupts, code = Interrupts(), FINISHED
-    with interrupts.handled():
+    with signals_go_to(interrupts.on_signal, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         for number, run in enumerate(runs, start=1):
             title = f"run {number}/{len(runs)}: {run.config.run_name}"
             say(f"{title} ({describe(run)})")

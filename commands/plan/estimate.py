@@ -53,8 +53,8 @@ def engine_rates(
     if num_seqs < 1:
         model = "student" if role == "rollout" else "teacher"
         raise ValueError(
-            f"models.{model}: {size.weight_bytes / 1e9:.1f} GB of weights leave no "
-            f"room on {num_devices} device(s) of {one.memory / 1e9:g} GB; raise {role}.engine.tensor_parallel_size"
+            f"models.{model}: {size.weight_bytes / 1e9:.1f} GB of weights leave no space "
+            f"on {num_devices} device(s) of {one.memory / 1e9:g} GB; raise {role}.engine.tensor_parallel_size"
         )
     per_sequence = max(size.kv_bytes_per_token * context / bandwidth, 2 * size.num_active / flops)
     return EngineRates(

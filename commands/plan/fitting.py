@@ -183,7 +183,7 @@ def total(rows: Sequence[Row], key: str) -> float:
 
 
 def _loads(run: MeasuredRun) -> tuple[float, float]:
-    """Mean seconds of a weight load while decoding goes on, and while it stands."""
+    """Mean seconds of a weight load while decoding continues, and while it waits."""
     loads = [event for event in run.events if event["event"] == "weights_loaded"]
     if not loads:
         return 0.0, total(run.rows, "time/load_s") / len(run.rows)

@@ -1,4 +1,4 @@
-"""Kills workers of a run that goes on, at random moments, and notes how long each takes to serve again.
+"""Kills workers of a live run, at random moments, and notes how long each takes to serve again.
 
     killer = Killer(run.pools, lambda worker: worker.handle.kill(), kinds={"rollout": 12, "learner": 1}, seed=0)
     run.pipeline.on_step(killer.after_every(500, batch_size=100))

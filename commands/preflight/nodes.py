@@ -1,4 +1,4 @@
-"""Checks of the nodes: whether they reach what a run reads and writes, and whether its workers fit into memory."""
+"""Checks of the nodes: they reach what a run reads and writes, its workers fit into memory, its files on disk."""
 
 import os
 import shutil
@@ -20,16 +20,12 @@ from settings.checks import Finding
 from settings.run import RunConfig
 from settings.teachers import field_of
 
-# -- node facts --------------------------------------------------------------------------------------------
-# What one node has: memory, devices, and which files it can reach. Runs on every node, or here.
-
-
 SMI_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """A node as a task found it."""
+    """A node as a task found it: its memory, its devices, and what it can reach."""
 
     memory_bytes: int
     """All of its memory."""
@@ -89,17 +85,16 @@ def roles_by_node(demands: Sequence[Demand], nodes: Sequence[Node]) -> dict[str,
 
 
 def placement_findings(demands: Sequence[Demand], roles: Mapping[str, Counter[str]]) -> list[Finding]:
-    """Which workers have no room now; they wait for it, or for nodes that come."""
+    """Which workers do not fit now; they wait for capacity, or for nodes that come."""
     placed = sum(roles.values(), Counter[str]())
-    waiting = {
-        each.role: len(each.groups) * len(each.groups[0]) - placed[each.role]
-        for each in demands
-        if placed[each.role] < len(each.groups) * len(each.groups[0])
-    }
+    missing = {each.role: len(each.groups) * len(each.groups[0]) - placed[each.role] for each in demands}
+    waiting = {role: num for role, num in missing.items() if num > 0}
     if not waiting:
         return [Finding("ok", "; ".join(map(str, demands)))]
     listed = ", ".join(f"{num} of {role}" for role, num in waiting.items())
-    return [Finding("warning", f"there is no room now for {listed}", "wait for room, or start fewer workers")]
+    return [
+        Finding("warning", f"there is no capacity now for {listed}", "wait for capacity, or start fewer workers")
+    ]
 
 
 def path_findings(
@@ -174,7 +169,7 @@ def _caches(needs: Sequence[Need]) -> Iterator[Finding]:
     for need in needs:
         if need.cache and need.cache[0].num_bytes > need.cache[1].num_bytes:
             least, given = need.cache
-            field = f"{_section(need.role)}.engine.kv_cache_gib"
+            field = f"{field_of(need.role)}.engine.kv_cache_gib"
             text = f"{field}: one sequence of full length needs {least}, but the cache is {gib(given.num_bytes)}"
             yield Finding("error", text, f"raise it to {least.num_bytes / GIB:.2g}, or lower engine.max_model_len")
 
@@ -199,7 +194,9 @@ def _host(
     largest = max(sizes, key=lambda role: sizes[role])
     listed = ", ".join(f"{workers[role]} x {role} {gib(needs[role].host_bytes)}" for role in sizes)
     text = f"node {name}: the workers need about {gib(needed)} of memory ({listed})"
-    remedy = f"most is for {_section(largest)}: change {_fields(largest)}, or start fewer workers"
+    remedy = (
+        f"most is for {field_of(largest)}: change {FIELDS.get(largest, ENGINE_FIELDS)}, or start fewer workers"
+    )
     if needed > limit:
         yield Finding("error", f"{text}, but it has {gib(node.memory_bytes)}", remedy)
     else:
@@ -219,9 +216,9 @@ def _devices(
         if need.device_bytes > size * share:
             yield Finding(
                 "error",
-                f"{_section(need.role)}: one worker needs about {gib(need.device_bytes)} per device, but may use "
+                f"{field_of(need.role)}: one worker needs about {gib(need.device_bytes)} per device, but may use "
                 f"{gib(size * share)} of the {gib(size)} of a GPU of node {name}",
-                f"change {_fields(need.role)}, or take a larger GPU",
+                f"change {FIELDS.get(need.role, ENGINE_FIELDS)}, or take a larger GPU",
             )
 
 
@@ -237,16 +234,7 @@ def _share(config: RunConfig, need: Need) -> float:
     return max(0.0, config.preflight.max_memory_fraction - taken)
 
 
-def _section(role: str) -> str:
-    return field_of(role)
-
-
-def _fields(role: str) -> str:
-    return FIELDS.get(role, ENGINE_FIELDS)
-
-
-# -- disk space --------------------------------------------------------------------------------------------
-# Check of disk space: checkpoints, export and the rows of a run fit where they are written.
+# -- disks: checkpoints, export and rows fit where they are written ------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -261,7 +249,7 @@ class Wanted:
 def disk_findings(
     config: RunConfig, student: Shape | None, *, run_folder: Path, checkpoints: Path
 ) -> tuple[list[Finding], dict[str, Any]]:
-    """Whether the disks have room for what the run writes; the arithmetic is in the details."""
+    """Whether the disks can hold what the run writes; the arithmetic is in the details."""
     wanted = wanted_of(config, student, run_folder=run_folder, checkpoints=checkpoints)
     by_disk: dict[int, list[Wanted]] = defaultdict(list)
     for each in wanted:

@@ -4,7 +4,6 @@ Everything that can be known here is checked before anything is sent. Data and m
 """
 
 import argparse
-import importlib
 import logging
 import os
 import sys
@@ -23,7 +22,7 @@ from settings.load import to_yaml
 from settings.run import checked_run_name
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C while following: the job goes on."""
+"""Exit code after Ctrl-C while following: the job continues."""
 DEFAULT_OVERLAY = "docker/k8s/overlays/cpu-kind"
 GROUPS = ("rollout", "teacher", "learner")
 AGAIN_PAUSE_S, AGAIN_GIVE_UP_S = 5.0, 900.0
@@ -54,7 +53,7 @@ def submit_command(arguments: argparse.Namespace, options: Sequence[str]) -> int
         print(f"{state.job}: {state.message}", flush=True)
         if arguments.follow:
             return follow(place, request.run_name, request, retries=arguments.retries)
-        print(f"python launch.py submit --follow --run {request.run_name} shows how it goes on")
+        print(f"python launch.py submit --follow --run {request.run_name} shows how it is doing")
         return FINISHED
     place, name = choose_place(arguments), checked_run_name(arguments.run, "--run")
     if arguments.stop:
@@ -135,9 +134,10 @@ def without_name(overrides: Sequence[str]) -> list[str]:
 def choose_place(arguments: argparse.Namespace) -> Place:
     """Where the run goes."""
     if arguments.to == "k8s":
-        kubernetes = importlib.import_module("commands.submit.kubernetes")
+        from commands.submit.kubernetes import KubernetesPlace
+
         overlay = Path(arguments.overlay) if arguments.overlay else ROOT / DEFAULT_OVERLAY
-        return kubernetes.KubernetesPlace(overlay, arguments.namespace, arguments.priority_class)
+        return KubernetesPlace(overlay, arguments.namespace, arguments.priority_class)
     resources = read_resources(arguments.entrypoint_resources)
     address = jobs_api(arguments.address, needs_token=not arguments.dry_run)
     from commands.submit.ray_jobs import RayJobs
@@ -180,10 +180,10 @@ def follow(place: Place, run_name: str, request: Request | None, *, retries: int
             state = submit_again(place, request)
             say(f"{state.job}: {state.message}")
     except KeyboardInterrupt:
-        say(f"not followed any more; the run goes on (launch.py submit --stop --run {run_name} ends it)")
+        say(f"not followed any more; the run continues (launch.py submit --stop --run {run_name} ends it)")
         return INTERRUPTED
     except UnreachableError as error:
-        say(f"failed: {error}; the run may go on: launch.py submit --status --run {run_name}")
+        say(f"failed: {error}; the run may be running: launch.py submit --status --run {run_name}")
         return FAILED
 
 

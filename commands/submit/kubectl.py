@@ -1,4 +1,4 @@
-"""The cluster that a kustomize overlay describes."""
+"""Calls `kubectl`, which knows the user's clusters and logins, and reads the cluster that an overlay describes."""
 
 import difflib
 import json
@@ -12,10 +12,6 @@ from typing import Any
 import yaml
 
 from commands.submit.request import UnreachableError
-
-# -- kubectl -----------------------------------------------------------------------------------------------
-# Calls `kubectl`, which knows the user's clusters and logins; every failure is one line.
-
 
 Object = dict[str, Any]
 """A Kubernetes object, or a part of one."""
@@ -103,6 +99,9 @@ class Kubectl:
         after = [] if since is None else [f"--since-time={since}"]
         line = self.line("logs", pod, f"--container={container}", "--follow", "--timestamps", *after)
         return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, bufsize=1)
+
+
+# -- the cluster of a kustomize overlay ----------------------------------------------------------------------
 
 
 INSTANCE = "app.kubernetes.io/instance"

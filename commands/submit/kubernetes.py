@@ -24,7 +24,7 @@ GONE_WITHIN_S = 900.0
 """A deleted job takes its cluster with it, whose pods may drain."""
 STOP_CALL_S = 120.0
 UNREACHABLE_S = 600.0
-"""So long a cluster that was reached before may be out of reach."""
+"""Maximum time for which a cluster that was reached before may be out of reach."""
 END_MARGIN_S = 120.0
 """From the end of a run until KubeRay has seen it."""
 
@@ -66,11 +66,11 @@ class KubernetesPlace:
         self._poll_s = poll_s
 
     def submit(self, request: Request) -> JobState:
-        """Start the run as a RayJob, or find the one that goes on; the message says which."""
+        """Start the run as a RayJob, or find the one that is running; the message says which."""
         name = job_name(request.run_name)
         before = self._job(name, request.run_name)
         if before is not None and (state := state_of(before)).status not in ENDED:
-            return replace(state, message=f"{name} goes on, nothing was submitted: {state.message}")
+            return replace(state, message=f"{name} is running, nothing was submitted: {state.message}")
         objects = self._objects(request)
         self._check_token(objects[-1])
         self._kubectl.apply(objects, is_trial=True)
@@ -82,7 +82,7 @@ class KubernetesPlace:
         if job is None:
             raise ValueError(f"{name} was deleted while it was submitted")
         self._kubectl.apply(owned(objects, job))
-        how = "again, and goes on from its newest checkpoint" if before else "as a RayJob"
+        how = "again, and continues from its newest checkpoint" if before else "as a RayJob"
         return replace(state_of(job), message=f"{name} was submitted {how}")
 
     def state(self, run_name: str) -> JobState | None:
@@ -125,7 +125,7 @@ class KubernetesPlace:
             time.sleep(self._poll_s)
         if state.status in ENDED:
             return state
-        logger.warning("%s is %s: it is deleted; its run goes on from its newest checkpoint", name, state.status)
+        logger.warning("%s is %s: it is deleted; its run continues from its newest checkpoint", name, state.status)
         self._kubectl.delete(JOB, name, wait_s=0)
         message = f"{name} was {state.status} and is deleted; nothing after its newest checkpoint is kept"
         return JobState(name, "STOPPED", message, None)
@@ -222,14 +222,12 @@ def state_of(job: Object) -> JobState:
     return JobState(job["metadata"]["name"], words, " ".join(message.split())[:500], code)
 
 
-# -- submitter log -----------------------------------------------------------------------------------------
-# Prints what a job prints, from the pod that submitted it.
-
+# -- the log, from the pod that submitted the job ------------------------------------------------------------
 
 SILENT_S = 15.0
-"""After so long without a line it is looked whether the job goes on: a connection may hang."""
+"""Time without a line after which the job is looked at: a connection may hang."""
 LAST_LINES_S = 10.0
-"""So long the log of an ended job may take to come."""
+"""Maximum time for the log of an ended job to come."""
 
 
 class SubmitterLog:

@@ -1,17 +1,17 @@
-"""What Ray tells about the jobs of a run, in our words: which jobs they are, how they ended, what comes next.
+"""Ray's jobs API in our words: which jobs a run has, how they ended, and calls with limits and one-line errors.
 
-Nothing here talks to Ray. A run's jobs are called NAME, NAME.2, NAME.3; which run a job is of says its metadata.
+Import it after `jobs_api`: Ray reads its environment when it is imported. A run's jobs are called NAME, NAME.2,
+NAME.3; the metadata of a job says which run it is of.
 """
 
 import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol
 
 import requests
 from ray.exceptions import AuthenticationError, RayError
-from ray.job_submission import JobSubmissionClient
+from ray.job_submission import JobDetails, JobSubmissionClient
 
 from cluster import ray_private
 from cluster.connection import TOKEN_ADVICE
@@ -32,32 +32,7 @@ INTERRUPTED = re.compile(r"interrupted;\s+continue\s+with")
 MAX_MESSAGE = 300
 
 
-class RayJob(Protocol):
-    """Those fields of Ray's JobDetails that are read here."""
-
-    @property
-    def submission_id(self) -> str | None: ...
-
-    @property
-    def status(self) -> str: ...
-
-    @property
-    def message(self) -> str | None: ...
-
-    @property
-    def error_type(self) -> str | None: ...
-
-    @property
-    def start_time(self) -> int | None: ...
-
-    @property
-    def metadata(self) -> dict[str, str] | None: ...
-
-    @property
-    def driver_exit_code(self) -> int | None: ...
-
-
-def jobs_of(run_name: str, jobs: Iterable[RayJob]) -> list[RayJob]:
+def jobs_of(run_name: str, jobs: Iterable[JobDetails]) -> list[JobDetails]:
     """The run's jobs, oldest first."""
     own = [job for job in jobs if job.submission_id and (job.metadata or {}).get(RUN) == run_name]
     return sorted(own, key=lambda job: job.start_time or 0)
@@ -71,25 +46,25 @@ def next_job_id(run_name: str, num_before: int, taken: Collection[str | None]) -
     return name
 
 
-def is_ended(job: RayJob) -> bool:
-    """Whether nothing of the job goes on."""
+def is_ended(job: JobDetails) -> bool:
+    """Whether the job has ended."""
     return status_of(job) in ENDED
 
 
-def status_of(job: RayJob) -> str:
+def status_of(job: JobDetails) -> str:
     """Ray's word for it."""
     return getattr(job.status, "value", job.status)
 
 
-def state_of(job: RayJob, log: str = "", earlier: Sequence[JobState] = ()) -> JobState:
+def state_of(job: JobDetails, log: str = "", earlier: Sequence[JobState] = ()) -> JobState:
     """A job in our words; of one that was stopped the log says whether it drained."""
     code = exit_code(job, log)
     message = _message(job, code, log)
     return JobState(job.submission_id or "", status_of(job), message, code, is_lost=is_lost(job), earlier=earlier)
 
 
-def exit_code(job: RayJob, log: str) -> int | None:
-    """That of `launch.py train`; None while the job goes on. Ray does not tell that of a job that was stopped."""
+def exit_code(job: JobDetails, log: str) -> int | None:
+    """That of `launch.py train`; None while the job runs. Ray does not tell that of a job that was stopped."""
     match status_of(job):
         case "SUCCEEDED":
             return FINISHED
@@ -102,8 +77,8 @@ def exit_code(job: RayJob, log: str) -> int | None:
     return None
 
 
-def is_lost(job: RayJob) -> bool:
-    """True if a job was ended from outside, and not by a request: the run can go on where it is.
+def is_lost(job: JobDetails) -> bool:
+    """True if a job was ended from outside, and not by a request: the run can continue where it is.
 
     Exit code 1 is not lost: the run failed, after as many retries as its entry point had.
     """
@@ -114,24 +89,24 @@ def is_lost(job: RayJob) -> bool:
     return job.driver_exit_code not in OWN_CODES
 
 
-def _message(job: RayJob, code: int | None, log: str) -> str:
+def _message(job: JobDetails, code: int | None, log: str) -> str:
     match status_of(job), code:
         case "PENDING", _:
             return "waits for Ray to start it"
         case "RUNNING", _:
-            return "goes on"
+            return "is running"
         case _, 0:
             return "finished"
         case _, 3:
             steps = DRAINED_AT.findall(log)
             where = f"drained at step {steps[-1]}, checkpoint saved" if steps else "drained"
-            return f"{where}; submit the run again to go on"
+            return f"{where}; submit the run again to continue"
         case "STOPPED", _:
-            return "was killed before it had drained; submit the run again to go on from the newest checkpoint"
+            return "was killed before it had drained; submit the run again to continue from the newest checkpoint"
     return _failure(job)
 
 
-def _failure(job: RayJob) -> str:
+def _failure(job: JobDetails) -> str:
     """Why a job failed: the last thing it said, else what Ray says."""
     text = job.message or "no reason is known"
     said, _, tail = text.partition(", last available logs")
@@ -141,10 +116,7 @@ def _failure(job: RayJob) -> str:
     return one_line(ValueError(said))[:MAX_MESSAGE]
 
 
-# -- ray client --------------------------------------------------------------------------------------------
-# Ray's own client of the jobs API, with limits to its patience and errors of one line.
-#
-# Import it after `jobs_api`: Ray reads its environment when it is imported.
+# -- Ray's client -------------------------------------------------------------------------------------------
 
 
 CONNECT_TIMEOUT_S, ANSWER_TIMEOUT_S, UPLOAD_TIMEOUT_S = 5.0, 30.0, 600.0

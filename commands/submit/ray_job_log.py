@@ -14,13 +14,13 @@ import aiohttp
 from commands.submit.request import UnreachableError
 
 SILENCE_S = 15.0
-"""A connection so long without a word is looked after: does the jobs API still answer, has the job ended?"""
+"""Silence after which a connection is looked after: does the jobs API still answer, has the job ended?"""
 QUIET_S = 300.0
-"""A connection so long without a word is made anew: something on the way may have forgotten it."""
+"""Silence after which a connection is made anew: something on the way may have forgotten it."""
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 30.0
 REASON_LENGTH = 200
 GIVE_UP_S = 600.0
-"""So long the jobs API may be away before nobody waits for it any more."""
+"""Maximum time for which the jobs API may be away."""
 
 
 class LogPrinter:

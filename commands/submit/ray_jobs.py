@@ -39,9 +39,9 @@ from settings.exit_codes import DRAINED
 from settings.files import files_of_settings
 
 NAME_TIMEOUT_S = 10.0
-"""So long the named actor of a run that has just ended may take to disappear."""
+"""Maximum time for the named actor of an ended run to disappear."""
 STOP_MARGIN_S = 60.0
-"""So long after its grace time the end of a job is waited for: Ray kills it then."""
+"""Maximum time for a job to end after its grace time: Ray kills it then."""
 POLL_S = 1.0
 GRACE_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
 
@@ -69,7 +69,7 @@ class RayJobs:
     # -- submitting --
 
     def submit(self, request: Request) -> JobState:
-        """Start the run, or find the job of this run that goes on with these settings."""
+        """Start the run, or find the job of this run that is running with these settings."""
         package = find_package(self._root)
         entry_point = shlex.join(_entry_point(request, path_in_package(request.config, package)))
         with reported(self._address):
@@ -103,16 +103,16 @@ class RayJobs:
     def _found(self, job: Any, request: Request) -> JobState:
         if (job.metadata or {}).get(SETTINGS) != _digest(request):
             raise ValueError(
-                f"run_name: {request.run_name} goes on as job {job.submission_id} with other settings; choose "
+                f"run_name: {request.run_name} is running as job {job.submission_id} with other settings; choose "
                 f"another name, or stop it first (launch.py submit --stop --run {request.run_name})"
             )
-        return JobState(job.submission_id, status_of(job), "goes on already; nothing was changed", None)
+        return JobState(job.submission_id, status_of(job), "is running already; nothing was changed", None)
 
     def _check_name_is_free(self, run_name: str, others: Sequence[Any]) -> None:
-        """ValueError if the run goes on, but not as a job of its own, or if another job has its name."""
+        """ValueError if the run is running, but not as a job of its own, or if another job has its name."""
         if any(job.submission_id == run_name and not is_ended(job) for job in others):
             raise ValueError(
-                f"run_name: a job named {run_name} that is not of this run goes on at {self._address}; choose "
+                f"run_name: a job named {run_name} that is not of this run is running at {self._address}; choose "
                 "another name"
             )
         name = actor_name(run_name)
@@ -125,7 +125,7 @@ class RayJobs:
                 return
             if time.monotonic() > deadline:
                 raise ValueError(
-                    f"run_name: a run named {run_name} goes on at {self._address} already, and not as a job of "
+                    f"run_name: a run named {run_name} is running at {self._address} already, and not as a job of "
                     "its own; choose another name"
                 )
             time.sleep(POLL_S)
@@ -176,7 +176,7 @@ class RayJobs:
         """Let the run finish its step and save; its grace time is what it was submitted with."""
         job = self._wanted(run_name)
         if is_ended(job):
-            raise ValueError(f"--run: {run_name} does not go on: its newest job {job.submission_id} has ended")
+            raise ValueError(f"--run: {run_name} is not running: its newest job {job.submission_id} has ended")
         variables = (job.runtime_env or {}).get("env_vars") or {}
         grace_s = float(variables.get(GRACE_VARIABLE, grace_s))
         with reported(self._address):
@@ -239,10 +239,7 @@ def _digest(request: Request) -> str:
     return hashlib.sha256(request.settings.encode()).hexdigest()
 
 
-# -- package -----------------------------------------------------------------------------------------------
-# The working directory that a Ray job is sent: found as Ray finds it, so that its size is known before.
-#
-# Ray leaves out what .gitignore (and .rayignore) files say; here also run folders and this machine's own things.
+# -- the working directory that is sent: found as Ray finds it, so that its size is known before -------------
 
 
 EXCLUDES = ["/runs"]

@@ -124,7 +124,7 @@ def _drain_before_its_end(pod: Object, request: Request) -> None:
 
 
 def drain_script(request: Request) -> str:
-    """Stops the run of this node's own Ray and waits for its end; nothing else, whatever goes on by the same name.
+    """Stops the run of this node's own Ray and waits for its end; nothing else, whatever runs by the same name.
 
     The session tells: a later cluster of the run has another. The head's service may be gone already, so the
     address is the one in the run folder.
@@ -157,10 +157,10 @@ def _ray_job(name: str, spec: Object, request: Request) -> Object:
             "runtimeEnvYAML": f"env_vars: {json.dumps(variables)}\n",
             "submissionMode": "K8sJobMode",
             "submitterPodTemplate": _submitter(name, spec),
-            "backoffLimit": request.retries,  # each a new cluster, on which --resume=auto goes on
+            "backoffLimit": request.retries,  # each a new cluster, on which --resume=auto continues
             "shutdownAfterJobFinishes": True,
             "ttlSecondsAfterFinished": 60,
-            "suspend": False,  # Kueue sets it; the run then drains, and goes on when it is taken back
+            "suspend": False,  # Kueue sets it; the run then drains, and continues when it is taken back
             "rayClusterSpec": spec,
         },
     }

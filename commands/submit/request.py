@@ -1,4 +1,4 @@
-"""What `launch.py submit` sends, and what a place that runs jobs can do."""
+"""What `launch.py submit` sends, what a place that runs jobs can do, and the variables that a job gets."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from settings.secrets import is_secret_name, is_secret_text
 
 @dataclass(frozen=True)
 class Request:
-    """A run to be submitted. Its name identifies it: a run that goes on is not submitted twice."""
+    """A run to be submitted. Its name identifies it: a running run is not submitted twice."""
 
     run_name: str
     train: Sequence[str]
@@ -25,11 +25,11 @@ class Request:
     runs_path: str
     """Folder of all runs, as the job sees it; absolute."""
     retries: int
-    """So often the entry point goes on after a crash; each time from the newest checkpoint."""
+    """Times that the entry point continues after a crash, from the newest checkpoint."""
     environment: Mapping[str, str]
     """Variables of the job."""
     grace_s: float
-    """So long the run may take to finish its step and save when it is stopped."""
+    """Maximum time for the run to finish its step and save when it is stopped."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class JobState:
     """PENDING, RUNNING, STOPPED, SUCCEEDED or FAILED; of Kubernetes also SUSPENDED."""
     message: str
     exit_code: int | None
-    """Of `launch.py train`, where the place tells; None while the job goes on."""
+    """Of `launch.py train`, where the place tells; None while the job runs."""
     is_lost: bool = False
     """True if the job ended although its run did not: its node or the head was lost, or its process killed. The
     same run may be submitted again."""
@@ -58,7 +58,7 @@ class Place(Protocol):
     """Somewhere jobs run. Every mistake is one ValueError in one line; nothing is changed then."""
 
     def submit(self, request: Request) -> JobState:
-        """Start the run, or find the job of this run that goes on; the state's message says which."""
+        """Start the run, or find the job of this run that is running; the state's message says which."""
         ...
 
     def state(self, run_name: str) -> JobState | None:
@@ -78,9 +78,7 @@ class Place(Protocol):
         ...
 
 
-# -- environment -------------------------------------------------------------------------------------------
-# The variables that a job gets: `--env NAME=VALUE`, or `--env NAME` for the value of this environment.
-#
+# -- variables: `--env NAME=VALUE`, or `--env NAME` for the value of this environment ----------------------
 # Whoever holds the cluster's token can read them, so a value that looks like a secret is at least not typed into a
 # command line, which every user of the machine can list.
 

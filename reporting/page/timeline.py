@@ -1,7 +1,7 @@
 """The timeline by worker: a row for every worker, and what it did when, in colours.
 
 A span's bar is as long as the time in which the worker was busy with it, so that a stretch of many short calls is
-not drawn as if it were full. Time in which nothing of the run went on, between its end and its continuation, is
+not drawn as if it were full. Time in which the run did not exist, between its end and its continuation, is
 left out.
 """
 
@@ -21,7 +21,7 @@ MIN_PAUSE_S = 60.0
 ORDER = ("generate", "score", "train", "publish", "load weights", "evaluate", "samples", "checkpoint", "export")
 """Stages in the order of the legend; their places are their colours, the last ones share the last."""
 THIN = frozenset({"load weights", "samples", "checkpoint"})
-"""Stages that go on beside another one of the same worker: drawn thinner, above it."""
+"""Stages that overlap another one of the same worker: drawn thinner, above it."""
 DOWN = "down"
 START = "start"
 ROW_HEIGHT = 24

@@ -49,7 +49,7 @@ class KilledRun:
 
     @contextmanager
     def started(self, *flags: str, **settings: Any) -> Iterator[subprocess.Popen[bytes]]:
-        """The run while it goes on; it is killed at the end if it has not ended."""
+        """The run while it is running; it is killed at the end if it has not ended."""
         log = self.path / "log.txt"
         with log.open("ab") as output:
             line = self.command(*flags, **settings)
@@ -66,7 +66,7 @@ class KilledRun:
         return max(valid_ledger(self.folder.ledger), default=0)
 
     def until(self, condition: Any, what: str, process: subprocess.Popen[bytes]) -> None:
-        """Wait while the run goes on, and remember which Ray it started."""
+        """Wait while the run is running, and remember which Ray it started."""
         until(condition, what, process, timeout_s=300)
         self.note_session()
 

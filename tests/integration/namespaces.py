@@ -128,7 +128,7 @@ def driver(address: str, num_nodes: int) -> Iterator[None]:
 def until(
     condition: Callable[[], Any], what: str, process: subprocess.Popen[Any] | None = None, timeout_s: float = 300
 ) -> None:
-    """Wait for a condition, while the process goes on if one is given."""
+    """Wait for a condition, while the process is running if one is given."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert process is None or process.poll() is None, f"the process ended before {what}"

@@ -32,7 +32,7 @@ class NetworkRun:
 
     @contextmanager
     def started(self) -> Iterator[subprocess.Popen[Any]]:
-        """The run while it goes on; it resumes if there is something to resume."""
+        """The run while it is running; it resumes if there is something to resume."""
         log = self.path / "driver.log"
         line = [sys.executable, "-m", "tests.integration.simulated_driver", str(self.path), self.ray.address]
         try:
@@ -45,7 +45,7 @@ class NetworkRun:
         return max(valid_ledger(self.folder.ledger), default=0)
 
     def until_step(self, step: int, process: subprocess.Popen[Any]) -> None:
-        """Wait while the run goes on."""
+        """Wait while the run is running."""
         until(lambda: self.step() >= step, f"step {step}", process)
 
     def events(self, kind: str) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from records.files import read_rows
 from records.run_folder import RunFolder, valid_ledger
 from settings.exit_codes import DRAINED
 from tests.integration.namespaces import ROOT, until
+from tests.integration.real_run import write_problems
 
 STALENESS, AHEAD, BATCH = 2, 1, 8
 ADDED = {"rollout-1", "rollout-2", "teacher-1"}
@@ -30,7 +31,7 @@ class ScaledRun:
         """The output of `scale`, `status` or `stop`, which must succeed."""
         run = [f"--run={self.folder.path.name}", f"--runs-path={self.folder.path.parent}"]
         line = [sys.executable, "launch.py", command, *run, *options]
-        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=100)
+        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=300)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -54,23 +55,32 @@ class ScaledRun:
 
     def scale_up_and_down(self) -> dict[str, dict[str, Any]]:
         """Let the run grow, work with all its workers for some steps, and shrink; the workers' status between."""
+        workers = self.scale_up()
+        self.scale_down()
+        return workers
+
+    def scale_up(self) -> dict[str, dict[str, Any]]:
+        """Let the run grow and work with all its workers for some steps; returns the workers' status."""
         self.until(lambda: len(self.rows()) >= 5, "the fifth step")
         assert "rollout-2" in self.launch("scale", "--rollout", "3", "--teacher", "2")
         self.until(lambda: self.rows()[-1]["workers/rollout"] == 3, "three rollout workers")
         self.until(lambda: self.rows()[-1]["workers/teacher"] == 2, "two teacher workers")
         grown, workers = len(self.rows()), self.workers()
-        self.until(lambda: len(self.rows()) >= grown + 10, "ten steps with all workers")
+        self.until(lambda: len(self.rows()) >= grown + 5, "five steps with all workers")
         assert {workers[name]["state"] for name in ADDED} == {"healthy"}
+        return workers
+
+    def scale_down(self) -> None:
+        """Let the run shrink and work with its first workers for some steps."""
         self.launch("scale", "--rollout", "1", "--teacher", "1")
         self.until(lambda: len(self.events("worker_retired", "scale down")) == 3, "the end of the added workers")
         shrunk = len(self.rows())
         self.until(lambda: len(self.rows()) >= shrunk + 5, "five steps with the first workers")
-        return workers
 
     def stop(self) -> None:
         """Stop the run by command and wait for its end."""
         assert "finishes the step in progress" in self.launch("stop")
-        assert self.process.wait(120) == DRAINED
+        assert self.process.wait(300) == DRAINED
 
     def check(self) -> None:
         """After its end: nothing was lost, trained twice or too old, and metrics and events follow the workers.
@@ -92,13 +102,17 @@ class ScaledRun:
         assert (3, 2) in counts
         assert self.throughput(1) > 0
         assert self.throughput(3) > 0
+        self.check_scaled()
+        assert not self.events("worker_died") + self.events("worker_not_started")
+        assert not self.folder.cluster.exists()
+
+    def check_scaled(self) -> None:
+        """The events say who was added and retired, and why."""
         scaled = [(row["role"], row["from"], row["to"]) for row in self.events("scaled")]
         assert scaled == [("rollout", 1, 3), ("teacher", 1, 2), ("rollout", 3, 1), ("teacher", 2, 1)]
         assert {row["worker"] for row in self.events("worker_started", "scale up")} == ADDED
         assert {row["worker"] for row in self.events("worker_retired", "scale down")} == ADDED
         assert {"rollout-1", "rollout-2"} < {row["worker"] for row in self.events("weights_loaded")}
-        assert not self.events("worker_died") + self.events("worker_not_started")
-        assert not self.folder.cluster.exists()
 
     def throughput(self, num_rollout: int) -> float:
         """Mean of the rollout tokens per second over the steps with so many rollout workers."""
@@ -110,8 +124,7 @@ class ScaledRun:
 @contextmanager
 def scaled_run(path: Path, **settings: Any) -> Iterator[ScaledRun]:
     """A run on the demo's models that would take an hour; it is drained at the end."""
-    script = ROOT / "examples" / "arithmetic" / "problems.py"
-    subprocess.run([sys.executable, script, "--out", path / "data"], check=True, timeout=60)
+    write_problems(path)
     values = {
         **{"runs_path": path, "run_name": "scaled", "data.train_path": path / "data" / "train.jsonl"},
         **{"evaluation.data_path": "null", "checkpoint.every_steps": 0},
@@ -128,5 +141,5 @@ def scaled_run(path: Path, **settings: Any) -> Iterator[ScaledRun]:
     finally:
         if process.poll() is None:
             process.terminate()
-            process.wait(90)
+            process.wait(200)
         print(log.read_text()[-5000:])

@@ -96,7 +96,7 @@ def test_teacher_and_student_are_evaluated_side_by_side_before_training(tmp_path
     asyncio.run(scenario())
 
 
-def test_a_lent_rollout_worker_keeps_its_version_while_the_others_train(tmp_path: Path) -> None:
+def test_a_borrowed_rollout_worker_keeps_its_version_while_the_others_train(tmp_path: Path) -> None:
     async def scenario() -> None:
         config = settings(tmp_path, {})
         slow = EngineBehaviour(fastest_s=0.15, slowest_s=0.3)
@@ -143,7 +143,7 @@ def test_a_killed_evaluation_worker_comes_back_with_the_same_version_and_what_is
     asyncio.run(scenario())
 
 
-def test_a_fall_back_of_the_learner_gives_the_lent_worker_back_and_the_step_is_evaluated_anew(
+def test_a_fall_back_of_the_learner_gives_the_borrowed_worker_back_and_the_step_is_evaluated_anew(
     tmp_path: Path,
 ) -> None:
     async def scenario() -> None:
@@ -161,7 +161,7 @@ def test_a_fall_back_of_the_learner_gives_the_lent_worker_back_and_the_step_is_e
     asyncio.run(scenario())
 
 
-def test_the_evaluation_pool_can_grow_and_a_lent_worker_that_is_given_up_costs_its_evaluation_alone(
+def test_the_evaluation_pool_can_grow_and_a_borrowed_worker_that_is_given_up_costs_its_evaluation_alone(
     tmp_path: Path,
 ) -> None:
     async def grown() -> None:

@@ -84,7 +84,7 @@ def test_a_run_that_starts_with_the_wrong_ratio_comes_to_the_best_one_and_stays(
 
 
 def _check_events(run: SimulatedRun) -> None:
-    """Every change has its reason and numbers, and no worker failed to find room."""
+    """Every change has its reason and numbers, and no worker failed to find capacity."""
     for event in run.events("balanced"):
         assert event["to"]["teacher"] > event["from"]["teacher"]
         assert "teacher" in event["reason"]
@@ -107,11 +107,11 @@ def _counts(run: SimulatedRun) -> Sequence[int]:
     return [len(run.rollout.healthy), len(run.teacher.healthy)]
 
 
-def test_nodes_are_asked_for_where_there_is_no_room_and_the_request_is_withdrawn_at_the_end(
+def test_nodes_are_asked_for_where_there_is_no_capacity_and_the_request_is_withdrawn_at_the_end(
     tmp_path: Path,
 ) -> None:
     class Growing:
-        """A cluster without room that can be asked for more; no node comes."""
+        """A cluster without capacity that can be asked for more; no node comes."""
 
         may_grow = True
 

@@ -15,22 +15,11 @@ from tests.integration.chaos_run import (
     run_under_fire,
 )
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.slow, pytest.mark.chaos]
 
 QUICK_HEALTH = {"health.heartbeat_s": 1, "health.suspect_after_s": 3, "health.dead_after_s": 8}
 
 
-@pytest.mark.timeout(400)
-def test_one_kill_of_each_kind_by_the_command_loses_nothing(tmp_path: Path) -> None:
-    settings = TWO_OF_EACH | {"rollout.num_workers": 1, "teacher.num_workers": 1, "learner.num_workers": 1}
-    with run_under_fire(tmp_path, **settings) as run:
-        numbers = chaos(run, "rollout,teacher,learner", every_s=20, duration_s=60)
-        check_report(numbers, {"rollout": 1, "teacher": 1, "learner": 1})
-        drain_and_check(run)
-
-
-@pytest.mark.slow
-@pytest.mark.chaos
 def test_five_kills_of_each_kind_of_worker_lose_nothing(tmp_path: Path) -> None:
     with run_under_fire(tmp_path, **TWO_OF_EACH) as run:
         numbers = chaos(run, "rollout,teacher,learner", every_s=12, duration_s=182)
@@ -38,8 +27,6 @@ def test_five_kills_of_each_kind_of_worker_lose_nothing(tmp_path: Path) -> None:
         drain_and_check(run)
 
 
-@pytest.mark.slow
-@pytest.mark.chaos
 def test_a_frozen_worker_of_each_kind_is_found_in_time_and_replaced(tmp_path: Path) -> None:
     with run_under_fire(tmp_path, **TWO_OF_EACH, **QUICK_HEALTH) as run:
         names = ("teacher-0", "learner-1", "rollout-0")
@@ -51,8 +38,6 @@ def test_a_frozen_worker_of_each_kind_is_found_in_time_and_replaced(tmp_path: Pa
         drain_and_check(run)
 
 
-@pytest.mark.slow
-@pytest.mark.chaos
 def test_an_engine_that_dies_within_a_living_worker_is_found_and_replaced(tmp_path: Path) -> None:
     """vLLM's model runs in a child process here, as with several GPUs."""
     apart = "{distributed_executor_backend: mp}"

@@ -129,7 +129,7 @@ def check_dry_run(address: str, path: Path, capsys: pytest.CaptureFixture[str]) 
     assert re.search(r"#   big: teacher-0; stays free: 1.5 CPU, 3 GPU, .* GiB memory, 0 teacher", printed), printed
     assert "#   head: learner-0, rollout-0, rollout-1; stays free: 2.5 CPU" in printed
     assert launch.main([*line, "--teacher.num_workers=3"]) == FINISHED
-    waits = "# waits: 1 of teacher: 3 x (0.5 CPU, 9 teacher) have no room now; the most that a node has free is"
+    waits = "# waits: 1 of teacher: 3 x (0.5 CPU, 9 teacher) do not fit now; the most that a node has free is"
     assert waits in capsys.readouterr().out
     assert launch.main([*line, "--teacher.resources.num_cpus=3"]) == BAD_INPUT
     assert "no node can ever hold one teacher worker: 3 CPU wanted" in capsys.readouterr().err

@@ -11,7 +11,7 @@ import pytest
 
 from records.files import read_rows
 from records.run_folder import valid_ledger
-from tests.integration.test_run import EXAMPLE, ROOT
+from tests.integration.real_run import ROOT, write_problems
 
 pytestmark = [pytest.mark.timeout(800), pytest.mark.slow]
 
@@ -47,8 +47,7 @@ def command(folder: Path) -> list[str]:
 
 
 def test_an_interrupted_comparison_is_continued_by_the_same_command(tmp_path: Path) -> None:
-    script = EXAMPLE / "problems.py"
-    subprocess.run([sys.executable, script, "--out", tmp_path / "data"], check=True, timeout=60)
+    write_problems(tmp_path)
     line, first, second = (
         command(tmp_path),
         tmp_path / "runs" / "vanilla-seed0",

@@ -20,14 +20,14 @@ from tests.integration.test_engine_scene import (
     settings,
 )
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 SAMPLING = Sampling(max_tokens=200)
 
 
 async def fail_in_flight(engine: Any, end: Any) -> None:
     """Start generations and scores, call `end` in a thread, and see everything fail, now and later."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(200):
         tasks = [asyncio.create_task(collect(engine, requests(4, name=f"r{i}-"), SAMPLING)) for i in range(3)]
         await asyncio.sleep(0.05)
         await asyncio.to_thread(end)
@@ -53,9 +53,18 @@ def test_a_fresh_engine_gives_the_same_bits_and_a_shut_down_one_fails_its_reques
         assert one.log_probs.tobytes() == other.log_probs.tobytes()
 
 
-def test_an_engine_that_fails_in_a_step_fails_every_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_without_verified_weights_refuses_to_work_and_one_that_fails_in_a_step_fails_every_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = save_model(tmp_path)
     with opened(settings(path)) as engine:
+        with pytest.raises(RuntimeError, match="no verified weights"):
+            run(collect(engine, requests(1), SAMPLING))
+        with pytest.raises(RuntimeError, match="no verified weights"):
+            run(engine.score([[5, 6, 7]]))
+        engine.serve_own_weights()
+        (scores,) = run(engine.score([[5, 6, 7]]))
+        assert np.isfinite(scores.log_probs).all()
         run(engine.load_weights(*in_hand(publish(read_model(path), 1))))
 
         def broken_step() -> None:
@@ -70,15 +79,3 @@ def test_an_engine_that_fails_in_a_step_fails_every_call(tmp_path: Path, monkeyp
             run(engine.score([[5, 6, 7]]))
         with pytest.raises(RuntimeError, match="the engine has ended: no memory for a step"):
             engine.serve_own_weights()
-
-
-def test_an_engine_without_verified_weights_refuses_to_work(tmp_path: Path) -> None:
-    path = save_model(tmp_path)
-    with opened(settings(path)) as engine:
-        with pytest.raises(RuntimeError, match="no verified weights"):
-            run(collect(engine, requests(1), SAMPLING))
-        with pytest.raises(RuntimeError, match="no verified weights"):
-            run(engine.score([[5, 6, 7]]))
-        engine.serve_own_weights()
-        (scores,) = run(engine.score([[5, 6, 7]]))
-        assert np.isfinite(scores.log_probs).all()

@@ -20,7 +20,7 @@ from tests.integration.test_engine_scene import (
     until,
 )
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 KNOWN_IDS = 40
 """The tokenizer's size; the model has 64 rows."""

@@ -22,7 +22,7 @@ from tests.integration.test_engine_scene import (
     settings,
 )
 
-pytestmark = pytest.mark.timeout(120)
+pytestmark = pytest.mark.timeout(600)
 
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,

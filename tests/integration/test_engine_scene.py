@@ -185,13 +185,13 @@ async def collect(
     return found
 
 
-async def until(predicate: Callable[[], bool], *, timeout_s: float = 10.0) -> None:
+async def until(predicate: Callable[[], bool], *, timeout_s: float = 60.0) -> None:
     """Wait until something is true; TimeoutError otherwise."""
     async with asyncio.timeout(timeout_s):
         while not predicate():
             await asyncio.sleep(0.01)
 
 
-def run(work: Coroutine[Any, Any, T], *, timeout_s: float = 60.0) -> T:
+def run(work: Coroutine[Any, Any, T], *, timeout_s: float = 300.0) -> T:
     """Run a coroutine in a fresh event loop, with a limit."""
     return asyncio.run(asyncio.wait_for(work, timeout_s))

@@ -1,7 +1,6 @@
 """An exported folder in the hands of transformers and vLLM: both stop on the stop ids of both sides."""
 
 import json
-import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -13,12 +12,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from learner.export import export_student
 from settings.run import RolloutConfig
+from tests.integration.real_run import MODELS, run
 from transport.stop_tokens import StopTokens
 
-ROOT = Path(__file__).resolve().parents[2]
-STUDENT = ROOT / "examples" / "arithmetic" / "models" / "student"
+STUDENT = MODELS / "student"
 
-pytestmark = pytest.mark.timeout(180)
+pytestmark = pytest.mark.timeout(700)
 
 ASKED = "<|user|>12+30+5<|assistant|>"
 ANSWERING = f"{ASKED}12+30=42\n42+5=47\n####47"
@@ -94,8 +93,8 @@ def test_transformers_loads_the_folder_and_stops_on_the_ids_of_both_sides(export
 def test_vllm_loads_the_folder_and_stops_on_the_ids_of_both_sides(exported: Path) -> None:
     _, prompts, mark_id, end_id = prompts_of(exported)
     line = [sys.executable, "-c", WITH_VLLM, str(exported), json.dumps(prompts * 4)]
-    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr[-3000:]
+    done = run(line)
+    assert done.returncode == 0
     found = json.loads(done.stdout.strip().splitlines()[-1])
     assert found["defaults"] == pytest.approx([0.9, 0.95, 20])
     assert {reason for reason, _ in found["ends"]} == {"stop"}

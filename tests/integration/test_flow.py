@@ -73,7 +73,7 @@ def test_slow_rollout_workers_that_are_full_let_slots_wait(tmp_path: Path) -> No
     assert means["wait/teacher_s"] < 0.3
 
 
-def test_slow_rollouts_on_workers_with_room_are_limited_by_the_start_window(tmp_path: Path) -> None:
+def test_slow_rollouts_on_workers_with_capacity_are_limited_by_the_start_window(tmp_path: Path) -> None:
     slow = EngineBehaviour(fastest_s=0.5, slowest_s=0.5)
     means, limit = middle_steps(tmp_path, engines=(slow,), settings={"batches_ahead": 0})
     assert limit == "window"

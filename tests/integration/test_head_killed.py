@@ -1,4 +1,4 @@
-"""The head of the cluster dies and comes back while a simulated run goes on with its driver on another node."""
+"""The head of the cluster dies and comes back while a simulated run is running with its driver on another node."""
 
 import time
 from pathlib import Path

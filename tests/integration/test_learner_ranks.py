@@ -58,7 +58,7 @@ def started_ranks(worker: Callable[..., None], world_size: int, *arguments: Any)
             process.kill()
 
 
-def run_ranks(worker: Callable[..., None], world_size: int, *arguments: Any, timeout_s: float = 120.0) -> None:
+def run_ranks(worker: Callable[..., None], world_size: int, *arguments: Any, timeout_s: float = 500.0) -> None:
     """Run `worker(rank, world_size, port, *arguments)` in fresh processes; fails if one does, or hangs."""
     with started_ranks(worker, world_size, *arguments) as processes:
         deadline = time.monotonic() + timeout_s

@@ -25,11 +25,11 @@ print(os.environ.get("TORCHDYNAMO_DISABLE"))
 """
 
 
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(700)
 def test_a_learner_is_set_up_without_a_compiler_and_may_use_one_afterwards() -> None:
     """Some of what DeepSpeed imports would load all of torch's compiler."""
     done = subprocess.run(
-        [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=200, check=False
+        [sys.executable, "-c", PROGRAM], cwd=ROOT, capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-2:] == ["[]", "None"]

@@ -1,4 +1,4 @@
-"""Cables between machines are cut and healed while a simulated run goes on."""
+"""Cables between machines are cut and healed while a simulated run is running."""
 
 import time
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_a_run_outlives_a_cut_of_a_rollout_workers_node(tmp_path: Path, limits: 
 
 
 def test_a_cut_of_the_learners_node_ends_in_a_resume_from_its_checkpoint(tmp_path: Path) -> None:
-    """The learner is lost; it is restarted once its node is back, and the run goes on from the checkpoint."""
+    """The learner is lost; it is restarted once its node is back, and the run continues from the checkpoint."""
     with network_run(tmp_path, NODES, driver="head", steps=STEPS) as run:
         with run.started() as process:
             run.until_step(15, process)

@@ -41,7 +41,7 @@ class RunOnGroups:
         self._followed = path / f"{name}.log"
 
     def submit(self) -> None:
-        """Submit it and follow it; it is the same command when the run is to go on."""
+        """Submit it and follow it; it is the same command when the run is to continue."""
         values = {
             **{"run-name": self.name, "runs-path": self.path, "max_steps": 20000, "batch_size": BATCH},
             **{"max_staleness": STALENESS, "batches_ahead": AHEAD, "checkpoint.every_steps": 5},

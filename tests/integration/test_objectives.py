@@ -26,7 +26,7 @@ from tests.unit.test_learner_scene import run_config
 from transport.batches import TeacherSignal, check_scored
 from transport.stop_tokens import StopTokens
 
-pytestmark = pytest.mark.timeout(240)
+pytestmark = pytest.mark.timeout(900)
 
 K, HIDDEN, NUM_STEPS = 24, 96, 4
 STOPS = StopTokens(student_ids=(60,), teacher_ids=(60,))

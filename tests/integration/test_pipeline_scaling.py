@@ -207,7 +207,7 @@ def _note_busy(run: SimulatedRun, worked: set[str]) -> set[str]:
 
 
 async def _eventually(running: asyncio.Task[None], condition: Any) -> None:
-    """Wait for a condition while the run goes on; an error that ended the run is raised here."""
+    """Wait for a condition while the run is running; an error that ended the run is raised here."""
     await eventually(lambda: running.done() or condition(), timeout_s=60)
     if running.done():
         running.result()

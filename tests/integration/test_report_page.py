@@ -26,7 +26,7 @@ def test_the_report_of_several_runs_is_drawn_whole_too(tmp_path: Path) -> None:
 
 
 def test_a_figure_whose_texts_do_not_fit_is_found(tmp_path: Path) -> None:
-    """Of the checks above themselves: a page whose legends and labels have no room does not pass them."""
+    """Of the checks above themselves: a page whose legends and labels have no space does not pass them."""
     folder = write_run(tmp_path, "first", steps=4)
     write_report([folder], folder.report)
     page = folder.report.read_text(encoding="utf-8")

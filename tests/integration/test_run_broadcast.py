@@ -6,11 +6,9 @@ from pathlib import Path
 import pytest
 
 from records.files import read_rows
-from tests.integration.test_run import assert_trained_once, command, run, workspace
+from tests.integration.real_run import assert_trained_once, command, run
 
-__all__ = ["workspace"]
-
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(1300), pytest.mark.slow]
 
 STEPS, BATCH = 4, 8
 
@@ -24,6 +22,7 @@ def test_every_version_of_a_run_is_broadcast_and_no_engine_fetches(workspace: Pa
         "rollout.num_workers": 2,
         "learner.num_workers": 2,
         "learner.zero_stage": 3,
+        "learner.dtype": "bfloat16",
         "learner.micro_batch_tokens": 256,
         "weights.transport": "gloo",
         "weights.delta": "true",

@@ -8,10 +8,9 @@ import pytest
 
 from records.checkpoints import MANIFEST_NAME
 from records.files import read_rows
-from tests.integration.test_run import assert_trained_once, command, run, workspace
+from tests.integration.real_run import assert_trained_once, command, run
 
-__all__ = ["workspace"]
-pytestmark = [pytest.mark.timeout(400), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(1300), pytest.mark.slow]
 
 
 def test_a_run_goes_on_from_an_uploaded_checkpoint_with_two_ranks_after_the_newest_was_damaged(

@@ -1,19 +1,23 @@
-"""A run from the command line with real engines, scaled up and down and stopped from other processes."""
+"""A run from the command line with real engines, scaled, put under fire and stopped from other processes."""
 
 from pathlib import Path
 
 import pytest
 
+from tests.integration.chaos_run import chaos, check_report, drain_and_check
 from tests.integration.scaled_run import scaled_run
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 
 
-def test_rollout_grows_to_three_and_teacher_to_two_and_both_shrink_to_one_while_the_run_streams(
+def test_workers_are_added_killed_and_retired_by_command_while_the_run_streams_and_nothing_is_lost(
     tmp_path: Path,
 ) -> None:
-    with scaled_run(tmp_path, **{"cluster.num_cpus": 4}) as run:
-        run.scale_up_and_down()
-        run.stop()
-        run.check()
-        print(f"tok/s with 1, 3 rollout workers: {run.throughput(1):.0f}, {run.throughput(3):.0f}")
+    """1 -> 3 -> 1 rollout workers, 1 -> 2 -> 1 teachers; between, one worker of each kind is killed."""
+    with scaled_run(tmp_path, **{"cluster.num_cpus": 4, "checkpoint.every_steps": 5}) as run:
+        run.scale_up()
+        numbers = chaos(run, "rollout,teacher,learner", every_s=8, duration_s=25)
+        check_report(numbers, {"rollout": 1, "teacher": 1, "learner": 1})
+        run.scale_down()
+        drain_and_check(run)
+        run.check_scaled()

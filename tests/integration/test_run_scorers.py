@@ -2,12 +2,10 @@
 
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pytest
 import torch
 from transformers import AutoTokenizer
@@ -15,18 +13,17 @@ from transformers import AutoTokenizer
 import rewards
 from records.files import read_rows
 from records.run_folder import valid_ledger
+from tests.integration.real_run import MODELS, batch_rows, run, write_problems
 
-ROOT = Path(__file__).resolve().parents[2]
-EXAMPLE = ROOT / "examples" / "arithmetic"
 STEPS, BATCH, SAMPLES = 4, 8, 2
 TINY = {"resources.num_cpus": 0.5, "engine.max_model_len": 128, "engine.kv_cache_gib": 0.25}
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.slow]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
 
 def command(folder: Path) -> list[str]:
     """The command line: the demo's teacher scores one source, the student itself the other."""
-    student = EXAMPLE / "models" / "student"
+    student = MODELS / "student"
     options: dict[str, Any] = {
         "runs_path": folder,
         "run_name": "scorers",
@@ -61,22 +58,13 @@ def command(folder: Path) -> list[str]:
 def run_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a finished run."""
     folder = tmp_path_factory.mktemp("runs")
-    script = EXAMPLE / "problems.py"
-    subprocess.run([sys.executable, script, "--out", folder / "data"], check=True, timeout=60)
+    write_problems(folder)
     rows = read_rows(folder / "data" / "train.jsonl")[:100]
     for index, row in enumerate(rows):
         row["source"] = "odd" if index % 2 else "even"
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = subprocess.run(command(folder), cwd=ROOT, capture_output=True, text=True, timeout=280)
-    print(done.stdout[-6000:], done.stderr[-6000:])
-    assert done.returncode == 0
+    assert run(command(folder)).returncode == 0
     return folder / "scorers"
-
-
-def batch_rows(run_path: Path, step: int) -> list[dict[str, Any]]:
-    """The rows that a step was trained on."""
-    with pa.OSFile(str(run_path / "batches" / f"step_{step}_rank_0.arrow")) as file:
-        return pa.ipc.open_file(file).read_all().to_pylist()
 
 
 def test_every_slot_is_trained_once_with_finite_metrics_of_all_three_features(run_path: Path) -> None:
@@ -115,7 +103,7 @@ def test_reference_and_a_teacher_that_are_the_initial_student_score_its_first_to
 
 
 def test_outcomes_are_the_grades_of_the_responses_and_so_are_their_metrics(run_path: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(EXAMPLE / "models" / "student")
+    tokenizer = AutoTokenizer.from_pretrained(MODELS / "student")
     for step, metrics in enumerate(read_rows(run_path / "metrics.jsonl")):
         rows = batch_rows(run_path, step)
         texts = [tokenizer.decode(row["response_token_ids"], skip_special_tokens=True) for row in rows]

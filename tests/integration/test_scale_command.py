@@ -82,7 +82,7 @@ def test_a_run_is_scaled_watched_and_stopped_from_another_process(tmp_path: Path
                 code, _, errors = await launch("status", tmp_path, "--address", address, run="another")
                 assert code == BAD_INPUT
                 assert errors.strip() == (
-                    f"error: --run: no run named another is going on at {address} (running: simulated)"
+                    f"error: --run: no run named another is running at {address} (running: simulated)"
                 )
                 code, out, errors = await launch("status", tmp_path)
                 assert any(line.split()[:2] == ["rollout-1", "healthy"] for line in out.splitlines()), errors

@@ -99,7 +99,7 @@ class Slurm:
         return not any(node.processes("raylet") for node in self.machines)
 
 
-def test_a_job_that_has_to_make_room_drains_is_requeued_and_goes_on(tmp_path: Path) -> None:
+def test_a_job_that_is_preempted_drains_is_requeued_and_continues(tmp_path: Path) -> None:
     script = ROOT / "examples" / "arithmetic" / "problems.py"
     subprocess.run([sys.executable, script, "--out", tmp_path / "data"], check=True, timeout=60)
     values = {

@@ -27,7 +27,7 @@ def test_a_submitted_run_is_one_job_whose_steps_are_followed_and_drains_when_it_
         again = run.submit("--grace=120")
         assert (again.returncode, again.stdout.splitlines()[0]) == (
             FINISHED,
-            "job: goes on already; nothing was changed",
+            "job: is running already; nothing was changed",
         )
         stopped = run.ask("--stop")
         assert stopped.returncode == FINISHED
@@ -95,7 +95,7 @@ def check_refusals(run: SubmittedRun, address: str) -> None:
         refused = run.submit()
     assert (refused.returncode, refused.stdout) == (BAD_INPUT, "")
     assert refused.stderr.startswith(
-        f"error: run_name: a run named job goes on at {JOBS} already, and not as a job"
+        f"error: run_name: a run named job is running at {JOBS} already, and not as a job"
     )
     absent = run.ask("--stop")
     assert (absent.returncode, absent.stderr) == (
@@ -130,7 +130,7 @@ def check_another_job_of_the_run_is_refused(run: SubmittedRun) -> None:
     del run.settings["seed"]
     assert (other.returncode, other.stdout) == (BAD_INPUT, "")
     assert other.stderr.startswith(
-        "error: run_name: job goes on as job job with other settings; choose another name"
+        "error: run_name: job is running as job job with other settings; choose another name"
     )
     job = run.jobs()["job"]
     client = JobSubmissionClient(JOBS)

@@ -37,7 +37,7 @@ from transport.collective import Rendezvous
 from transport.notes import Heartbeat
 from transport.weights import WeightManifest
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = pytest.mark.timeout(900)
 
 TINY = {"CPU": 0.1}
 LIMIT_S = 30.0
@@ -130,7 +130,7 @@ class Scene:
         await self.pool.launch(worker, "test")
         worker.node_id = worker.name
         self.pool.make_stale(worker)
-        await self.pool.signal.until(lambda: worker.is_healthy, timeout_s=60, what=lambda: "the added engine")
+        await self.pool.signal.until(lambda: worker.is_healthy, timeout_s=300, what=lambda: "the added engine")
         return worker
 
     async def publish(self, version: int) -> None:
@@ -215,7 +215,7 @@ def test_a_group_is_formed_used_broken_and_formed_again(local_ray: None, tmp_pat
             assert "rollout-1: ActorDiedError" in fallback["reason"]
             assert fallback["seconds"] < LIMIT_S
 
-    run(course(), timeout_s=250.0)
+    run(course(), timeout_s=800.0)
     assert staged() == before
 
 
@@ -234,7 +234,7 @@ def test_a_paused_engine_costs_the_limit_once_and_is_a_member_again_when_it_goes
                 start = time.monotonic()
                 await scene.put(1)
                 assert time.monotonic() - start < limit_s + MARGIN_S + 5
-                await until(lambda: scene.pool.workers[0].version == 1, timeout_s=30)
+                await until(lambda: scene.pool.workers[0].version == 1, timeout_s=200)
                 assert paused.version == 0
             finally:
                 os.kill(pid, signal.SIGCONT)
@@ -245,4 +245,4 @@ def test_a_paused_engine_costs_the_limit_once_and_is_a_member_again_when_it_goes
             assert "rollout-1: TimeoutError: no answer after 15 s" in fallback["reason"]
             assert [row["members"] for row in scene.rows("weights_group")] == [["rollout-0", "rollout-1"]] * 2
 
-    run(course(), timeout_s=200.0)
+    run(course(), timeout_s=800.0)

@@ -22,7 +22,7 @@ COMMAND = re.compile(r"(\S*/)?(python|make|ray|launch\.py) ")
 """The first words of a block without a language that holds commands."""
 
 NEEDS = {"gpu", "cluster", "run", "network"}
-"""What a block may say that it needs: GPUs, a Ray cluster, a run that goes on or has finished, the network."""
+"""What a block may say that it needs: GPUs, a Ray cluster, a live or finished run, the network."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
 import launch
@@ -18,13 +17,6 @@ DEAD = "127.0.0.1:1"
 """Nothing listens there, so a command that gets so far is told at once."""
 
 OUTCOMES = (FINISHED, BAD_INPUT)
-
-
-def examples(number: int) -> settings:
-    """So many examples; thirty times as many with `--hypothesis-profile deep`."""
-    factor = max(1, settings.default.max_examples // 100) if settings.default is not None else 1
-    slow = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.large_base_example]
-    return settings(max_examples=number * factor, deadline=None, suppress_health_check=slow)
 
 
 def arguments_of(folder: Path, *options: str, config: str = DEMO) -> list[str]:

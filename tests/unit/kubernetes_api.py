@@ -60,7 +60,7 @@ class Cluster:
     calls: list[str] = field(default_factory=list)
     """What changed something: `POST rayjobs/first`; a trial has a question mark."""
     logs: dict[str, list[str]] = field(default_factory=dict)
-    """Lines of each pod; a pod that is Running goes on printing."""
+    """Lines of each pod; a pod that is Running keeps printing."""
     on_exec: Callable[[str, list[str]], str] = lambda pod, command: ""
     """Runs a command in a pod; gives its output."""
     execs: list[tuple[str, list[str]]] = field(default_factory=list)

@@ -65,17 +65,27 @@ def test_a_source_that_no_teacher_takes_is_refused(refused: Refused, two_sources
     assert "known sources: 'code', 'logic', 'math'" in line
 
 
+@pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        ("--teachers.second.model_path=./none", "teachers.second.model_path: no such model folder: ./none"),
+        (
+            "--teachers.second.num_worker=2",
+            "teachers.second.num_worker: unknown key; did you mean teachers.second.num_workers?",
+        ),
+        ("--teachers.second.weight=0", "teachers.second.weight must be > 0"),
+        ("--objective.name=reverse_kl", "reverse_kl as configured needs the teacher's output head in the learner"),
+    ],
+)
 def test_a_further_teacher_is_checked_as_the_first_one(
+    refused: Refused, two_sources: Path, option: str, reason: str
+) -> None:
+    assert reason in refused(*SECOND, "--teacher.sources", "[math]", option)
+
+
+def test_a_further_teacher_with_another_tokenizer_is_refused(
     refused: Refused, two_sources: Path, tmp_path: Path
 ) -> None:
-    sources = ("--teacher.sources", "[math]")
-    assert "teachers.second.model_path: no such model folder: ./none" in refused(
-        *SECOND, *sources, "--teachers.second.model_path", "./none"
-    )
-    assert "teachers.second.num_worker: unknown key; did you mean teachers.second.num_workers?" in refused(
-        *SECOND, *sources, "--teachers.second.num_worker", "2"
-    )
-    assert "teachers.second.weight must be > 0" in refused(*SECOND, *sources, "--teachers.second.weight", "0")
     other = tmp_path / "teacher"
     shutil.copytree(MODELS / "teacher", other)
     tokenizer = json.loads((other / "tokenizer.json").read_text())
@@ -83,7 +93,7 @@ def test_a_further_teacher_is_checked_as_the_first_one(
     vocabulary["1"], vocabulary["2"] = vocabulary["2"], vocabulary["1"]
     (other / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert "teachers.second.model_path: the teacher second has another tokenizer" in refused(
-        *SECOND, *sources, "--teachers.second.model_path", str(other)
+        *SECOND, "--teacher.sources", "[math]", "--teachers.second.model_path", str(other)
     )
 
 
@@ -91,14 +101,6 @@ def test_a_name_of_a_teacher_that_no_option_could_name_is_refused(refused: Refus
     path = tmp_path / "named.yaml"
     path.write_text((ROOT / "configs" / "demo.yaml").read_text() + "teachers: {a-b: {model_path: x}}\n")
     assert "teachers.a-b" in refused("--config", str(path))
-
-
-def test_whole_distributions_of_several_teachers_are_refused(refused: Refused, two_sources: Path) -> None:
-    line = refused(*SECOND, "--teacher.sources", "[math]", "--objective.name", "reverse_kl")
-    assert (
-        "objective.name: reverse_kl as configured needs the teacher's output head in the learner, which holds one"
-        in line
-    )
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_further_teachers_and_the_reference_have_limits_of_their_own() -> None:
     assert limits.high == {"rollout": 1, "teacher": 1, "teacher-code": 4, "reference": 2}
 
 
-def test_room_is_what_the_scarcest_resource_allows() -> None:
+def test_capacity_is_what_the_scarcest_resource_allows() -> None:
     free = {"CPU": 7.5, "GPU": 2.0, "memory": 1e9}
     assert num_fitting({"CPU": 1.0}, free) == 7
     assert num_fitting({"CPU": 1.0, "GPU": 1.0}, free) == 2

@@ -1,4 +1,4 @@
-"""Checkpoints while a run goes on, of a learner that writes small files: order, failures, retries, fall-backs."""
+"""Checkpoints of a live run, of a learner that writes small files: order, failures, retries, fall-backs."""
 
 import asyncio
 import os
@@ -297,7 +297,7 @@ def test_a_damaged_ledger_is_mended_from_the_checkpoint(tmp_path: Path) -> None:
     ]
 
 
-def test_the_course_goes_on_after_a_fall_back(tmp_path: Path) -> None:
+def test_the_run_continues_after_a_fall_back(tmp_path: Path) -> None:
     run = saved(tmp_path, 4, 8)
     damage(run, 8)
 

@@ -79,9 +79,9 @@ def test_old_checkpoints_and_what_belongs_to_them_are_removed_beyond_keep(tmp_pa
 
 
 def test_the_same_step_again_replaces_the_older_one(tmp_path: Path) -> None:
-    write(tmp_path, 3, course=0)
-    path = write(tmp_path, 3, course=1)
-    assert checkpoints.verify(path).client_state == {"course": 1}
+    write(tmp_path, 3, attempt=0)
+    path = write(tmp_path, 3, attempt=1)
+    assert checkpoints.verify(path).client_state == {"attempt": 1}
     assert names(tmp_path) == ["step_3"]
 
 
@@ -134,25 +134,25 @@ def test_a_damaged_checkpoint_set_aside_is_none_any_more(tmp_path: Path) -> None
 
 def test_a_replaced_checkpoint_without_its_successor_is_restored(tmp_path: Path) -> None:
     """Killed between the two renames of a commit."""
-    path = write(tmp_path, 3, course=0)
+    path = write(tmp_path, 3, attempt=0)
     os.replace(path, tmp_path / "step_3.old")
     checkpoints.start(path)
     checkpoints.recover(tmp_path)
     assert names(tmp_path) == ["step_3"]
-    assert checkpoints.verify(path).client_state == {"course": 0}
+    assert checkpoints.verify(path).client_state == {"attempt": 0}
 
 
 def test_a_replaced_checkpoint_with_its_successor_and_half_written_or_removed_ones_are_dropped(
     tmp_path: Path,
 ) -> None:
-    os.replace(write(tmp_path, 3, course=0), tmp_path / "step_3.old")
-    write(tmp_path, 3, course=1)
+    os.replace(write(tmp_path, 3, attempt=0), tmp_path / "step_3.old")
+    write(tmp_path, 3, attempt=1)
     checkpoints.start(tmp_path / "step_4")
     (write(tmp_path, 1) / checkpoints.MANIFEST_NAME).unlink()
     checkpoints.universal_path(tmp_path / "step_3").mkdir()
     checkpoints.recover(tmp_path)
     assert names(tmp_path) == ["step_3", "step_3.universal"]
-    assert checkpoints.verify(tmp_path / "step_3").client_state == {"course": 1}
+    assert checkpoints.verify(tmp_path / "step_3").client_state == {"attempt": 1}
 
 
 def test_checkpoint_functions_need_no_torch() -> None:

@@ -5,7 +5,7 @@ import dataclasses
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from learner.collate import PackedBatch, collate, pack, split_by_tokens
@@ -67,7 +67,6 @@ def test_nothing_is_padded_and_every_response_token_is_a_target_once() -> None:
     st.lists(st.integers(1, 100), max_size=60),
     st.integers(1, 120),
 )
-@settings(max_examples=200, deadline=None)
 def test_split_keeps_every_index_once_within_the_budget(lengths: list[int], max_tokens: int) -> None:
     groups = split_by_tokens(lengths, max_tokens=max_tokens)
     assert sorted(index for group in groups for index in group) == list(range(len(lengths)))

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from transport.differences import BITMAP, HEADER_BYTES, INDICES, WHOLE, decode, encode
@@ -17,7 +17,6 @@ def bucket(values: torch.Tensor) -> np.ndarray:
     return values.view(torch.uint8).numpy()
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 2**31),
     num_items=st.integers(0, 400),
@@ -34,7 +33,6 @@ def test_a_changed_tensor_comes_back_to_the_bit(seed: int, num_items: int, share
     assert difference.nbytes <= HEADER_BYTES + new.nbytes
 
 
-@settings(max_examples=100, deadline=None)
 @given(data=st.data(), item_bytes=st.sampled_from([2, 4]), num_items=st.integers(0, 60))
 def test_any_bytes_come_back_to_the_bit(data: st.DataObject, item_bytes: int, num_items: int) -> None:
     size = num_items * item_bytes

@@ -77,7 +77,7 @@ def test_the_settings_of_every_command_are_valid(command: Command) -> None:
 
 
 def check_remote(command: Command, options: list[str]) -> None:
-    """A command for a run that goes on takes nothing more, but for the pools that `scale` takes."""
+    """A command for a live run takes nothing more, but for the pools that `scale` takes."""
     if command.arguments[0] == "scale":
         from commands.remote import read_counts
 

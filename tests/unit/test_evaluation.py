@@ -111,23 +111,9 @@ def test_an_interrupted_evaluation_goes_on_and_ends_with_one_file_per_benchmark(
         (f"p{p}", s) for p in (0, 2, 4) for s in (0, 1)
     ]
     assert rows[-1] == {
-        **{
-            "problem_id": "p4",
-            "sample": 1,
-            "problem": "1 = ?",
-            "answer": "1",
-            "response": "so 4",
-            "extracted": "4",
-        },
-        **{
-            "correct": False,
-            "verdict": "wrong",
-            "answer_class": 0,
-            "num_tokens": 3,
-            "finish_reason": "length",
-            "seed": 1,
-            "weight_version": 4,
-        },
+        **{"problem_id": "p4", "sample": 1, "problem": "1 = ?", "answer": "1", "response": "so 4"},
+        **{"extracted": "4", "correct": False, "verdict": "wrong", "answer_class": 0, "num_tokens": 3},
+        **{"finish_reason": "length", "seed": 1, "weight_version": 4},
         **{"response_token_ids": [5, 2, 3], "behaviour_log_probs": [-0.5, -0.25, -0.125]},
     }
     assert ResultFolder(tmp_path / "out").finished_summary(settings) == {"results": []}
@@ -212,8 +198,21 @@ def test_a_model_folder_and_a_benchmark_are_enough(tiny: Path, capsys: pytest.Ca
         "--max-tokens",
         "16",
     ]
-    line += ["--n", "4", "--k", "1,4", "--temperature", "0.6", "--top-k", "20", "--limit", "5", "--dry-run"]
-    assert launch.main([*line, "--rollout.num_workers", "2", "--cluster.num_cpus", "2"]) == FINISHED
+    line += [
+        "--max-tokens",
+        "16",
+        "--n",
+        "4",
+        "--k",
+        "1,4",
+        "--temperature",
+        "0.6",
+        "--top-k",
+        "20",
+        "--limit",
+        "5",
+    ]
+    assert launch.main([*line, "--dry-run", "--rollout.num_workers", "2", "--cluster.num_cpus", "2"]) == FINISHED
     printed = capsys.readouterr().out
     for expected in ("num_samples: 4", "temperature: 0.6", "max_problems: 5", "rollout: 2 x (1 CPU"):
         assert expected in printed
@@ -251,17 +250,8 @@ def test_data_that_is_not_there_offline_is_refused_with_what_to_do(
 def test_data_that_the_definition_does_not_expect_is_used_with_a_warning(
     tiny: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    line = [
-        "eval",
-        "--model",
-        str(STUDENT),
-        "--benchmarks",
-        "gsm8k",
-        "--data",
-        f"gsm8k={tiny}",
-        "--max-tokens",
-        "16",
-    ]
+    line = ["eval", "--model", str(STUDENT), "--benchmarks", "gsm8k", "--data", f"gsm8k={tiny}"]
+    line += ["--max-tokens", "16"]
     assert launch.main([*line, "--dry-run"]) == FINISHED
     assert "benchmark gsm8k: expected 1319 problems, found 6" in caplog.text
 

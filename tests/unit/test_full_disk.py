@@ -1,4 +1,4 @@
-"""While the disk takes nothing a run goes on: rows wait in memory, and a checkpoint in writing fails alone."""
+"""While the disk takes nothing a run continues: rows wait in memory, and a checkpoint in writing fails alone."""
 
 import errno
 import logging

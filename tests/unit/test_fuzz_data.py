@@ -9,8 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from settings.exit_codes import FINISHED
+from tests.examples import examples
 from tests.unit.data_files import COMPRESSED, FILES, json_lines
-from tests.unit.fuzzing import arguments_of, check, examples, refusal, values
+from tests.unit.fuzzing import arguments_of, check, refusal, values
 
 GOOD = b'{"id": "g", "problem": "1+1", "answer": "2"}\n'
 

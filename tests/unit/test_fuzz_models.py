@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from settings.exit_codes import FINISHED
+from tests.examples import examples
 from tests.unit.conftest import MODELS
-from tests.unit.fuzzing import arguments_of, check, examples, refusal, values
+from tests.unit.fuzzing import arguments_of, check, refusal, values
 
 FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
 CONFIG = json.loads((MODELS / "teacher" / "config.json").read_text())

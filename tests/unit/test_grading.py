@@ -3,7 +3,7 @@
 import random
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from rewards import compare_answers, equality_classes, grade_batch, grade_verdicts
@@ -270,7 +270,6 @@ def test_parts_and_brackets_are_found_at_the_top_alone() -> None:
 ALPHABET = r"\boxed{}#0123456789,./+-^_()[]$%&= xyeitfracsqpmnTUC~'!|<>" + "\n"
 
 
-@settings(deadline=None, max_examples=300)
 @given(st.text(alphabet=ALPHABET, max_size=60), st.text(alphabet=ALPHABET, max_size=20))
 def test_grading_never_raises_and_a_text_equals_itself(text: str, other: str) -> None:
     first, second = compare_answers([(text, text), (text, other)])

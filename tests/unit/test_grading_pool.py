@@ -102,9 +102,9 @@ def test_threads_and_an_event_loop_share_the_pool(pool: GradingPool) -> None:
                 beats += 1
                 await asyncio.sleep(0.005)
 
-        pulse = asyncio.create_task(beat())
+        beating = asyncio.create_task(beat())
         found = await asyncio.gather(*(asyncio.to_thread(pool.compare, [EQUAL, UNEQUAL] * 5) for _ in range(3)))
-        pulse.cancel()
+        beating.cancel()
         assert beats > 3
         return list(found)
 

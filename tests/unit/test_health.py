@@ -82,7 +82,7 @@ def test_restarts_wait_twice_as_long_each_time_and_are_bounded_until_a_request_i
     assert worker.next_backoff_s() == 2.0
 
 
-def test_a_restart_for_which_there_was_no_room_does_not_count() -> None:
+def test_a_restart_for_which_there_was_no_capacity_does_not_count() -> None:
     worker = Health(HealthConfig(max_restarts=1), now=0.0)
     for _ in range(10):
         assert worker.next_backoff_s() is not None

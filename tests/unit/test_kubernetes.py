@@ -83,7 +83,7 @@ def test_replicas_lie_within_their_limits_and_the_learner_is_of_fixed_size(overl
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
-def test_object_store_shared_memory_and_limits_leave_room_for_each_other(overlay: str) -> None:
+def test_object_store_shared_memory_and_limits_leave_space_for_each_other(overlay: str) -> None:
     cluster = cluster_of(rendered(overlay))
     for name, pod, container in ray_containers(cluster):
         group = groups_of(cluster)[name]

@@ -16,7 +16,7 @@ from learner.student import StudentModel
 from settings.objective import ImportanceConfig, ObjectiveConfig
 from tests.unit.test_learner_scene import STOPS, VOCAB_SIZE, scored_table, tiny_qwen3
 
-# Shapes: T positions, H hidden size of student and teacher, V vocabulary, K the teacher's likeliest tokens.
+# Shapes: T positions, H hidden size of student and teacher, V vocabulary, K the teacher's top-k tokens.
 T, H, K = 75, 64, 8
 LENGTHS = [(3, 5), (8, 20), (2, 9), (30, 40), (1, 1)]
 OBJECTIVES: list[dict[str, Any]] = [

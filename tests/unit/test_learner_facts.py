@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -27,6 +27,7 @@ from learner.log_probs import HeadLimits
 from learner.loss import Objective, WindowCounts
 from learner.student import LogProbHead
 from settings.objective import ImportanceConfig, ObjectiveConfig
+from tests.examples import examples
 from tests.unit.test_learner_scene import STOPS, scored_table
 
 # Shapes: V vocabulary, T positions, H hidden size.
@@ -46,7 +47,7 @@ def brute_force(log_p_V: Tensor, advantage_V: Tensor) -> tuple[Tensor, Tensor]:
 
 
 @given(seed=st.integers(0, 2**20), spread=st.floats(0.0, 6.0), shift=st.floats(-3.0, 3.0))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_the_variance_is_that_of_all_tokens_enumerated_and_a_baseline_keeps_the_expectation(
     seed: int, spread: float, shift: float
 ) -> None:

@@ -113,8 +113,9 @@ def test_loss_and_gradient_match_the_closed_form() -> None:
     assert metrics["stop/missing"] == 1
 
 
-def test_a_nan_teacher_log_prob_is_dropped_and_counted() -> None:
-    batch = one_batch([-0.5, float("nan"), -1.0], [-1.0, -1.0, -1.0])
+@pytest.mark.parametrize(("teacher", "behaviour"), [(math.nan, -1.0), (-1.0, math.nan)])
+def test_a_nan_log_prob_of_teacher_or_behaviour_is_dropped_and_counted(teacher: float, behaviour: float) -> None:
+    batch = one_batch([-0.5, teacher, -1.0], [-1.0, behaviour, -1.0])
     result, gradient_T, metrics = on_log_probs(batch, [-1.0, -1.0, -2.0], objective())
     assert result.is_trained_T.tolist() == [True, False, True]
     assert result.loss.isfinite()

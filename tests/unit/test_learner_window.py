@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from learner.ranks import Ranks
 from learner.values import StudentValues
 from learner.window import Window, prepare_window
 from settings.objective import ImportanceConfig, MasksConfig, ObjectiveConfig, SurrogateConfig, TokenWeightsConfig
+from tests.examples import examples
 from tests.unit.test_learner_scene import STOPS, scored_table
 
 ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
@@ -185,7 +186,7 @@ def test_a_token_that_is_not_finite_spoils_no_selection_and_is_counted_as_such(o
 
 
 @given(discount=st.floats(0.01, 1.0), seed=st.integers(0, 2**16))
-@settings(max_examples=25, deadline=None)
+@examples(25)
 def test_a_return_is_the_discounted_sum_of_the_rewards_that_follow_in_the_same_response(
     discount: float, seed: int
 ) -> None:

@@ -80,13 +80,13 @@ def test_a_lost_ledger_is_made_anew_from_the_frontier(tmp_path: Path) -> None:
     assert ledger.restore(Frontier(), uids_of) == []
 
 
-def test_a_row_of_a_voided_course_whose_rollback_was_lost_does_not_count(tmp_path: Path) -> None:
+def test_a_row_of_a_voided_attempt_whose_rollback_was_lost_does_not_count(tmp_path: Path) -> None:
     ledger = ledger_of(tmp_path, BATCHES)
     ledger.roll_back_to(1)
     ledger.add(2, uids_of([3, 5]))
     ledger.add(3, uids_of([1, 4]))
     replace_line(ledger, 3, b"{damaged")  # the rollback
-    replace_line(ledger, 4, b"{damaged")  # step 2 of the new course: that of the old one would count now
+    replace_line(ledger, 4, b"{damaged")  # step 2 of the new attempt: that of the old one would count now
     assert ledger.mend() == [4, 5]
     ledger.roll_back_to(3)
     assert ledger.restore(FRONTIER, uids_of) == [2]

@@ -48,16 +48,19 @@ def test_pools_queues_health_and_time_left_are_shown_at_every_width(width: int) 
     assert "restarting" in text
 
 
-@pytest.mark.parametrize("width", [60, 120])
-def test_what_is_below_the_pools_is_whole_at_every_width(width: int) -> None:
-    text = words_of(rendered(running_status(), width))
-    assert "reward -0.0123, reverse KL 0.4567, gradient norm 0.789" in text
-    assert "length 12 (0.5% truncated), 1 prompts given up" in text
-    assert "version 37, engines at 37; staleness mean 1.25, max 3 of 4" in text
-    assert "student at step 30 is being evaluated since 0:04; teacher 0.983 (avg@8) on arithmetic" in text
-    assert "deaths 2 (rollout 2; 1 recent), restarts 1 (rollout 1; 0 recent)" in text
-    assert "rollout-1 has died: ping: ActorDiedError (0:08 ago)" in text
-    assert ADVICE in text
+def test_what_is_below_the_pools_is_whole_at_every_width() -> None:
+    for width in (60, 120):
+        text = words_of(rendered(running_status(), width))
+        for shown in (
+            "reward -0.0123, reverse KL 0.4567, gradient norm 0.789",
+            "length 12 (0.5% truncated), 1 prompts given up",
+            "version 37, engines at 37; staleness mean 1.25, max 3 of 4",
+            "student at step 30 is being evaluated since 0:04; teacher 0.983 (avg@8) on arithmetic",
+            "deaths 2 (rollout 2; 1 recent), restarts 1 (rollout 1; 0 recent)",
+            "rollout-1 has died: ping: ActorDiedError (0:08 ago)",
+            ADVICE,
+        ):
+            assert shown in text
 
 
 def test_an_evaluation_shows_how_far_it_is_where_the_run_tells() -> None:
@@ -73,14 +76,12 @@ def test_waits_and_back_pressure_have_columns_where_there_is_room() -> None:
     assert "17 of 64 2.1 s 30 %" in wide
 
 
-@pytest.mark.parametrize("width", WIDTHS)
-def test_a_start_says_what_it_waits_for(width: int) -> None:
-    text = words_of(rendered(starting_status(), width))
-    assert "demo starting step 0 of 160 0:42 so far" in text
-    if width < 170:
-        assert (
-            "starting engines: waiting for rollout (1 of 2), teacher (0 of 1), learner (0 of 1) since 0:31" in text
-        )
+def test_a_start_says_what_it_waits_for() -> None:
+    for width in (60, 120):
+        text = words_of(rendered(starting_status(), width))
+        assert "demo starting step 0 of 160 0:42 so far" in text
+        waited = "waiting for rollout (1 of 2), teacher (0 of 1), learner (0 of 1) since 0:31"
+        assert f"starting engines: {waited}" in text
 
 
 def test_a_lone_worker_that_has_left_is_not_shown_as_one() -> None:

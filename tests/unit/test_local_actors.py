@@ -138,7 +138,7 @@ def test_the_cancellation_of_a_caller_is_no_error_of_the_actor() -> None:
         caller.cancel()
         with pytest.raises(asyncio.CancelledError):
             await caller
-        return await ref  # the call goes on
+        return await ref  # the call continues
 
     assert run_virtually(main()) == 7
 

@@ -3,12 +3,13 @@
 from collections import Counter
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from inputs.mixture import BLOCK, PromptMixture, PromptOrder, Schedule
 from inputs.prompts import PromptSource
 from inputs.rendering import Prompt
+from tests.examples import examples
 
 pytestmark = pytest.mark.timeout(60)
 
@@ -25,7 +26,6 @@ def mixed(seed: int = 0, num_slots: int = 200) -> PromptSource:
 
 
 @given(weights=weights, seed=st.integers(0, 2**32 - 1))
-@settings(max_examples=60, deadline=None)
 def test_every_prefix_has_the_sources_in_their_shares(weights: list[float], seed: int) -> None:
     schedule = Schedule(weights, seed=seed)
     shares = [weight / sum(weights) for weight in weights]
@@ -39,7 +39,7 @@ def test_every_prefix_has_the_sources_in_their_shares(weights: list[float], seed
 
 
 @given(weights=weights, seed=st.integers(0, 2**32 - 1), start=st.integers(0, 10**9))
-@settings(max_examples=40, deadline=None)
+@examples(40)
 def test_any_position_can_be_looked_up_and_none_is_left_out(weights: list[float], seed: int, start: int) -> None:
     schedule = Schedule(weights, seed=seed)
     found = [schedule.source_at(position) for position in range(start, start + 40)]

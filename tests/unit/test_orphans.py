@@ -1,4 +1,4 @@
-"""What a killed driver left: only what provably belongs to its run is ended, and never a run that goes on."""
+"""What a killed driver left: only what provably belongs to its run is ended, and never a live run."""
 
 import os
 import signal

@@ -112,7 +112,7 @@ def test_a_shortage_says_what_is_missing_and_how_many_workers_would_fit() -> Non
     )
 
 
-def test_a_shortage_of_room_on_single_nodes_is_named_too() -> None:
+def test_a_shortage_of_capacity_on_single_nodes_is_named_too() -> None:
     with pytest.raises(ValueError, match="cannot place this run: no node has capacity") as error:
         check_all_fit([Demand("rollout", 2, {"CPU": 2.0})], [{"CPU": 3.0}, {"CPU": 1.0}])
     assert "nearest valid rollout.num_workers here: 1" in str(error.value)

@@ -68,7 +68,7 @@ class World:
         )
 
     def run(self, seconds: float) -> float:
-        """Go on for a while; returns the slots trained per second."""
+        """Run for a while; returns the slots trained per second."""
         start_s, trained = self.now_s, self.trained
         while self.now_s < start_s + seconds:
             row = self._step()

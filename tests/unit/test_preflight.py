@@ -126,18 +126,20 @@ def test_padded_rows_are_named_with_the_cut(preflight: Preflight, teacher: Path)
     )
 
 
-def test_rows_that_are_not_those_of_the_configuration_are_refused(preflight: Preflight, teacher: Path) -> None:
-    edit(teacher / "config.json", lambda content: content.update(vocab_size=48))
+@pytest.mark.parametrize(
+    ("num_rows", "text"),
+    [
+        (48, "embed_tokens.weight has 32 rows, but config.json says vocab_size 48"),
+        (30, "the teacher has 30 rows for 32 ids"),
+    ],
+)
+def test_rows_that_are_not_those_of_the_configuration_or_too_few_are_refused(
+    preflight: Preflight, teacher: Path, num_rows: int, text: str
+) -> None:
+    edit(teacher / "config.json", lambda content: content.update(vocab_size=num_rows))
     code, rows = preflight()
     assert (code, failed(rows)) == (BAD_INPUT, ["padded_rows"])
-    assert "embed_tokens.weight has 32 rows, but config.json says vocab_size 48" in rows["padded_rows"]["message"]
-
-
-def test_fewer_rows_than_ids_are_refused(preflight: Preflight, teacher: Path) -> None:
-    edit(teacher / "config.json", lambda content: content.update(vocab_size=30))
-    code, rows = preflight()
-    assert (code, failed(rows)) == (BAD_INPUT, ["padded_rows"])
-    assert "the teacher has 30 rows for 32 ids" in rows["padded_rows"]["message"]
+    assert text in rows["padded_rows"]["message"]
 
 
 def test_a_template_that_is_not_the_students_is_shown_where_it_differs(
@@ -221,25 +223,21 @@ def test_prompts_that_are_too_long_are_counted(preflight: Preflight, data: Path)
     assert rows["data"]["details"]["longest"]["long"] == 122
 
 
-def test_too_little_memory_is_named_with_its_arithmetic(preflight: Preflight) -> None:
-    code, rows = preflight("--learner.micro_batch_tokens", "2000000000")
-    assert (code, failed(rows)) == (BAD_INPUT, ["memory"])
-    assert "most is for learner: change learner.micro_batch_tokens" in str(rows["memory"]["findings"])
-    assert any(
-        line.startswith("learner: ") and "activations" in line for line in rows["memory"]["details"]["arithmetic"]
-    )
-
-
-def test_a_cache_that_holds_no_full_sequence_is_refused(preflight: Preflight) -> None:
-    code, rows = preflight("--rollout.engine.kv_cache_gib", "0.00001")
-    assert (code, failed(rows)) == (BAD_INPUT, ["memory"])
-    assert "rollout.engine.kv_cache_gib: one sequence of full length needs cache" in rows["memory"]["message"]
-
-
-def test_too_little_disk_space_is_named(preflight: Preflight) -> None:
-    code, rows = preflight("--preflight.min_free_gib", "1000000")
-    assert (code, failed(rows)) == (BAD_INPUT, ["disk"])
-    assert "too little disk space: 1000000" in rows["disk"]["message"]
+@pytest.mark.parametrize(
+    ("option", "key", "text"),
+    [
+        ("--learner.micro_batch_tokens=2000000000", "memory", "most is for learner: change learner.micro_batch"),
+        ("--rollout.engine.kv_cache_gib=0.00001", "memory", "rollout.engine.kv_cache_gib: one sequence of full"),
+        ("--preflight.min_free_gib=1000000", "disk", "too little disk space: 1000000"),
+    ],
+)
+def test_too_little_memory_or_disk_space_is_named_with_its_arithmetic(
+    preflight: Preflight, option: str, key: str, text: str
+) -> None:
+    code, rows = preflight(option)
+    assert (code, failed(rows)) == (BAD_INPUT, [key])
+    assert text in str(rows[key]["findings"])
+    assert rows[key]["details"]["arithmetic"]
 
 
 def test_every_mistake_is_collected_not_the_first_alone(preflight: Preflight, teacher: Path, data: Path) -> None:

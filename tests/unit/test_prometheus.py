@@ -24,6 +24,7 @@ from reporting.live.prometheus import (
 )
 from settings.run import RunConfig
 from tests.unit.metric_rows import metrics_row
+from tests.unit.promql import labels_of, metrics_of
 from tests.unit.run_status import running_status, starting_status
 
 DASHBOARD: dict[str, Any] = json.loads(metric_page.DASHBOARD.read_text(encoding="utf-8"))
@@ -40,13 +41,12 @@ def test_the_dashboard_shows_every_metric_and_no_other() -> None:
     assert all('run=~"$run"' in text for text in EXPRESSIONS)
 
 
-def test_legends_and_sums_name_only_tags_that_the_metrics_have() -> None:
+def test_queries_and_legends_name_only_tags_that_the_metrics_have() -> None:
     tags = {"ray_" + metric.full_name: {"run", *metric.tags} for metric in EXPORTED}
     for target in [target for panel in PANELS for target in panel.get("targets", [])]:
-        names = {re.sub("_bucket$", "", name) for name in re.findall(r"ray_poweropd_\w+", target["expr"])}
-        used = set(re.findall(r"{{(\w+)}}", target["legendFormat"]))
-        for by in re.findall(r"by \(([^)]*)\)", target["expr"]):
-            used |= {tag.strip() for tag in by.split(",")} - {"le"}
+        names = {re.sub("_bucket$", "", name) for name in metrics_of(target["expr"])}
+        grouped_by = labels_of(re.sub(r"{.*?}", "", target["expr"])) - {"le"}
+        used = set(re.findall(r"{{(\w+)}}", target["legendFormat"])) | grouped_by
         assert all(used <= tags[name] for name in names), target
 
 
@@ -64,10 +64,8 @@ def test_panels_have_ids_of_their_own_and_do_not_overlap() -> None:
 
 def test_the_dashboard_asks_for_a_data_source_and_a_run() -> None:
     source, run = DASHBOARD["templating"]["list"]
-    assert (source["type"], source["query"]) == ("datasource", "prometheus")
-    assert (run["name"], run["query"]["query"]) == ("run", "label_values(ray_poweropd_step, run)")
-    used = {panel["datasource"]["uid"] for panel in PANELS if panel["type"] != "row"}
-    assert used == {"${datasource}"}
+    assert (source["type"], run["query"]["query"]) == ("datasource", "label_values(ray_poweropd_step, run)")
+    assert {panel["datasource"]["uid"] for panel in PANELS if panel["type"] != "row"} == {"${datasource}"}
 
 
 def test_names_are_unique_and_counters_end_as_prometheus_wants() -> None:
@@ -151,9 +149,7 @@ def test_a_disk_that_cannot_be_read_has_no_reading_until_it_can(tmp_path: Path) 
 
 
 def test_the_free_space_of_a_folder_that_is_not_there_yet_is_that_of_its_disk(tmp_path: Path) -> None:
-    found, there = space(tmp_path / "not" / "yet"), shutil.disk_usage(tmp_path)
-    assert found["size"] == there.total
-    assert found["free"] <= there.total
+    assert space(tmp_path / "not" / "yet")["size"] == shutil.disk_usage(tmp_path).total
 
 
 def test_checkpoints_elsewhere_are_watched_too(tmp_path: Path) -> None:

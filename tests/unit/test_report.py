@@ -20,7 +20,7 @@ from reporting.page.run_data import read_run
 from reporting.page.sample_view import samples_view
 from reporting.page.summary_table import verdicts
 from reporting.page.timeline import timeline_figure
-from reporting.page.write import as_script_json, plotly_js
+from reporting.page.write import plotly_js
 from tests.unit.synthetic_run import BEGIN, event, metrics_row, write_run
 
 FILES = (
@@ -159,16 +159,9 @@ def test_texts_from_models_and_logs_are_shown_and_never_run(tmp_path: Path) -> N
     assert "img" not in page.tags
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert "<script>alert(1)</script>" in page.text
-    assert "49" not in page.text.split("Sample responses")[1][:2000]
+    assert "{{7*7}}" in page.text
     names = [trace["name"] for trace in page.figures["accuracy"]["data"]]
     assert not any("<" in name for name in names)
-
-
-def test_json_in_a_script_element_cannot_end_it_and_reads_back() -> None:
-    value = {"</script>": ["<!--", "&", "\u2028", "\u2029"]}
-    text = as_script_json(value)
-    assert not set(text) & {"<", ">", "&", "\u2028", "\u2029"}
-    assert json.loads(text) == value
 
 
 def test_a_page_asks_for_nothing_outside_itself(tmp_path: Path) -> None:
@@ -294,19 +287,18 @@ def test_a_run_that_got_worse_is_told_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--run", "nothing"], r"--run: there is no run folder .*nothing \(there: first\)"),
-        (["--run", "first", "--run", "first"], "--run: first is given twice"),
-        (["--run", "../first"], "--run must be letters"),
-        (["--run", "first", "--out", "missing/report.html"], "--out: missing is not a folder"),
-        (["--run", "first", "--steps", "3"], "unexpected argument '--steps'"),
-        ([], "--run"),
+        ("--run nothing", r"--run: there is no run folder .*nothing \(there: first\)"),
+        ("--run first --run first", "--run: first is given twice"),
+        ("--run ../first", "--run must be letters"),
+        ("--run first --out missing/report.html", "--out: missing is not a folder"),
+        ("", "--run"),
     ],
 )
 def test_a_mistake_is_one_line_and_writes_nothing(
-    tmp_path: Path, options: list[str], message: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, options: str, message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_run(tmp_path, "first", steps=2)
-    assert launch.main(["report", "--runs-path", str(tmp_path), *options]) == 2
+    assert launch.main(["report", "--runs-path", str(tmp_path), *options.split()]) == 2
     assert re.search(message, capsys.readouterr().err)
     assert not list(tmp_path.rglob("*.html"))
 

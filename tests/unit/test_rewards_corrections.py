@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -20,8 +20,9 @@ from rewards import (
     top_fraction_threshold,
 )
 from rewards.surrogates import dppo_mask
+from tests.examples import examples
 
-unhurried = settings(max_examples=40, deadline=None)
+unhurried = examples(40)
 values = st.floats(-3.0, 3.0)
 
 

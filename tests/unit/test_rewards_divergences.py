@@ -5,15 +5,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
 from rewards import BASELINES, DIVERGENCES, TOKEN_REWARDS, Entry, TeacherLogits, TeacherTopK, scheduled_beta
 from rewards.teacher import kl_terms
+from tests.examples import examples
 
 V = 7
-few = settings(max_examples=25, deadline=None)
+few = examples(25)
 seeds = st.integers(0, 10_000)
 
 
@@ -114,7 +115,7 @@ def test_the_policy_gradient_over_all_student_tokens_is_the_reverse_kl_gradient(
 
 
 @pytest.mark.parametrize("entry", DIVERGENCES.values(), ids=DIVERGENCES.keys())
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(seeds)
 def test_a_student_that_equals_its_teacher_has_no_loss_and_no_gradient(entry: Entry, seed: int) -> None:
     student, _ = pair(seed)
@@ -132,7 +133,7 @@ def test_a_student_that_equals_its_teacher_has_no_loss_and_no_gradient(entry: En
 
 
 @pytest.mark.parametrize("name", TOKEN_REWARDS)
-@settings(max_examples=10, deadline=None)
+@examples(10)
 @given(seeds)
 def test_a_student_that_equals_its_teacher_has_no_expected_policy_gradient(name: str, seed: int) -> None:
     student, _ = pair(seed)
@@ -297,7 +298,7 @@ def test_a_token_that_one_side_rules_out_is_handled_by_the_direction() -> None:
 
 
 @pytest.mark.parametrize("name", BASELINES)
-@settings(max_examples=15, deadline=None)
+@examples(15)
 @given(seeds)
 def test_a_reward_minus_its_baseline_has_mean_zero_and_the_same_expected_gradient(name: str, seed: int) -> None:
     student, teacher = pair(seed)

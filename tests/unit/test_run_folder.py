@@ -103,13 +103,13 @@ def test_opening_again_mends_what_a_crash_cut_off(tmp_path: Path) -> None:
 def test_a_rollback_voids_the_rows_above_it(tmp_path: Path) -> None:
     folder = opened(tmp_path)
     for step in (1, 2, 3):
-        folder.add_step({"step": step, "course": 0}, [f"old-{step}"])
+        folder.add_step({"step": step, "attempt": 0}, [f"old-{step}"])
     folder.roll_back_to(1)
     assert valid_ledger(folder.ledger) == {1: ["old-1"]}
     assert [row["step"] for row in folder.valid_metrics()] == [1]
-    folder.add_step({"step": 2, "course": 1}, ["new-2"])
+    folder.add_step({"step": 2, "attempt": 1}, ["new-2"])
     assert valid_ledger(folder.ledger) == {1: ["old-1"], 2: ["new-2"]}
-    assert folder.valid_metrics() == [{"step": 1, "course": 0}, {"step": 2, "course": 1}]
+    assert folder.valid_metrics() == [{"step": 1, "attempt": 0}, {"step": 2, "attempt": 1}]
 
 
 def test_a_rollback_to_the_newest_step_writes_nothing(tmp_path: Path) -> None:

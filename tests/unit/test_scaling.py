@@ -273,7 +273,7 @@ def test_a_folder_says_where_its_run_is_or_that_its_process_has_ended(tmp_path: 
     folder.write_cluster(here | {"pid": os.getpid()})
     assert address_of(folder) == "10.0.0.1:1"
     folder.write_cluster(here | {"pid": 2**22 + 1})  # above the largest process number
-    with pytest.raises(ValueError, match="is not going on: its process 4194305 has ended"):
+    with pytest.raises(ValueError, match="is not running: its process 4194305 has ended"):
         address_of(folder)
     folder.write_cluster(here | {"pid": 2**22 + 1, "host": "another"})
     assert address_of(folder) == "10.0.0.1:1"

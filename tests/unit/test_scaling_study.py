@@ -65,7 +65,7 @@ def test_a_point_is_simulated_near_to_what_the_rates_alone_give() -> None:
 
 
 @pytest.mark.timeout(120)
-def test_no_slot_is_looked_at_before_there_is_room_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_slot_is_looked_at_before_there_is_capacity_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
     num_read: list[int] = []
     startable = Slots.startable
 

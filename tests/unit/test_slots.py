@@ -321,7 +321,7 @@ def test_batch_that_would_lose_a_deadline_is_refused():
     slots.train([1])
     start(slots, [2])
     finish(slots, [2])
-    with pytest.raises(ValueError, match=r"^batch must leave room for all slots due by 1, got \[2\]$"):
+    with pytest.raises(ValueError, match=r"^batch must leave space for all slots due by 1, got \[2\]$"):
         slots.train([2])
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from controller.slots import Slots
@@ -181,7 +181,6 @@ def worlds(draw: st.DrawFn, max_batch_size: int = 6, max_staleness: int = 5) -> 
     )
 
 
-@settings(max_examples=800, deadline=None)
 @given(worlds())
 def test_every_run_ends_with_each_slot_trained_once_and_within_its_deadline(world: World):
     simulation = Simulation(world)
@@ -189,7 +188,6 @@ def test_every_run_ends_with_each_slot_trained_once_and_within_its_deadline(worl
     simulation.check_complete()
 
 
-@settings(max_examples=300, deadline=None)
 @given(worlds(max_staleness=0))
 def test_staleness_0_is_the_synchronous_algorithm(world: World):
     simulation = Simulation(world)
@@ -199,7 +197,6 @@ def test_staleness_0_is_the_synchronous_algorithm(world: World):
     assert set(simulation.staleness) <= {0}
 
 
-@settings(max_examples=300, deadline=None)
 @given(worlds(), st.lists(st.integers(1, 60), max_size=4), st.data())
 def test_run_resumed_at_any_moment_trains_each_slot_once(world: World, stops: list[int], data: st.DataObject):
     simulation = Simulation(world)
@@ -213,7 +210,6 @@ def test_run_resumed_at_any_moment_trains_each_slot_once(world: World, stops: li
     simulation.check_complete()
 
 
-@settings(max_examples=300, deadline=None)
 @given(worlds(), st.lists(st.integers(1, 60), max_size=4), st.data())
 def test_run_that_falls_back_trains_each_slot_once(world: World, stops: list[int], data: st.DataObject):
     simulation = Simulation(world)
@@ -228,7 +224,6 @@ def test_run_that_falls_back_trains_each_slot_once(world: World, stops: list[int
     simulation.check_complete()
 
 
-@settings(max_examples=300, deadline=None)
 @given(worlds(max_batch_size=3), st.integers(1, 60))
 def test_no_other_batch_would_do_where_the_rule_waits(world: World, max_events: int):
     simulation = Simulation(world)
@@ -237,7 +232,6 @@ def test_no_other_batch_would_do_where_the_rule_waits(world: World, max_events: 
         assert not any(map(simulation.leaves_room, combinations(simulation.finished, world.batch_size)))
 
 
-@settings(max_examples=300, deadline=None)
 @given(worlds(), st.integers(1, 60))
 def test_window_is_every_untrained_slot_below_its_end(world: World, max_events: int):
     simulation = Simulation(world)

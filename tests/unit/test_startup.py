@@ -10,7 +10,7 @@ import pytest
 
 from actors.vllm import collection_paused
 from benchmarks.startup import phases
-from commands.start_times import StartTimes
+from commands.train import StartTimes
 
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "vllm", "deepspeed", "ray", "pandas", "datasets", "matplotlib")

@@ -3,43 +3,36 @@
 import asyncio
 import io
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from ray.job_submission import JobDetails, JobStatus, JobType
 
 from commands.submit import command
 from commands.submit.command import exit_code_of, follow, submit_again
 from commands.submit.ray_client import RUN, exit_code, is_lost, jobs_of, next_job_id, state_of
-from commands.submit.ray_job_log import LogFollower, LogPrinter
+from commands.submit.ray_job_log import LogFollower
 from commands.submit.request import JobState, Request, UnreachableError
 from settings.exit_codes import BAD_INPUT, DRAINED, FAILED, FINISHED
 
 REQUEST = Request("run", [], None, "", [], "/shared/runs", 0, {}, 600.0)
 
 
-@dataclass(frozen=True)
-class Job:
+def job(submission_id: str | None = "run", *, status: str = "RUNNING", **told: Any) -> JobDetails:
     """What Ray tells about a job."""
-
-    submission_id: str | None = "run"
-    status: str = "RUNNING"
-    message: str | None = None
-    error_type: str | None = None
-    start_time: int | None = 0
-    metadata: dict[str, str] | None = field(default_factory=lambda: {RUN: "run"})
-    driver_exit_code: int | None = None
+    told = {"metadata": {RUN: "run"}, "start_time": 0, "entrypoint": "", "type": JobType.SUBMISSION} | told
+    return JobDetails(submission_id=submission_id, status=JobStatus(status), **told)
 
 
 def test_jobs_of_a_run_are_told_by_their_metadata_and_ordered_by_time() -> None:
     jobs = [
-        Job("run.2", start_time=20),
-        Job("run", start_time=10),
-        Job("run.3", metadata={RUN: "run.3"}),
-        Job("other", metadata=None),
-        Job(None),
+        job("run.2", start_time=20),
+        job("run", start_time=10),
+        job("run.3", metadata={RUN: "run.3"}),
+        job("other", metadata=None),
+        job(None),
     ]
-    assert [job.submission_id for job in jobs_of("run", jobs)] == ["run", "run.2"]
+    assert [each.submission_id for each in jobs_of("run", jobs)] == ["run", "run.2"]
 
 
 def test_a_job_is_called_as_its_run_and_later_ones_are_numbered_past_names_of_others() -> None:
@@ -53,45 +46,41 @@ DRAINED_LOG = "step 7\ndrained at step 7; continue with\n--resume\n"
 
 
 @pytest.mark.parametrize(
-    ("job", "log", "code", "lost"),
+    ("ended", "log", "code", "lost"),
     [
-        (Job(status="PENDING"), "", None, False),
-        (Job(status="RUNNING"), DRAINED_LOG, None, False),
-        (Job(status="SUCCEEDED", driver_exit_code=0), "", FINISHED, False),
-        (Job(status="FAILED", driver_exit_code=1), "", FAILED, False),
-        (Job(status="FAILED", driver_exit_code=2), "", BAD_INPUT, False),
-        (Job(status="FAILED", driver_exit_code=3), DRAINED_LOG, DRAINED, False),
-        (Job(status="FAILED", driver_exit_code=-9), "", FAILED, True),
-        (Job(status="FAILED", driver_exit_code=137), "", FAILED, True),
-        (Job(status="FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED"), "", FAILED, True),
-        (Job(status="FAILED", error_type="JOB_SUPERVISOR_ACTOR_START_FAILURE"), "", FAILED, True),
-        (Job(status="FAILED", error_type="RUNTIME_ENV_SETUP_FAILURE"), "", FAILED, False),
-        (Job(status="FAILED", error_type="JOB_SUPERVISOR_ACTOR_UNSCHEDULABLE"), "", FAILED, False),
-        (Job(status="FAILED", error_type="JOB_SUPERVISOR_ACTOR_START_TIMEOUT"), "", FAILED, False),
-        (Job(status="STOPPED"), DRAINED_LOG, DRAINED, False),
-        (Job(status="STOPPED"), "interrupted; continue with --resume\n", DRAINED, False),
-        (Job(status="STOPPED"), "finished 9 steps in 4 s; student in x\n", FINISHED, False),
-        (Job(status="STOPPED"), "step 7\n", FAILED, False),
+        (job(status="PENDING"), "", None, False),
+        (job(status="RUNNING"), DRAINED_LOG, None, False),
+        (job(status="SUCCEEDED", driver_exit_code=0), "", FINISHED, False),
+        (job(status="FAILED", driver_exit_code=1), "", FAILED, False),
+        (job(status="FAILED", driver_exit_code=3), DRAINED_LOG, DRAINED, False),
+        (job(status="FAILED", driver_exit_code=-9), "", FAILED, True),
+        (job(status="FAILED", driver_exit_code=137), "", FAILED, True),
+        (job(status="FAILED", error_type="JOB_SUPERVISOR_ACTOR_DIED"), "", FAILED, True),
+        (job(status="FAILED", error_type="RUNTIME_ENV_SETUP_FAILURE"), "", FAILED, False),
+        (job(status="STOPPED"), DRAINED_LOG, DRAINED, False),
+        (job(status="STOPPED"), "interrupted; continue with --resume\n", DRAINED, False),
+        (job(status="STOPPED"), "finished 9 steps in 4 s; student in x\n", FINISHED, False),
+        (job(status="STOPPED"), "step 7\n", FAILED, False),
     ],
 )
 def test_the_end_of_a_job_is_the_exit_code_of_its_run_and_only_a_lost_one_is_submitted_again(
-    job: Job, log: str, code: int | None, lost: bool
+    ended: JobDetails, log: str, code: int | None, lost: bool
 ) -> None:
-    assert (exit_code(job, log), is_lost(job)) == (code, lost)
+    assert (exit_code(ended, log), is_lost(ended)) == (code, lost)
 
 
 def test_the_state_says_where_a_run_drained_or_why_it_failed() -> None:
     log = DRAINED_LOG + DRAINED_LOG.replace("7", "12")
-    drained = state_of(Job(status="STOPPED"), log)
-    assert drained.message == "drained at step 12, checkpoint saved; submit the run again to go on"
-    killed = state_of(Job(status="STOPPED"), "")
+    drained = state_of(job(status="STOPPED"), log)
+    assert drained.message == "drained at step 12, checkpoint saved; submit the run again to continue"
+    killed = state_of(job(status="STOPPED"), "")
     assert killed.message.startswith("was killed before it had drained")
     tail = (
         "failed with exit code 2, last available logs (truncated to 20,000 chars):\nstep 1\nerror: data: no file\n"
     )
-    refused = state_of(Job(status="FAILED", driver_exit_code=2, message=tail))
+    refused = state_of(job(status="FAILED", driver_exit_code=2, message=tail))
     assert refused.message == "exit code 2: error: data: no file"
-    lost = state_of(Job(status="FAILED", message="The actor died.\n  on node 4\n"))
+    lost = state_of(job(status="FAILED", message="The actor died.\n  on node 4\n"))
     assert lost.message == "The actor died.; on node 4"
 
 
@@ -130,54 +119,47 @@ class Scripted:
             raise end
         return end
 
-    def state(self, run_name: str) -> JobState | None:
-        """Not asked for."""
-        raise NotImplementedError
 
-    def stop(self, run_name: str, *, grace_s: float) -> JobState:
-        """Not asked for."""
-        raise NotImplementedError
-
-    def describe(self, request: Request) -> Any:
-        """Not asked for."""
-        raise NotImplementedError
+def scripted(*ends: JobState | BaseException, away: int = 0) -> Any:
+    """It is only asked for these two."""
+    return Scripted(*ends, away=away)
 
 
 @pytest.mark.parametrize("code", [FINISHED, FAILED, BAD_INPUT, DRAINED])
 def test_a_run_that_ended_by_itself_is_not_submitted_again(code: int) -> None:
-    place = Scripted(JobState("run", "FAILED", "", code))
+    place = scripted(JobState("run", "FAILED", "", code))
     assert follow(place, "run", REQUEST, retries=5) == code
     assert place.num_submitted == 0
 
 
 def test_a_lost_job_is_submitted_again_as_often_as_it_may(capsys: pytest.CaptureFixture[str]) -> None:
-    place = Scripted(LOST, LOST, JobState("run.3", "SUCCEEDED", "finished", FINISHED))
+    place = scripted(LOST, LOST, JobState("run.3", "SUCCEEDED", "finished", FINISHED))
     assert follow(place, "run", REQUEST, retries=2) == FINISHED
     assert place.num_submitted == 2
     assert "run was lost (its node died); submitted again, 2 of 2" in capsys.readouterr().err
-    assert follow(Scripted(LOST, LOST), "run", REQUEST, retries=1) == FAILED
+    assert follow(scripted(LOST, LOST), "run", REQUEST, retries=1) == FAILED
 
 
 def test_a_lost_job_of_a_run_that_is_only_followed_is_not_submitted_again() -> None:
-    assert follow(Scripted(LOST), "run", None, retries=0) == FAILED
+    assert follow(scripted(LOST), "run", None, retries=0) == FAILED
 
 
 def test_a_lost_head_is_waited_for_and_not_for_ever() -> None:
-    assert submit_again(Scripted(away=3), REQUEST, pause_s=0.001).job == "run.2"
+    assert submit_again(scripted(away=3), REQUEST, pause_s=0.001).job == "run.2"
     with pytest.raises(UnreachableError):
-        submit_again(Scripted(away=10**6), REQUEST, pause_s=0.001, give_up_s=0.05)
+        submit_again(scripted(away=10**6), REQUEST, pause_s=0.001, give_up_s=0.05)
 
 
 def test_ctrl_c_ends_following_and_not_the_run(capsys: pytest.CaptureFixture[str]) -> None:
-    assert follow(Scripted(KeyboardInterrupt()), "run", REQUEST, retries=1) == command.INTERRUPTED
-    assert "the run goes on" in capsys.readouterr().err
+    assert follow(scripted(KeyboardInterrupt()), "run", REQUEST, retries=1) == command.INTERRUPTED
+    assert "the run continues" in capsys.readouterr().err
 
 
 def test_a_cluster_that_stays_away_ends_following_with_a_word_that_the_run_may_go_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert follow(Scripted(UnreachableError("no answer for 600 s")), "run", None, retries=0) == FAILED
-    assert "the run may go on: launch.py submit --status --run run" in capsys.readouterr().err
+    assert follow(scripted(UnreachableError("no answer for 600 s")), "run", None, retries=0) == FAILED
+    assert "the run may be running: launch.py submit --status --run run" in capsys.readouterr().err
 
 
 class Tail:
@@ -239,14 +221,3 @@ def test_a_cluster_that_does_not_answer_is_given_up() -> None:
     )
     with pytest.raises(UnreachableError, match=r"no answer for 0\.02 s"):
         asyncio.run(follower.run())
-
-
-def test_a_printer_leaves_out_what_it_has_printed() -> None:
-    out = io.StringIO()
-    printer = LogPrinter(out)
-    for part in ("one ", "two "):
-        printer.add(part)
-    printer.begin()
-    for part in ("o", "ne two three"):
-        printer.add(part)
-    assert out.getvalue() == "one two three"

@@ -75,10 +75,11 @@ def test_the_table_of_a_run_without_evaluation_is_empty() -> None:
 
 
 def test_a_step_is_one_plain_line() -> None:
-    assert step_line(ROW, 10) == (
-        "step 3/10  reward -0.0123  kl/reverse 0.5000  loss +0.01235  grad 1.23  staleness 0.75/2  length 12  "
-        "tok/s rollout 1,234 teacher 100 learner 10,000  waits 0.13+0.00 s  train 1.50 s  publish 0.25 s"
-    )
+    line = step_line(ROW, 10)
+    assert line.startswith("step 3/10  reward -0.0123  kl/reverse 0.5000  ")
+    assert "  staleness 0.75/2  " in line
+    assert "  tok/s rollout 1,234 teacher 100 learner 10,000  waits 0.13+0.00 s  " in line
+    assert "kl/reverse" not in step_line({"step": 3, "reward/mean": 0.5}, 10), "what the row lacks is left out"
 
 
 def test_what_limits_the_run_is_in_the_summary(tmp_path: Path) -> None:

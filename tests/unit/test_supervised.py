@@ -43,11 +43,11 @@ for word in what.split("+"):
 """
 
 
-def supervised(path: Path, course: str, *, retries: int) -> tuple[int, list[str], list[str]]:
-    """Exit code, the resume flags of all starts, and what was said. `course` says what each start does."""
+def supervised(path: Path, script: str, *, retries: int) -> tuple[int, list[str], list[str]]:
+    """Exit code, the resume flags of all starts, and what was said. `script` says what each start does."""
     said: list[str] = []
     retried = Retries(RunFolder(path), retries=retries, first_pause_s=0.01, say=said.append)
-    line = [sys.executable, "-c", CHILD, str(path), course]
+    line = [sys.executable, "-c", CHILD, str(path), script]
     code = retried.run([*line, "first"], [*line, "again"])
     starts = sorted(path.glob("started-*"), key=lambda each: int(each.name.split("-")[1]))
     return code, [start.read_text() for start in starts], said
@@ -82,18 +82,21 @@ def test_retries_without_a_new_step_are_counted_and_end(tmp_path: Path) -> None:
     ]
 
 
-def test_a_run_that_never_starts_is_given_up(tmp_path: Path) -> None:
-    assert supervised(tmp_path, "exit=1,exit=1,exit=0", retries=1)[:2] == (FAILED, ["first", "again"])
-
-
-def test_a_run_that_is_refused_when_it_is_resumed_is_tried_again(tmp_path: Path) -> None:
-    """Its Ray may be restarting too; input that is bad would have been refused at the first start."""
-    assert supervised(tmp_path, "step=1+kill,exit=2,exit=0", retries=2)[0] == FINISHED
-
-
-def test_a_run_that_is_always_refused_when_it_is_resumed_ends_as_refused(tmp_path: Path) -> None:
-    code, starts, _ = supervised(tmp_path, "step=1+kill,exit=2,exit=2,exit=0", retries=2)
-    assert (code, len(starts)) == (BAD_INPUT, 3)
+@pytest.mark.parametrize(
+    ("script", "retries", "code", "num_starts"),
+    [
+        ("exit=1,exit=1,exit=0", 1, FAILED, 2),
+        ("step=1+kill,exit=2,exit=0", 2, FINISHED, 3),
+        ("step=1+kill,exit=2,exit=2,exit=0", 2, BAD_INPUT, 3),
+    ],
+    ids=["never starts", "refused once when it is resumed", "refused whenever it is resumed"],
+)
+def test_retries_end_where_the_run_never_starts_and_a_refusal_is_tried_again_but_at_the_first_start(
+    tmp_path: Path, script: str, retries: int, code: int, num_starts: int
+) -> None:
+    """When it is resumed its Ray may be restarting; bad input would have been refused at the first start."""
+    ended, starts, _ = supervised(tmp_path, script, retries=retries)
+    assert (ended, len(starts)) == (code, num_starts)
 
 
 def test_a_run_whose_folder_another_took_over_is_left_to_it(tmp_path: Path) -> None:
@@ -102,13 +105,13 @@ def test_a_run_whose_folder_another_took_over_is_left_to_it(tmp_path: Path) -> N
     assert "its folder is another process's now" in said[0]
 
 
-def started(path: Path, course: str) -> subprocess.Popen[bytes]:
+def started(path: Path, script: str) -> subprocess.Popen[bytes]:
     """A supervisor in a process of its own, whose child is ready."""
     program = (
         "import sys; from pathlib import Path; from tests.unit.test_supervised import supervised\n"
         "sys.exit(supervised(Path(sys.argv[1]), sys.argv[2], retries=3)[0])"
     )
-    process = subprocess.Popen([sys.executable, "-c", program, str(path), course], cwd=ROOT)
+    process = subprocess.Popen([sys.executable, "-c", program, str(path), script], cwd=ROOT)
     until((path / "ready").exists)
     return process
 

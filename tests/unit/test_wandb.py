@@ -101,9 +101,3 @@ def test_a_missing_package_is_bad_input_that_says_what_to_install(monkeypatch: p
         check_wandb(OFFLINE)
     check_wandb(LoggingConfig(wandb_project="tests", wandb_mode="disabled"))
     check_wandb(LoggingConfig())
-
-
-def test_the_id_of_a_run_is_made_once(tmp_path: Path) -> None:
-    first = run_id(tmp_path, "first")
-    assert first.startswith("first-")
-    assert run_id(tmp_path, "first") == first

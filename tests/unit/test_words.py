@@ -27,16 +27,9 @@ NOT_OURS = {
     "examples/smollm2/prompts.py",
     "tests/unit/test_words.py",
 }
-LATER = (
-    "actors",
-    "benchmarks/weight_update_workers.py",
-    "cluster",
-    "commands",
-    "controller",
-    "docs/development.md",
-)
-LATER += ("docs/preflight.md", "docs/reference", "docs/reliability.md", "docs/troubleshooting.md", "evaluation")
-LATER += ("inputs", "launch.py", "learner", "records", "reporting", "rewards", "settings", "tests", "transport")
+LATER = ("commands", "docs/development.md", "docs/reference", "docs/troubleshooting.md", "tests")
+KEPT = ('"room":',)
+"""A key of `preflight.json`, which people read."""
 
 
 def files() -> list[Path]:
@@ -58,5 +51,6 @@ def test_no_word_that_was_given_up_is_left() -> None:
         for path in files()
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1)
         for match in PATTERN.finditer(line)
+        if not any(kept in line for kept in KEPT)
     ]
     assert left == []
