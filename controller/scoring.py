@@ -15,7 +15,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from cluster.errors import is_infrastructure, is_lost
+from cluster.errors import is_lost
 from cluster.waiting import NO_LIMIT_S, wait_for
 from cluster.worker import Worker
 from controller.context import RunContext
@@ -256,16 +256,10 @@ class ScoreStage:
         refusal = Refusal(failed, reason_of(error))
         for rollout in batch:
             failures = self._failures.get(rollout.note.slot, NO_FAILURES)
-            if failed.is_retired:
-                failures = failures.cut_off()
-            elif failed.is_gone:
-                failures = failures.died(failed, len(batch))
-            elif len(batch) == 1 and is_lost(error):
+            if len(batch) == 1 and is_lost(error) and not failed.is_gone:  # it is this rollout's table
                 failures = replace(failures, num_lost=self._config.rollout.max_lost_attempts)
-            elif is_infrastructure(error):
-                failures = failures.lost()
             else:
-                failures = failures.refused(refusal)
+                failures = failures.after(error, failed, refusal, num_together=len(batch))
             self._failures[rollout.note.slot] = failures
             limit = self._config.rollout.max_lost_attempts
             if failures.verdict(max_refused=MAX_ATTEMPTS, max_lost=limit) is None:
