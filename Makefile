@@ -21,7 +21,7 @@ SHELL := bash
 .ONESHELL:
 .SILENT:
 .DEFAULT_GOAL := help
-.PHONY: help install install-gpu lock audit demo smollm2 docs reference test test-unit test-slow chaos-test image-test bench lint format types clean
+.PHONY: help install install-gpu lock audit demo smollm2 docs reference test test-unit test-slow chaos-test mutations image-test bench lint format types clean
 
 help:  ## list the targets
 	awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-12s %s\n", $$1, $$2}' Makefile
@@ -108,6 +108,9 @@ test-slow: install  ## the long proofs
 
 chaos-test: install  ## those of the long proofs that kill workers again and again
 	$(PYTEST) -m chaos $(ARGS)
+
+mutations: install  ## break twenty lines one at a time, and see which test finds each; ARGS="--only 3,17"
+	$(BIN)/python -m tests.mutations $(ARGS)
 
 image-test: install  ## build the CPU image's steps in a clean Debian root and train in it: root, 8 GB, 6 to 12 minutes
 	$(BIN)/python -m tests.images.run $(ARGS)

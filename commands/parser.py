@@ -1,7 +1,7 @@
 """The commands of `launch.py`, their options, and what their exit codes mean."""
 
 import argparse
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from pydantic import BaseModel
 
@@ -115,12 +115,12 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     parser = Parser(prog="launch.py", description=description, formatter_class=formatter, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in COMMANDS.items():
+        fields = "\n".join(describe_fields(SETTINGS.get(name, RunConfig)))
         command = commands.add_parser(
             name,
             help=text,
             description=text,
-            epilog="settings (YAML keys, or options):\n"
-            + "\n".join(describe_fields(SETTINGS.get(name, RunConfig))),
+            epilog=f"settings (YAML keys, or options):\n{fields}",
             formatter_class=formatter,
             allow_abbrev=False,
         )
@@ -128,21 +128,7 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
         if name != "plan":
             command.add_argument("--dry-run", action="store_true", help="print what would be done only")
         _add_log_level(command)
-    commands.choices["train"].add_argument(
-        "--resume",
-        nargs="?",
-        const="yes",
-        default="no",
-        choices=["yes", "no", "auto"],
-        help="continue from the newest checkpoint; auto starts anew if there is no such run",
-    )
-    commands.choices["train"].add_argument(
-        "--retries",
-        type=int,
-        default=0,
-        metavar="N",
-        help="after a crash continue from the newest checkpoint; give up after N times without a new step",
-    )
+    _add_train(commands.choices["train"])
     for name in ("train", "submit", "preflight", "eval"):
         commands.choices[name].add_argument(
             "--force",
@@ -160,25 +146,44 @@ def build_parser(description: str | None) -> argparse.ArgumentParser:
     add_eval_options(commands.choices["eval"])
     add_submit_options(commands.choices["submit"])
     _add_export(commands)
+    _add_remote(commands)
+    _add_report(commands)
+    return parser
+
+
+def _add_train(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--resume",
+        nargs="?",
+        const="yes",
+        default="no",
+        choices=["yes", "no", "auto"],
+        help="continue from the newest checkpoint; auto starts anew if there is no such run",
+    )
+    command.add_argument(
+        "--retries",
+        type=int,
+        default=0,
+        metavar="N",
+        help="after a crash continue from the newest checkpoint; give up after N times without a new step",
+    )
+
+
+def _add_remote(commands: "argparse._SubParsersAction[Parser]") -> None:
     for name, text in REMOTE_COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        command.add_argument("--run", required=True, help="name of the run")
-        command.add_argument("--runs-path", default="runs", help="folder that holds its run folder")
-        command.add_argument(
-            "--address", help="address of its Ray; by default what the run folder says, then auto"
-        )
-        command.add_argument("--json", action="store_true", help="print JSON, one line")
+        add = command.add_argument
+        add("--run", required=True, help="name of the run")
+        add("--runs-path", default="runs", help="folder that holds its run folder")
+        add("--address", help="address of its Ray; by default what the run folder says, then auto")
+        add("--json", action="store_true", help="print JSON, one line")
         _add_log_level(command)
-    _add_report(commands)
-    chaos = commands.choices["chaos"]
-    chaos.add_argument("--every", default="30s", help="time between kills: 30s, 2m (default 30s)")
-    chaos.add_argument("--duration", default="10m", help="kill for so long (default 10m)")
-    chaos.add_argument(
-        "--kill", default="rollout,teacher,learner", help="rollout, teacher, reference, learner, node"
-    )
-    chaos.add_argument("--seed", type=int, default=0, help="of what is killed (default 0)")
+    add = commands.choices["chaos"].add_argument
+    add("--every", default="30s", help="time between kills: 30s, 2m (default 30s)")
+    add("--duration", default="10m", help="kill for so long (default 10m)")
+    add("--kill", default="rollout,teacher,learner", help="rollout, teacher, reference, learner, node")
+    add("--seed", type=int, default=0, help="of what is killed (default 0)")
     commands.choices["status"].add_argument("--watch", action="store_true", help="again every 2 s until Ctrl-C")
-    return parser
 
 
 def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
@@ -194,7 +199,7 @@ def _add_export(commands: "argparse._SubParsersAction[Parser]") -> None:
     _add_log_level(export)
 
 
-def _add_report(commands: Any) -> None:
+def _add_report(commands: "argparse._SubParsersAction[Parser]") -> None:
     text = COMMANDS_ON_FOLDERS["report"]
     report = commands.add_parser("report", help=text, description=text, allow_abbrev=False)
     report.add_argument("--run", action="append", required=True, metavar="NAME", help="give it again to compare")

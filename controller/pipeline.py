@@ -19,10 +19,8 @@ engines live on; what they did for the abandoned one is dropped.
 """
 
 import asyncio
-import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from actors.engine import Sampling
@@ -34,7 +32,7 @@ from cluster.waiting import now
 from controller.checkpointing import Checkpointer
 from controller.context import RunContext
 from controller.evaluations import Evaluations
-from controller.flow import Flow
+from controller.flow import Flow, StepTimes
 from controller.learner_group import LearnerGroup, LearnerLostError, TablesLostError
 from controller.meters import WastedTokens
 from controller.recovery import Progress, Recovery, first_of
@@ -50,134 +48,12 @@ from reporting.advisor import RECENT_STEPS
 from transport.batches import SAMPLED
 from transport.notes import StepResult
 
-
-@dataclass
-class Waits:
-    """Seconds the learner waited for its last batch, by the stage it waited for."""
-
-    rollout_s: float = 0.0
-    score_s: float = 0.0
-
-
 Restore = Callable[[str, int], Awaitable[Progress]]
 """Loads the last checkpoint into a restarted learner: (reason, the abandoned incarnation)."""
 
 
 class Pipeline:
     """All stages of a run. `run()` returns when `max_steps` are trained or after `stop()`."""
-
-    def __init__(
-        self,
-        context: RunContext,
-        *,
-        learner: LearnerGroup,
-        prompts: Prompts,
-        sampling: Sampling | None,
-        evaluation: Evaluation | None,
-        progress: Progress,
-        restore: Restore | None = None,
-        token_bytes: int = SAMPLED.token_bytes,
-        cluster: Cluster | None = None,
-        checkpointer: Checkpointer | None = None,
-        samples: Samples | None = None,
-    ) -> None:
-        """Connect the stages; the pools are started, and `progress` says where to begin.
-
-        `restore` brings a restarted learner to the last checkpoint; without it a lost learner fails the run.
-        Without a `checkpointer` nothing is saved.
-        `token_bytes` is about the size of a token in a scored table; `cluster` is what the balance of the pools
-        asks for capacity, by default the connected Ray as it is.
-        """
-        self.context = context
-        self._config = config = context.config
-        self._pools = pools = context.pools
-        self._rollout_pool = pools["rollout"]
-        self._folder = folder = context.folder
-        self._events = events = context.events
-        self._signal = signal = context.signal
-        members = context.members
-        self._learner = learner
-        self._restore = restore
-        self._prompts = prompts
-        self._sampling = sampling
-        self._samples = samples
-        self._token_bytes = token_bytes
-        self._checkpointer = checkpointer
-        self._is_stopping = False
-        self._show: list[Callable[[dict[str, Any]], None]] = []
-        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
-        self._weights = WeightStore(
-            self._rollout_pool, config=config.cluster, signal=signal, members=members, events=events
-        )
-        self.scaling = Scaling(config, pools=pools, signal=signal, events=events)
-        self._supervisor = Supervisor(config, pools=pools, scaling=self.scaling, members=members, events=events)
-        self._balancer = Balancer(
-            config,
-            pools=pools,
-            scaling=self.scaling,
-            cluster=cluster or RayCluster(may_grow=False),
-            signal=signal,
-            events=events,
-        )
-        self._recovery = Recovery(config.health, events)
-        self._evaluations = Evaluations(context, evaluation, weights=self._weights)
-        self.on_step(self._balancer.note)
-        self._waste = WastedTokens(folder.metric_rows())
-        self._begin(progress)
-
-    def _begin(self, progress: Progress) -> None:
-        """Lay out an incarnation of the run from `progress` on."""
-        config = self._config
-        self._incarnation = progress.incarnation
-        self._num_skipped = 0
-        self._waste.begin(progress.frontier.version)
-        self._prompts.replacements.update(progress.replacements)
-        self.slots = Slots(
-            batch_size=config.batch_size,
-            max_steps=config.max_steps,
-            max_staleness=config.max_staleness,
-            batches_ahead=config.num_batches_ahead,
-            frontier=progress.frontier,
-        )
-        self._rollouts = RolloutStage(
-            config,
-            pool=self._rollout_pool,
-            slots=self.slots,
-            prompts=self._prompts,
-            sampling=self._sampling,
-            deliver=self._deliver,
-            signal=self._signal,
-            events=self._events,
-            waste=self._waste,
-        )
-        self._scoring = ScoreStage(
-            config,
-            pools=self._pools,
-            slots=self.slots,
-            accept=self._rollouts.accept,
-            lose=self._rollouts.lose,
-            token_bytes=self._token_bytes,
-            signal=self._signal,
-            events=self._events,
-        )
-        self._flow = Flow(
-            config, pool=self._rollout_pool, rollouts=self._rollouts, scoring=self._scoring, slots=self.slots
-        )
-
-    async def _recover(self, reason: str) -> Progress:
-        """Restart the learner at its last checkpoint; returns where that stands."""
-        assert self._restore is not None, "without `restore` a lost learner fails the run"
-        await self._learner.restart(reason)
-        if self._checkpointer is not None:
-            await self._checkpointer.finish()  # what its ranks have not written has failed by now
-        progress = await self._restore(reason, self._incarnation)
-        if self._checkpointer is not None:
-            self._checkpointer.fell_back_to(progress.saved_version)
-        return progress
-
-    def on_step(self, show: Callable[[dict[str, Any]], None]) -> None:
-        """Call `show(metrics row)` after every step."""
-        self._show.append(show)
 
     async def run(self) -> None:
         """Run all stages side by side until training ends; an error in any of them ends the run."""
@@ -207,50 +83,14 @@ class Pipeline:
             return first_of(lost)
         return None
 
-    async def _fall_back(self, lost: LearnerLostError | None) -> None:
-        """Restart the learner from the last checkpoint, and begin a new incarnation there."""
-        while lost is not None:
-            await self._evaluations.abandon("the learner was lost", above=self.slots.version)
-            self._weights.invalidate()
-            await self._recovery.prepare(lost, self.slots.version)
-            try:
-                progress = await self._recover(str(lost))
-            except LearnerLostError as again:
-                lost = again
-            else:
-                lost = None
-                self._recovery.succeeded(progress.frontier.version)
-                await self._evaluations.abandon("the learner fell back", above=progress.frontier.version)
-                self._begin(progress)
-
-    async def _deliver(self, rollout: Rollout) -> None:
-        await self._scoring.put(rollout)
-
-    def stop(self) -> None:
-        """Finish the step in progress, checkpoint, and return from `run`."""
-        self._is_stopping = True
-        self._signal.changed()
-
-    def status(self) -> dict[str, Any]:
-        """Where the run stands, as JSON values: slots, throughput, staleness, waits, advice."""
-        return progress_status(self.slots, [*self._recent]) | {
-            "balanced": self._balancer.last_reason,
-            "evaluation": self._evaluations.status(),
-            "queues": {
-                "in_flight": self._rollouts.num_in_flight,
-                "to_score": self._scoring.num_queued_of_role,
-                "scored": self._scoring.num_scored,
-                "capacity": self._scoring.capacity,
-            },
-        }
-
     async def _train(self) -> None:
+        """Take the steps of an incarnation: batch, gradient, new weights, until the run is done or stopped."""
         await self._publish()
         await self._evaluations.begin(self.slots.version)
         started = now()
         while not self.slots.done and not self._is_stopping:
-            waits = Waits()
-            batch = await self._next_batch(waits)
+            times = StepTimes()
+            batch = await self._next_batch(times)
             if batch is None:
                 break
             step = self.slots.version
@@ -263,16 +103,17 @@ class Pipeline:
             except TablesLostError as lost:
                 self._take_back(scored, lost)
                 continue
-            train_s = now() - train_started
+            times.train_s = now() - train_started
             self.slots.train(batch)
             self._flow.open_slots()
-            publish_s = await self._publish()
-            self._record(result, scored, waits, train_s=train_s, publish_s=publish_s, step_s=now() - started)
+            times.publish_s = await self._publish()
+            times.step_s = now() - started
+            self._record(result, scored, times)
             started = now()
             await self._after_step(result)
         await self._finish()
 
-    async def _next_batch(self, waits: Waits) -> list[int] | None:
+    async def _next_batch(self, times: StepTimes) -> list[int] | None:
         """Wait for a batch that the deadlines allow; None if the run is to stop.
 
         LearnerLostError as soon as the learner is known to be dead: it is brought back while there is no batch.
@@ -285,9 +126,9 @@ class Pipeline:
             self._learner.check_is_whole()
             until = now()
             if was_scoring:
-                waits.score_s += until - since
+                times.score_wait_s += until - since
             else:
-                waits.rollout_s += until - since
+                times.rollout_wait_s += until - since
             since, was_scoring = until, self._scoring.is_busy
             if self._is_stopping:
                 return (None,)
@@ -317,50 +158,15 @@ class Pipeline:
         self._weights.publish(weights)
         return weights.publish_s
 
-    def _record(self, result: StepResult, scored: list[ScoredSlot], waits: Waits, **seconds: float) -> None:
+    def _record(self, result: StepResult, scored: list[ScoredSlot], times: StepTimes) -> None:
         """Write metrics and ledger of the step that made the current version."""
-        version = self.slots.version
-        tokens = sum(slot.note.num_response_tokens for slot in scored)
-        row: dict[str, Any] = {
-            "step": version,
-            "weight_version": version,
-            "time_s": round(time.time(), 3),
-            **result.metrics,
-            "skipped": int(result.was_skipped),
-            "time/rollout_wait_s": waits.rollout_s,
-            "time/score_wait_s": waits.score_s,
-            "time/train_s": seconds["train_s"],
-            "time/publish_s": seconds["publish_s"],
-            **self._weights.metrics(),
-            "time/step_s": seconds["step_s"],
-            "queue/rollouts": self._scoring.num_queued,
-            **{f"queue/{role}": num for role, num in self._scoring.num_queued_of_role.items()},
-            "queue/scored": self._scoring.num_scored,
-            "queue/in_flight": self._rollouts.num_in_flight,
-            **{f"workers/{role}": num for role, num in self._num_workers().items()},
-            "throughput/learner": tokens / max(seconds["step_s"], 1e-9),
-            "throughput/rollout": self._rollouts.take_throughput(),
-            **{f"throughput/{role}": rate for role, rate in self._scoring.take_throughputs().items()},
-            **self._flow.take(),
-            "busy/learner": (seconds["train_s"] + seconds["publish_s"]) / max(seconds["step_s"], 1e-9),
-            "work/learner_tokens": sum(slot.note.num_tokens for slot in scored),
-            **{f"work/{role}_{name}": num for role, work in self._take_work() for name, num in work.items()},
-            "prompts_given_up": self._rollouts.num_given_up,
-        }
+        row = self._flow.step_row(result, scored, times)
         row |= self._waste.train(row, (slot.note.slot for slot in scored))
         uids = [uid for slot in scored for uid in slot.note.uids]
         self._folder.add_step(row, uids, was_skipped=result.was_skipped)
         self._recent.append(row)
         for show in self._show:
             show(row)
-
-    def _take_work(self) -> Iterable[tuple[str, dict[str, float]]]:
-        return ({"rollout": self._rollouts.work.take()} | self._scoring.take_work()).items()
-
-    def _num_workers(self) -> dict[str, int]:
-        """Healthy workers by role; those of all teachers under `teacher`."""
-        healthy = {role: len(self._pools[role].healthy) for role in ("rollout", *self._config.scorers)}
-        return healthy | {"teacher": sum(healthy[role] for role in self._config.teacher_of_role)}
 
     async def _after_step(self, result: StepResult) -> None:
         """Evaluate and checkpoint where due; a row of skipped steps ends the run."""
@@ -396,3 +202,152 @@ class Pipeline:
         """Begin a checkpoint of the current version, unless there is one."""
         progress = Progress(self.slots.frontier(), self._incarnation, self._prompts.replacements)
         await checkpointer.begin(progress)
+
+    # -- a lost learner --
+
+    async def _fall_back(self, lost: LearnerLostError | None) -> None:
+        """Restart the learner from the last checkpoint, and begin a new incarnation there."""
+        while lost is not None:
+            await self._evaluations.abandon("the learner was lost", above=self.slots.version)
+            self._weights.invalidate()
+            await self._recovery.prepare(lost, self.slots.version)
+            try:
+                progress = await self._recover(str(lost))
+            except LearnerLostError as again:
+                lost = again
+            else:
+                lost = None
+                self._recovery.succeeded(progress.frontier.version)
+                await self._evaluations.abandon("the learner fell back", above=progress.frontier.version)
+                self._begin(progress)
+
+    async def _recover(self, reason: str) -> Progress:
+        """Restart the learner at its last checkpoint; returns where that stands."""
+        assert self._restore is not None, "without `restore` a lost learner fails the run"
+        await self._learner.restart(reason)
+        if self._checkpointer is not None:
+            await self._checkpointer.finish()  # what its ranks have not written has failed by now
+        progress = await self._restore(reason, self._incarnation)
+        if self._checkpointer is not None:
+            self._checkpointer.fell_back_to(progress.saved_version)
+        return progress
+
+    # -- seen from outside --
+
+    def on_step(self, show: Callable[[dict[str, Any]], None]) -> None:
+        """Call `show(metrics row)` after every step."""
+        self._show.append(show)
+
+    def stop(self) -> None:
+        """Finish the step in progress, checkpoint, and return from `run`."""
+        self._is_stopping = True
+        self._signal.changed()
+
+    def status(self) -> dict[str, Any]:
+        """Where the run stands, as JSON values: slots, throughput, staleness, waits, advice."""
+        return progress_status(self.slots, [*self._recent]) | {
+            "balanced": self._balancer.last_reason,
+            "evaluation": self._evaluations.status(),
+            "queues": {
+                "in_flight": self._rollouts.num_in_flight,
+                "to_score": self._scoring.num_queued_of_role,
+                "scored": self._scoring.num_scored,
+                "capacity": self._scoring.capacity,
+            },
+        }
+
+    # -- construction --
+
+    def __init__(
+        self,
+        context: RunContext,
+        *,
+        learner: LearnerGroup,
+        prompts: Prompts,
+        sampling: Sampling | None,
+        evaluation: Evaluation | None,
+        progress: Progress,
+        restore: Restore | None = None,
+        token_bytes: int = SAMPLED.token_bytes,
+        cluster: Cluster | None = None,
+        checkpointer: Checkpointer | None = None,
+        samples: Samples | None = None,
+    ) -> None:
+        """Connect the stages; the pools are started, and `progress` says where to begin.
+
+        `restore` brings a restarted learner to the last checkpoint; without it a lost learner fails the run.
+        Without a `checkpointer` nothing is saved.
+        `token_bytes` is about the size of a token in a scored table; `cluster` is what the balance of the pools
+        asks for capacity, by default the connected Ray as it is.
+        """
+        self.context = context
+        self._config = config = context.config
+        pools = context.pools
+        self._folder = folder = context.folder
+        self._events = events = context.events
+        self._signal = signal = context.signal
+        members = context.members
+        self._learner = learner
+        self._restore = restore
+        self._prompts = prompts
+        self._sampling = sampling
+        self._samples = samples
+        self._token_bytes = token_bytes
+        self._checkpointer = checkpointer
+        self._is_stopping = False
+        self._show: list[Callable[[dict[str, Any]], None]] = []
+        self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
+        self._weights = WeightStore(
+            pools["rollout"], config=config.cluster, signal=signal, members=members, events=events
+        )
+        self.scaling = Scaling(config, pools=pools, signal=signal, events=events)
+        self._supervisor = Supervisor(config, pools=pools, scaling=self.scaling, members=members, events=events)
+        self._balancer = Balancer(
+            config,
+            pools=pools,
+            scaling=self.scaling,
+            cluster=cluster or RayCluster(may_grow=False),
+            signal=signal,
+            events=events,
+        )
+        self._recovery = Recovery(config.health, events)
+        self._evaluations = Evaluations(context, evaluation, weights=self._weights)
+        self.on_step(self._balancer.note)
+        self._waste = WastedTokens(folder.metric_rows())
+        self._begin(progress)
+
+    def _begin(self, progress: Progress) -> None:
+        """Lay out an incarnation of the run from `progress` on."""
+        config = self._config
+        self._incarnation = progress.incarnation
+        self._num_skipped = 0
+        self._waste.begin(progress.frontier.version)
+        self._prompts.replacements.update(progress.replacements)
+        self.slots = Slots(
+            batch_size=config.batch_size,
+            max_steps=config.max_steps,
+            max_staleness=config.max_staleness,
+            batches_ahead=config.num_batches_ahead,
+            frontier=progress.frontier,
+        )
+        self._rollouts = RolloutStage(
+            self.context,
+            slots=self.slots,
+            prompts=self._prompts,
+            sampling=self._sampling,
+            deliver=self._deliver,
+            waste=self._waste,
+        )
+        self._scoring = ScoreStage(
+            self.context,
+            slots=self.slots,
+            accept=self._rollouts.accept,
+            lose=self._rollouts.lose,
+            token_bytes=self._token_bytes,
+        )
+        self._flow = Flow(
+            self.context, slots=self.slots, rollouts=self._rollouts, scoring=self._scoring, weights=self._weights
+        )
+
+    async def _deliver(self, rollout: Rollout) -> None:
+        await self._scoring.put(rollout)

@@ -15,16 +15,15 @@ from typing import Any
 
 from ray.exceptions import RayError
 
-from cluster.errors import is_infrastructure, is_lost
-from cluster.pool import Pool
-from cluster.waiting import NO_LIMIT_S, Signal, wait_for
+from cluster.errors import is_lost
+from cluster.waiting import NO_LIMIT_S, wait_for
 from cluster.worker import Worker
+from controller.context import RunContext
 from controller.failures import NO_FAILURES, Failures, Refusal
 from controller.lanes import Assignment, Lane, Rollout, slot_of
 from controller.meters import WaitMeter
 from controller.slots import Slots
-from records.events import Events, reason_of
-from settings.run import RunConfig
+from records.events import reason_of
 from settings.teachers import role_of_source
 from transport.notes import RolloutNote, ScoreNote
 from transport.parcels import plan_parcels
@@ -50,33 +49,29 @@ class ScoreStage:
 
     def __init__(
         self,
-        config: RunConfig,
+        context: RunContext,
         *,
-        pools: Mapping[str, Pool],
         slots: Slots,
         accept: Callable[[int], None],
         lose: Callable[[int, BaseException, Failures], None],
         token_bytes: int,
-        signal: Signal,
-        events: Events,
     ) -> None:
         """`accept(slot)` is told of every scored slot, `lose(slot, error, failures)` of those to generate anew.
 
-        `pools` holds the pools of `config.scorers` by role; `token_bytes` is a token's size in a scored table.
+        `token_bytes` is a token's size in a scored table.
         """
-        self._config = config
+        self._config = config = context.config
+        self._signal, self._events = context.signal, context.events
         self._slots = slots
         self._accept = accept
         self._lose = lose
         self._token_bytes = token_bytes
-        self._signal = signal
-        self._events = events
         self._fixed_batches = config.max_staleness == 0
         self._role_of_source = role_of_source(config)
         self.capacity = 2 * config.batch_size
         """Length of every queue from which on its producers are held up."""
         self._lanes = {
-            role: Lane(pools[role], each, capacity=self.capacity, has_fixed_batches=self._fixed_batches)
+            role: Lane(context.pools[role], each, capacity=self.capacity, has_fixed_batches=self._fixed_batches)
             for role, each in config.scorers.items()
         }
         self._teachers = [lane for role, lane in self._lanes.items() if role != REFERENCE]
@@ -261,16 +256,10 @@ class ScoreStage:
         refusal = Refusal(failed, reason_of(error))
         for rollout in batch:
             failures = self._failures.get(rollout.note.slot, NO_FAILURES)
-            if failed.is_retired:
-                failures = failures.cut_off()
-            elif failed.is_gone:
-                failures = failures.died(failed, len(batch))
-            elif len(batch) == 1 and is_lost(error):
+            if len(batch) == 1 and is_lost(error) and not failed.is_gone:  # it is this rollout's table
                 failures = replace(failures, num_lost=self._config.rollout.max_lost_attempts)
-            elif is_infrastructure(error):
-                failures = failures.lost()
             else:
-                failures = failures.refused(refusal)
+                failures = failures.after(error, failed, refusal, num_together=len(batch))
             self._failures[rollout.note.slot] = failures
             limit = self._config.rollout.max_lost_attempts
             if failures.verdict(max_refused=MAX_ATTEMPTS, max_lost=limit) is None:

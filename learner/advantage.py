@@ -14,10 +14,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from learner.collate import PackedBatch
-from learner.facts import TEACHER_ENTROPY, Fact, teacher_entropy_fact
-from learner.ranks import Ranks
-from learner.values import StudentValues, over_all_ranks, split_like
+from learner.collate import PackedBatch, split_like
+from learner.facts import TEACHER_ENTROPY, Fact, StudentValues, teacher_entropy_fact
+from learner.ranks import Ranks, over_all_ranks
 from rewards import TOKEN_WEIGHTS, mix_outcome, return_to_go
 from settings.objective import ObjectiveConfig, OutcomeConfig, TokenWeightsConfig
 

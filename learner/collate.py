@@ -222,6 +222,11 @@ def pack(
     )
 
 
+def split_like(values_T: Tensor, batches: Sequence[PackedBatch]) -> list[Tensor]:
+    """Return the part of each micro-batch."""
+    return list(values_T.split([batch.target_ids_T.numel() for batch in batches]))
+
+
 def _join(parts: Sequence[np.ndarray], dtype: type) -> Tensor:
     return torch.from_numpy(np.concatenate([np.zeros(0, dtype), *parts], dtype=dtype, casting="unsafe"))
 

@@ -7,7 +7,7 @@ Shapes: N or C positions of one chunk, V shared vocabulary, K the teacher's top 
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from math import inf
 from typing import Any
@@ -26,6 +26,17 @@ STUDENT_MASS = "topk/student_mass"
 
 MASS_TOP_K = 16
 """Top tokens of a teacher that sent whole distributions, for `topk/student_mass`."""
+
+
+@dataclass(frozen=True, eq=False)
+class StudentValues:
+    """The student's log-probs of the targets and its entropies, and what else was asked for."""
+
+    logp_T: Tensor
+    entropy_T: Tensor
+    divergence_T: Tensor | None = None
+    facts: Mapping[str, Tensor] = field(default_factory=dict)
+    """value_T of each fact by name, without gradient."""
 
 
 @dataclass(frozen=True)

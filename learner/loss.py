@@ -253,16 +253,8 @@ class Objective:
                 importance_T=importance_T,
                 proximal_logp_T=fixed.proximal_logp_T,
             )
-        loss_T = loss_T * batch.teacher_weight_B[batch.row_T]
-        loss = aggregate(
-            batch.unpack(loss_T),
-            batch.unpack(batch.response_mask_T),
-            how=self.aggregation,
-            num_tokens=counts.num_tokens,
-            num_sequences=counts.num_sequences,
-        )
         return MicroBatchLoss(
-            loss=loss,
+            loss=self._aggregate(batch, loss_T, counts),
             logp_T=logp_T.detach(),
             entropy_T=entropy_T,
             reward_T=torch.where(keep_T, reward_T, 0.0),
@@ -270,6 +262,16 @@ class Objective:
             importance_T=importance_T,
             is_trained_T=keep_T,
             facts=facts,
+        )
+
+    def _aggregate(self, batch: PackedBatch, loss_T: Tensor, counts: WindowCounts) -> Tensor:
+        """Return the micro-batch's part of the window's loss; the tokens of a teacher count by its weight."""
+        return aggregate(
+            batch.unpack(loss_T * batch.teacher_weight_B[batch.row_T]),
+            batch.unpack(batch.response_mask_T),
+            how=self.aggregation,
+            num_tokens=counts.num_tokens,
+            num_sequences=counts.num_sequences,
         )
 
     def _raw_reward(self, batch: PackedBatch, logp_T: Tensor) -> FiniteReward:

@@ -12,10 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.collate import PackedBatch
-from learner.facts import REVERSE_KL, Fact, reverse_kl_fact
-from learner.ranks import Ranks
-from learner.values import StudentValues, over_all_ranks, split_like
+from learner.collate import PackedBatch, split_like
+from learner.facts import REVERSE_KL, Fact, StudentValues, reverse_kl_fact
+from learner.ranks import Ranks, over_all_ranks
 from rewards import OBJECTIVES, TOKEN_MASKS
 from settings.objective import MasksConfig, ObjectiveConfig
 

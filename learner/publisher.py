@@ -63,8 +63,7 @@ def publish_weights(
     )
     memory = BucketMemory() if memory is None else memory
     sizes, item_bytes = bucket_sizes(specs, dtype=dtype), ITEM_BYTES[dtype]
-    checksums: list[int] = []
-    difference_bytes: list[int] = []
+    checksums, difference_bytes = list[int](), list[int]()
     base_version = history.begin(incarnation, version, sizes) if history is not None and is_first_rank else None
     with ThreadPoolExecutor(max_workers=1) as beside:
         for index, size in enumerate(sizes):

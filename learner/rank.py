@@ -23,13 +23,12 @@ from learner.collate import PackedBatch, collate, pack
 from learner.diagnostics import step_diagnostics
 from learner.divergence import BatchDivergence, TeacherHead
 from learner.export import export_student
-from learner.facts import BatchFacts
+from learner.facts import BatchFacts, StudentValues
 from learner.loss import MicroBatchLoss, Objective
 from learner.metrics import StepTokens, outcome_metrics, step_metrics, teacher_metrics
 from learner.publisher import BucketMemory, WeightHistory, publish_weights
 from learner.rank_checkpoint import RankCheckpoints
 from learner.schedule import learning_rate
-from learner.values import StudentValues
 from learner.weight_sender import WeightSender
 from learner.window import Window, prepare_window
 from records.checkpoints import WriteReport

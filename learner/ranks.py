@@ -1,8 +1,9 @@
 """The learner's data-parallel ranks, and how numbers cross between them.
 
-Shapes: T values of one rank.
+Shapes: T values of one rank, S values of all ranks.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,3 +58,22 @@ class Ranks:
         if self.world_size > 1:
             distributed.all_reduce(reduced, op=operation)
         return reduced
+
+
+def over_all_ranks(function: Callable[..., Tensor], *values_T: Tensor, ranks: Ranks) -> Tensor:
+    """Return this rank's part of `function(*values_S)`, which has one result for each token of the whole window.
+
+    The tokens of all ranks are gathered, a few bytes each. Every rank must call it, with as many tensors; those of
+    one rank have one T.
+    """
+    own = values_T[0].numel()
+    lengths = ranks.gather_equal(torch.tensor([own], device=ranks.device)).tolist()
+    whole_S = function(*(_gather(value_T, ranks) for value_T in values_T))
+    start = sum(lengths[: ranks.rank])
+    return whole_S[start : start + own]
+
+
+def _gather(values_T: Tensor, ranks: Ranks) -> Tensor:
+    if values_T.dtype == torch.bool:
+        return ranks.gather(values_T.to(torch.uint8)).bool()
+    return ranks.gather(values_T)

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from learner.collate import PackedBatch
+from learner.facts import StudentValues
 from learner.loss import FixedValues, Objective, WindowCounts
 from learner.ranks import Ranks
-from learner.values import StudentValues
 from rewards import window_counts
 
 Evaluate = Callable[[PackedBatch], StudentValues]

@@ -92,7 +92,7 @@ LEARNER_METRICS = (
         "topk/student_mass",
         "probability",
         "Mean probability that the student gives the teacher's top-k tokens.",
-        when="where teachers send their top-k tokens or whole distributions",
+        when=f"{TOP_K}; with whole distributions, every `logging.diagnostics_every` steps",
     ),
     Metric(
         "topk/sampled_outside_frac",

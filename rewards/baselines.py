@@ -9,6 +9,8 @@ Shapes: N positions, V vocabulary, K support. Student `p`, teacher `t`.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -44,29 +46,10 @@ def log_ratio_baseline(student_logits_NV: Tensor, teacher: Teacher, *, k: int | 
 
 
 @torch.no_grad()
-def veto_reverse_baseline(
-    student_logits_NV: Tensor,
-    teacher: Teacher,
-    *,
-    beta: float | None = None,
-    beta_start: float = 0.8,
-    beta_end: float = 0.0,
-    schedule: str = "linear",
-    step: int | None = None,
-    max_steps: int | None = None,
-) -> Tensor:
-    """Return `sum of p * (log t - (1 - beta) * log p)` (derived)."""
+def veto_reverse_baseline(student_logits_NV: Tensor, teacher: Teacher, **parameters: Any) -> Tensor:
+    """Return `sum of p * (log t - (1 - beta) * log p)` (derived), with the parameters of `veto_reverse`."""
     log_p_NV = student_log_probs(student_logits_NV)
     log_t_NV = teacher_log_probs(teacher, log_p_NV)
-    reward_NV = veto_reverse(
-        log_t_NV,
-        log_p_NV,
-        torch.ones_like(log_p_NV, dtype=torch.bool),
-        beta=beta,
-        beta_start=beta_start,
-        beta_end=beta_end,
-        schedule=schedule,
-        step=step,
-        max_steps=max_steps,
-    )
+    all_NV = torch.ones_like(log_p_NV, dtype=torch.bool)
+    reward_NV = veto_reverse(log_t_NV, log_p_NV, all_NV, **parameters)
     return (log_p_NV.exp() * reward_NV).sum(-1)

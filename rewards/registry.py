@@ -85,10 +85,7 @@ class Entry:
         return self.needs if self.refine_needs is None else self.refine_needs(params, self.needs)
 
     def needs_finite_teacher(self, params: Mapping[str, object]) -> bool:
-        """Return whether a token with a teacher log-prob of -inf has no reward with these parameters.
-
-        Such a token is to be masked and counted: `drop_non_finite(reward_BT, logp_BT, mask_BT, teacher_logp_BT)`.
-        """
+        """Return `Needs.finite_teacher` with these parameters, given in part or in full."""
         return self.needs_with(self.validate(params, field=self.name)).finite_teacher
 
     @cached_property

@@ -1,4 +1,4 @@
-"""The reward of a sampled token as a function of its two probabilities, for pictures of it."""
+"""The reward of a sampled token as a function of its two log-probs, for pictures and samples."""
 
 from __future__ import annotations
 
@@ -10,17 +10,6 @@ from torch import Tensor
 from rewards.catalogue import OBJECTIVES, TOKEN_REWARDS
 
 
-def sampled_reward(
-    name: str, parameters: Mapping[str, object], teacher_p_BT: Tensor, student_p_BT: Tensor, *, max_steps: int
-) -> Tensor | None:
-    """Return the reward, not normalised, of tokens that teacher and student give these probabilities.
-
-    None if the objective has no reward of a sampled token, or one that takes more than the two. One that
-    changes over the run is shown at its first step.
-    """
-    return reward_of_log_probs(name, parameters, teacher_p_BT.log(), student_p_BT.log(), max_steps=max_steps)
-
-
 def reward_of_log_probs(
     name: str,
     parameters: Mapping[str, object],
@@ -30,7 +19,10 @@ def reward_of_log_probs(
     max_steps: int,
     step: int = 0,
 ) -> Tensor | None:
-    """The same of log-probs, at a step of the run."""
+    """Return the reward, not normalised, of tokens with these log-probs, at a step of the run.
+
+    None if the objective has no reward of a sampled token, or one that takes more than the two.
+    """
     extras = {"step": step, "max_steps": max_steps}
     entry = TOKEN_REWARDS.get(name)
     if entry is None or not {*entry.extras} <= extras.keys():

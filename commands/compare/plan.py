@@ -29,6 +29,10 @@ FREE_SECTIONS = {"cluster", "logging", "checkpoint"}
 """Sections that may change between a run and its continuation: they do not enter its numbers."""
 
 
+ATTEMPTS = "attempts.jsonl"
+"""In the folder of the runs: a row for every time that a run was started."""
+
+
 class ComparedObjective(Section):
     """One line of the comparison."""
 

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from commands.compare.figures import CURVES, Curves, draw_curves, draw_planes, draw_positions
-from commands.compare.plan import CompareConfig, PlannedRun
-from commands.compare.runs import ATTEMPTS
+from commands.compare.plan import ATTEMPTS, CompareConfig, PlannedRun
 from evaluation.metrics import latest_rows, mean_of_rows
 from records.files import read_rows
 from records.metrics import OLD_KEYS
@@ -236,14 +235,16 @@ def planes_of(runs: Sequence[PlannedRun]) -> dict[str, Any]:
     """
     import torch
 
-    from rewards.sampled import sampled_reward
+    from rewards.sampled import reward_of_log_probs
 
     p = torch.as_tensor(PLANE_P)
     teacher_p, student_p = torch.meshgrid(p, p, indexing="ij")
     planes: dict[str, Any] = {}
     for run in runs:
         name, parameters = run.config.objective.name, run.config.objective.parameters
-        reward = sampled_reward(name, parameters, teacher_p, student_p, max_steps=run.config.max_steps)
+        reward = reward_of_log_probs(
+            name, parameters, teacher_p.log(), student_p.log(), max_steps=run.config.max_steps
+        )
         if reward is not None and not any(np.array_equal(reward.numpy(), each) for each in planes.values()):
             planes[run.label] = reward.numpy()
     return planes

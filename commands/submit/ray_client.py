@@ -46,6 +46,11 @@ def next_job_id(run_name: str, num_before: int, taken: Collection[str | None]) -
     return name
 
 
+def id_of(job: JobDetails) -> str:
+    """The name that it was submitted by."""
+    return job.submission_id or ""
+
+
 def is_ended(job: JobDetails) -> bool:
     """Whether the job has ended."""
     return status_of(job) in ENDED
@@ -60,7 +65,7 @@ def state_of(job: JobDetails, log: str = "", earlier: Sequence[JobState] = ()) -
     """A job in our words; of one that was stopped the log says whether it drained."""
     code = exit_code(job, log)
     message = _message(job, code, log)
-    return JobState(job.submission_id or "", status_of(job), message, code, is_lost=is_lost(job), earlier=earlier)
+    return JobState(id_of(job), status_of(job), message, code, is_lost=is_lost(job), earlier=earlier)
 
 
 def exit_code(job: JobDetails, log: str) -> int | None:

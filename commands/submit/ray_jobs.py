@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from ray.job_submission import JobSubmissionClient
+from ray.job_submission import JobDetails, JobSubmissionClient
 from ray.util.state import list_actors
 
 from cluster.connection import NAMESPACE
@@ -25,6 +25,7 @@ from cluster.ray_private import sent_files
 from commands.submit.ray_client import (
     RUN,
     SETTINGS,
+    id_of,
     is_ended,
     jobs_client,
     jobs_of,
@@ -72,8 +73,7 @@ class RayJobs:
         """Start the run, or find the job of this run that is running with these settings."""
         package = find_package(self._root)
         entry_point = shlex.join(_entry_point(request, path_in_package(request.config, package)))
-        with reported(self._address):
-            all_jobs = self._client.list_jobs()
+        all_jobs = self._all_jobs()
         own = jobs_of(request.run_name, all_jobs)
         if going := [job for job in own if not is_ended(job)]:
             return self._found(going[-1], request)
@@ -100,13 +100,13 @@ class RayJobs:
                 entrypoint_resources=self._resources or None,
             )
 
-    def _found(self, job: Any, request: Request) -> JobState:
+    def _found(self, job: JobDetails, request: Request) -> JobState:
         if (job.metadata or {}).get(SETTINGS) != _digest(request):
             raise ValueError(
                 f"run_name: {request.run_name} is running as job {job.submission_id} with other settings; choose "
                 f"another name, or stop it first (launch.py submit --stop --run {request.run_name})"
             )
-        return JobState(job.submission_id, status_of(job), "is running already; nothing was changed", None)
+        return JobState(id_of(job), status_of(job), "is running already; nothing was changed", None)
 
     def _check_name_is_free(self, run_name: str, others: Sequence[Any]) -> None:
         """ValueError if the run is running, but not as a job of its own, or if another job has its name."""
@@ -150,8 +150,7 @@ class RayJobs:
 
     def state(self, run_name: str) -> JobState | None:
         """The newest job of a run, with those before it; None if there is none."""
-        with reported(self._address):
-            jobs = jobs_of(run_name, self._client.list_jobs())
+        jobs = jobs_of(run_name, self._all_jobs())
         if not jobs:
             return None
         *before, newest = jobs
@@ -160,7 +159,7 @@ class RayJobs:
     def follow(self, run_name: str) -> JobState:
         """Print the log of the newest job until it ends."""
         job = self._wanted(run_name)
-        job_id = job.submission_id
+        job_id = id_of(job)
         follower = LogFollower(
             lambda: self._client.tail_job_logs(job_id),
             lambda: self._find(job_id),
@@ -180,7 +179,7 @@ class RayJobs:
         variables = (job.runtime_env or {}).get("env_vars") or {}
         grace_s = float(variables.get(GRACE_VARIABLE, grace_s))
         with reported(self._address):
-            self._client.stop_job(job.submission_id)
+            self._client.stop_job(id_of(job))
         given = f"it has {grace_s:g} s, as it was submitted, to finish its step and save"
         print(f"{job.submission_id}: told to stop; {given}", flush=True)
         deadline = time.monotonic() + grace_s + STOP_MARGIN_S
@@ -192,31 +191,31 @@ class RayJobs:
                 logger.warning("%s", error)
         return self._state_of(job)
 
-    def _wanted(self, run_name: str) -> Any:
-        job = self._newest(run_name)
-        if job is None:
-            with reported(self._address):
-                known = sorted({(job.metadata or {}).get(RUN, "") for job in self._client.list_jobs()} - {""})
-            raise ValueError(
-                f"--run: no job of a run named {run_name} at {self._address} (runs: {', '.join(known) or 'none'})"
-            )
-        return job
+    def _wanted(self, run_name: str) -> JobDetails:
+        all_jobs = self._all_jobs()
+        if own := jobs_of(run_name, all_jobs):
+            return own[-1]
+        known = sorted({(job.metadata or {}).get(RUN, "") for job in all_jobs} - {""})
+        raise ValueError(
+            f"--run: no job of a run named {run_name} at {self._address} (runs: {', '.join(known) or 'none'})"
+        )
 
-    def _find(self, job_id: str) -> Any:
+    def _find(self, job_id: str) -> JobDetails | None:
+        return next((job for job in self._all_jobs() if job.submission_id == job_id), None)
+
+    def _newest(self, run_name: str) -> JobDetails | None:
+        return next(reversed(jobs_of(run_name, self._all_jobs())), None)
+
+    def _all_jobs(self) -> list[JobDetails]:
         with reported(self._address):
-            return next((job for job in self._client.list_jobs() if job.submission_id == job_id), None)
+            return self._client.list_jobs()
 
-    def _newest(self, run_name: str) -> Any:
-        with reported(self._address):
-            jobs = jobs_of(run_name, self._client.list_jobs())
-        return jobs[-1] if jobs else None
-
-    def _state_of(self, job: Any, earlier: Sequence[JobState] = ()) -> JobState:
+    def _state_of(self, job: JobDetails, earlier: Sequence[JobState] = ()) -> JobState:
         log = ""
         if status_of(job) == "STOPPED" or job.driver_exit_code == DRAINED:  # what the run said last
             try:
                 with reported(self._address):
-                    log = self._client.get_job_logs(job.submission_id)
+                    log = self._client.get_job_logs(id_of(job))
             except ValueError as error:
                 logger.warning("the log of %s cannot be read: %s", job.submission_id, error)
         return state_of(job, log, earlier)

@@ -30,7 +30,7 @@ def local_ray() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the demo's problems in `data`, and room for runs."""
+    """A folder with the demo's problems in `data`, and a place for runs."""
     folder = tmp_path_factory.mktemp("runs")
     real_run.write_problems(folder)
     return folder

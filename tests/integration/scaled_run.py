@@ -11,7 +11,8 @@ from typing import Any
 from controller.recovery import Progress
 from records.checkpoints import read_manifest
 from records.files import read_rows
-from records.run_folder import RunFolder, valid_ledger
+from records.ledger import valid_ledger
+from records.run_folder import RunFolder
 from settings.exit_codes import DRAINED
 from tests.integration.namespaces import ROOT, until
 from tests.integration.real_run import write_problems
@@ -50,7 +51,7 @@ class ScaledRun:
         return read_rows(self.folder.metrics)
 
     def until(self, condition: Any, what: str) -> None:
-        """Wait while the run goes on."""
+        """Wait while the run is running."""
         until(condition, what, self.process)
 
     def scale_up_and_down(self) -> dict[str, dict[str, Any]]:

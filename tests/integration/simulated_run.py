@@ -26,7 +26,8 @@ from evaluation.evaluation import Evaluation
 from records.checkpoint_store import CheckpointStore
 from records.events import Events
 from records.files import read_rows
-from records.run_folder import RunFolder, valid_ledger
+from records.ledger import valid_ledger
+from records.run_folder import RunFolder
 from settings.run import RunConfig
 from tests.integration.simulated import (
     QUESTION,

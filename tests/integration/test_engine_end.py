@@ -10,7 +10,7 @@ import pytest
 from actors.engine import Generation, Sampling
 from tests.integration.test_engine_scene import (
     collect,
-    in_hand,
+    in_place,
     opened,
     publish,
     read_model,
@@ -65,7 +65,7 @@ def test_an_engine_without_verified_weights_refuses_to_work_and_one_that_fails_i
         engine.serve_own_weights()
         (scores,) = run(engine.score([[5, 6, 7]]))
         assert np.isfinite(scores.log_probs).all()
-        run(engine.load_weights(*in_hand(publish(read_model(path), 1))))
+        run(engine.load_weights(*in_place(publish(read_model(path), 1))))
 
         def broken_step() -> None:
             raise MemoryError("no memory for a step")
@@ -74,7 +74,7 @@ def test_an_engine_without_verified_weights_refuses_to_work_and_one_that_fails_i
         with pytest.raises(RuntimeError, match="no memory for a step"):
             run(collect(engine, requests(2), SAMPLING))
         with pytest.raises(RuntimeError, match="the engine has ended: no memory for a step"):
-            run(engine.load_weights(*in_hand(publish(read_model(path), 2))))
+            run(engine.load_weights(*in_place(publish(read_model(path), 2))))
         with pytest.raises(RuntimeError, match="the engine has ended: no memory for a step"):
             run(engine.score([[5, 6, 7]]))
         with pytest.raises(RuntimeError, match="the engine has ended: no memory for a step"):

@@ -13,7 +13,7 @@ from actors.vllm.packed_layers import joined
 from tests.integration.test_engine_scene import (
     MAX_MODEL_LEN,
     VOCAB_SIZE,
-    in_hand,
+    in_place,
     opened,
     perturb,
     publish,
@@ -65,7 +65,7 @@ def test_weights_reach_engines_of_other_architectures_exactly(
     with opened(settings(str(tmp_path))) as engine:
         for version in range(1, 4):
             perturb(model, seed=version)
-            report = run(engine.load_weights(*in_hand(publish(model, version))))
+            report = run(engine.load_weights(*in_place(publish(model, version))))
             assert report.golden_difference < 1e-4
     assert len(reloads) == expected_reloads
 
@@ -74,7 +74,7 @@ def test_weights_of_another_dtype_are_cast(tmp_path: Path) -> None:
     model = save(CONFIGS["llama"][0], tmp_path)
     with opened(replace(settings(str(tmp_path)), dtype="bfloat16")) as engine:
         perturb(model)
-        assert run(engine.load_weights(*in_hand(publish(model, 1)))).golden_difference < 0.1
+        assert run(engine.load_weights(*in_place(publish(model, 1)))).golden_difference < 0.1
 
 
 def test_matrices_one_after_the_other_are_joined_where_they_lie() -> None:

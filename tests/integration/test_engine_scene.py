@@ -104,7 +104,7 @@ def publish(
     return manifest, [bucket for bucket in buckets if isinstance(bucket, np.ndarray)]
 
 
-def in_hand(published: tuple[WeightManifest, list[np.ndarray]]) -> tuple[WeightManifest, BucketsInPlace]:
+def in_place(published: tuple[WeightManifest, list[np.ndarray]]) -> tuple[WeightManifest, BucketsInPlace]:
     """The arguments of `load_weights`."""
     return published[0], BucketsInPlace(published[1])
 
@@ -156,7 +156,7 @@ class Student:
 
     async def load(self) -> LoadReport:
         """Bring the engine up to the model."""
-        return await self.engine.load_weights(*in_hand(self.publish()))
+        return await self.engine.load_weights(*in_place(self.publish()))
 
     @property
     def is_idle(self) -> bool:

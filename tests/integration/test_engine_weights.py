@@ -15,7 +15,7 @@ from tests.integration.test_engine_scene import (
     Student,
     collect,
     exact_log_probs,
-    in_hand,
+    in_place,
     opened,
     perturb,
     prompt_of,
@@ -55,8 +55,8 @@ PACKED, GENERAL = packed_layers.ARCHITECTURES, ()
 
 CASES = {
     "tied-file": (True, True, PACKED),
-    "untied-in-hand": (False, False, PACKED),
-    "tied-in-hand-general": (True, False, GENERAL),
+    "untied-in-place": (False, False, PACKED),
+    "tied-in-place-general": (True, False, GENERAL),
     "untied-file-general": (False, True, GENERAL),
 }
 """Whether the output embedding is the input's, whether weights come by a file, which models need no reload."""
@@ -206,11 +206,11 @@ def test_responses_that_end_during_the_check_are_delivered_only_if_it_passes(
         task = asyncio.create_task(collect(student.engine, wanted, Sampling(max_tokens=2), found))
         await until(lambda: len(found) > 0)
         if golden_error == 0.0:
-            await student.engine.load_weights(*in_hand(update))
+            await student.engine.load_weights(*in_place(update))
             await task
         else:
             with pytest.raises(ValueError, match="golden"):
-                await student.engine.load_weights(*in_hand(update))
+                await student.engine.load_weights(*in_place(update))
             with pytest.raises(RuntimeError, match="failed with requests in flight"):
                 await task
 
@@ -253,7 +253,7 @@ def test_weights_that_fail_the_golden_check_are_never_served(student: Student) -
         task = asyncio.create_task(collect(student.engine, wanted, Sampling(max_tokens=230)))
         await asyncio.sleep(0.05)
         with pytest.raises(ValueError, match=r"golden log-probs differ from the learner's by 0\.5"):
-            await student.engine.load_weights(*in_hand(student.publish(golden_error=0.5)))
+            await student.engine.load_weights(*in_place(student.publish(golden_error=0.5)))
         with pytest.raises(RuntimeError, match=r"failed with requests in flight: .*golden"):
             await task
         assert student.is_idle
@@ -274,8 +274,8 @@ def test_a_load_queued_behind_a_failing_one_succeeds(student: Student) -> None:
     wrong, right = student.publish(golden_error=0.5), student.publish()
 
     async def work() -> None:
-        failing = asyncio.create_task(student.engine.load_weights(*in_hand(wrong)))
-        following = asyncio.create_task(student.engine.load_weights(*in_hand(right)))
+        failing = asyncio.create_task(student.engine.load_weights(*in_place(wrong)))
+        following = asyncio.create_task(student.engine.load_weights(*in_place(right)))
         with pytest.raises(ValueError, match="golden"):
             await failing
         assert (await following).version == student.version
@@ -306,8 +306,8 @@ def test_an_incomplete_weight_set_is_refused_and_the_next_load_recovers(student:
 def test_older_weights_are_refused(student: Student) -> None:
     held = student.version
     with pytest.raises(ValueError, match=f"weights v{held - 1} of incarnation 0 are older than the engine's"):
-        run(student.engine.load_weights(*in_hand(publish(student.model, held - 1))))
-    assert run(student.engine.load_weights(*in_hand(publish(student.model, held)))).version == held
+        run(student.engine.load_weights(*in_place(publish(student.model, held - 1))))
+    assert run(student.engine.load_weights(*in_place(publish(student.model, held)))).version == held
     (found,) = run(collect(student.engine, requests(1), Sampling(max_tokens=3)))
     assert found.version_runs == [(held, 3)]
 

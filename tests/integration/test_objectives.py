@@ -88,7 +88,7 @@ def teacher_logits(teacher_path: str, row: dict[str, Any]) -> Tensor:
     return read_model(teacher_path)(torch.tensor([ids])).logits[0, len(row["prompt_token_ids"]) - 1 : -1]
 
 
-def test_likeliest_tokens_are_those_of_transformers(teacher_path: str, scored: dict[str, pa.Table]) -> None:
+def test_top_k_tokens_are_those_of_transformers(teacher_path: str, scored: dict[str, pa.Table]) -> None:
     for row in check_scored(scored["topk"], SIGNALS["topk"]).to_pylist()[:8]:
         log_probs_TV = teacher_logits(teacher_path, row).log_softmax(-1)
         exact_TK = log_probs_TV.topk(K)

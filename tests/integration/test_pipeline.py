@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from records.files import read_rows
-from records.run_folder import valid_ledger
+from records.ledger import valid_ledger
 from tests.integration.simulated import NEVER_S, EngineBehaviour, LearnerBehaviour
 from tests.integration.simulated_run import eventually, other_tasks, run_config, simulated_run
 

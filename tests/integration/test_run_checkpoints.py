@@ -1,4 +1,4 @@
-"""A whole run that keeps its checkpoints under a URL, loses the newest, and goes on with other learner ranks."""
+"""A whole run that keeps its checkpoints under a URL, loses the newest, and continues with other learner ranks."""
 
 import json
 from pathlib import Path

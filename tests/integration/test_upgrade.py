@@ -19,7 +19,7 @@ NODES = {"head": NodeOptions(num_cpus=4, custom={"head": 1, "rollout": 1, "teach
 NEW_VERSION = "99.0.0"
 
 
-def test_a_run_that_is_stopped_goes_on_with_the_new_version_on_new_nodes_and_nothing_is_lost(
+def test_a_run_that_is_stopped_continues_with_the_new_version_on_new_nodes_and_nothing_is_lost(
     tmp_path: Path,
 ) -> None:
     run = SubmittedRun(tmp_path)

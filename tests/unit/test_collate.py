@@ -11,10 +11,8 @@ from hypothesis import strategies as st
 from learner.collate import PackedBatch, collate, pack, split_by_tokens
 from learner.log_probs import HeadLimits
 from learner.student import StudentModel
-from tests.unit.test_learner_scene import STOPS, VOCAB_SIZE, replace_column, scored_table, tiny_qwen3
+from tests.unit.test_learner_scene import LENGTHS, STOPS, VOCAB_SIZE, replace_column, scored_table, tiny_qwen3
 from transport.stop_tokens import StopMode, StopTokens
-
-LENGTHS = [(3, 5), (8, 20), (2, 9), (30, 40), (5, 1), (1, 1), (1, 7)]
 
 
 def collated(table: pa.Table, *, stop_mode: StopMode = "raw", max_tokens: int = 64) -> list[PackedBatch]:

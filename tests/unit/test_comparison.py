@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from commands.checks import load_checked
+from commands.compare.command import memory_of, run_all
 from commands.compare.figures import CURVES, draw_curves
-from commands.compare.plan import CompareConfig, PlannedRun, describe, plan_runs
+from commands.compare.plan import ATTEMPTS, CompareConfig, PlannedRun, describe, plan_runs
 from commands.compare.results import build_rows, positions_of, to_markdown, write_results
-from commands.compare.runs import ATTEMPTS, memory_of, run_all
 from records.files import append_row
 from settings.load import save_config
 

@@ -89,7 +89,7 @@ def graded_part(slots: range, *, num_samples: int = 2) -> pa.Table:
     return result_table(rollouts, problems, texts, judged)
 
 
-def test_an_interrupted_evaluation_goes_on_and_ends_with_one_file_per_benchmark(tmp_path: Path) -> None:
+def test_an_interrupted_evaluation_continues_and_ends_with_one_file_per_benchmark(tmp_path: Path) -> None:
     settings = {"n": 2, "temperature": 0.6}
     first = ResultFolder(tmp_path / "out")
     assert first.resume(settings) == {}
@@ -130,7 +130,7 @@ def test_a_folder_with_another_evaluation_or_other_files_is_refused(tmp_path: Pa
     assert (tmp_path / "mine" / "thesis.txt").is_file()
 
 
-def test_progress_tells_the_time_left_at_the_rate_since_it_went_on() -> None:
+def test_progress_tells_the_time_left_at_the_rate_since_it_continued() -> None:
     assert progress_line(30, 50, 10, 60.0) == "30/50 problems graded in 60 s, about 60 s left"
     assert progress_line(10, 50, 10, 1.0) == "10/50 problems graded in 1 s"
 

@@ -90,6 +90,7 @@ def test_every_gold_answer_is_right_against_itself(name: str) -> None:
 
 
 @needs_data
+@pytest.mark.slow
 def test_gold_answers_are_right_on_a_busy_machine_too() -> None:
     """Written in another way, so that algebra has to be asked."""
     math500 = [problem.answer for problem in read("math500")]

@@ -12,8 +12,6 @@ MAX_LINES_OF_A_FILE = 400
 MAX_LINES_OF_A_FUNCTION = 60
 STILL_LONG = {
     "commands/parser.py: build_parser",
-    "learner/loss.py: micro_batch_loss",
-    "learner/publisher.py: publish_weights",
     "tests/integration/simulated_run.py: simulated_run",
     "tests/integration/test_run.py: test_an_asynchronous_run_with_two_workers_of_each_kind_keeps_its_bound_and_"
     "exports_the_student",

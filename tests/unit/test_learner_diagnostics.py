@@ -5,13 +5,10 @@ import torch
 
 from learner.collate import collate
 from learner.diagnostics import step_diagnostics
-from learner.loss import Objective, WindowCounts
+from learner.loss import Objective
 from learner.metrics import StepTokens
-from learner.ranks import Ranks
 from settings.objective import ImportanceConfig, ObjectiveConfig
-from tests.unit.test_learner_scene import STOPS, replace_column, scored_table
-
-ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
+from tests.unit.test_learner_scene import ALONE, STOPS, counts_of, replace_column, scored_table
 
 
 def step_tokens(log_ratios: list[list[float]], *, step: int = 0, behaviour: float = -1.0) -> StepTokens:
@@ -21,8 +18,7 @@ def step_tokens(log_ratios: list[list[float]], *, step: int = 0, behaviour: floa
     table = replace_column(table, "behaviour_log_probs", [[behaviour] * len(row) for row in log_ratios])
     objective = Objective(ObjectiveConfig(name="log_ratio"), ImportanceConfig(name="none"))
     batches = collate([table], stop_mode="raw", stops=STOPS, max_tokens=1)  # one response each
-    num_tokens = sum(map(len, log_ratios))
-    counts = WindowCounts(num_tokens, num_sequences=len(log_ratios), num_micro_batches=len(batches))
+    counts = counts_of(batches)
     losses = [
         objective.micro_batch_loss(batch, torch.full((n,), -1.0), torch.zeros(n), counts=counts)
         for batch, n in zip(batches, map(len, log_ratios), strict=True)

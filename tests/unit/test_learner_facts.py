@@ -148,7 +148,7 @@ def test_facts_taken_in_chunks_are_those_of_the_whole() -> None:
     torch.testing.assert_close(named[STUDENT_MASS], torch.ones(T))  # fewer than MASS_TOP_K ids: all of them
 
 
-def test_the_students_mass_on_the_likeliest_tokens_leaves_unknown_ids_out() -> None:
+def test_the_students_mass_on_the_top_k_tokens_leaves_unknown_ids_out() -> None:
     batch, _, student_TH, student_VH = scene()
     ids_TK = torch.tensor([[1, 3]] * T)
     ids_TK[2] = torch.tensor([V + 5, 4])

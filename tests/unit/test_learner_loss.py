@@ -9,27 +9,26 @@ from torch import Tensor
 
 from learner.collate import PackedBatch, collate
 from learner.log_probs import HeadLimits
-from learner.loss import MicroBatchLoss, Objective, WindowCounts
+from learner.loss import MicroBatchLoss, Objective
 from learner.metrics import StepTokens, abs_quantile, step_metrics
-from learner.ranks import Ranks
 from learner.student import StudentModel
-from rewards import window_counts
 from settings.objective import ImportanceConfig, ObjectiveConfig
-from tests.unit.test_learner_scene import STOPS, VOCAB_SIZE, replace_column, scored_table, tiny_qwen3
-
-ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
-LENGTHS = [(3, 5), (8, 20), (2, 9), (30, 40), (5, 1), (1, 1), (1, 7)]
+from tests.unit.test_learner_scene import (
+    ALONE,
+    LENGTHS,
+    STOPS,
+    VOCAB_SIZE,
+    counts_of,
+    replace_column,
+    scored_table,
+    tiny_qwen3,
+)
 
 
 def objective(**fields: object) -> Objective:
     settings = {"name": "power", "alpha": 1.0, "rescale": "none", **fields}
     importance = ImportanceConfig.model_validate({"name": "truncated", "low": 0.0, "high": 2.0})
     return Objective(ObjectiveConfig.model_validate(settings), importance)
-
-
-def count(batches: Sequence[PackedBatch]) -> WindowCounts:
-    num_tokens, num_sequences = sum(window_counts(b.unpack(b.response_mask_T)) for b in batches).tolist()  # pyright: ignore[reportAttributeAccessIssue]
-    return WindowCounts(num_tokens, num_sequences, num_micro_batches=len(batches))
 
 
 def window(
@@ -40,7 +39,7 @@ def window(
     def log_probs(batch: PackedBatch) -> tuple[Tensor, Tensor]:
         return student(batch.input_ids_N, batch.position_ids_N, batch.source_positions_T, batch.target_ids_T)
 
-    counts, statistics_S = count(batches), None
+    counts, statistics_S = counts_of(batches), None
     if loss.uses_window_statistics:
         with torch.no_grad():
             parts = [loss.statistics(batch, log_probs(batch)[0]) for batch in batches]
@@ -86,7 +85,7 @@ def on_log_probs(
 ) -> tuple[MicroBatchLoss, Tensor, dict[str, float]]:
     """Return the loss, its gradient with respect to the log-probs, and the metrics."""
     logp_T = torch.tensor(logp, requires_grad=True)
-    result = loss.micro_batch_loss(batch, logp_T, torch.ones(len(logp)), counts=count([batch]))
+    result = loss.micro_batch_loss(batch, logp_T, torch.ones(len(logp)), counts=counts_of([batch]))
     (gradient_T,) = torch.autograd.grad(result.loss, logp_T)
     tokens = StepTokens([batch], [result.detached()], step=3)
     return result, gradient_T, step_metrics(tokens, importance_cap=loss.importance_cap, ranks=ALONE)
@@ -164,7 +163,7 @@ def test_an_empty_window_gives_zero_loss_and_zero_gradient() -> None:
     table = scored_table([(3, 1), (2, 1)], ends_with=62)
     batches = collate([table], stop_mode="mask", stops=STOPS, max_tokens=100)
     losses, gradient = window(student, batches, objective())
-    assert count(batches).num_tokens == 0
+    assert counts_of(batches).num_tokens == 0
     assert losses[0].loss == 0
     assert not gradient.any()
     metrics = step_metrics(StepTokens(batches, losses, step=0), importance_cap=2.0, ranks=ALONE)
@@ -175,7 +174,7 @@ def test_an_empty_window_gives_zero_loss_and_zero_gradient() -> None:
 def test_mismatch_is_reported_apart_for_tokens_of_the_current_version() -> None:
     batch = one_batch([-0.5, -0.5], [-1.5, -1.0])
     loss = objective()
-    result = loss.micro_batch_loss(batch, torch.tensor([-1.0, -1.0]), torch.ones(2), counts=count([batch]))
+    result = loss.micro_batch_loss(batch, torch.tensor([-1.0, -1.0]), torch.ones(2), counts=counts_of([batch]))
     fresh = step_metrics(StepTokens([batch], [result], step=0), importance_cap=2.0, ranks=ALONE)
     stale = step_metrics(StepTokens([batch], [result], step=1), importance_cap=2.0, ranks=ALONE)
     assert fresh["mismatch/max_lag0"] == pytest.approx(0.5)

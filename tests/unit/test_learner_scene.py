@@ -11,6 +11,10 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
+from learner.collate import PackedBatch
+from learner.loss import WindowCounts
+from learner.ranks import Ranks
+from learner.window import count_window
 from settings.run import RunConfig
 from transport.batches import SCORED_SCHEMA, check_scored
 from transport.stop_tokens import StopMode, StopTokens, stop_labels
@@ -18,6 +22,9 @@ from transport.stop_tokens import StopMode, StopTokens, stop_labels
 VOCAB_SIZE = 64
 STOPS = StopTokens(student_ids=(62,), teacher_ids=(63,))
 GOLDEN_TOKEN_IDS = [5, 17, 3, 40, 9, 22, 61, 8]
+ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
+LENGTHS = [(3, 5), (8, 20), (2, 9), (30, 40), (5, 1), (1, 1), (1, 7)]
+"""Prompt and response tokens of a window's sequences."""
 
 
 def tiny_qwen3(*, tied: bool = True, seed: int = 0, num_rows: int = VOCAB_SIZE) -> Qwen3ForCausalLM:
@@ -84,6 +91,11 @@ def scored_table(
             }
         )
     return pa.Table.from_pylist(rows, schema=SCORED_SCHEMA)
+
+
+def counts_of(batches: Sequence[PackedBatch]) -> WindowCounts:
+    """The denominators of a window on one rank."""
+    return count_window(batches, ranks=ALONE)
 
 
 def replace_column(table: pa.Table, name: str, values: list[Any]) -> pa.Table:

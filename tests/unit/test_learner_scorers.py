@@ -13,14 +13,11 @@ from torch import Tensor
 from learner.collate import PackedBatch, collate, pack
 from learner.loss import MicroBatchLoss, Objective, WindowCounts
 from learner.metrics import StepTokens, outcome_metrics, teacher_metrics
-from learner.ranks import Ranks
-from rewards import window_counts
 from settings.objective import ImportanceConfig, ObjectiveConfig, OutcomeConfig
 from settings.teachers import TeacherShare
-from tests.unit.test_learner_scene import STOPS, replace_column, scored_table
+from tests.unit.test_learner_scene import ALONE, STOPS, counts_of, replace_column, scored_table
 from transport.batches import OUTCOME, REFERENCE, TeacherSignal
 
-ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
 REFERENCED, GRADED = TeacherSignal(has_reference=True), TeacherSignal(has_outcome=True)
 NO_WEIGHT = ImportanceConfig(name="none")
 
@@ -42,14 +39,12 @@ def losses_of(
     objective: Objective, batches: Sequence[PackedBatch], logp: Sequence[float]
 ) -> tuple[list[MicroBatchLoss], list[Tensor]]:
     """The losses of micro-batches whose tokens all have these log-probs in turn, and their gradients."""
-    counts = sum(window_counts(batch.unpack(batch.response_mask_T)) for batch in batches)
-    num_tokens, num_sequences = counts.tolist()  # pyright: ignore[reportAttributeAccessIssue]
-    window = WindowCounts(num_tokens, num_sequences, num_micro_batches=len(batches))
+    counts = counts_of(batches)
     losses, gradients = [], []
     for batch in batches:
         num = len(batch.target_ids_T)
         logp_T = torch.tensor(logp).repeat(num)[:num].requires_grad_()
-        losses.append(objective.micro_batch_loss(batch, logp_T, torch.ones(num), counts=window))
+        losses.append(objective.micro_batch_loss(batch, logp_T, torch.ones(num), counts=counts))
         gradients += torch.autograd.grad(losses[-1].loss, logp_T)
     return losses, gradients
 

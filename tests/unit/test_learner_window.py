@@ -11,18 +11,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from learner.collate import PackedBatch, collate, pack
-from learner.facts import REVERSE_KL, TEACHER_ENTROPY
+from learner.facts import REVERSE_KL, TEACHER_ENTROPY, StudentValues
 from learner.loss import Objective
 from learner.metrics import StepTokens, step_metrics
-from learner.ranks import Ranks
-from learner.values import StudentValues
 from learner.window import Window, prepare_window
 from settings.objective import ImportanceConfig, MasksConfig, ObjectiveConfig, SurrogateConfig, TokenWeightsConfig
 from tests.examples import examples
-from tests.unit.test_learner_scene import STOPS, scored_table
+from tests.unit.test_learner_scene import ALONE, LENGTHS, STOPS, scored_table
 
-ALONE = Ranks(rank=0, world_size=1, device=torch.device("cpu"))
-LENGTHS = [(3, 5), (8, 20), (2, 9), (30, 40), (5, 1), (1, 1), (1, 7)]
 NUM_TOKENS = sum(response for _, response in LENGTHS)
 
 

@@ -69,7 +69,7 @@ def test_an_evaluation_shows_how_far_it_is_where_the_run_tells() -> None:
     assert "is being evaluated since 0:04 (1,200 of 1,319 problems); teacher" in text
 
 
-def test_waits_and_back_pressure_have_columns_where_there_is_room() -> None:
+def test_waits_and_back_pressure_have_columns_where_there_is_space() -> None:
     narrow, wide = (words_of(rendered(running_status(), width)) for width in (80, 120))
     assert "holds others up" not in narrow
     assert "a slot waits holds others up" in wide

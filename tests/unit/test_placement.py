@@ -93,11 +93,6 @@ def test_a_worker_that_reserves_nothing_is_refused() -> None:
         bundle("rollout", ResourcesConfig(num_cpus=0))
 
 
-def test_a_run_that_fits_exactly_is_accepted() -> None:
-    demands = [Demand("learner", 1, {"CPU": 2.0}), Demand("rollout", 4, {"CPU": 0.5, "GPU": 0.25})]
-    check_all_fit(demands, [{"CPU": 2.0}, {"CPU": 2.0, "GPU": 1.0}])
-
-
 def test_fractions_add_up_without_rounding_errors() -> None:
     check_all_fit([Demand("rollout", 10, {"GPU": 0.1})], [{"GPU": 1.0}])
 

@@ -162,7 +162,7 @@ def test_a_plan_says_which_roles_a_node_gets() -> None:
     ]
 
 
-def test_workers_that_have_no_room_now_are_counted() -> None:
+def test_workers_that_wait_for_capacity_are_counted() -> None:
     demands = plan(settings(rollout={"num_workers": 5}))
     [found] = placement_findings(demands, roles_by_node(demands, [Node("one", {"CPU": 4.0})]))
     assert (found.status, found.message) == ("warning", "there is no capacity now for 3 of rollout")

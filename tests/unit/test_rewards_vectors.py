@@ -1,16 +1,13 @@
 """Published test vectors of token rewards, windows, masks and token weights, run through the registries.
 
-They are read from `reward_vectors.json` in the folder named by POWEROPD_VECTORS, or in `../shared` beside the
-repository; without that file these tests are skipped. Cases with logits are in `test_rewards_vectors_logits.py`,
+Cases with logits are in `test_rewards_vectors_logits.py`,
 those with two policies in `test_rewards_vectors_policies.py`.
 """
 
 import math
 import re
-from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -34,12 +31,10 @@ from rewards.gated import aopd_gate
 from rewards.reopold import reopold_floor
 from rewards.surrogates import probability_difference
 from rewards.tip import scaled_to_unit, tip_score
-from tests.unit.reward_vectors import CASES, Case, Results, assert_reproduced, needs_vectors
+from tests.unit.reward_vectors import CASES, Case, Results, Run, all_kept, vector_test
 
 CASE_OF_ID = {case["id"]: case for case in CASES}
 PG_MODES = ("window_token_mean", "seq_mean_token_mean", "seq_mean_token_sum")
-
-Run = Callable[[Case, torch.dtype], Results]
 
 
 def tensor(values: list[Any], dtype: torch.dtype) -> Tensor:
@@ -56,10 +51,6 @@ def log_probs(case: Case, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
     teacher_1T, student_1T = inputs_of(case, dtype, "lp_teacher", "lp_student")
     mask = case["inputs"].get("mask", [True] * teacher_1T.shape[1])
     return teacher_1T, student_1T, torch.tensor([mask])
-
-
-def all_kept(values: Tensor) -> Tensor:
-    return torch.ones_like(values, dtype=torch.bool)
 
 
 # -- rewards of sampled tokens ----------------------------------------------------------------------------
@@ -313,10 +304,8 @@ RUN_OF_PATTERN: dict[str, Run] = {
     r"avg_at_k_pass_at_k": run_accuracy,
 }
 
-COVERED_ELSEWHERE = {
-    r"terminal_stop_.*": "stop labels are made before scoring: transport/stop_tokens.py",
-    r"padded_vocab": "both vocabularies are cut where logits are computed",
-}
+COVERED_ELSEWHERE = r"terminal_stop_.*|padded_vocab"
+"""Stop labels are made before scoring; vocabularies are cut where logits are computed."""
 
 NOT_COMPUTED = {
     "loss_normalisation": {
@@ -331,23 +320,11 @@ NOT_COMPUTED = {
     "avg_at_k_pass_at_k": {"pass_at_4_unbiased": "listed for comparison only"},
 }
 
-
-def matching(case_id: str, patterns: dict[str, Any]) -> list[str]:
-    return [pattern for pattern in patterns if re.fullmatch(pattern, case_id)]
-
-
 HERE = [
     case
     for case in CASES
-    if not {"student_logits", "lp_current"} & case["inputs"].keys() and not matching(case["id"], COVERED_ELSEWHERE)
+    if not {"student_logits", "lp_current"} & case["inputs"].keys()
+    and not re.fullmatch(COVERED_ELSEWHERE, case["id"])
 ]
 
-
-@needs_vectors
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("case", HERE, ids=[case["id"] for case in HERE])
-def test_the_registries_reproduce_the_vector(case: Case, dtype: torch.dtype) -> None:
-    (pattern,) = matching(case["id"], RUN_OF_PATTERN)
-    assert_reproduced(
-        case, RUN_OF_PATTERN[pattern](case, dtype), dtype, not_computed=NOT_COMPUTED.get(case["id"], {})
-    )
+test_the_registries_reproduce_the_vector = vector_test(HERE, RUN_OF_PATTERN, not_computed=NOT_COMPUTED)

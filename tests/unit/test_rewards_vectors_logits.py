@@ -1,15 +1,8 @@
-"""Published test vectors of distributions over the vocabulary, run through the registries: values and gradients.
-
-They are read from `reward_vectors.json` in the folder named by POWEROPD_VECTORS, or in `../shared` beside the
-repository; without that file these tests are skipped.
-"""
+"""Published test vectors of distributions over the vocabulary: values and gradients."""
 
 import math
-import re
-from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -26,12 +19,10 @@ from rewards import (
 from rewards.support import choose_support, student_top_k_advantage, top_k_forward_kl
 from rewards.teacher import entropy, student_log_probs, teacher_entropy, teacher_log_probs
 from rewards.veto import log_target
-from tests.unit.reward_vectors import CASES, Case, Results, assert_reproduced, needs_vectors
+from tests.unit.reward_vectors import CASES, Case, Results, Run, all_kept, vector_test
 
 SAMPLED = [0, 4, 3]
 """Sampled tokens of the cases that do not name them (`fixtures` of the file)."""
-
-Run = Callable[[Case, torch.dtype], Results]
 
 
 def logits_of(case: Case, dtype: torch.dtype) -> tuple[Tensor, TeacherLogits]:
@@ -60,7 +51,7 @@ def gradient(value_N: Tensor, student: Tensor) -> Tensor:
 def expected_gradient(weights_NV: Tensor, reward_NV: Tensor, student: Tensor) -> Tensor:
     """Return the mean of the policy gradient of sampled tokens, each with its probability as weight."""
     logp_NV = student.log_softmax(-1)
-    loss_NV = SURROGATES["policy_gradient"](logp_NV, reward_NV, torch.ones_like(logp_NV, dtype=torch.bool))
+    loss_NV = SURROGATES["policy_gradient"](logp_NV, reward_NV, all_kept(logp_NV))
     return gradient(weights_NV.detach() * loss_NV, student)
 
 
@@ -82,8 +73,7 @@ def run_power_full(case: Case, dtype: torch.dtype) -> Results:
     student, teacher = logits_of(case, dtype)
     alpha = case["params"]["alpha"]
     log_p, log_t = student.log_softmax(-1), teacher.logits_NV.log_softmax(-1)
-    all_kept = torch.ones_like(log_p, dtype=torch.bool)
-    reward = TOKEN_REWARDS["power"](log_t, log_p, all_kept, alpha=alpha)
+    reward = TOKEN_REWARDS["power"](log_t, log_p, all_kept(log_p), alpha=alpha)
     value = DIVERGENCES["power_full"](student, teacher, alpha=alpha)
     grad = gradient(value, student)
     rtol, atol = (1e-9, 1e-15) if dtype == torch.float64 else (2e-5, 1e-7)
@@ -147,9 +137,8 @@ def run_veto(case: Case, dtype: torch.dtype) -> Results:
         value = DIVERGENCES["veto"](student, teacher, beta=beta, direction=direction)
         results[direction] = value
         results[f"{direction}_grad_per_position"] = gradient(value, student)
-    all_kept = torch.ones_like(log_p, dtype=torch.bool)
-    reward = TOKEN_REWARDS["veto_reverse"](log_t, log_p, all_kept, beta=beta)
-    torch.testing.assert_close(TOKEN_REWARDS["veto"](log_t, log_p, all_kept, beta=beta), reward)
+    reward = TOKEN_REWARDS["veto_reverse"](log_t, log_p, all_kept(log_p), beta=beta)
+    torch.testing.assert_close(TOKEN_REWARDS["veto"](log_t, log_p, all_kept(log_p), beta=beta), reward)
     results["expected_policy_gradient"] = expected_gradient(log_p.exp(), reward, student)
     results["reverse_grad"] = results["reverse_grad_per_position"]
     results["sampled_reverse_reward"] = reward.gather(-1, torch.tensor(SAMPLED[: len(student)]).unsqueeze(-1))
@@ -165,7 +154,7 @@ def run_eopd(case: Case, dtype: torch.dtype) -> Results:
     student, teacher = logits_of(case, dtype)
     params = {name: case["params"][name] for name in ("alpha", "tau", "k")}
     logp, logt = sampled(student.log_softmax(-1), case), sampled(teacher.logits_NV.log_softmax(-1), case)
-    mask = torch.ones_like(logp, dtype=torch.bool)
+    mask = all_kept(logp)
     reward = TOKEN_REWARDS["eopd"](logt, logp, mask, **params)
     opd_term = SURROGATES["policy_gradient"](logp, reward, mask)
     direct = DIVERGENCES["eopd"](student, teacher, **params)
@@ -200,7 +189,7 @@ def run_vopd(case: Case, dtype: torch.dtype) -> Results:
 def run_one_token(case: Case, dtype: torch.dtype) -> Results:
     student, teacher = logits_of(case, dtype)
     logp, logt = sampled(student.log_softmax(-1), case), sampled(teacher.logits_NV.log_softmax(-1), case)
-    mask = torch.ones_like(logp, dtype=torch.bool)
+    mask = all_kept(logp)
     reward = TOKEN_REWARDS["power"](logt, logp, mask, alpha=case["params"]["alpha"])
     loss = aggregate(SURROGATES["policy_gradient"](logp, reward, mask), mask)
     return {"reward": reward, "loss": loss, "grad": gradient(loss, student)}
@@ -210,7 +199,7 @@ def run_truncated_sampling(case: Case, dtype: torch.dtype) -> Results:
     """Only the kept tokens are sampled: an importance weight makes the kept mass a constant factor."""
     student, teacher = logits_of(case, dtype)
     log_p = student_log_probs(student).detach()
-    mask = torch.ones_like(log_p, dtype=torch.bool)
+    mask = all_kept(log_p)
     kept = choose_support(log_p, teacher, k=case["params"]["top_k"], support="student").ids_NS
     log_behaviour = torch.full_like(log_p, -torch.inf).scatter(-1, kept, log_p.gather(-1, kept)).log_softmax(-1)
     behaviour = log_behaviour.exp()
@@ -245,14 +234,7 @@ RUN_OF_PATTERN: dict[str, Run] = {
     r"behaviour_truncated_top_k": run_truncated_sampling,
 }
 
-COVERED_ELSEWHERE = {"padded_vocab": "both vocabularies are cut where logits are computed"}
+HERE = [case for case in CASES if "student_logits" in case["inputs"] and case["id"] != "padded_vocab"]
+"""Both vocabularies are cut where logits are computed."""
 
-HERE = [case for case in CASES if "student_logits" in case["inputs"] and case["id"] not in COVERED_ELSEWHERE]
-
-
-@needs_vectors
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("case", HERE, ids=[case["id"] for case in HERE])
-def test_the_registries_reproduce_the_vector(case: Case, dtype: torch.dtype) -> None:
-    (pattern,) = [pattern for pattern in RUN_OF_PATTERN if re.fullmatch(pattern, case["id"])]
-    assert_reproduced(case, RUN_OF_PATTERN[pattern](case, dtype), dtype)
+test_the_registries_reproduce_the_vector = vector_test(HERE, RUN_OF_PATTERN)

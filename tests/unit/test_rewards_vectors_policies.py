@@ -1,34 +1,21 @@
-"""Published test vectors of importance weights and surrogates, run through the registries: values and gradients.
+"""Published test vectors of importance weights and surrogates: values and gradients."""
 
-They are read from `reward_vectors.json` in the folder named by POWEROPD_VECTORS, or in `../shared` beside the
-repository; without that file these tests are skipped.
-"""
-
-import re
-from collections.abc import Callable
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
 from rewards import IMPORTANCE_WEIGHTS, SURROGATES, TOKEN_REWARDS, aggregate
 from rewards.importance import importance_ratio
 from rewards.surrogates import clipped_loss, dppo_mask, probability_difference
-from tests.unit.reward_vectors import CASES, Case, Results, assert_reproduced, needs_vectors
+from tests.unit.reward_vectors import CASES, Case, Results, Run, all_kept, vector_test
 
 HERE = [case for case in CASES if "lp_current" in case["inputs"]]
-
-Run = Callable[[Case, torch.dtype], Results]
 
 
 def inputs_of(case: Case, dtype: torch.dtype, *names: str) -> list[Tensor]:
     """Return each input with one row per sequence or position."""
     return [torch.atleast_2d(torch.tensor(case["inputs"][name], dtype=dtype)) for name in names]
-
-
-def all_kept(values: Tensor) -> Tensor:
-    return torch.ones_like(values, dtype=torch.bool)
 
 
 def run_importance(name: str, key: str, *params: str) -> Run:
@@ -106,10 +93,4 @@ RUN_OF_PATTERN: dict[str, Run] = {
     r"mc_multi_sample": run_multi_sample,
 }
 
-
-@needs_vectors
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=["float64", "float32"])
-@pytest.mark.parametrize("case", HERE, ids=[case["id"] for case in HERE])
-def test_the_registries_reproduce_the_vector(case: Case, dtype: torch.dtype) -> None:
-    (pattern,) = [pattern for pattern in RUN_OF_PATTERN if re.fullmatch(pattern, case["id"])]
-    assert_reproduced(case, RUN_OF_PATTERN[pattern](case, dtype), dtype)
+test_the_registries_reproduce_the_vector = vector_test(HERE, RUN_OF_PATTERN)

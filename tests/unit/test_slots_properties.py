@@ -58,7 +58,7 @@ class Simulation:
         self.restart(self.world.slots(self.frontiers[-1]))
 
     def restart(self, slots: Slots) -> None:
-        """Go on with ``slots``: no attempt is running, and every engine has the learner's weights."""
+        """Continue with ``slots``: no attempt is running, and every engine has the learner's weights."""
         self.slots = slots
         self.engines = [slots.version] * self.world.num_engines
         self.attempts: list[tuple[float, int]] = []
@@ -135,7 +135,7 @@ class Simulation:
         self.batches.append(batch)
         self.frontiers.append(self.slots.frontier())
 
-    def leaves_room(self, batch: Collection[int]) -> bool:
+    def leaves_space(self, batch: Collection[int]) -> bool:
         """State the rule in its own words: j batches hold what is left and due within j versions (0: now)."""
         bound, size = self.world.max_staleness, self.world.batch_size
         left = [version + bound for slot, version in self.start_versions.items() if slot not in batch]
@@ -145,7 +145,7 @@ class Simulation:
     def expected_batch(self) -> list[int] | None:
         by_deadline = sorted((self.start_versions[slot], slot) for slot in self.finished)
         batch = [slot for _, slot in by_deadline[: self.world.batch_size]]
-        return sorted(batch) if len(batch) == self.world.batch_size and self.leaves_room(batch) else None
+        return sorted(batch) if len(batch) == self.world.batch_size and self.leaves_space(batch) else None
 
     def check_blocking(self) -> None:
         blocking = self.slots.blocking()
@@ -216,10 +216,9 @@ def test_run_that_falls_back_trains_each_slot_once(world: World, stops: list[int
     for max_events in stops:
         simulation.run(max_events)
         version = data.draw(st.integers(0, simulation.slots.version), label="version fallen back to")
-        simulation.slots.fall_back(simulation.frontiers[version])
+        simulation.restart(simulation.world.slots(simulation.frontiers[version]))
         assert simulation.slots.frontier() == simulation.frontiers[version]
         del simulation.batches[version:], simulation.frontiers[version + 1 :]
-        simulation.restart(simulation.slots)
     simulation.run()
     simulation.check_complete()
 
@@ -229,7 +228,7 @@ def test_no_other_batch_would_do_where_the_rule_waits(world: World, max_events: 
     simulation = Simulation(world)
     simulation.run(max_events)
     if simulation.training is None and simulation.slots.next_batch() is None:
-        assert not any(map(simulation.leaves_room, combinations(simulation.finished, world.batch_size)))
+        assert not any(map(simulation.leaves_space, combinations(simulation.finished, world.batch_size)))
 
 
 @given(worlds(), st.integers(1, 60))

@@ -135,7 +135,7 @@ def test_data_and_models_need_not_be_on_this_machine() -> None:
     assert "there.jsonl" in request.settings
 
 
-def test_the_entry_point_says_the_whole_run_and_goes_on_by_itself() -> None:
+def test_the_entry_point_says_the_whole_run_and_continues_by_itself() -> None:
     request = request_of("--run-name=first", "--retries=3", "--force", "disk", "--node-groups", "--max-steps=7")
     assert list(request.train) == [
         *("--run-name", "first", "--rollout.resources.custom.rollout=1", "--teacher.resources.custom.teacher=1"),

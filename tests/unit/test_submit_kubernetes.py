@@ -101,7 +101,7 @@ def test_a_submitted_run_is_there_with_all_that_it_needs_and_what_is_its_own_goe
     assert left == shared
 
 
-def test_a_run_that_goes_on_is_not_submitted_again_and_one_that_ended_is(cluster: Cluster) -> None:
+def test_a_running_run_is_not_submitted_again_and_one_that_ended_is(cluster: Cluster) -> None:
     place().submit(request())
     running(cluster)
     calls = len(cluster.calls)

@@ -36,6 +36,7 @@ def test_steps_evaluations_events_and_the_configuration_are_there(tmp_path: Path
     board.close()
     events = EventAccumulator(str(tmp_path), size_guidance={"tensors": 0}).Reload()
     assert scalars_of(events, "loss") == [(1, 0.5)]
+    assert events.SummaryMetadata("loss").summary_description == "Loss of the step."
     assert scalars_of(events, "eval/gsm8k/avg_at_8") == [(0, 0.25), (1, 0.5)]
     assert scalars_of(events, "eval/gsm8k/teacher-code/avg_at_8") == [(0, 0.75)]
     assert text_of(events, "events") == ["rollout-0 has died: killed"]

@@ -106,10 +106,3 @@ def test_nothing_is_written_once_another_process_has_the_folder(tmp_path: Path) 
         other.take()
     timeline.close()
     assert read_spans(tmp_path / "timeline.jsonl") == []
-
-
-def test_without_a_file_nothing_is_noted() -> None:
-    timeline = Timeline()
-    with timeline.lasting("train", "learner-0"):
-        pass
-    timeline.close()
