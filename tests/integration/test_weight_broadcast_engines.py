@@ -25,7 +25,8 @@ from cluster.worker import Worker
 from controller.broadcasts import MARGIN_S, WeightBroadcast
 from controller.learner_group import LearnerGroup
 from controller.weight_store import WeightStore
-from inputs.prompts import Prompt, PromptSource
+from inputs.prompts import PromptSource
+from inputs.rendering import Prompt
 from learner.rank import LearnerRank
 from learner.weight_sender import WeightSender
 from records.events import Events

@@ -40,10 +40,6 @@ def test_every_source_has_the_role_and_the_weight_of_the_teacher_that_names_it()
     assert share_of_source(several) == {"gsm8k": main, "aime": main, "mbpp": code}
 
 
-def test_a_source_that_is_named_but_not_in_the_data_is_allowed_beside_one_that_is() -> None:
-    check_sources(config(**SEVERAL), ["gsm8k", "mbpp"])
-
-
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
