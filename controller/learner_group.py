@@ -81,7 +81,7 @@ class LearnerGroup:
         async with self._losing("restart", stage="start"):
             for worker in self._pool.workers:
                 worker.become(WorkerState.RESTARTING)
-            await self._pool.place_again()
+            await self._pool.create(self._pool.workers)
             await self.setup()
 
     def check_is_whole(self) -> None:
