@@ -106,8 +106,8 @@ MUTANTS = [
     ),
     Mutant(
         "learner/loss.py",
-        "loss_T = loss_T * batch.teacher_weight_B[batch.row_T]",
-        "pass",
+        "batch.unpack(loss_T * batch.teacher_weight_B[batch.row_T]),",
+        "batch.unpack(loss_T),",
         "weights of teachers are ignored",
         LOSS,
     ),
