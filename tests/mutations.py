@@ -45,7 +45,7 @@ class Mutant:
 
 
 SLOTS = ("tests/unit/test_slots.py", "tests/unit/test_slots_properties.py")
-SCORING = ("tests/integration/test_pipeline_scorers.py", "tests/integration/test_pipeline.py")
+SCORING = ("tests/unit/test_pipeline_scorers.py", "tests/unit/test_pipeline.py")
 LOSS = (
     "tests/unit/test_learner_loss.py",
     "tests/unit/test_learner_scorers.py",
@@ -55,11 +55,7 @@ COLLATE = ("tests/unit/test_collate.py", "tests/unit/test_learner_window.py")
 WEIGHTS = ("tests/unit/test_weights.py", "tests/unit/test_checksums.py")
 LEDGER = ("tests/unit/test_ledger.py",)
 CHECKPOINTS = ("tests/unit/test_checkpoints.py",)
-POOL = (
-    "tests/unit/test_scaling.py",
-    "tests/integration/test_pipeline_faults.py",
-    "tests/integration/test_workers.py",
-)
+POOL = ("tests/unit/test_scaling.py", "tests/unit/test_pipeline_faults.py", "tests/unit/test_pipeline_scaling.py")
 
 MUTANTS = [
     Mutant(
