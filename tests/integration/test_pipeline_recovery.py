@@ -15,8 +15,8 @@ import ray
 from ray.exceptions import OwnerDiedError
 
 from cluster.worker import Worker
+from controller.lanes import Rollout
 from controller.learner_group import LearnerLostError
-from controller.scoring import ScoredSlot
 from tests.integration.simulated import EngineBehaviour, LearnerBehaviour
 from tests.integration.simulated_run import SimulatedRun, eventually, other_tasks, run_config, simulated_run
 
@@ -309,7 +309,7 @@ def test_slots_whose_scored_tables_are_lost_are_generated_anew_and_the_learner_g
         reference = await asyncio.to_thread(lost_reference)
         take, lost = run.pipeline._scoring.take, list[int]()
 
-        def take_some_lost(slots: list[int]) -> list[ScoredSlot]:
+        def take_some_lost(slots: list[int]) -> list[Rollout]:
             batch = take(slots)
             if run.pipeline.slots.version != 2 or lost:
                 return batch

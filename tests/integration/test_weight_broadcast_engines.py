@@ -126,7 +126,7 @@ class Scene:
     async def add(self) -> Worker:
         """Start one more engine, which serves once it holds the newest version."""
         worker = self.pool.add()
-        await self.pool.place_one(worker)
+        await self.pool.create([worker])
         await self.pool.launch(worker, "test")
         worker.node_id = worker.name
         self.pool.make_stale(worker)

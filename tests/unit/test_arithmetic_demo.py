@@ -45,23 +45,9 @@ def test_careless_solution_goes_on_from_its_wrong_sum():
     assert answer == f"####{int(second_sum)}"
 
 
-def test_writing_again_leaves_a_current_file_alone(tmp_path: Path):
-    path = tmp_path / "data" / "train.jsonl"
-    text = problems.rows_text("train", 5, seed=0)
-    assert problems.write_if_changed(path, text)
-    assert not problems.write_if_changed(path, text)
-    assert problems.write_if_changed(path, problems.rows_text("train", 6, seed=0))
-
-
 def test_tokenizer_round_trips_every_solution():
     texts = [problems.solution_text(numbers) for numbers in problems.distinct("train", 500, seed=0)]
     assert [tokenizer.decode(token_ids) for token_ids in tokenizer(texts)["input_ids"]] == texts
-
-
-def test_a_finished_assistant_turn_ends_with_the_stop_token():
-    messages = [{"role": "user", "content": "1+2"}, {"role": "assistant", "content": "1+2=3\n####3"}]
-    token_ids = tokenizer.apply_chat_template(messages)["input_ids"]
-    assert token_ids[-1] == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])

@@ -13,8 +13,7 @@ MAX_LINES_OF_A_FUNCTION = 60
 STILL_LONG = {
     "commands/parser.py: build_parser",
     "tests/integration/simulated_run.py: simulated_run",
-    "tests/integration/test_run.py: test_an_asynchronous_run_with_two_workers_of_each_kind_keeps_its_bound_and_"
-    "exports_the_student",
+    "tests/simulated_run.py: simulated_run",
 }
 SMALL, MAX_SMALL_FILES = 50, 20
 BROAD = {"Exception", "BaseException"}

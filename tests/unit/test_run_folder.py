@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from records.events import Events, reason_of
-from records.files import append_row, drop_torn_line, read_rows
+from records.files import append_row, read_rows
 from records.ledger import valid_ledger
 from records.run_folder import RunFolder, describe_environment
 from settings.run import RunConfig
@@ -34,15 +34,6 @@ def test_rows_are_appended_and_read_back(tmp_path: Path) -> None:
     append_row(path, {"a": 1})
     append_row(path, {"a": "line\nbreak"})
     assert read_rows(path) == [{"a": 1}, {"a": "line\nbreak"}]
-
-
-def test_a_torn_last_line_is_not_read_and_can_be_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"a": 1}\n{"a": 2')
-    assert read_rows(path) == [{"a": 1}]
-    drop_torn_line(path)
-    append_row(path, {"a": 3})
-    assert read_rows(path) == [{"a": 1}, {"a": 3}]
 
 
 def test_an_existing_run_folder_is_refused_and_left_as_it_is(tmp_path: Path) -> None:

@@ -96,12 +96,6 @@ def test_every_teacher_and_the_reference_are_placed_as_roles_of_their_own() -> N
     assert [field_of(demand.role) for demand in demands][2:4] == ["teachers.code", "reference"]
 
 
-def test_a_further_teacher_that_reserves_nothing_is_named_by_its_field() -> None:
-    nothing = named("mbpp", resources={"num_cpus": 0})
-    with pytest.raises(ValueError, match=r"^teachers\.code\.resources must reserve something"):
-        plan(config(teachers={"code": nothing}))
-
-
 def test_engines_take_the_learners_precision_unless_they_have_their_own() -> None:
     settings = config(learner={"dtype": "float32"}, teachers={"code": named("mbpp", engine={"dtype": "bfloat16"})})
     dtypes = {role: settings.dtype_of(each.engine) for role, each in settings.scorers.items()}
