@@ -109,7 +109,7 @@ def simulate(config: RunConfig, rates: RatesConfig) -> list[dict[str, Any]]:
 
 
 class Endless:
-    """A cluster that has room for everything."""
+    """A cluster that has capacity for everything."""
 
     may_grow = False
 

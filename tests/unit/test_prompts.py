@@ -96,7 +96,7 @@ def test_a_tokenizer_without_a_chat_template_is_an_error() -> None:
         render_prompts([Problem("a", "one", None, "x")], tokenizer, system_prompt=None, template_arguments={})
 
 
-def test_the_longest_prompt_must_leave_room_for_a_full_response() -> None:
+def test_the_longest_prompt_must_leave_space_for_a_full_response() -> None:
     some = [Prompt("short", [1] * 3, None, "x"), Prompt("long", [1] * 10, None, "x")]
     check_prompt_lengths(some, max_response_tokens=22, context=32, field="data.train_path")
     with pytest.raises(ValueError, match=r"data.train_path: prompt 'long' has 10 tokens.*needs 33.*: 22\)"):
