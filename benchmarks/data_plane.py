@@ -83,7 +83,8 @@ class Plane:
 
     def requests(self, step: int) -> Any:
         """The generation requests of a step."""
-        from inputs.prompts import Prompt, PromptSource
+        from inputs.prompts import PromptSource
+        from inputs.rendering import Prompt
 
         num = self.options.responses
         prompts = [Prompt(f"p{i}", [2] * self.options.prompt_tokens, None, "default") for i in range(num)]

@@ -33,7 +33,8 @@ from cluster.ray_actors import WorkerSpec  # noqa: E402
 from cluster.waiting import Signal  # noqa: E402
 from controller.learner_group import LearnerGroup  # noqa: E402
 from controller.weight_store import LOAD_PARTS, WeightStore  # noqa: E402
-from inputs.prompts import Prompt, PromptSource  # noqa: E402
+from inputs.prompts import PromptSource  # noqa: E402
+from inputs.rendering import Prompt  # noqa: E402
 from records.events import Events  # noqa: E402
 from records.files import read_rows  # noqa: E402
 from settings.cluster import ClusterConfig  # noqa: E402

@@ -1,6 +1,7 @@
 """What the balance of the pools asks of a Ray cluster: what is free, and more nodes. The only place that does."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import ray
@@ -36,17 +37,12 @@ class Cluster(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class RayCluster:
-    """The connected Ray cluster; only one with an autoscaler grows."""
+    """The connected Ray cluster; without an autoscaler in it Ray only keeps a request."""
 
-    def __init__(self, *, may_grow: bool) -> None:
-        """`may_grow`: nodes may be asked for; without an autoscaler in the cluster Ray only keeps the request."""
-        self._may_grow = may_grow
-
-    @property
-    def may_grow(self) -> bool:
-        """As given."""
-        return self._may_grow
+    may_grow: bool
+    """Whether nodes may be asked for."""
 
     def free(self) -> Mapping[str, float]:
         """As Ray reports it, which may be a moment old."""

@@ -191,14 +191,11 @@ def _environment(values: dict[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
-# -- auth token --------------------------------------------------------------------------------------------
-# The token of a Ray cluster that we start: a file that only its user can read, from the moment it exists.
-
-
 def ensure_token(path: str | None = None) -> Path:
-    """Make the file of the token if there is none, with mode 0600, and return it; by default Ray's own.
+    """Make the file of the token if there is none, and return it; by default Ray's own.
 
-    Ray would make it readable for everyone. A file that others can read is closed to them; its token stays.
+    Only its user can read it, from the moment it exists; Ray would make it readable for everyone. A file that
+    others can read is closed to them; its token stays.
     """
     token = Path(path).expanduser() if path else Path.home() / ".ray" / "auth_token"
     token.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

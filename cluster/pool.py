@@ -1,7 +1,7 @@
 """A pool of Ray actors of one role: placed, started, watched, counted, closed.
 
-Workers can be added (`add`, `launch`, then `admit` once they may serve) and retired (`drain`, `withdraw`, `end`)
-at any time; `cluster/scaling.py` does it. Names are never used twice.
+Workers can be added (`add`, `create`, `launch`, then `admit` once they may serve) and retired (`drain`,
+`withdraw`, `end`) at any time; `cluster/scaling.py` does it. Names are never used twice.
 """
 
 import asyncio
@@ -87,9 +87,9 @@ class Pool:
         turn = turn or asyncio.Lock()
         workers = [self.add() for _ in range(self.demand.count)]
         if self.demand.is_one_group:
-            await self._create(workers, turn)
+            await self.create(workers, turn)
             return
-        await together(self._create([worker], turn) for worker in workers)  # close() frees what is placed
+        await together(self.create([worker], turn) for worker in workers)  # close() frees what is placed
 
     async def start(self) -> None:
         """Let every worker load its engine, all at the same time."""
@@ -151,18 +151,24 @@ class Pool:
         self.signal.changed()
         return worker
 
-    async def place_again(self) -> None:
-        """Reserve what the dead workers of a pool that is one group need and create their actors."""
-        await self._create(self.workers)
+    async def create(self, workers: list[Worker], turn: asyncio.Lock | None = None) -> None:
+        """Reserve one group for added or dead workers (one, or all of a pool that is one group) and create actors.
+
+        TimeoutError without capacity.
+        """
+
+        def held() -> Counter[str]:
+            return Counter(worker.node_id for worker in self.workers if worker.placement is not None)
+
+        names, timeout_s = [worker.name for worker in workers], self._config.placement_timeout_s
+        reservation = await reserve(self.demand, names, held, timeout_s=timeout_s, turn=turn or asyncio.Lock())
+        for index, worker in enumerate(workers):
+            self._open(worker, reservation, index)
 
     async def note_started(self, seconds: float) -> None:
         """Record that workers that were set up together have started."""
         for worker in self.workers:
             await self._note_started(worker, "run start" if worker.num_lives == 1 else "restart", seconds)
-
-    async def place_one(self, worker: Worker) -> None:
-        """Reserve what an added or dead worker needs and create its actor; TimeoutError without capacity."""
-        await self._create([worker])
 
     async def launch(self, worker: Worker, reason: str) -> None:
         """Start the engine of a placed worker; TimeoutError, the RayError of its start, or ValueError if it does
@@ -275,17 +281,6 @@ class Pool:
     async def _close(self, worker: Worker, gracefully: bool) -> None:
         await self._end(worker, gracefully)
         self._events.add("worker_retired", worker=worker.name, reason="run end")
-
-    async def _create(self, workers: list[Worker], turn: asyncio.Lock | None = None) -> None:
-        """Place workers in one group (one worker, or all of a pool that is one group) and create their actors."""
-
-        def held() -> Counter[str]:
-            return Counter(worker.node_id for worker in self.workers if worker.placement is not None)
-
-        names, timeout_s = [worker.name for worker in workers], self._config.placement_timeout_s
-        reservation = await reserve(self.demand, names, held, timeout_s=timeout_s, turn=turn or asyncio.Lock())
-        for index, worker in enumerate(workers):
-            self._open(worker, reservation, index)
 
     def _open(self, worker: Worker, reservation: Reservation, index: int) -> None:
         """Create the worker's actor in one bundle of a placement group."""

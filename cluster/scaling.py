@@ -142,7 +142,7 @@ class Scaling:
         """
         not_started = partial(pool.mark_dead, worker, event="worker_not_started")
         try:
-            await pool.place_one(worker)
+            await pool.create([worker])
         except TimeoutError as error:
             worker.health.excuse()  # missing capacity is not the worker's fault
             not_started(f"{reason}: {reason_of(error)}")

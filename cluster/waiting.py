@@ -103,10 +103,6 @@ def _resolve(waiter: asyncio.Future[bool], value: bool) -> None:
         waiter.set_result(value)
 
 
-# -- clock -------------------------------------------------------------------------------------------------
-# The clock of the controller: its event loop's, so that a loop of simulated time measures simulated seconds.
-
-
 def now() -> float:
-    """Seconds of the running event loop's clock, from an arbitrary start; RuntimeError outside a loop."""
+    """Seconds of the running event loop's clock, which may be simulated; RuntimeError outside a loop."""
     return get_running_loop().time()

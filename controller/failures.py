@@ -8,6 +8,7 @@ twice, it is poison.
 
 from dataclasses import dataclass, replace
 
+from cluster.errors import is_infrastructure
 from cluster.worker import Worker
 
 MAX_KILLS = 2
@@ -46,6 +47,14 @@ class Failures:
     def num_attempts(self) -> int:
         """All earlier attempts: the number of the next one."""
         return self.num_refused + self.num_lost + self.num_cut_off
+
+    def after(self, error: BaseException, worker: Worker, refusal: Refusal, *, num_together: int) -> "Failures":
+        """With one more attempt, which failed on the worker with this error; `num_together` in one call."""
+        if worker.is_retired:
+            return self.cut_off()
+        if worker.is_gone:
+            return self.died(worker, num_together)
+        return self.lost() if is_infrastructure(error) else self.refused(refusal)
 
     def refused(self, refusal: Refusal) -> "Failures":
         """With one more attempt that failed on a living worker."""

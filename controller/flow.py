@@ -16,9 +16,9 @@ from typing import Any
 
 from cluster.waiting import now
 from controller.context import RunContext
-from controller.lanes import Lane
+from controller.lanes import Lane, Rollout
 from controller.rollouts import RolloutStage
-from controller.scoring import REFERENCE, ScoredSlot, ScoreStage
+from controller.scoring import REFERENCE, ScoreStage
 from controller.slots import Slots
 from controller.weight_store import WeightStore
 from settings.run import RunConfig
@@ -94,7 +94,7 @@ class Flow:
                 sums[f"busy/{role}"] += worker.num_calls > 0
                 sums[f"used/{role}"] += min(1.0, worker.num_calls / lane.max_calls)
 
-    def step_row(self, result: StepResult, scored: Sequence[ScoredSlot], times: StepTimes) -> dict[str, Any]:
+    def step_row(self, result: StepResult, scored: Sequence[Rollout], times: StepTimes) -> dict[str, Any]:
         """The metrics row of the step that made the current version; meters start anew."""
         step_s = max(times.step_s, 1e-9)
         work = {"rollout": self._rollouts.work.take(), **self._scoring.take_work()}

@@ -17,7 +17,7 @@ from cluster.health import WorkerState
 from cluster.pool import Pool
 from cluster.waiting import now, together, wait_for
 from controller.broadcasts import WeightBroadcast
-from controller.scoring import ScoredSlot
+from controller.lanes import Rollout
 from controller.weight_store import PublishedWeights
 from records.checkpoints import WriteReport
 from records.events import reason_of
@@ -81,7 +81,7 @@ class LearnerGroup:
         async with self._losing("restart", stage="start"):
             for worker in self._pool.workers:
                 worker.become(WorkerState.RESTARTING)
-            await self._pool.place_again()
+            await self._pool.create(self._pool.workers)
             await self.setup()
 
     def check_is_whole(self) -> None:
@@ -90,7 +90,7 @@ class LearnerGroup:
         if dead:
             raise LearnerLostError(f"between two steps: {', '.join(dead)} is dead")
 
-    async def train(self, step: int, batch: Sequence[ScoredSlot]) -> StepResult:
+    async def train(self, step: int, batch: Sequence[Rollout]) -> StepResult:
         """Take one optimizer step on a batch, split over the ranks by tokens.
 
         Raises TablesLostError, before any rank has begun, if tables of the batch cannot be had.
@@ -105,7 +105,7 @@ class LearnerGroup:
             ]
             return (await together(self._wait(call, f"training step {step}") for call in calls))[0]
 
-    async def _fetch(self, step: int, batch: Sequence[ScoredSlot], tables: Sequence[Any]) -> None:
+    async def _fetch(self, step: int, batch: Sequence[Rollout], tables: Sequence[Any]) -> None:
         """Bring every rank's tables to its node: ranks that wait for one another must not wait for a table too."""
         what = f"tables of step {step}"
         calls = [
@@ -119,7 +119,7 @@ class LearnerGroup:
         if errors:
             raise TablesLostError(await self._slots_of_lost_tables(batch), errors[0])
 
-    async def _slots_of_lost_tables(self, batch: Sequence[ScoredSlot]) -> list[int]:
+    async def _slots_of_lost_tables(self, batch: Sequence[Rollout]) -> list[int]:
         first, lost = self._pool.workers[0].handle, []
         for table in dict.fromkeys(scored.table for scored in batch):
             try:
@@ -210,9 +210,9 @@ class LearnerGroup:
         return await wait_for(awaitable, timeout_s=self._config.step_timeout_s, what=f"the learner: {what}")
 
 
-def split_by_tokens(batch: Sequence[ScoredSlot], num_ranks: int) -> list[list[ScoredSlot]]:
+def split_by_tokens(batch: Sequence[Rollout], num_ranks: int) -> list[list[Rollout]]:
     """Split slots over ranks so that token counts are close: largest first, each to the lightest rank."""
-    shares: list[list[ScoredSlot]] = [[] for _ in range(num_ranks)]
+    shares: list[list[Rollout]] = [[] for _ in range(num_ranks)]
     tokens = [0] * num_ranks
     for scored in sorted(batch, key=lambda s: (-s.note.num_tokens, s.note.slot)):
         rank = tokens.index(min(tokens))

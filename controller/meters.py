@@ -1,7 +1,7 @@
 """What a stage does between two looks at it: its rate, how long items wait, how long something lasts.
 
-Every meter starts anew when it is read. The clock is that of the running event loop, so that a run on a loop with
-simulated time measures simulated seconds.
+Every meter starts anew when it is read; `WastedTokens` counts from the beginning of the run. The clock is that of
+the running event loop, so that a run on a loop with simulated time measures simulated seconds.
 """
 
 from collections import deque
@@ -162,10 +162,6 @@ class MeteredQueue(Generic[T]):
         put(items)
         self.waits.enter(*map(self._key, items))
         self.queued.set(len(self._items))
-
-
-# -- work meter --------------------------------------------------------------------------------------------
-# What the workers of a stage hold and get done, summed up between two looks: what rates are fitted to.
 
 
 class WorkMeter:

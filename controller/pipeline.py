@@ -38,7 +38,7 @@ from controller.meters import WastedTokens
 from controller.recovery import Progress, Recovery, first_of
 from controller.rollouts import Prompts, Rollout, RolloutStage
 from controller.samples import Samples
-from controller.scoring import ScoredSlot, ScoreStage
+from controller.scoring import ScoreStage
 from controller.slots import Slots
 from controller.status import progress_status
 from controller.weight_store import WeightStore
@@ -145,7 +145,7 @@ class Pipeline:
         )
         return batch
 
-    def _take_back(self, scored: list[ScoredSlot], lost: TablesLostError) -> None:
+    def _take_back(self, scored: list[Rollout], lost: TablesLostError) -> None:
         """Keep what is left of a batch, and start again the slots whose tables are lost."""
         self._events.add("tables_lost", slots=[*lost.slots], reason=reason_of(lost.error))
         self._scoring.put_back(each for each in scored if each.note.slot not in lost.slots)
@@ -158,7 +158,7 @@ class Pipeline:
         self._weights.publish(weights)
         return weights.publish_s
 
-    def _record(self, result: StepResult, scored: list[ScoredSlot], times: StepTimes) -> None:
+    def _record(self, result: StepResult, scored: list[Rollout], times: StepTimes) -> None:
         """Write metrics and ledger of the step that made the current version."""
         row = self._flow.step_row(result, scored, times)
         row |= self._waste.train(row, (slot.note.slot for slot in scored))

@@ -1,4 +1,6 @@
-"""Where a run stands: what a checkpoint stores of the controller, and where a resumed run begins."""
+"""Where a run stands: what a checkpoint stores of the controller, how a run is restored from it, and how often a
+lost learner is restarted.
+"""
 
 import asyncio
 import logging
@@ -126,10 +128,6 @@ def _mend_ledger(frontier: Frontier, folder: RunFolder, events: Events, prompts:
     restored = folder.ledger_rows.restore(frontier, uids_of)
     if restored:
         events.add("ledger_restored", steps=restored, reason="rows were lost")
-
-
-# -- recovery ----------------------------------------------------------------------------------------------
-# How often, and after which waits, a lost learner is brought back.
 
 
 class Recovery:

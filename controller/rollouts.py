@@ -2,6 +2,8 @@
 
 Back-pressure: the start window bounds open slots, `max_in_flight` bounds a worker, the hand-over to scoring is a
 bounded queue, and Ray pauses a worker's stream while its items are not taken.
+
+Prompts that were there when engines died run alone on one engine, to tell the poisonous from the unlucky.
 """
 
 import asyncio
@@ -16,7 +18,7 @@ import pyarrow as pa
 from ray.exceptions import RayError
 
 from actors.engine import Sampling
-from cluster.errors import is_infrastructure, is_lost
+from cluster.errors import is_lost
 from cluster.streams import finished_slots
 from cluster.waiting import NO_LIMIT_S
 from cluster.worker import Worker
@@ -176,16 +178,8 @@ class RolloutStage:
             self._events.add("rollouts_taken_back", worker=worker.name, slots=missing, reason=reason)
         refusal = Refusal(worker, reason)
         for slot in missing:
-            failures = self._failures.get(slot, NO_FAILURES)
-            if worker.is_retired:
-                failures = failures.cut_off()
-            elif worker.is_gone:
-                failures = failures.died(worker, len(missing))
-            elif is_infrastructure(error):
-                failures = failures.lost()
-            else:
-                failures = failures.refused(refusal)
-            self._retry(slot, failures, reason)
+            earlier = self._failures.get(slot, NO_FAILURES)
+            self._retry(slot, earlier.after(error, worker, refusal, num_together=len(missing)), reason)
 
     async def _read(self, worker: Worker, missing: set[int]) -> None:
         slots = sorted(missing)
@@ -263,12 +257,11 @@ class RolloutStage:
             )
 
 
-# -- free slots --------------------------------------------------------------------------------------------------
-# Which worker takes the next slot: the one with the most free slots, found without looking at all of them.
+# -- which worker takes the next slot -----------------------------------------------------------------------
 
 
 class FreeSlots:
-    """What workers may still be given, in slots.
+    """What workers may still be given: the one with the most is found without looking at all of them.
 
     >>> free = FreeSlots({first: 2, second: 1})
     >>> [free.take(), free.take(), free.take(), free.take()]
@@ -293,12 +286,6 @@ class FreeSlots:
         return worker
 
 
-# -- isolation ---------------------------------------------------------------------------------------------
-# Prompts that were there when engines died run alone on one, to tell the poisonous from the unlucky.
-#
-# One engine at a time is reserved for them: it is given nothing else, and takes them one after the other.
-
-
 GENERATING = "generate"
 """The stage of a worker's use that a stream of rollouts is."""
 
@@ -307,7 +294,7 @@ ISOLATED_AFTER = 2
 
 
 class Isolation:
-    """Chooses the engine on which suspicious slots run alone, while there are any."""
+    """Reserves one engine on which suspicious slots run alone, one after the other, while there are any."""
 
     def __init__(self, num_deaths: Callable[[int], int]) -> None:
         """`num_deaths(slot)`: engines that died while they worked on it."""

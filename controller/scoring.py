@@ -10,12 +10,11 @@ each of the two steps and scores it in slot order, which makes it repeatable to 
 import asyncio
 import logging
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 from ray.exceptions import RayError
 
-from cluster.errors import is_infrastructure, is_lost
+from cluster.errors import is_lost
 from cluster.waiting import NO_LIMIT_S, wait_for
 from cluster.worker import Worker
 from controller.context import RunContext
@@ -25,7 +24,7 @@ from controller.meters import WaitMeter
 from controller.slots import Slots
 from records.events import reason_of
 from settings.teachers import role_of_source
-from transport.notes import RolloutNote, ScoreNote
+from transport.notes import ScoreNote
 from transport.parcels import plan_parcels
 
 logger = logging.getLogger(__name__)
@@ -34,14 +33,6 @@ MAX_ATTEMPTS = 3
 """Scoring calls that may fail for a rollout on living workers before it is generated again."""
 
 REFERENCE = "reference"
-
-
-@dataclass(frozen=True)
-class ScoredSlot:
-    """A slot ready for training: its note, and the reference of its scored table."""
-
-    note: RolloutNote
-    table: Any  # ray.ObjectRef
 
 
 class ScoreStage:
@@ -79,7 +70,7 @@ class ScoreStage:
         # With fixed batches, until the batch is complete:
         self._gathered: list[Rollout] = []  # before the teachers
         self._gathered_for_reference: list[Rollout] = []
-        self._scored: dict[int, ScoredSlot] = {}
+        self._scored: dict[int, Rollout] = {}
         self._failures: dict[int, Failures] = {}  # of slots whose scoring failed and has not succeeded yet
         self.scored_waits = WaitMeter()
         """Of scored slots, until the learner takes them."""
@@ -153,12 +144,12 @@ class ScoreStage:
             self._reference.queue.extend(sorted(self._gathered_for_reference, key=slot_of))
             self._gathered_for_reference.clear()
 
-    def take(self, slots: list[int]) -> list[ScoredSlot]:
+    def take(self, slots: list[int]) -> list[Rollout]:
         """Remove and return the scored slots of a batch."""
         self.scored_waits.leave(*slots)
         return [self._scored.pop(slot) for slot in slots]
 
-    def put_back(self, scored: Iterable[ScoredSlot]) -> None:
+    def put_back(self, scored: Iterable[Rollout]) -> None:
         """Keep scored slots again that were taken and not trained."""
         for each in scored:
             self._scored[each.note.slot] = each
@@ -239,7 +230,7 @@ class ScoreStage:
 
     def _keep(self, rollout: Rollout) -> None:
         slot = rollout.note.slot
-        self._scored[slot] = ScoredSlot(rollout.note, rollout.table)
+        self._scored[slot] = rollout
         self.scored_waits.enter(slot)
         self._slots.finish(slot)
         self._accept(slot)
@@ -256,16 +247,10 @@ class ScoreStage:
         refusal = Refusal(failed, reason_of(error))
         for rollout in batch:
             failures = self._failures.get(rollout.note.slot, NO_FAILURES)
-            if failed.is_retired:
-                failures = failures.cut_off()
-            elif failed.is_gone:
-                failures = failures.died(failed, len(batch))
-            elif len(batch) == 1 and is_lost(error):
+            if len(batch) == 1 and is_lost(error) and not failed.is_gone:  # it is this rollout's table
                 failures = replace(failures, num_lost=self._config.rollout.max_lost_attempts)
-            elif is_infrastructure(error):
-                failures = failures.lost()
             else:
-                failures = failures.refused(refusal)
+                failures = failures.after(error, failed, refusal, num_together=len(batch))
             self._failures[rollout.note.slot] = failures
             limit = self._config.rollout.max_lost_attempts
             if failures.verdict(max_refused=MAX_ATTEMPTS, max_lost=limit) is None:

@@ -174,18 +174,8 @@ class Slots:
         self._fill_window()
 
     def frontier(self) -> Frontier:
-        """Return which slots are trained, to resume from or to fall back to."""
+        """Return which slots are trained, to resume from or to fall back to with a new instance."""
         return Frontier(self.version, self._lowest_untrained, tuple(sorted(self._trained_above)))
-
-    def fall_back(self, frontier: Frontier) -> None:
-        """Return to an earlier frontier of this run: every slot untrained there waits to be started anew.
-
-        Attempts still running are the caller's to refuse. ValueError if a slot trained there is not here.
-        """
-        beyond = [slot for slot in frontier.trained_above if slot >= self._lowest_untrained]
-        if frontier.lowest_untrained > self._lowest_untrained or not self._trained_above.issuperset(beyond):
-            raise ValueError(f"frontier must lie behind {self.frontier()}, got {frontier}")
-        self._resume(frontier)
 
     def _resume(self, frontier: Frontier) -> None:
         self._check(frontier)

@@ -5,13 +5,13 @@ One benchmark comes from `evaluation.data_path`, the user's own data; the others
 """
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from inputs.problems import Problem, read_problems
 from inputs.rendering import Prompt
-from inputs.rows import open_rows
+from inputs.rows import open_data
 from settings.benchmarks import (
     BenchmarkDefinition,
     BenchmarkProblem,
@@ -72,56 +72,38 @@ def read_benchmarks(config: RunConfig, render: Render) -> list[BenchmarkPrompts]
     found = [_read(name, evaluation.paths.get(name)) for name in evaluation.benchmarks]
     if evaluation.data_path is not None:
         problems = read_problems(evaluation.data_path, DATA_PATH)
-        found.append(_Read(evaluation.benchmark, evaluation.data_path, DATA_PATH, problems, None))
-    return [each.rendered(render, evaluation.max_problems) for each in found]
+        found.append(_checked(evaluation.benchmark, evaluation.data_path, DATA_PATH, problems, None))
+    return [replace(each, prompts=render(each.every_problem[: evaluation.max_problems])) for each in found]
 
 
-@dataclass(frozen=True)
-class _Read:
-    name: str
-    path: str
-    field: str
-    problems: list[Problem]
-    definition: BenchmarkDefinition | None
-
-    def rendered(self, render: Render, max_problems: int | None) -> BenchmarkPrompts:
-        every = [BenchmarkProblem(each.prompt_id, each.text, each.answer or "") for each in self.problems]
-        if self.definition is not None:
-            for warning in self.definition.mismatches(every):
-                logger.warning("%s (%s)", warning, self.path)
-        return BenchmarkPrompts(
-            self.name,
-            self.path,
-            self.field,
-            self.problems,
-            render(self.problems[:max_problems]),
-            sha256=fingerprint(every),
-            definition=self.definition,
-        )
-
-
-def _read(name: str, path: str | None) -> _Read:
+def _read(name: str, path: str | None) -> BenchmarkPrompts:
     """A benchmark from `path`, or from where its definition says; one without a definition needs a path."""
     is_defined = path is None or name in known_benchmarks() or name.endswith((".yaml", ".yml"))
     definition = load_definition(name) if is_defined else _undefined(name, path or "")
     field = f"evaluation.paths.{definition.name}"
-    problems = definition.read(_rows(definition, name, path, field))
-    return _Read(
-        definition.name,
-        path or definition.path,
-        field,
-        [Problem(each.problem_id, each.problem, each.answer, definition.name) for each in problems],
-        definition if is_defined else None,
-    )
-
-
-def _rows(definition: BenchmarkDefinition, name: str, path: str | None, field: str) -> Iterable[dict[str, Any]]:
+    problems = [
+        Problem(each.problem_id, each.problem, each.answer, definition.name)
+        for each in definition.read(_rows(definition, name, path, field))
+    ]
     where = path or definition.path
+    return _checked(definition.name, where, field, problems, definition if is_defined else None)
+
+
+def _checked(
+    name: str, path: str, field: str, problems: list[Problem], definition: BenchmarkDefinition | None
+) -> BenchmarkPrompts:
+    """The benchmark, not yet rendered, after a warning for each difference from its definition."""
+    every = [BenchmarkProblem(each.prompt_id, each.text, each.answer or "") for each in problems]
+    for warning in [] if definition is None else definition.mismatches(every):
+        logger.warning("%s (%s)", warning, path)
+    return BenchmarkPrompts(name, path, field, problems, [], fingerprint(every), definition)
+
+
+def _rows(definition: BenchmarkDefinition, name: str, path: str | None, field: str) -> Iterator[dict[str, Any]]:
+    chosen = {"subset": definition.subset, "split": definition.split, "revision": definition.revision}
     try:
-        rows = open_rows(
-            where, subset=definition.subset, split=definition.split, revision=definition.revision, field=field
-        )
-        yield from rows
+        opened = open_data(path or definition.path, **chosen, field=field)
+        yield from (row for _, row in opened.rows)
     except ValueError as error:
         if path is not None:
             raise
@@ -132,6 +114,6 @@ def _rows(definition: BenchmarkDefinition, name: str, path: str | None, field: s
 
 
 def _undefined(name: str, path: str) -> BenchmarkDefinition:
-    """What is assumed of a benchmark that nobody defined: the usual columns; size and hash mean nothing."""
+    """A definition for a benchmark without one: the usual columns; size and hash mean nothing."""
     nothing: dict[str, Any] = {"expected_size": 1, "sha256": "0" * 64, "source": "", "licence": ""}
     return BenchmarkDefinition(name=name, title=name, path=path, **nothing)

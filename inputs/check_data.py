@@ -1,4 +1,4 @@
-"""Checks of the training prompts: their lengths against every model's context, and what else a run needs."""
+"""Checks of models and prompts that need no engine, in their order; findings go into a `Checks`."""
 
 import statistics
 import time
@@ -18,6 +18,62 @@ from transport.stop_tokens import StopTokens
 
 NUM_LONGEST = 3
 """The longest prompts are named."""
+
+
+Found = tuple[list[Finding], dict[str, Any]]
+
+
+def check_models(
+    config: RunConfig,
+    models: Mapping[str, ModelFacts],
+    stops: StopTokens,
+    checks: Checks,
+    *,
+    render: Render,
+    with_training: bool = True,
+    has_prompts: bool = True,
+) -> None:
+    """Compare tokenizers, embeddings, stop tokens and chat templates; RefusedError unless errors are collected.
+
+    `render` renders sample prompts, if there are any, with the template of a tokenizer. Where nothing is trained,
+    the tokenizers alone are compared.
+    """
+    _enter(checks, "tokenizer", lambda: tokenizer_findings(models))
+    if not with_training:
+        return
+    _enter(checks, "padded_rows", lambda: padded_rows_findings(models))
+    arguments = config.data.template_arguments
+    mode = config.objective.stop_mode
+    _enter(checks, "stop_ids", lambda: stop_findings(models, stops, mode, template_arguments=arguments))
+    if has_prompts:
+        _enter(checks, "chat_template", lambda: template_findings(models, render))
+
+
+def check_prompts(
+    config: RunConfig,
+    models: Mapping[str, ModelFacts],
+    prompts: Sequence[Prompt],
+    report: DataReport,
+    checks: Checks,
+) -> None:
+    """Check lengths, answers and sources of the training prompts; RefusedError unless errors are collected."""
+    limit = config.rollout.max_response_tokens
+    counted = prompts[: config.preflight.num_rows]
+    _enter(checks, "context", lambda: context_findings(models, counted, report, max_response_tokens=limit))
+    context = min(model.max_tokens for model in models.values())
+    _enter(checks, "data", lambda: data_findings(counted, report, max_prompt_tokens=context - limit))
+
+
+def _enter(checks: Checks, key: str, find: Callable[[], Found]) -> None:
+    with checks.guard(key, is_hard=True), _timed() as seconds:
+        findings, details = find()
+        checks.add(key, findings, details, seconds=seconds())
+
+
+@contextmanager
+def _timed() -> Iterator[Callable[[], float]]:
+    start = time.monotonic()
+    yield lambda: time.monotonic() - start
 
 
 def context_findings(
@@ -104,63 +160,3 @@ def data_findings(
         text = f"{repeated} of {len(counted)} prompts are repetitions of others"
         findings.append(Finding("warning", text, "data.drop_duplicates keeps the first of each"))
     return findings, details
-
-
-# -- preflight ---------------------------------------------------------------------------------------------
-# The checks of models and prompts that need no engine, in their order: results go into a `Checks`.
-
-
-Found = tuple[list[Finding], dict[str, Any]]
-
-
-def check_models(
-    config: RunConfig,
-    models: Mapping[str, ModelFacts],
-    stops: StopTokens,
-    checks: Checks,
-    *,
-    render: Render,
-    with_training: bool = True,
-    has_prompts: bool = True,
-) -> None:
-    """Compare tokenizers, embeddings, stop tokens and chat templates; RefusedError unless errors are collected.
-
-    `render` renders sample prompts, if there are any, with the template of a tokenizer. Where nothing is trained,
-    the tokenizers alone are compared.
-    """
-    _enter(checks, "tokenizer", lambda: tokenizer_findings(models))
-    if not with_training:
-        return
-    _enter(checks, "padded_rows", lambda: padded_rows_findings(models))
-    arguments = config.data.template_arguments
-    mode = config.objective.stop_mode
-    _enter(checks, "stop_ids", lambda: stop_findings(models, stops, mode, template_arguments=arguments))
-    if has_prompts:
-        _enter(checks, "chat_template", lambda: template_findings(models, render))
-
-
-def check_prompts(
-    config: RunConfig,
-    models: Mapping[str, ModelFacts],
-    prompts: Sequence[Prompt],
-    report: DataReport,
-    checks: Checks,
-) -> None:
-    """Check lengths, answers and sources of the training prompts; RefusedError unless errors are collected."""
-    limit = config.rollout.max_response_tokens
-    counted = prompts[: config.preflight.num_rows]
-    _enter(checks, "context", lambda: context_findings(models, counted, report, max_response_tokens=limit))
-    context = min(model.max_tokens for model in models.values())
-    _enter(checks, "data", lambda: data_findings(counted, report, max_prompt_tokens=context - limit))
-
-
-def _enter(checks: Checks, key: str, find: Callable[[], Found]) -> None:
-    with checks.guard(key, is_hard=True), _timed() as seconds:
-        findings, details = find()
-        checks.add(key, findings, details, seconds=seconds())
-
-
-@contextmanager
-def _timed() -> Iterator[Callable[[], float]]:
-    start = time.monotonic()
-    yield lambda: time.monotonic() - start

@@ -1,4 +1,4 @@
-"""Check of stop tokens: generation ends where a model ends its answer, and the stop mode fits both sides."""
+"""Checks of chat templates: models see the same prompt, and generation stops where they end an answer."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -12,7 +12,12 @@ from settings.checks import Finding
 from transport.stop_tokens import StopMode, StopTokens
 
 MARK = "777"
-"""An answer that every template leaves as it is."""
+"""An answer that no template changes."""
+CONTEXT = 40
+"""Characters that are shown before and after the first difference."""
+
+Render = Callable[[PreTrainedTokenizerBase], list[Prompt]]
+"""Renders the sample prompts with the template of a tokenizer."""
 
 
 def stop_findings(
@@ -115,17 +120,6 @@ def _mode_findings(student: ModelFacts, teacher: ModelFacts, mode: StopMode) -> 
 def _named(model: ModelFacts, ids: tuple[int, ...] | list[int]) -> str:
     known = {index: token for token, index in model.tokenizer.get_vocab().items() if index in ids}
     return ", ".join(f"{index} ({known[index]!a})" if index in known else str(index) for index in ids)
-
-
-# -- preflight templates -----------------------------------------------------------------------------------
-# Check of chat templates: every model would be given the same text.
-
-
-CONTEXT = 40
-"""Characters that are shown before and after the first difference."""
-
-Render = Callable[[PreTrainedTokenizerBase], list[Prompt]]
-"""Renders the sample prompts with the template of a tokenizer."""
 
 
 def template_findings(models: Mapping[str, ModelFacts], render: Render) -> tuple[list[Finding], dict[str, Any]]:

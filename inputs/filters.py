@@ -1,4 +1,8 @@
-"""What is trained on: duplicates, overlaps with the evaluation and long prompts are dropped and counted."""
+"""Problems -> training prompts: drops and counts duplicates, overlaps with evaluation sets, and long prompts.
+
+Overlap is 13 consecutive words, as in GPT-3 (Brown et al. 2020, appendix C), ignoring case, punctuation and
+spaces. An evaluation problem with fewer words overlaps where a training problem has exactly those.
+"""
 
 import hashlib
 import re
@@ -14,13 +18,6 @@ from inputs.problems import Problem
 from inputs.rendering import BATCH, Prompt
 from settings.data import DataConfig
 
-# -- overlap -----------------------------------------------------------------------------------------------
-# Overlap of training problems with evaluation sets, by 13 words in a row.
-#
-# The rule is that of GPT-3 (Brown et al. 2020, appendix C) with 13-grams of words: case, punctuation and spaces do
-# not count. A problem of the evaluation that has fewer words is found where a training problem has exactly those.
-
-
 GRAM_WORDS = 13
 WORD = re.compile(r"[^\W_]+")
 
@@ -34,7 +31,7 @@ class Overlap:
 
 
 class HeldOut:
-    """Problems that must not be trained on."""
+    """Problems to exclude from training."""
 
     def __init__(self, problems: Iterable[tuple[str, str]]) -> None:
         """`problems` are pairs of a name and a text; only the grams stay in memory."""
@@ -52,23 +49,6 @@ class HeldOut:
         """The first words that a text shares with a problem here; None if it shares none."""
         gram = next((gram for gram in grams(text) if gram in self._name_of_gram), None)
         return None if gram is None else Overlap(self._name_of_gram[gram], gram)
-
-
-def grams(text: str) -> Iterator[str]:
-    """Every run of 13 words of a text; all of its words if there are fewer."""
-    words = words_of(text)
-    for start in range(max(1, len(words) - GRAM_WORDS + 1) if words else 0):
-        yield " ".join(words[start : start + GRAM_WORDS])
-
-
-def words_of(text: str) -> list[str]:
-    """Letters and digits in a row, in lower case: `\\frac{1}{2}` is three words."""
-    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-
-
-def normalised(text: str) -> str:
-    """A text by which duplicates are found: without differences of case, spaces and the width of letters."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 class Filters:
@@ -133,8 +113,21 @@ class Filters:
         return [prompt for prompt in prompts if len(prompt.token_ids) <= limit]
 
 
-# -- seen --------------------------------------------------------------------------------------------------
-# A set of texts that takes 8 bytes for each: of texts seen before in data that do not fit into memory.
+def normalised(text: str) -> str:
+    """A text by which duplicates are found: without differences of case, spaces and the width of letters."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def grams(text: str) -> Iterator[str]:
+    """Every run of 13 words of a text; all of its words if there are fewer."""
+    words = words_of(text)
+    for start in range(max(1, len(words) - GRAM_WORDS + 1) if words else 0):
+        yield " ".join(words[start : start + GRAM_WORDS])
+
+
+def words_of(text: str) -> list[str]:
+    """Letters and digits in a row, in lower case: `\\frac{1}{2}` is three words."""
+    return WORD.findall(unicodedata.normalize("NFKC", text).casefold())
 
 
 class Seen:

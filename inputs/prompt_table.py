@@ -1,7 +1,10 @@
-"""Prompts that were prepared once are used again while neither data nor settings change.
+"""Prompts in Arrow files, written once, looked up through a memory map, and reused while data and settings last.
 
-`CACHE_PATH/KEY/` holds `part-0.arrow` and so on, one for each source, and `report.json`. The folder is made under
-another name and renamed when it is whole.
+    with PromptWriter(path) as writer: writer.write(prompts)
+    StoredPrompts(path)[7]
+
+`CACHE_PATH/KEY/` holds `part-0.arrow` and so on, one per source, and `report.json`. The folder is created under
+another name and renamed when it is complete. Writing holds one batch in memory.
 """
 
 import hashlib
@@ -23,8 +26,20 @@ from inputs.filters import HeldOut
 from inputs.rendering import Prompt
 from settings.data import DataConfig
 
-# -- prompt sequence ---------------------------------------------------------------------------------------
-# Prompts that are looked up one by one, as a sequence.
+FORMAT = 1
+"""Raised when the same data and settings would give other prompts, or other files."""
+END_BYTES = 65_536
+"""Of a data file's start and end, which are part of its identity."""
+ROWS = 1024
+"""Of a record batch, which is the unit of a look-up."""
+SCHEMA = pa.schema(
+    [
+        pa.field("prompt_id", pa.string(), nullable=False),
+        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("answer", pa.string()),
+        pa.field("source", pa.string(), nullable=False),
+    ]
+)
 
 
 class PromptSequence(Sequence[Prompt]):
@@ -42,27 +57,6 @@ class PromptSequence(Sequence[Prompt]):
         if isinstance(index, slice):
             return [self.look_up(each) for each in range(*index.indices(len(self)))]
         return self.look_up(range(len(self))[index])
-
-
-# -- prompt table ------------------------------------------------------------------------------------------
-# Prompts in an Arrow file: written once, then looked up one by one through a memory map.
-#
-#     with PromptWriter(path) as writer: writer.write(prompts)
-#     StoredPrompts(path)[7]
-#
-# Memory holds one batch while writing, and while reading what the operating system keeps of the file.
-
-
-ROWS = 1024
-"""Of a record batch, which is the unit of a look-up."""
-SCHEMA = pa.schema(
-    [
-        pa.field("prompt_id", pa.string(), nullable=False),
-        pa.field("token_ids", pa.list_(pa.int32()), nullable=False),
-        pa.field("answer", pa.string()),
-        pa.field("source", pa.string(), nullable=False),
-    ]
-)
 
 
 class PromptWriter:
@@ -112,12 +106,6 @@ class StoredPrompts(PromptSequence):
         batch, row = divmod(index, ROWS)
         [values] = self._reader.get_batch(batch).slice(row, 1).to_pylist()
         return Prompt(**values)
-
-
-FORMAT = 1
-"""Raised when the same data and settings would give other prompts, or other files."""
-END_BYTES = 65_536
-"""Of a data file's start and end, which are part of its identity."""
 
 
 class PromptCache:

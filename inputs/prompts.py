@@ -7,20 +7,8 @@ from typing import Any
 import pyarrow as pa
 
 from inputs.mixture import PromptMixture, PromptOrder
-from inputs.problems import Problem, read_problems
-from inputs.rendering import Prompt, check_prompt_lengths, render_prompts
+from inputs.rendering import Prompt
 from transport.batches import PROMPT_SCHEMA, check_prompts
-
-__all__ = [
-    "Problem",
-    "Prompt",
-    "PromptSource",
-    "check_prompt_lengths",
-    "evaluation_requests",
-    "read_problems",
-    "render_prompts",
-    "sampling_seed",
-]
 
 
 class PromptSource:

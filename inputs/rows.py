@@ -1,9 +1,13 @@
-"""Rows of a data set, wherever it lies: one file, a folder, a folder saved by `datasets`, or a name of the hub.
+"""Data set -> rows: from a file, a folder, a folder saved by `datasets`, or the hub.
 
-    for row in open_rows("openai/gsm8k", subset="main", split="test", field="evaluation.paths"): ...
+    for place, row in open_data("openai/gsm8k", subset="main", split="test", field="evaluation.paths").rows: ...
 
-Files are read by `row_files.py`, with errors that name file and line; what the `datasets` library saved or
-downloads is read by it. Its offline mode (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE) is respected.
+`row_files.py` reads files, with errors that name file and line; the `datasets` library reads what it saved or
+downloads, and its offline mode (HF_HUB_OFFLINE or HF_DATASETS_OFFLINE) is respected.
+
+In a plain folder, a subset is a sub-folder; without one, the files are those in the folder itself and in `data/`.
+A file belongs to the split named by a word in its name (`test-00000-of-00001.parquet`, `math_train.jsonl`), else
+to `train`.
 """
 
 import re
@@ -17,7 +21,12 @@ from typing import Any
 from inputs.row_files import SUFFIXES, Row, file_rows, format_of
 
 HUB_TIMEOUT_S = 20.0
-"""Longest wait for the hub's first answer."""
+"""Maximum time to wait for the hub's first answer."""
+SPLIT_OF_WORD = {
+    **{word: "train" for word in ("train", "training")},
+    **{word: "test" for word in ("test", "testing", "eval", "evaluation")},
+    **{word: "validation" for word in ("validation", "valid", "val", "dev")},
+}
 
 
 @dataclass(frozen=True)
@@ -28,35 +37,15 @@ class OpenedRows:
     files: list[str]  # empty if nothing of them is stored here
 
 
-def open_rows(
-    path: str,
-    *,
-    subset: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
-    streaming: bool = False,
-    field: str,
-) -> Iterable[Row]:
-    """Rows of a data set in their order, one after the other; `field` names the setting in errors.
-
-    `subset` and `split` choose within a folder or a data set of the hub; a single file has neither, and they are
-    ignored. `revision` is the hub's. `streaming` reads a data set of the hub without storing it. ValueError with
-    one line if it cannot be opened, and, while rows are taken, for the first broken one.
-    """
-    opened = open_data(path, subset=subset, split=split, revision=revision, streaming=streaming, field=field)
-    return (row for _, row in opened.rows)
-
-
 def open_data(
-    path: str,
-    *,
-    subset: str | None = None,
-    split: str = "train",
-    revision: str | None = None,
-    streaming: bool = False,
-    field: str,
+    path: str, *, subset: str | None = None, split: str = "train", revision: str | None = None, field: str
 ) -> OpenedRows:
-    """As `open_rows`, with the places of rows, and with the files."""
+    """Open a data set, whose rows come in their order; `field` names the setting in errors.
+
+    `subset` and `split` choose within a folder or a hub data set; a single file has neither, and they are ignored.
+    `revision` is the hub's. ValueError with one line if it cannot be opened, and, while rows are taken, for the
+    first broken one.
+    """
     kind = _kind(path, field)
     if kind == "file":
         return OpenedRows(_readable(file_rows(path), path, field), [path])
@@ -68,9 +57,8 @@ def open_data(
     else:
         if kind == "hub":
             _check_hub(path, revision, field)
-        found = _built(path, subset, split, revision, streaming, field)
-    stored = [] if streaming and kind != "saved" else found.cache_files
-    return OpenedRows(_numbered(found, path, field), [str(file["filename"]) for file in stored])
+        found = _built(path, subset, split, revision, field)
+    return OpenedRows(_numbered(found, path, field), [str(file["filename"]) for file in found.cache_files])
 
 
 def _kind(path: str, field: str) -> str:
@@ -133,8 +121,8 @@ def _check_hub(path: str, revision: str | None, field: str) -> None:
         ) from error
 
 
-def _built(path: str, subset: str | None, split: str, revision: str | None, streaming: bool, field: str) -> Any:
-    """A split of a data set that `datasets` knows how to read; its own copy is in its cache, unless streaming."""
+def _built(path: str, subset: str | None, split: str, revision: str | None, field: str) -> Any:
+    """A split of a data set that `datasets` can read; it keeps a copy in its cache."""
     from datasets import config, disable_progress_bars, load_dataset_builder
 
     disable_progress_bars()
@@ -142,8 +130,6 @@ def _built(path: str, subset: str | None, split: str, revision: str | None, stre
         builder = load_dataset_builder(path, name=subset, revision=revision)
         names = [str(name) for name in builder.info.splits or builder.config.data_files or {}]
         check_split(split, names, path, field)
-        if streaming:
-            return builder.as_streaming_dataset(split=split)
         builder.download_and_prepare()
         return builder.as_dataset(split=split)
     except Exception as error:
@@ -193,20 +179,6 @@ def _numbered(rows: Iterable[Row], path: str, field: str) -> Iterator[tuple[str,
 
 def _line(error: BaseException) -> str:
     return " ".join(str(error).split())[:500] or type(error).__name__
-
-
-# -- row folders -------------------------------------------------------------------------------------------
-# Files of a plain folder of data: which belong to a subset and a split, by their names.
-#
-# A subset is a folder inside; without one, the files are those in the folder itself and in `data/`. A file belongs
-# to the split that its name holds as a word (`test-00000-of-00001.parquet`, `math_train.jsonl`), else to `train`.
-
-
-SPLIT_OF_WORD = {
-    **{word: "train" for word in ("train", "training")},
-    **{word: "test" for word in ("test", "testing", "eval", "evaluation")},
-    **{word: "validation" for word in ("validation", "valid", "val", "dev")},
-}
 
 
 def files_of_split(folder: Path, subset: str | None, split: str, field: str) -> list[str]:

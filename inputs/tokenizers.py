@@ -1,4 +1,9 @@
-"""Tokenizers of student and teacher: loading them, and their stop tokens."""
+"""Model folders and their tokenizers: loading them, stop tokens, and the bytes of every token id.
+
+The same text may be written differently in two vocabularies: byte-level ones (Qwen, Llama 3, SmolLM) write each
+byte as a printable letter, sentencepiece ones a space as U+2581 and single bytes as `<0x0A>`, others plain text.
+Added tokens are plain text in all of them.
+"""
 
 import json
 import operator
@@ -15,11 +20,12 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
-"""`organisation/model`, where no local folder is called like the organisation."""
-
-
+"""`organisation/model`, if there is no local folder named like the organisation."""
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 """Weights in these files are Python pickles: whoever made them can run code where they are read."""
+BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+SPACE = "\u2581"
+LETTERS = {letter: value for value, letter in bytes_to_unicode().items()}
 
 
 def check_model_folder(path: str, field: str) -> None:
@@ -128,18 +134,6 @@ def _generation_config(path: str) -> GenerationConfig | None:
     """The model's generation settings; None without any, as of many models. A broken file is an error."""
     found = cached_file(path, "generation_config.json", _raise_exceptions_for_missing_entries=False)
     return None if found is None else GenerationConfig.from_pretrained(path)
-
-
-# -- token bytes -------------------------------------------------------------------------------------------
-# What every token id stands for, in bytes: the same text may be written differently in two vocabularies.
-#
-# Byte-level vocabularies (Qwen, Llama 3, SmolLM) write each byte as one printable letter, sentencepiece ones a
-# space as U+2581 and single bytes as `<0x0A>`, others plain text. Added tokens are plain text in all of them.
-
-
-BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-SPACE = "\u2581"
-LETTERS = {letter: value for value, letter in bytes_to_unicode().items()}
 
 
 def token_bytes(tokenizer: PreTrainedTokenizerBase) -> dict[int, bytes]:

@@ -163,7 +163,7 @@ class LearnerRank:
         )
         diagnostics, every = self.log_ratio_gradient, self.config.logging.diagnostics_every
         is_diagnosed = diagnostics is not None and step % every == 0
-        log_ratio_norm = diagnostics.norm(window, self.backend) if is_diagnosed else {}
+        log_ratio_norm = diagnostics.norm(window, self.backend) if diagnostics and is_diagnosed else {}
         losses = []
         for index, (batch, fixed) in enumerate(zip(window.batches, window.fixed, strict=True)):
             divergence = self.objective.divergence(batch, self.teacher_head)

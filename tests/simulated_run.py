@@ -24,7 +24,8 @@ from controller.pipeline import Pipeline
 from evaluation.evaluation import Evaluation
 from evaluation.results import EvaluatedProblem
 from records.files import read_rows
-from records.run_folder import RunFolder, valid_ledger
+from records.ledger import valid_ledger
+from records.run_folder import RunFolder
 from settings.run import RunConfig
 from tests.simulated import (
     QUESTION,

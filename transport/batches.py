@@ -14,16 +14,12 @@ import pyarrow as pa
 
 from transport.columns import Ragged, flat, flattened, lengths, starts_of
 
-# -- teacher signal ----------------------------------------------------------------------------------------
-# What a scored table holds besides the rollout: chosen once from the objective, and obeyed by every stage.
-
-
 BYTES_OF_DTYPE = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
 class TeacherSignal:
-    """Only what the objective declares travels.
+    """What a scored table holds besides the rollout: only what the objective declares travels.
 
     >>> TeacherSignal()                      # 4 bytes per token: the log-prob of the scored token
     >>> TeacherSignal("topk", k=32)          # 260 bytes: and the teacher's top-32 tokens

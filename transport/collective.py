@@ -213,14 +213,12 @@ def _tensor(bucket: np.ndarray) -> Any:
         return torch.from_numpy(bucket)
 
 
-# -- meeting point -----------------------------------------------------------------------------------------
-# Where the processes of a group find each other: a key-value store at one address and nowhere else.
-#
-# Left to itself torch's store listens on every interface of the machine, to whoever connects.
-
-
 def open_store(address: str, port: int, *, is_host: bool, world_size: int, timeout_s: float) -> Any:
-    """A store at `address`; blocks, up to the limit, until the process that `is_host` has opened it."""
+    """A key-value store by which the processes of a group find each other, at `address` and nowhere else.
+
+    Left to itself torch's store listens on every interface, to whoever connects. Blocks, up to the limit, until
+    the process that `is_host` has opened it.
+    """
     import torch.distributed
 
     store: Any = torch.distributed.TCPStore  # pyright: ignore[reportPrivateImportUsage]

@@ -146,8 +146,7 @@ def check_golden(
     return difference
 
 
-# -- checksums ---------------------------------------------------------------------------------------------
-# A checksum of weights at the speed of memory: CRC-32s of the sums of their rows and of their columns.
+# -- checksums at the speed of memory: CRC-32s of the sums of the rows and of the columns --------------------
 #
 # The bytes are 64-bit words in rows of 512. Any change within one word changes the sums of its row and of its
 # column; rows in another order change the row sums' CRC, words in another order within a row the column sums'.

@@ -21,12 +21,8 @@ def open_engine(settings: EngineSettings) -> Engine:
     return VllmEngine(settings)
 
 
-# -- environment -------------------------------------------------------------------------------------------
-# The process environment of a vLLM engine; it must be set before vllm (and torch) are imported.
-
-
 def prepare_environment(settings: EngineSettings) -> None:
-    """Set what vLLM reads at import: quiet, in this process, and on CPUs without a compiler or core binding."""
+    """Set what vLLM and torch read at import: quiet, in this process, and on CPUs no compiler or core binding."""
     os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"  # the engine's steps are ours, see engine.py
     os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")  # it refuses the logits processor of sampling.py
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
@@ -39,17 +35,12 @@ def prepare_environment(settings: EngineSettings) -> None:
         os.environ["TORCH_COMPILE_DISABLE"] = "1"  # parts of the sampler would need a C++ compiler
 
 
-# -- imports -----------------------------------------------------------------------------------------------
-# Imports of large libraries without garbage collection, which finds nothing there and takes time.
-
-
 @contextmanager
 def collection_paused() -> Iterator[None]:
-    """Collect no garbage meanwhile, and never again look for it in what there is at the end.
+    """Disable garbage collection inside the block, and exempt what exists at its end from later collections.
 
-    vllm, torch and transformers make millions of objects that live as long as the process. Each collection while
-    they are imported, and each full one afterwards, would walk through all of them: a fifth of the time of an
-    import. Where collection is off already it stays off.
+    vllm, torch and transformers create millions of objects that live as long as the process. Every collection
+    during their import, and every full one afterwards, would traverse them: a fifth of the import time.
     """
     if not gc.isenabled():
         yield

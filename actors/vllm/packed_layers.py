@@ -1,4 +1,4 @@
-"""Buckets -> an engine on CPUs without a copy in between: layers are packed from where the bytes lie.
+"""Buckets -> a CPU engine without an intermediate copy: layers are packed in place from the buckets.
 
 On CPUs vLLM keeps of a linear layer only a packed copy for its matrix product. Its general reload builds every
 layer anew, copies the tensors into it and packs that. Decoders whose checkpoints store layers as they are used can
@@ -27,7 +27,7 @@ class PackedLayers:
     model: Any
     linears: Mapping[tuple[str, ...], Any]
     embeddings: tuple[Any, ...]
-    """Embeddings and heads, which hold a packed copy besides their weight."""
+    """Embeddings and heads, which hold a packed copy in addition to their weight."""
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Load all tensors of a checkpoint; ValueError where a layer's is missing or has another shape."""

@@ -22,7 +22,8 @@ from commands.chaos.report import Kill, as_lines, as_table, recovery_s, report
 from commands.chaos.schedule import Schedule, read_kinds, read_seconds, victims
 from commands.remote import ask, reached
 from records.files import append_row
-from records.run_folder import RunFolder, valid_ledger
+from records.ledger import valid_ledger
+from records.run_folder import RunFolder
 from settings.exit_codes import FAILED, FINISHED
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,8 @@ from typing import Any
 from rich.table import Table
 
 from records.files import read_rows
-from records.run_folder import RunFolder, valid_ledger
+from records.ledger import valid_ledger
+from records.run_folder import RunFolder
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ IN_PROCESS = "in process"
 class LocalPool(Pool):
     """A `Pool` that makes its workers here."""
 
-    async def _create(self, workers: list[Worker], turn: asyncio.Lock | None = None) -> None:
+    async def create(self, workers: list[Worker], turn: asyncio.Lock | None = None) -> None:
         for worker in workers:
             spec = self._build(int(worker.name.rpartition("-")[2]))
             worker.handle = LocalActor(spec.cls(*spec.args, **spec.kwargs))

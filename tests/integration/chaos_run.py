@@ -15,7 +15,8 @@ import psutil
 from commands.chaos.report import Kill, recovery_s
 from controller.recovery import Progress
 from records.checkpoints import read_manifest
-from records.run_folder import RunFolder, valid_ledger
+from records.ledger import valid_ledger
+from records.run_folder import RunFolder
 from tests.integration.namespaces import ROOT, until
 from tests.integration.scaled_run import STALENESS, ScaledRun, scaled_run
 

@@ -12,7 +12,8 @@ import psutil
 
 from cluster.orphans import EVERY_PROCESS, processes_of
 from records.files import read_rows
-from records.run_folder import RunFolder, valid_ledger
+from records.ledger import valid_ledger
+from records.run_folder import RunFolder
 from tests.integration.namespaces import ROOT, until
 
 STEPS, BATCH = 12, 16

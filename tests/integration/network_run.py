@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from records.files import read_rows
-from records.run_folder import RunFolder, valid_ledger
+from records.ledger import valid_ledger
+from records.run_folder import RunFolder
 from tests.integration.namespaces import NodeOptions, until
 from tests.integration.network import Node, RayNetwork, network
 

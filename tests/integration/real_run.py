@@ -15,7 +15,7 @@ import pyarrow as pa
 import torch
 from safetensors.torch import load_file
 
-from records.run_folder import valid_ledger
+from records.ledger import valid_ledger
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "arithmetic"

@@ -11,7 +11,8 @@ from typing import Any
 from controller.recovery import Progress
 from records.checkpoints import read_manifest
 from records.files import read_rows
-from records.run_folder import RunFolder, valid_ledger
+from records.ledger import valid_ledger
+from records.run_folder import RunFolder
 from settings.exit_codes import DRAINED
 from tests.integration.namespaces import ROOT, until
 from tests.integration.real_run import write_problems

@@ -16,7 +16,8 @@ import psutil
 from controller.recovery import Progress
 from records.checkpoints import committed_steps, read_manifest, verify
 from records.files import read_rows
-from records.run_folder import RunFolder, valid_ledger
+from records.ledger import valid_ledger
+from records.run_folder import RunFolder
 from tests.integration.namespaces import HEAD, ROOT, until
 
 JOBS = f"http://{HEAD}:8265"

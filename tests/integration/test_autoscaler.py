@@ -1,4 +1,4 @@
-"""Ray's autoscaler starts and ends the nodes of each group of a run that goes on, from none at all."""
+"""Ray's autoscaler starts and ends the nodes of each group of a live run, from none at all."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ AUTOSCALER = {
 
 
 def autoscaling_config() -> dict[str, Any]:
-    """No node but the head, and up to three of each group, with room for one worker each."""
+    """No node but the head, and up to three of each group, with capacity for one worker each."""
     sizes = {"CPU": 1, "object_store_memory": 100_000_000}
     types: dict[str, Any] = {
         group: {"resources": {**sizes, group: 1}, "node_config": {}, "min_workers": 0, "max_workers": 3}
@@ -122,7 +122,7 @@ class Somewhere:
 
 
 async def follow(run: FaultyRun, role: str) -> None:
-    """Scale a pool up and down by command; its nodes follow, no others do, and the run goes on."""
+    """Scale a pool up and down by command; its nodes follow, no others do, and the run continues."""
     for count in (2, 1):
         line = [sys.executable, "launch.py", "scale", "--run=simulated", f"--runs-path={run.folder.path.parent}"]
         process = await asyncio.create_subprocess_exec(*line, f"--{role}={count}", cwd=ROOT)

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from records.files import read_rows
-from records.run_folder import RunFolder, valid_ledger
+from records.ledger import valid_ledger
+from records.run_folder import RunFolder
 from tests.integration.namespaces import ROOT, until
 
 pytestmark = [pytest.mark.timeout(3600), pytest.mark.slow, pytest.mark.chaos]

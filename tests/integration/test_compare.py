@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from records.files import read_rows
-from records.run_folder import valid_ledger
+from records.ledger import valid_ledger
 from tests.integration.real_run import ROOT, write_problems
 
 pytestmark = [pytest.mark.timeout(800), pytest.mark.slow]

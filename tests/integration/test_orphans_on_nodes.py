@@ -10,7 +10,8 @@ import psutil
 import pytest
 
 from records.files import read_rows
-from records.run_folder import RunFolder, valid_ledger
+from records.ledger import valid_ledger
+from records.run_folder import RunFolder
 from settings.exit_codes import FINISHED
 from tests.integration.namespaces import ROOT, NodeOptions, ray_nodes, until
 

@@ -18,7 +18,7 @@ from ray.util.placement_group import placement_group_table
 from cluster.placement import Demand
 from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
-from controller.scoring import ScoredSlot
+from controller.lanes import Rollout
 from records.events import Events
 from records.files import read_rows
 from settings.cluster import ClusterConfig
@@ -149,7 +149,7 @@ def test_slots_whose_tables_are_lost_with_their_owner_are_generated_anew(tmp_pat
         reference = await asyncio.to_thread(lost_reference)
         take, lost = run.pipeline._scoring.take, list[int]()
 
-        def take_some_lost(slots: list[int]) -> list[ScoredSlot]:
+        def take_some_lost(slots: list[int]) -> list[Rollout]:
             batch = take(slots)
             if run.pipeline.slots.version != 2 or lost:
                 return batch

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from records.checkpoints import committed_steps
 from records.files import read_rows
+from records.ledger import valid_ledger
 from records.metrics import declared, required_keys
-from records.run_folder import valid_ledger
 from records.timeline import read_spans
 from settings.exit_codes import DRAINED
 from tests.integration.browser import CHROMIUM, assert_good

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 import rewards
 from records.files import read_rows
-from records.run_folder import valid_ledger
+from records.ledger import valid_ledger
 from tests.integration.real_run import MODELS, batch_rows, run, write_problems
 
 STEPS, BATCH, SAMPLES = 4, 8, 2

@@ -25,7 +25,8 @@ from cluster.worker import Worker
 from controller.broadcasts import MARGIN_S, WeightBroadcast
 from controller.learner_group import LearnerGroup
 from controller.weight_store import WeightStore
-from inputs.prompts import Prompt, PromptSource
+from inputs.prompts import PromptSource
+from inputs.rendering import Prompt
 from learner.rank import LearnerRank
 from learner.weight_sender import WeightSender
 from records.events import Events
@@ -125,7 +126,7 @@ class Scene:
     async def add(self) -> Worker:
         """Start one more engine, which serves once it holds the newest version."""
         worker = self.pool.add()
-        await self.pool.place_one(worker)
+        await self.pool.create([worker])
         await self.pool.launch(worker, "test")
         worker.node_id = worker.name
         self.pool.make_stale(worker)
@@ -187,7 +188,7 @@ def staged() -> set[str]:
 def test_a_group_is_formed_used_broken_and_formed_again(local_ray: None, tmp_path: Path) -> None:
     before = staged()
 
-    async def course() -> None:
+    async def story() -> None:
         async with opened(tmp_path) as scene:
             for version in (0, 1):
                 await scene.publish(version)
@@ -214,7 +215,7 @@ def test_a_group_is_formed_used_broken_and_formed_again(local_ray: None, tmp_pat
             assert "rollout-1: ActorDiedError" in fallback["reason"]
             assert fallback["seconds"] < LIMIT_S
 
-    run(course(), timeout_s=800.0)
+    run(story(), timeout_s=800.0)
     assert staged() == before
 
 
@@ -223,7 +224,7 @@ def test_a_paused_engine_costs_the_limit_once_and_is_a_member_again_when_it_goes
 ) -> None:
     limit_s = 10.0
 
-    async def course() -> None:
+    async def story() -> None:
         async with opened(tmp_path, limit_s=limit_s) as scene:
             await scene.publish(0)
             paused = scene.pool.workers[1]
@@ -244,4 +245,4 @@ def test_a_paused_engine_costs_the_limit_once_and_is_a_member_again_when_it_goes
             assert "rollout-1: TimeoutError: no answer after 15 s" in fallback["reason"]
             assert [row["members"] for row in scene.rows("weights_group")] == [["rollout-0", "rollout-1"]] * 2
 
-    run(course(), timeout_s=800.0)
+    run(story(), timeout_s=800.0)

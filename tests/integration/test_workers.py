@@ -15,7 +15,8 @@ from actors.engine import Engine, EngineSettings, Sampling
 from actors.rollout_worker import RolloutWorker, StreamItem
 from actors.teacher_worker import TeacherWorker
 from actors.vllm import open_engine
-from inputs.prompts import Prompt, PromptSource
+from inputs.prompts import PromptSource
+from inputs.rendering import Prompt
 from tests.integration.test_engine_scene import (
     exact_log_probs,
     opened,

@@ -4,7 +4,6 @@ import threading
 import time
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
 
 import pytest
 
@@ -52,13 +51,6 @@ def test_a_function_whose_caller_has_gone_is_not_run() -> None:
     commands.run(wait=False)
     assert seen == [1]
     assert fine.done()
-
-
-def test_a_running_function_cannot_be_cancelled() -> None:
-    commands, futures = Commands(), list[Future[Any]]()
-    futures.append(commands.call(lambda: futures[0].cancel()))
-    commands.run(wait=False)
-    assert futures[0].result(timeout=0) is False
 
 
 def test_after_the_end_everything_queued_fails_and_nothing_is_taken() -> None:

@@ -12,7 +12,8 @@ from actors.engine import EngineSettings, Generation, GenerationRequest, Samplin
 from actors.reference_worker import ReferenceWorker
 from actors.rollout_worker import RolloutWorker
 from actors.teacher_worker import TeacherWorker
-from inputs.prompts import Prompt, PromptSource
+from inputs.prompts import PromptSource
+from inputs.rendering import Prompt
 from settings.engine import EngineConfig
 from tests.unit.buckets_in_place import BucketsInPlace
 from transport.batches import ROLLOUT_SCHEMA, TeacherSignal, check_rollouts
@@ -151,21 +152,6 @@ def test_a_note_says_what_its_table_holds() -> None:
     assert [len(row["behaviour_log_probs"]) for row in rows] == lengths
 
 
-def test_no_requests_end_at_once() -> None:
-    async def work() -> list[Any]:
-        return await read(await started(CountingEngine()), requests(1).slice(0, 0), Sampling(max_tokens=4))
-
-    assert asyncio.run(work()) == [EndOfStream(num_slots=0)]
-
-
-def test_a_table_that_holds_no_requests_is_refused() -> None:
-    async def work() -> list[Any]:
-        return await read(await started(CountingEngine()), requests(1).drop_columns(["seed"]), Sampling(4))
-
-    with pytest.raises(ValueError, match="prompt batch: column seed is missing"):
-        asyncio.run(work())
-
-
 def test_closing_the_stream_closes_the_engines_at_once() -> None:
     async def work() -> list[str]:
         engine = CountingEngine()
@@ -188,14 +174,6 @@ def test_weights_and_the_end_are_handed_on() -> None:
         return engine.events
 
     assert asyncio.run(work()) == ["load manifest 2", "own weights", "shutdown"]
-
-
-def test_a_worker_that_never_started_can_be_shut_down() -> None:
-    async def work() -> None:
-        await RolloutWorker(SETTINGS, lambda _: CountingEngine()).shutdown()
-        await TeacherWorker(SETTINGS, lambda _: CountingEngine(), stop_mode="raw", stops=STOPS).shutdown()
-
-    asyncio.run(work())
 
 
 def rollouts(slot: int, *responses: list[int]) -> pa.Table:

@@ -18,19 +18,11 @@ tokenizer = load_script("examples/arithmetic/tokenizer.py").build_tokenizer()
 
 
 def test_train_and_heldout_share_no_problem_in_any_order():
-    train = {tuple(sorted(numbers)) for numbers in problems.distinct("train", 5_000, seed=0)}
+    numbers = problems.distinct("train", 5_000, seed=0)
+    train = {tuple(sorted(each)) for each in numbers}
+    assert len(set(numbers)) == 5_000
     heldout = {tuple(sorted(numbers)) for numbers in problems.distinct("heldout", 200, seed=7)}
     assert not train & heldout
-
-
-def test_a_set_holds_no_problem_twice():
-    numbers = problems.distinct("train", 5_000, seed=0)
-    assert len(set(numbers)) == 5_000
-
-
-def test_generator_repeats_from_its_seed():
-    assert problems.rows_text("train", 50, seed=3) == problems.rows_text("train", 50, seed=3)
-    assert problems.rows_text("train", 50, seed=3) != problems.rows_text("train", 50, seed=4)
 
 
 def test_first_heldout_problem_is_the_same_on_every_machine():
@@ -53,34 +45,9 @@ def test_careless_solution_goes_on_from_its_wrong_sum():
     assert answer == f"####{int(second_sum)}"
 
 
-def test_writing_again_leaves_a_current_file_alone(tmp_path: Path):
-    path = tmp_path / "data" / "train.jsonl"
-    text = problems.rows_text("train", 5, seed=0)
-    assert problems.write_if_changed(path, text)
-    assert not problems.write_if_changed(path, text)
-    assert problems.write_if_changed(path, problems.rows_text("train", 6, seed=0))
-
-
 def test_tokenizer_round_trips_every_solution():
     texts = [problems.solution_text(numbers) for numbers in problems.distinct("train", 500, seed=0)]
     assert [tokenizer.decode(token_ids) for token_ids in tokenizer(texts)["input_ids"]] == texts
-
-
-def test_answer_mark_and_newline_are_one_token_each():
-    assert tokenizer.tokenize("5\n####5") == ["5", "\n", "####", "5"]
-
-
-def test_chat_template_costs_two_tokens_beyond_the_problem():
-    messages = [{"role": "user", "content": "12+30"}]
-    token_ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True)["input_ids"]
-    assert tokenizer.decode(token_ids) == "<|user|>12+30<|assistant|>"
-    assert len(token_ids) == len("12+30") + 2
-
-
-def test_a_finished_assistant_turn_ends_with_the_stop_token():
-    messages = [{"role": "user", "content": "1+2"}, {"role": "assistant", "content": "1+2=3\n####3"}]
-    token_ids = tokenizer.apply_chat_template(messages)["input_ids"]
-    assert token_ids[-1] == tokenizer.eos_token_id
 
 
 @pytest.mark.parametrize("role", ["teacher", "student"])
@@ -91,11 +58,6 @@ def test_shipped_model_has_the_tokenizer_of_the_code(role: str):
     assert shipped.chat_template == tokenizer.chat_template
     assert config["vocab_size"] == len(tokenizer) == 32
     assert config["eos_token_id"] == shipped.eos_token_id == tokenizer.eos_token_id
-
-
-def test_shipped_models_fit_in_two_megabytes():
-    sizes_bytes = [path.stat().st_size for path in MODELS_PATH.rglob("*") if path.is_file()]
-    assert 0 < sum(sizes_bytes) < 2_000_000
 
 
 def test_card_states_a_strong_teacher_and_a_weak_student():

@@ -54,11 +54,6 @@ def test_a_mistake_is_one_line_that_names_the_field(overrides: list[str], messag
     assert "\n" not in str(error.value)
 
 
-def test_without_the_balance_its_limits_are_not_checked() -> None:
-    config = load_config(None, [*REQUIRED, "--rollout.num_workers=5", "--balance.rollout.max_workers=4"])
-    assert not config.balance.enabled
-
-
 def test_a_maximum_that_is_not_given_is_what_the_total_leaves_or_the_number_at_the_start() -> None:
     config = load("--rollout.num_workers=3", "--balance.teacher.max_workers=9", "--balance.teacher.min_workers=1")
     limits = limits_of(config.balance, config.workers_of_role)

@@ -96,7 +96,7 @@ class Scene:
     async def join(self) -> None:
         """One more engine, on a node of its own."""
         worker = self.pool.add()
-        await self.pool._create([worker])
+        await self.pool.create([worker])
         worker.node_id = worker.name
         self.pool.admit(worker)
 

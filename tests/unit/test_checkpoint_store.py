@@ -10,7 +10,6 @@ import pytest
 from fsspec.implementations.local import LocalFileSystem
 from pydantic import ValidationError
 
-from records import checkpoints
 from records.checkpoint_store import ASIDE_NAME, CheckpointStore, RemoteFolder, check_checkpoints
 from records.checkpoints import MANIFEST_NAME, CheckpointManifest, DamagedCheckpointError, record_of
 from records.run_folder import RunFolder
@@ -201,10 +200,3 @@ def test_a_path_that_cannot_be_is_refused_without_repeating_secrets(path: str, m
     with pytest.raises(ValidationError, match=message) as error:
         CheckpointConfig(path=path)
     assert "hush" not in error.value.errors()[0]["msg"]
-
-
-def test_committing_uses_the_folder_of_the_step(tmp_path: Path) -> None:
-    store = CheckpointStore(tmp_path, keep=1)
-    assert store.start(4) == checkpoints.temporary_path(tmp_path / "step_4")
-    store.discard(4)
-    assert list(tmp_path.iterdir()) == []

@@ -29,12 +29,6 @@ def names(root: Path) -> list[str]:
     return sorted(entry.name for entry in root.iterdir())
 
 
-def test_client_state_comes_back(tmp_path: Path) -> None:
-    path = write(tmp_path, 3, next_slot=17)
-    assert checkpoints.verify(path).client_state == {"next_slot": 17}
-    assert checkpoints.verify(path).num_bytes == len(b"weights" + b"random")
-
-
 def test_an_uncommitted_folder_is_no_checkpoint(tmp_path: Path) -> None:
     write(tmp_path, 3)
     checkpoints.start(checkpoints.step_path(tmp_path, 4))

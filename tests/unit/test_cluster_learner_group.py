@@ -6,24 +6,24 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from controller.lanes import Rollout
 from controller.learner_group import split_by_tokens
 from controller.recovery import Progress
-from controller.scoring import ScoredSlot
 from records.checkpoints import Frontier
 from transport.notes import RolloutNote
 
 MANY_TOKENS = st.lists(st.integers(1, 5000), min_size=1, max_size=60)
 
 
-def batch_of(tokens: list[int]) -> list[ScoredSlot]:
+def batch_of(tokens: list[int]) -> list[Rollout]:
     """Slots 0, 1, ... with these numbers of tokens; a slot's table is its number."""
     return [
-        ScoredSlot(RolloutNote(slot, 0, (str(slot),), num_tokens, 1, 0, 0, 0, "math"), table=slot)
+        Rollout(RolloutNote(slot, 0, (str(slot),), num_tokens, 1, 0, 0, 0, "math"), table=slot)
         for slot, num_tokens in enumerate(tokens)
     ]
 
 
-def num_tokens(share: list[ScoredSlot]) -> int:
+def num_tokens(share: list[Rollout]) -> int:
     """Tokens of a rank's share."""
     return sum(scored.note.num_tokens for scored in share)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from transport.columns import Ragged, lengths, read_lists, starts_of
+from transport.columns import lengths, read_lists
 
 pytestmark = pytest.mark.timeout(20)
 
@@ -36,7 +36,3 @@ def test_a_column_in_one_piece_is_not_copied() -> None:
 
 def test_binary_values_are_measured_in_bytes() -> None:
     assert lengths(pa.chunked_array([pa.array([b"abc", b""], pa.binary())])).tolist() == [3, 0]
-
-
-def test_sums_of_rows_count_empty_ones_as_zero() -> None:
-    assert Ragged(np.array([2, 3, 4]), starts_of(np.array([0, 2, 0, 1]))).sums().tolist() == [0, 5, 0, 4]

@@ -78,11 +78,6 @@ def test_the_base_is_left_as_it_is_and_may_be_read_only() -> None:
     assert old.tobytes() == before
 
 
-def test_buckets_of_different_lengths_have_no_difference() -> None:
-    with pytest.raises(ValueError, match="a bucket of 8 bytes has no difference to one of 4"):
-        encode(np.zeros(4, np.uint8), np.zeros(8, np.uint8), item_bytes=4)
-
-
 def test_a_difference_that_does_not_fit_its_base_is_an_error() -> None:
     difference = encode(np.zeros(40, np.uint8), np.ones(40, np.uint8), item_bytes=4)
     with pytest.raises(ValueError, match="does not fit a bucket of 44"):

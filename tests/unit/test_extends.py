@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from settings.load import to_yaml
 from settings.run_files import load_config
 
 BASE = """
@@ -29,10 +28,10 @@ def test_own_keys_win_over_what_is_extended_and_later_files_over_earlier_ones(tm
     path = written(
         tmp_path,
         hardware="max_steps: 20\nteacher: {num_workers: 4}\nmasks: {special_tokens: [c]}",
-        run="extends: [base.yaml, hardware.yaml]\nteacher: {model_path: own}\nrun_name: own",
+        run="extends: [base.yaml, hardware.yaml]\nteacher: {model_path: own}\nrun_name: own-${max_steps}",
     )
     config = load_config(path, ["--batch_size", "7"])
-    assert (config.max_steps, config.batch_size, config.run_name) == (20, 7, "own")
+    assert (config.max_steps, config.batch_size, config.run_name) == (20, 7, "own-20")
     assert (config.teacher.model_path, config.teacher.num_workers) == ("own", 4)
     assert config.masks.special_tokens == ["c"]  # lists are replaced
     assert config.student.model_path == "base-student"
@@ -45,20 +44,10 @@ def test_paths_are_relative_to_the_file_that_holds_them(tmp_path: Path) -> None:
     assert load_config(path).max_steps == 30
 
 
-def test_the_resolved_configuration_extends_nothing(tmp_path: Path) -> None:
-    path = written(tmp_path, run="extends: base.yaml")
-    assert "extends" not in to_yaml(load_config(path))
-
-
 def test_two_branches_may_extend_the_same_file(tmp_path: Path) -> None:
     one, other = "extends: base.yaml\nmax_steps: 1", "extends: base.yaml\nbatch_size: 2"
     config = load_config(written(tmp_path, one=one, other=other, run="extends: [one.yaml, other.yaml]"))
     assert (config.max_steps, config.batch_size) == (10, 2)  # the second branch brings the base's 10 again
-
-
-def test_references_are_resolved_over_the_merged_files(tmp_path: Path) -> None:
-    path = written(tmp_path, run="extends: base.yaml\nrun_name: steps-${max_steps}")
-    assert load_config(path, ["--max_steps", "5"]).run_name == "steps-5"
 
 
 @pytest.mark.parametrize(
@@ -90,8 +79,3 @@ def test_files_that_extend_others_twice_come_to_an_end(tmp_path: Path) -> None:
     files = {name: f"extends: [{below}.yaml, {below}.yaml]" for name, below in zip(names[1:], names, strict=False)}
     with pytest.raises(ValueError, match="extends at most 50 files"):
         load_config(written(tmp_path, level0="extends: base.yaml", **files))
-
-
-def test_extends_is_no_setting_of_the_command_line(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="extends: unknown key"):
-        load_config(written(tmp_path, run="extends: base.yaml"), ["--extends", "base.yaml"])

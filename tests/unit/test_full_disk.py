@@ -11,7 +11,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from learner.checkpoint_writer import CheckpointWriter
 from records.events import Events
 from records.files import RowFile, free_bytes, is_disk_error, read_rows
-from records.run_folder import RunFolder, valid_ledger
+from records.ledger import valid_ledger
+from records.run_folder import RunFolder
 from reporting.live.tensorboard import TensorBoard
 from tests.unit.full_disk import files_end_at
 

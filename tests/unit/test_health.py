@@ -16,12 +16,6 @@ def health() -> Health:
     return Health(LIMITS, now=100.0)
 
 
-def test_a_dead_worker_comes_back_only_by_a_restart_and_by_proving_itself() -> None:
-    assert NEXT_STATES[WorkerState.DEAD] == {WorkerState.RESTARTING, WorkerState.RETIRED}
-    assert NEXT_STATES[WorkerState.RESTARTING] == {WorkerState.STALE, WorkerState.DEAD, WorkerState.RETIRED}
-    assert WorkerState.HEALTHY in NEXT_STATES[WorkerState.STALE]
-
-
 def test_every_state_but_the_last_two_may_become_dead_and_the_last_is_final() -> None:
     assert NEXT_STATES.keys() == {*WorkerState}
     assert NEXT_STATES[WorkerState.RETIRED] == set()

@@ -13,7 +13,7 @@ from commands.plan.run import run_virtually, simulated_run
 from commands.plan.timing import EngineRates
 from controller.learner_group import LearnerLostError
 from records.files import read_rows
-from records.run_folder import valid_ledger
+from records.ledger import valid_ledger
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -84,7 +84,7 @@ def test_a_misspelt_field_is_refused_at_any_depth(kind: str) -> None:
     found = [path for path in places(each) if path[:1] not in (("metadata",), ("data",), ("stringData",))]
     for path in found if len(found) < 12 else found[:: len(found) // 12]:
         wrong = copy.deepcopy(each)
-        place = wrong
+        place: Any = wrong
         for step in path:
             place = place[step]
         place["replicaz"] = 1

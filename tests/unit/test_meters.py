@@ -1,10 +1,5 @@
 """Meters against a clock that is set by hand: waits, spells, queues."""
 
-import asyncio
-
-import pytest
-
-from cluster.waiting import now
 from controller.meters import DurationMeter, MeteredQueue, RateMeter, WaitMeter
 
 
@@ -60,13 +55,6 @@ def test_overlapping_spells_count_once_and_one_that_goes_on_counts_in_both_looks
     assert meter.take() == 0.0
 
 
-def test_a_spell_ends_with_an_error_too() -> None:
-    meter = DurationMeter(HandClock())
-    with pytest.raises(KeyError), meter.lasting():
-        raise KeyError
-    assert meter.num_lasting == 0
-
-
 def test_a_queue_keeps_its_order_and_knows_its_waits_and_when_it_was_empty() -> None:
     clock = HandClock()
     queue: MeteredQueue[str] = MeteredQueue(str, clock)
@@ -81,11 +69,3 @@ def test_a_queue_keeps_its_order_and_knows_its_waits_and_when_it_was_empty() -> 
     clock.now = 8.0
     assert queue.waits.take() == 2.0
     assert queue.queued.take() == 3.0, "two seconds at first, one since 7"
-
-
-def test_the_clock_is_that_of_the_running_loop() -> None:
-    async def read() -> tuple[float, float]:
-        return now(), asyncio.get_running_loop().time()
-
-    first, second = asyncio.run(read())
-    assert 0 <= second - first < 1.0

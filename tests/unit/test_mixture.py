@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from inputs.mixture import BLOCK, PromptMixture, PromptOrder, Schedule
-from inputs.prompts import Prompt, PromptSource
+from inputs.prompts import PromptSource
+from inputs.rendering import Prompt
 from tests.examples import examples
 
 pytestmark = pytest.mark.timeout(60)
@@ -48,7 +49,7 @@ def test_any_position_can_be_looked_up_and_none_is_left_out(weights: list[float]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
 
 
-def test_the_order_goes_on_over_the_blocks_that_it_is_worked_out_in() -> None:
+def test_the_order_continues_over_block_boundaries() -> None:
     schedule = Schedule([1.0, 2.5, 0.3], seed=4)
     counts: Counter[int] = Counter()
     for position in range(2 * BLOCK + 100):

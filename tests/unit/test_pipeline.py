@@ -9,7 +9,7 @@ import pytest
 from cluster.waiting import now
 from commands.plan.run import run_virtually
 from records.files import read_rows
-from records.run_folder import valid_ledger
+from records.ledger import valid_ledger
 from tests.simulated import NEVER_S, EngineBehaviour, LearnerBehaviour
 from tests.simulated_run import eventually, other_tasks, run_config, simulated_run
 

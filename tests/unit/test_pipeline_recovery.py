@@ -13,8 +13,8 @@ from cluster.waiting import now
 from cluster.worker import Worker
 from commands.plan.local_pool import LocalRef
 from commands.plan.run import run_virtually
+from controller.lanes import Rollout
 from controller.learner_group import LearnerLostError
-from controller.scoring import ScoredSlot
 from records.files import read_rows
 from tests.simulated import EngineBehaviour, LearnerBehaviour
 from tests.simulated_run import FaultyRun, eventually, freeze, kill, other_tasks, run_config, simulated_run
@@ -295,7 +295,7 @@ def test_slots_whose_scored_tables_are_lost_are_generated_anew_and_the_learner_g
         reference = lost_reference()
         take, lost = run.pipeline._scoring.take, list[int]()
 
-        def take_some_lost(slots: list[int]) -> list[ScoredSlot]:
+        def take_some_lost(slots: list[int]) -> list[Rollout]:
             batch = take(slots)
             if run.pipeline.slots.version != 2 or lost:
                 return batch

@@ -11,7 +11,7 @@ import pytest
 from pydantic import ValidationError
 
 from inputs.data_report import DataReport
-from inputs.filters import HeldOut, Seen, grams
+from inputs.filters import HeldOut, Seen
 from inputs.prompt_data import TrainingPrompts, prepare_prompts
 from inputs.prompts import PromptSource
 from settings.data import DataConfig
@@ -59,12 +59,6 @@ def test_a_problem_that_shares_13_words_with_the_evaluation_is_dropped(tmp_path:
     assert (report.rows, report.kept, report.dropped) == (5, 2, {"duplicates": 0, "overlaps": 3, "too_long": 0})
     assert report.examples["overlaps"][1] == "a2 with eval: 2: 'what is 3 4'"
     assert training.report.held_out_problems == 2
-
-
-def test_grams_are_runs_of_13_words() -> None:
-    assert [len(gram.split()) for gram in grams(LONG)] == [13] * (len(LONG.split()) - 12)
-    assert list(grams("One, two_3")) == ["one two 3"]
-    assert list(grams(" ... ")) == []
 
 
 def test_long_prompts_are_dropped_and_counted(tmp_path: Path) -> None:

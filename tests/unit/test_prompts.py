@@ -7,31 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from transformers import PreTrainedTokenizerFast
 
-from inputs.prompts import (
-    Problem,
-    Prompt,
-    PromptSource,
-    check_prompt_lengths,
-    evaluation_requests,
-    read_problems,
-    render_prompts,
-    sampling_seed,
-)
+from inputs.problems import Problem, read_problems
+from inputs.prompts import PromptSource, evaluation_requests, sampling_seed
+from inputs.rendering import Prompt, check_prompt_lengths, render_prompts
+from tests.unit.word_tokenizer import word_tokenizer
 from transport.batches import PROMPT_SCHEMA
 
 pytestmark = pytest.mark.timeout(30)
-
-SEED_OF_FIRST = 3442790526
-WORDS = ["[unk]", "system", "user", "assistant", "be", "brief", "one", "two", "think"]
-TEMPLATE = (
-    "{% for m in messages %}{{ m.role }} {{ m.content }} {% endfor %}"
-    "{% if add_generation_prompt %}assistant{% if think %} think{% endif %}{% endif %}"
-)
 
 
 @pytest.fixture
@@ -45,13 +28,6 @@ def write(tmp_path: Path) -> Callable[..., str]:
         return str(path)
 
     return written
-
-
-@pytest.fixture
-def tokenizer() -> PreTrainedTokenizerFast:
-    model = Tokenizer(WordLevel({word: index for index, word in enumerate(WORDS)}, unk_token="[unk]"))
-    model.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
-    return PreTrainedTokenizerFast(tokenizer_object=model, unk_token="[unk]", chat_template=TEMPLATE)
 
 
 def prompts(count: int) -> list[Prompt]:
@@ -76,10 +52,6 @@ def test_problems_are_read_with_defaults_for_what_is_missing_or_null(write: Call
     ]
 
 
-def test_a_byte_order_mark_is_not_part_of_the_data(write: Callable[..., str]) -> None:
-    assert read_problems(write(b'\xef\xbb\xbf{"problem": "1+1"}'), "data.train_path")[0].text == "1+1"
-
-
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -98,12 +70,6 @@ def test_a_bad_line_is_named_by_file_and_number(write: Callable[..., str], line:
         read_problems(path, "data.train_path")
 
 
-def test_an_id_that_comes_twice_is_named(write: Callable[..., str]) -> None:
-    path = write(*({"problem": "1+1", "id": name} for name in ("a", "b", "b")))
-    with pytest.raises(ValueError, match=f"data.train_path: {path} holds the id 'b' twice"):
-        read_problems(path, "data.train_path")
-
-
 def test_a_file_without_problems_is_an_error_of_its_field(write: Callable[..., str], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"evaluation.data_path: .* holds no problems"):
         read_problems(write(b"", b"  "), "evaluation.data_path")
@@ -114,7 +80,8 @@ def test_a_file_without_problems_is_an_error_of_its_field(write: Callable[..., s
         read_problems(str(tmp_path / "folder"), "evaluation.data_path")
 
 
-def test_prompts_are_rendered_by_the_chat_template(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_prompts_are_rendered_by_the_chat_template() -> None:
+    tokenizer = word_tokenizer()
     problems = [Problem("a", "one", "1", "x"), Problem("b", "one two", None, "y")]
     plain = render_prompts(problems, tokenizer, system_prompt=None, template_arguments={})
     assert plain == [Prompt("a", [2, 6, 3], "1", "x"), Prompt("b", [2, 6, 7, 3], None, "y")]
@@ -122,24 +89,20 @@ def test_prompts_are_rendered_by_the_chat_template(tokenizer: PreTrainedTokenize
     assert full[0].token_ids == [1, 4, 5, 2, 6, 3, 8]
 
 
-def test_a_tokenizer_without_a_chat_template_is_an_error(tokenizer: PreTrainedTokenizerFast) -> None:
+def test_a_tokenizer_without_a_chat_template_is_an_error() -> None:
+    tokenizer = word_tokenizer()
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match=r"student.model_path: .* no chat template"):
         render_prompts([Problem("a", "one", None, "x")], tokenizer, system_prompt=None, template_arguments={})
 
 
-def test_the_longest_prompt_must_leave_room_for_a_full_response() -> None:
+def test_the_longest_prompt_must_leave_space_for_a_full_response() -> None:
     some = [Prompt("short", [1] * 3, None, "x"), Prompt("long", [1] * 10, None, "x")]
     check_prompt_lengths(some, max_response_tokens=22, context=32, field="data.train_path")
     with pytest.raises(ValueError, match=r"data.train_path: prompt 'long' has 10 tokens.*needs 33.*: 22\)"):
         check_prompt_lengths(some, max_response_tokens=23, context=32, field="data.train_path")
     with pytest.raises(ValueError, match=r"nearest valid rollout.max_response_tokens: 0\)"):
         check_prompt_lengths(some, max_response_tokens=1, context=8, field="data.train_path")
-
-
-def test_the_order_repeats_from_its_seed_and_differs_for_another() -> None:
-    assert order(source(), 20) == order(source(), 20)
-    assert order(source(50), 50) != order(source(50, seed=1), 50)
 
 
 def test_every_prompt_comes_once_per_epoch_in_an_order_of_its_own() -> None:
@@ -174,6 +137,7 @@ def test_requests_are_complete_and_their_uids_unique() -> None:
     table = of.requests_for(range(20), [0] * 20)
     assert table.schema == PROMPT_SCHEMA
     rows = table.to_pylist()
+    assert sampling_seed(0, "0-0-p-0") == 3442790526  # in every release
     assert len({row["uid"] for row in rows}) == len({row["seed"] for row in rows}) == len(rows) == 60
     assert [row["slot"] for row in rows] == [slot for slot in range(20) for _ in range(3)]
     assert [row["sample"] for row in rows] == [0, 1, 2] * 20
@@ -200,9 +164,3 @@ def test_an_evaluation_asks_for_every_prompt() -> None:
     ]
     assert rows == evaluation_requests(prompts(3), num_samples=2, seed=5).to_pylist()
     assert len({row["uid"] for row in rows}) == 6
-
-
-def test_sampling_seeds_are_stable_across_processes_and_releases() -> None:
-    assert sampling_seed(0, "0-0-p-0") == SEED_OF_FIRST
-    assert sampling_seed(1, "0-0-p-0") != SEED_OF_FIRST
-    assert all(0 <= sampling_seed(0, str(i)) < 2**32 for i in range(100))

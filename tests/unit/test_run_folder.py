@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from records.events import Events, reason_of
-from records.files import append_row, drop_torn_line, read_rows
-from records.run_folder import RunFolder, describe_environment, valid_ledger
+from records.files import append_row, read_rows
+from records.ledger import valid_ledger
+from records.run_folder import RunFolder, describe_environment
 from settings.run import RunConfig
 from settings.run_files import load_config
 
@@ -33,27 +34,6 @@ def test_rows_are_appended_and_read_back(tmp_path: Path) -> None:
     append_row(path, {"a": 1})
     append_row(path, {"a": "line\nbreak"})
     assert read_rows(path) == [{"a": 1}, {"a": "line\nbreak"}]
-
-
-def test_a_torn_last_line_is_not_read_and_can_be_dropped(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text('{"a": 1}\n{"a": 2')
-    assert read_rows(path) == [{"a": 1}]
-    drop_torn_line(path)
-    append_row(path, {"a": 3})
-    assert read_rows(path) == [{"a": 1}, {"a": 3}]
-
-
-def test_dropping_a_torn_line_leaves_whole_lines_and_missing_files_alone(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    drop_torn_line(path)
-    assert not path.exists()
-    path.write_text('{"a": 1}\n')
-    drop_torn_line(path)
-    assert read_rows(path) == [{"a": 1}]
-    path.write_text('{"a"')
-    drop_torn_line(path)
-    assert path.read_text() == ""
 
 
 def test_an_existing_run_folder_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
@@ -110,15 +90,6 @@ def test_a_rollback_voids_the_rows_above_it(tmp_path: Path) -> None:
     folder.add_step({"step": 2, "attempt": 1}, ["new-2"])
     assert valid_ledger(folder.ledger) == {1: ["old-1"], 2: ["new-2"]}
     assert folder.valid_metrics() == [{"step": 1, "attempt": 0}, {"step": 2, "attempt": 1}]
-
-
-def test_a_rollback_to_the_newest_step_writes_nothing(tmp_path: Path) -> None:
-    folder = opened(tmp_path)
-    folder.roll_back_to(0)
-    assert not folder.ledger.exists()
-    folder.add_step({"step": 1}, ["a"])
-    folder.roll_back_to(1)
-    assert read_rows(folder.ledger) == [{"step": 1, "uids": ["a"]}]
 
 
 def test_events_carry_time_and_details_and_need_no_file(tmp_path: Path) -> None:

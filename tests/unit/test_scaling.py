@@ -1,7 +1,6 @@
 """The parts of scaling that need no cluster: states of workers, the commands' options, what a run answers."""
 
 import argparse
-import json
 import os
 import socket
 import subprocess
@@ -11,11 +10,9 @@ from typing import Any
 
 import pytest
 
-import launch
 from cluster.placement import plan
 from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
-from cluster.scaling import Change
 from cluster.worker import NEXT_STATES, Worker, WorkerState
 from commands.remote import address_of, read_counts
 from controller.remote_control import RemoteControl
@@ -24,7 +21,6 @@ from controller.status import progress_status
 from records.events import Events
 from records.run_folder import RunFolder
 from reporting.status_text import as_text
-from settings.exit_codes import BAD_INPUT
 from settings.run import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -147,10 +143,6 @@ def test_what_a_run_cannot_do_is_refused_as_a_whole(
     assert control._counts == {}
 
 
-def test_a_request_of_another_kind_is_refused(control: RemoteControl) -> None:
-    assert "known kinds: scale, status, stop" in control.reply({"kind": "end"})["error"]
-
-
 def scaled_to_40(monkeypatch: pytest.MonkeyPatch, *, grows: bool, nodes: list[dict[str, Any]]) -> dict[str, Any]:
     """The answer of a run on a cluster of these nodes to the request for 40 rollout workers."""
     monkeypatch.setattr("controller.remote_control.ray.nodes", lambda: nodes)
@@ -177,29 +169,6 @@ def test_what_is_wanted_during_the_start_is_carried_out_once_the_run_has_started
     scaling = argparse.Namespace(resize=lambda *call: calls.append(call))
     control.attach(argparse.Namespace(scaling=scaling))  # pyright: ignore[reportArgumentType]
     assert calls == [("teacher-code", 2, "command (during the start)")]
-
-
-def test_the_status_of_a_starting_run_shows_its_workers(control: RemoteControl) -> None:
-    status = json.loads(json.dumps(control.reply({"kind": "status"})))
-    assert (status["run"], status["state"]) == ("first", "starting")
-    assert status["pools"]["teacher-code"] == {
-        "wanted": 1,
-        "planned": 1,
-        "workers": [
-            {
-                "name": "teacher-code-0",
-                "state": "healthy",
-                "node": "a",
-                "node_id": None,
-                "pid": None,
-                "restarts": 0,
-                "version": None,
-                "slots": 0,
-                "calls": 0,
-                "tokens": 0,
-            }
-        ],
-    }
 
 
 def test_a_run_that_is_to_stop_answers_first(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -256,16 +225,6 @@ def test_the_status_is_text_too(control: RemoteControl) -> None:
     ]
 
 
-def test_a_change_says_what_will_happen() -> None:
-    assert str(Change("rollout", 1, 3, ("rollout-1", "rollout-2"))) == (
-        "rollout 1 -> 3: to start: rollout-1, rollout-2, to serve once on the newest weights"
-    )
-    assert str(Change("teacher", 2, 1, ("teacher-1",))) == (
-        "teacher 2 -> 1: to finish what is in flight, then to end: teacher-1"
-    )
-    assert str(Change("teacher", 2, 2, ())) == "teacher 2 -> 2: nothing to do"
-
-
 def test_a_folder_says_where_its_run_is_or_that_its_process_has_ended(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert address_of(folder) is None
@@ -277,19 +236,3 @@ def test_a_folder_says_where_its_run_is_or_that_its_process_has_ended(tmp_path: 
         address_of(folder)
     folder.write_cluster(here | {"pid": 2**22 + 1, "host": "another"})
     assert address_of(folder) == "10.0.0.1:1"
-
-
-@pytest.mark.parametrize(
-    ("line", "error"),
-    [
-        (["scale", "--run", "first", "--rollout", "0"], "error: --rollout must be >= 1, got 0 (nearest valid: 1)"),
-        (["scale", "--run", "first"], "error: scale: no pool is named"),
-        (["status", "--run", "first", "--rollout", "2"], "error: unexpected argument '--rollout'"),
-    ],
-)
-def test_a_wrong_command_line_is_one_error_with_exit_code_2(
-    line: list[str], error: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert launch.main(line) == BAD_INPUT
-    [printed] = capsys.readouterr().err.strip().splitlines()
-    assert printed.startswith(error)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from settings.load import save_config, to_yaml
+from settings.load import save_config
 from settings.run import RunConfig
-from settings.run_files import describe_fields, load_config
+from settings.run_files import load_config
 
 REQUIRED = ["--student.model_path", "s", "--teacher.model_path", "t", "--data.train_path", "d"]
 
@@ -57,12 +57,9 @@ def test_a_value_may_be_negative_a_list_or_a_mapping() -> None:
 
 
 @pytest.mark.parametrize("text", ["007", "1e3", "yes", "a: b", "[x", "Think, then {answer}.", ""])
-def test_text_is_taken_as_it_is_typed(text: str) -> None:
+def test_text_is_taken_as_it_is_typed_and_null_unsets_it(text: str) -> None:
     assert load("--data.system_prompt", text).data.system_prompt == text
-
-
-def test_null_unsets_an_optional_text() -> None:
-    assert load("--data.system_prompt", "null").data.system_prompt is None
+    assert load("--data.system_prompt", text, "--data.system_prompt", "null").data.system_prompt is None
 
 
 def test_interpolation_refers_to_other_settings(tmp_path: Path) -> None:
@@ -93,6 +90,7 @@ def test_batches_ahead_defaults_to_two_within_the_staleness_bound() -> None:
             ["--rollout.engine.max_num_seq", "2"],
             "rollout.engine.max_num_seq: unknown key; did you mean rollout.engine.max_num_seqs?",
         ),
+        (["--num_workers", "2"], "num_workers: unknown key; did you mean teacher.num_workers?"),
         (["--max-steps", "0"], "max_steps must be >= 1, got 0 (nearest valid: 1)"),
         (["--rollout.top_p", "1.5"], "rollout.top_p must be <= 1.0, got 1.5 (nearest valid: 1.0)"),
         (["--rollout.temperature", "0"], "rollout.temperature must be > 0.0, got 0"),
@@ -127,11 +125,6 @@ def test_a_mistake_is_one_line_that_names_the_field(overrides: list[str], messag
     assert mistake(*overrides) == message
 
 
-def test_an_unknown_key_without_a_like_names_the_nearest_known_one() -> None:
-    assert mistake("--num_workers", "2").startswith("num_workers: unknown key; did you mean ")
-    assert ".num_workers?" in mistake("--num_workers", "2")
-
-
 def test_several_mistakes_are_several_lines() -> None:
     assert mistake("--max-steps", "0", "--seed", "-1").splitlines() == [
         "seed must be >= 0, got -1 (nearest valid: 0)",
@@ -147,50 +140,27 @@ def test_required_settings_are_named() -> None:
     ]
 
 
-@pytest.mark.parametrize("override", ["--rollout.num_workers", "--learner.betas"])
-def test_a_value_that_is_no_yaml_is_refused_with_its_option(override: str) -> None:
-    assert mistake(override, "[1").startswith(f"{override}: '[1' is not valid YAML: ")
-
-
-@pytest.mark.parametrize("text", ["- 1\n- 2\n", "42\n"])
-def test_a_yaml_file_must_hold_a_mapping(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ValueError, match=r"--config: .*config\.yaml must hold a mapping of settings"):
-        load_config(yaml_file(tmp_path, text), REQUIRED)
-
-
-@pytest.mark.parametrize("text", ["a: [", "seed: 1\nseed: 2\n"])
-def test_invalid_yaml_is_refused_with_its_file(tmp_path: Path, text: str) -> None:
-    with pytest.raises(ValueError, match=r"--config: .*config\.yaml is not valid YAML: .*line"):
-        load_config(yaml_file(tmp_path, text), REQUIRED)
-
-
-def test_a_file_that_is_no_text_or_not_there_is_refused_with_its_name(tmp_path: Path) -> None:
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe")
-    with pytest.raises(ValueError, match=r"--config: .*binary\.yaml is not UTF-8 text"):
-        load_config(str(tmp_path / "binary.yaml"), REQUIRED)
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"- 1\n- 2\n", "must hold a mapping of settings"),
+        (b"42\n", "must hold a mapping of settings"),
+        (b"a: [", "is not valid YAML: .*line"),
+        (b"seed: 1\nseed: 2\n", "is not valid YAML: .*line"),
+        (b"\xff\xfe", "is not UTF-8 text"),
+    ],
+)
+def test_a_file_that_holds_no_settings_is_named(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "config.yaml").write_bytes(content)
+    with pytest.raises(ValueError, match=rf"--config: .*config\.yaml {message}"):
+        load_config(str(tmp_path / "config.yaml"), REQUIRED)
     with pytest.raises(ValueError, match=r"--config: no such file: .*missing\.yaml"):
         load_config(str(tmp_path / "missing.yaml"), REQUIRED)
 
 
-def test_an_empty_file_is_a_configuration_of_defaults(tmp_path: Path) -> None:
-    assert load_config(yaml_file(tmp_path, ""), REQUIRED) == load()
-
-
-def test_every_field_is_described_with_its_default_and_documentation() -> None:
-    lines = list(describe_fields())
-    keys = [line.split()[0].removeprefix("--") for line in lines]
-    leaves = [key for key in keys if "\n" not in key]
-    assert {"max_steps", "rollout.engine.max_num_seqs", "cluster.load_timeout_s", "objective.name"} <= set(leaves)
-    assert len(set(leaves)) == len(lines)
-    undocumented = [line for line in lines if not line.partition("\n")[2].strip()]
-    assert undocumented == []
-    assert next(line for line in lines if "--max_steps " in line).startswith("  --max_steps  (default 100)\n")
-    assert next(line for line in lines if "--student.model_path " in line).split("\n")[0].endswith("(required)")
-
-
-def test_yaml_of_a_configuration_lists_every_section() -> None:
-    text = to_yaml(load())
-    assert [name for name in RunConfig.model_fields if f"\n{name}:" not in f"\n{text}"] == []
+@pytest.mark.parametrize("override", ["--rollout.num_workers", "--learner.betas"])
+def test_a_value_that_is_no_yaml_is_refused_with_its_option(override: str) -> None:
+    assert mistake(override, "[1").startswith(f"{override}: '[1' is not valid YAML: ")
 
 
 def test_nccl_is_accepted_where_learner_and_rollout_engines_have_gpus_and_gloo_anywhere() -> None:

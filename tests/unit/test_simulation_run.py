@@ -10,7 +10,7 @@ from commands.plan.prompts import LengthsConfig
 from commands.plan.run import RatesConfig, run_virtually, simulate, simulated_run
 from commands.plan.timing import EngineRates
 from commands.plan.workers import LearnerRates, SimulatedLearner
-from records.run_folder import valid_ledger
+from records.ledger import valid_ledger
 from reporting.advisor import advise
 from settings.run import RunConfig
 

@@ -65,21 +65,6 @@ def test_no_slot_starts_beyond_the_last_step():
     assert slots.startable() == [0, 1, 2, 3, 4, 5]
 
 
-def test_run_of_no_steps_is_done_and_starts_nothing():
-    slots = make_slots(max_steps=0)
-    assert slots.done
-    assert slots.startable() == []
-    assert slots.next_batch() is None
-
-
-def test_run_is_done_after_its_last_batch():
-    slots = make_slots(max_steps=2)
-    train_in_order(slots, 1)
-    assert not slots.done
-    train_in_order(slots, 1)
-    assert slots.done
-
-
 def test_engine_may_lag_by_the_staleness_that_waiting_does_not_use():
     slots = make_slots(max_staleness=3, batches_ahead=1)
     assert slots.minimum_engine_version == 0
@@ -87,17 +72,6 @@ def test_engine_may_lag_by_the_staleness_that_waiting_does_not_use():
     assert slots.minimum_engine_version == 3
     slots.start(10, engine_version=3)
     assert slots.deadline(10) == 6
-
-
-def test_counts_follow_a_slot_until_it_is_trained():
-    slots = make_slots(batch_size=1)
-    assert (slots.num_open, slots.num_finished) == (0, 0)
-    start(slots, [0, 1])
-    assert (slots.num_open, slots.num_finished) == (2, 0)
-    finish(slots, [0])
-    assert (slots.num_open, slots.num_finished) == (2, 1)
-    slots.train([0])
-    assert (slots.num_open, slots.num_finished) == (1, 0)
 
 
 def test_batch_takes_the_earliest_deadlines_then_the_lowest_numbers():
@@ -112,14 +86,6 @@ def test_batch_takes_the_earliest_deadlines_then_the_lowest_numbers():
     assert slots.next_batch() == [0, 2]
     slots.train([0, 2])
     assert slots.next_batch() == [4, 5]
-
-
-def test_next_batch_changes_nothing():
-    slots = make_slots(batch_size=2)
-    start(slots, [0, 1, 2])
-    finish(slots, [0, 2])
-    assert slots.next_batch() == slots.next_batch() == [0, 2]
-    assert (slots.version, slots.num_open, slots.num_finished) == (0, 3, 2)
 
 
 def test_fast_slots_overtake_a_straggler_until_it_is_due():
@@ -191,17 +157,6 @@ def test_batch_stays_good_while_other_slots_start_and_finish():
     assert slots.next_batch() == [0, 1]
 
 
-def test_staleness_0_trains_the_batches_in_prompt_order():
-    slots = make_slots(batch_size=3, max_steps=2, max_staleness=0, batches_ahead=0)
-    start(slots, [0, 1, 2])
-    finish(slots, [2, 0])
-    assert slots.next_batch() is None
-    finish(slots, [1])
-    slots.train([0, 1, 2])
-    assert slots.startable() == [3, 4, 5]
-    assert slots.minimum_engine_version == 1
-
-
 def test_frontier_names_the_lowest_untrained_slot_and_the_trained_ones_above():
     slots = make_slots(batch_size=2)
     start(slots, [0, 1, 2, 3])
@@ -225,40 +180,6 @@ def test_resuming_with_fewer_batches_ahead_opens_no_more_than_the_smaller_window
     assert slots.startable() == [0], "with slot 1 open too, both would be due at version 1"
     train_in_order(slots, 2)
     assert slots.startable() == [3]
-
-
-def test_fall_back_opens_the_slots_trained_since_and_restarts_the_running_ones():
-    slots = make_slots(batch_size=2, max_staleness=3, batches_ahead=1)
-    train_in_order(slots, 1)
-    start(slots, [2, 3, 4, 5])
-    finish(slots, [3, 4])
-    slots.train([3, 4])
-    checkpoint = slots.frontier()
-    start(slots, [6])
-    finish(slots, [2, 5])
-    slots.train([2, 5])
-    slots.fall_back(checkpoint)
-    assert slots.frontier() == checkpoint
-    assert slots.startable() == [2, 5, 6, 7]
-    assert (slots.num_open, slots.num_finished) == (0, 0)
-    with pytest.raises(ValueError, match=r"^slot must be running, got 6$"):
-        slots.finish(6)
-
-
-def test_fall_back_to_the_present_frontier_restarts_what_is_open():
-    slots = make_slots(batch_size=2)
-    start(slots, [0, 1])
-    finish(slots, [0])
-    slots.fall_back(slots.frontier())
-    assert slots.startable() == [0, 1, 2, 3]
-
-
-@pytest.mark.parametrize("frontier", [Frontier(2, 4), Frontier(1, 1, (2,)), Frontier(1, 0, (1, 3))])
-def test_fall_back_refuses_a_frontier_that_is_not_behind(frontier: Frontier):
-    slots = make_slots(batch_size=2, version=1, lowest_untrained=1, trained_above=(3,))
-    with pytest.raises(ValueError, match=r"^frontier must lie behind Frontier\(version=1"):
-        slots.fall_back(frontier)
-    assert slots.frontier() == Frontier(1, 1, (3,))
 
 
 @pytest.mark.parametrize(

@@ -216,10 +216,9 @@ def test_run_that_falls_back_trains_each_slot_once(world: World, stops: list[int
     for max_events in stops:
         simulation.run(max_events)
         version = data.draw(st.integers(0, simulation.slots.version), label="version fallen back to")
-        simulation.slots.fall_back(simulation.frontiers[version])
+        simulation.restart(simulation.world.slots(simulation.frontiers[version]))
         assert simulation.slots.frontier() == simulation.frontiers[version]
         del simulation.batches[version:], simulation.frontiers[version + 1 :]
-        simulation.restart(simulation.slots)
     simulation.run()
     simulation.check_complete()
 

@@ -70,12 +70,6 @@ def test_a_student_without_layers_computes_what_the_kept_layers_do(
         assert_close(student(input_ids=ids_BT).logits, expected)  # with a cache: layers are numbered anew
 
 
-def test_a_third_of_the_layers_is_dropped(scripts: dict[str, ModuleType]) -> None:
-    dropped = scripts["build_models"].DROPPED
-    assert len(set(dropped)) == len(dropped) == 10
-    assert set(dropped) < set(range(30))
-
-
 def test_the_reverse_kl_is_that_of_torch_and_zero_for_equal_models(scripts: dict[str, ModuleType]) -> None:
     student, teacher, sequence_T = tiny_model(1), tiny_model(2), torch.arange(10)
     found = scripts["measure"].reverse_kl(student, teacher, sequence_T, 4)

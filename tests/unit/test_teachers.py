@@ -40,10 +40,6 @@ def test_every_source_has_the_role_and_the_weight_of_the_teacher_that_names_it()
     assert share_of_source(several) == {"gsm8k": main, "aime": main, "mbpp": code}
 
 
-def test_a_source_that_is_named_but_not_in_the_data_is_allowed_beside_one_that_is() -> None:
-    check_sources(config(**SEVERAL), ["gsm8k", "mbpp"])
-
-
 @pytest.mark.parametrize(
     ("sections", "message"),
     [
@@ -98,12 +94,6 @@ def test_every_teacher_and_the_reference_are_placed_as_roles_of_their_own() -> N
         Demand("rollout", 1, {"CPU": 1.0}, strategy="spread"),
     ]
     assert [field_of(demand.role) for demand in demands][2:4] == ["teachers.code", "reference"]
-
-
-def test_a_further_teacher_that_reserves_nothing_is_named_by_its_field() -> None:
-    nothing = named("mbpp", resources={"num_cpus": 0})
-    with pytest.raises(ValueError, match=r"^teachers\.code\.resources must reserve something"):
-        plan(config(teachers={"code": nothing}))
 
 
 def test_engines_take_the_learners_precision_unless_they_have_their_own() -> None:

@@ -2,8 +2,6 @@
 
 from pathlib import Path
 
-import pytest
-
 from records.ownership import Ownership
 from records.timeline import Span, Timeline, merged, read_spans
 
@@ -43,14 +41,6 @@ def test_uses_that_follow_at_once_are_merged_and_others_are_not(tmp_path: Path) 
     timeline.close()
     spans = [span for span in read_spans(tmp_path / "timeline.jsonl") if span.worker == "learner-1"]
     assert [(span.num, round(span.busy_s, 3)) for span in spans] == [(2, 1.0), (1, 0.5)]
-
-
-def test_an_error_ends_a_span_and_goes_on(tmp_path: Path) -> None:
-    timeline = Timeline(tmp_path / "timeline.jsonl", clock=Clock())
-    with pytest.raises(ValueError, match="the engine died"), timeline.lasting("generate", "rollout-0"):
-        raise ValueError("the engine died")
-    timeline.close()
-    assert [span.stage for span in read_spans(tmp_path / "timeline.jsonl")] == ["generate"]
 
 
 def test_a_span_that_goes_on_is_written_in_pieces_and_at_the_end(tmp_path: Path) -> None:
@@ -106,10 +96,3 @@ def test_nothing_is_written_once_another_process_has_the_folder(tmp_path: Path) 
         other.take()
     timeline.close()
     assert read_spans(tmp_path / "timeline.jsonl") == []
-
-
-def test_without_a_file_nothing_is_noted() -> None:
-    timeline = Timeline()
-    with timeline.lasting("train", "learner-0"):
-        pass
-    timeline.close()

@@ -49,13 +49,6 @@ def test_wait_for_logs_what_it_waits_for(
     assert "waiting for placement of rollout-0 (0 s)" in caplog.messages
 
 
-def test_together_returns_results_in_order() -> None:
-    async def scenario() -> list[int]:
-        return await together(asyncio.sleep(0.03 - 0.01 * i, i) for i in range(3))
-
-    assert asyncio.run(scenario()) == [0, 1, 2]
-
-
 def test_the_first_error_ends_what_is_awaited_together() -> None:
     async def failing() -> None:
         raise ValueError("the first")
@@ -119,22 +112,6 @@ def test_until_times_out_only_when_nothing_changes() -> None:
         assert loop.time() - start > 0.13
 
     asyncio.run(scenario())
-
-
-def test_until_without_a_limit_logs_what_it_waits_for(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(waiting, "LOG_EVERY_S", 0.01)
-    caplog.set_level(logging.INFO, "cluster.waiting")
-
-    async def scenario() -> None:
-        signal, ready = Signal(), list[bool]()
-        loop = asyncio.get_running_loop()
-        loop.call_later(0.05, lambda: (ready.append(True), signal.changed()))
-        await signal.until(lambda: ready, timeout_s=waiting.NO_LIMIT_S, what=lambda: "newer weights")
-
-    asyncio.run(scenario())
-    assert "waiting for newer weights (0 s)" in caplog.messages
 
 
 @pytest.mark.parametrize("ticks", [0, 1, 2])

@@ -17,14 +17,6 @@ def counts(row: dict[str, Any]) -> dict[str, int]:
     return {key.removeprefix("wasted/"): n for key, n in row.items() if key.startswith("wasted/") and n}
 
 
-def test_what_is_trained_is_not_wasted() -> None:
-    waste = WastedTokens()
-    waste.begin(0)
-    waste.finish(0, 7)
-    waste.finish(1, 5)
-    assert counts(step(waste, 1, [0, 1])) == {}
-
-
 def test_what_is_generated_again_is_counted_by_cause_and_a_cut_off_attempt_as_one() -> None:
     waste = WastedTokens()
     waste.begin(0)
