@@ -1,4 +1,4 @@
-"""The flow of a run: real workers behind real Ray actors, on engines and a learner that only sleep and count."""
+"""The flow of a run: the real controller and workers on engines that only take time, in virtual time."""
 
 import asyncio
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""What a run survives, and how it ends where it cannot: real workers on real Ray die, fail and stall."""
+"""What a run survives, and how it ends where it cannot: simulated workers die, fail and stall."""
 
 import asyncio
 from pathlib import Path

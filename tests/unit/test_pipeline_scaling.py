@@ -1,4 +1,4 @@
-"""Workers come and go while a run streams: real workers on real Ray, on simulated engines."""
+"""Workers come and go while a run streams: the real controller on simulated engines, in virtual time."""
 
 import asyncio
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Several teachers and a reference model in the flow of a run: real workers on real Ray, simulated engines."""
+"""Several teachers and a reference model in the flow of a run: simulated engines, in virtual time."""
 
 import asyncio
 from pathlib import Path
