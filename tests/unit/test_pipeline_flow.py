@@ -1,4 +1,4 @@
-"""What metrics rows say of queues and pools, and the advice: the real controller on simulated engines, in virtual time."""
+"""What metrics rows say of queues and pools, and the advice: simulated engines in virtual time."""
 
 from pathlib import Path
 from typing import Any

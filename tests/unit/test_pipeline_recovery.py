@@ -1,4 +1,4 @@
-"""Every kind of worker may die, freeze or break at any moment: the real controller on simulated engines, in virtual time."""
+"""Every kind of worker may die, freeze or break at any moment: simulated engines in virtual time."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
