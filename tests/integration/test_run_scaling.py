@@ -16,8 +16,9 @@ def test_workers_are_added_killed_and_retired_by_command_while_the_run_streams_a
     """1 -> 3 -> 1 rollout workers, 1 -> 2 -> 1 teachers; between, one worker of each kind is killed."""
     with scaled_run(tmp_path, **{"cluster.num_cpus": 4, "checkpoint.every_steps": 5}) as run:
         run.scale_up()
-        numbers = chaos(run, "rollout,teacher,learner", every_s=8, duration_s=25)
-        check_report(numbers, {"rollout": 1, "teacher": 1, "learner": 1})
+        # One of several, so that another is healthy for each kill whatever the machine does; the learner alone.
+        check_report(chaos(run, "rollout,teacher", every_s=5, duration_s=11), {"rollout": 1, "teacher": 1})
+        check_report(chaos(run, "learner", every_s=2, duration_s=3), {"learner": 1})
         run.scale_down()
         drain_and_check(run)
         run.check_scaled()
