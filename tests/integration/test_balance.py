@@ -51,7 +51,7 @@ BALANCE = {
 def test_a_run_that_starts_with_the_wrong_ratio_comes_to_the_best_one_and_stays(tmp_path: Path) -> None:
     async def static() -> float:
         config = balanced_config(tmp_path, "static")
-        given = ON_RAY | {"learner": LearnerBehaviour(train_s=0.02)}
+        given: dict[str, Any] = ON_RAY | {"learner": LearnerBehaviour(train_s=0.02)}
         async with simulated_run(config, engines=[ENGINE], teachers=[TEACHER] * 5, **given) as run:
             running = asyncio.create_task(run.pipeline.run())
             await eventually(lambda: run.pipeline.slots.version >= 4)
@@ -62,7 +62,7 @@ def test_a_run_that_starts_with_the_wrong_ratio_comes_to_the_best_one_and_stays(
 
     async def scenario(best: float) -> None:
         config = balanced_config(tmp_path, "balanced", **BALANCE)
-        given = ON_RAY | {"learner": LearnerBehaviour(train_s=0.02)}
+        given: dict[str, Any] = ON_RAY | {"learner": LearnerBehaviour(train_s=0.02)}
         async with simulated_run(config, engines=[ENGINE] * 5, teachers=[TEACHER], **given) as run:
             started = time.monotonic()
             running = asyncio.create_task(run.pipeline.run())

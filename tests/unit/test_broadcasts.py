@@ -173,7 +173,7 @@ def test_a_failed_forming_is_a_fall_back_and_is_tried_again_at_the_next_version(
     play(scene, publishes())
     (row,) = scene.events("weights_fallback")
     assert (row["version"], row["incarnation"], row["again"]) == (0, 2, "next version")
-    assert row["reason"] == "rollout-1: RayError: RuntimeError: no route"
+    assert row["reason"] == "rollout-1: RayTaskError(RuntimeError): RuntimeError: no route"
     assert [row["version"] for row in scene.events("weights_broadcast")] == [1]
 
 
