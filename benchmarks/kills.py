@@ -30,8 +30,8 @@ import psutil
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from benchmarks.killer import Killer  # noqa: E402
 from commands.chaos.report import check_ledger  # noqa: E402
-from commands.plan.kills import Killer  # noqa: E402
 from commands.plan.prompts import LengthsConfig  # noqa: E402
 from commands.plan.run import (  # noqa: E402
     RatesConfig,

@@ -1,25 +1,46 @@
-"""Actors inside this process: called as Ray actors are, for simulations of whole runs and for load tests.
+"""A pool whose workers live in this process, without Ray: for simulations of whole runs and for load tests.
 
     handle = LocalActor(worker)
     refs = handle.score.options(num_returns=3).remote(table)     # references: await them, or pass them on
     stream = handle.generate.options(num_returns="streaming").remote(prompts)
 
-Errors reach the caller as `RayError`, as they would from another process.
+Workers are called as Ray actors are, and their errors reach the caller as they would from another process.
 """
 
 import asyncio
 import inspect
+import os
+import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from contextvars import ContextVar
 from functools import partial
 from typing import Any
 
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.pool import Pool
 from cluster.worker import Worker
-from records.events import reason_of
 
 ENDED = "the worker was ended"
+
+IN_PROCESS = "in process"
+"""Placement of a local worker."""
+
+
+class LocalPool(Pool):
+    """A `Pool` that makes its workers here."""
+
+    async def create(self, workers: list[Worker], turn: asyncio.Lock | None = None) -> None:
+        for worker in workers:
+            spec = self._build(int(worker.name.rpartition("-")[2]))
+            worker.handle = LocalActor(spec.cls(*spec.args, **spec.kwargs))
+            worker.num_lives += 1
+            worker.placement = worker.node_id = worker.node = IN_PROCESS
+
+    def _free(self, worker: Worker) -> None:
+        if worker.placement is not None:
+            worker.handle.kill()
+            worker.placement = None
 
 
 class LocalRef:
@@ -37,10 +58,15 @@ class LocalRef:
 class LocalActor:
     """Stands for `target` as a handle does for an actor."""
 
+    inside: "ContextVar[LocalActor | None]" = ContextVar("inside", default=None)
+    """The actor whose work the present task does."""
+
     def __init__(self, target: Any) -> None:
         self._target = target
         self._calls: dict[asyncio.Task[Any], None] = {}  # in the order of their begin
         self._is_dead = False
+        self._is_awake = asyncio.Event()
+        self._is_awake.set()
 
     def __getattr__(self, method: str) -> "LocalMethod":
         return LocalMethod(self, method)
@@ -50,6 +76,14 @@ class LocalActor:
         self._is_dead = True
         for call in self._calls:
             call.get_loop().call_soon(call.cancel)  # once it has begun, so that it ends with our error
+
+    def freeze(self) -> None:
+        """Begin and answer no call until `thaw()`, as a process that is stopped."""
+        self._is_awake.clear()
+
+    def thaw(self) -> None:
+        """Resume after `freeze()`."""
+        self._is_awake.set()
 
     def call(self, method: str, args: tuple[Any, ...], named: dict[str, Any]) -> "asyncio.Task[Any]":
         """Begin a call; references among the arguments are awaited first."""
@@ -74,10 +108,16 @@ class LocalActor:
 
     async def _guard(self, work: Callable[[], Awaitable[Any]]) -> Any:
         """Do work of this actor; its errors are those of an actor."""
+        self.inside.set(self)
         try:
             if self._is_dead:
                 raise RayActorError(error_msg=ENDED)
-            return await work()
+            if not self._is_awake.is_set():
+                await self._is_awake.wait()
+            result = await work()
+            if not self._is_awake.is_set():
+                await self._is_awake.wait()
+            return result
         except (RayError, StopAsyncIteration):
             raise
         except asyncio.CancelledError:
@@ -85,7 +125,14 @@ class LocalActor:
                 raise
             raise RayActorError(error_msg=ENDED) from None
         except Exception as error:
-            raise RayError(reason_of(error)) from error
+            raise _as_of_a_task(error) from error
+
+
+def _as_of_a_task(error: Exception) -> RayError:
+    """What Ray makes of an error that a worker raises: it is of the error's type too."""
+    process: dict[str, Any] = {"proctitle": "local", "pid": os.getpid(), "ip": "local"}
+    text = "".join(traceback.format_exception_only(error))
+    return RayTaskError("call", text, error, **process).as_instanceof_cause()
 
 
 class LocalMethod:
@@ -144,27 +191,3 @@ class LocalStream:
             await asyncio.wait({self._making})
         if isinstance(self._items, AsyncIterator) and hasattr(self._items, "aclose"):
             await self._items.aclose()  # pyright: ignore[reportAttributeAccessIssue]
-
-
-# -- local pool --------------------------------------------------------------------------------------------
-# A pool whose workers live in this process: no Ray, no placement. For simulations and load tests.
-
-
-IN_PROCESS = "in process"
-"""Placement of a local worker."""
-
-
-class LocalPool(Pool):
-    """A `Pool` that makes its workers here."""
-
-    async def create(self, workers: list[Worker], turn: asyncio.Lock | None = None) -> None:
-        for worker in workers:
-            spec = self._build(int(worker.name.rpartition("-")[2]))
-            worker.handle = LocalActor(spec.cls(*spec.args, **spec.kwargs))
-            worker.num_lives += 1
-            worker.placement = worker.node_id = worker.node = IN_PROCESS
-
-    def _free(self, worker: Worker) -> None:
-        if worker.placement is not None:
-            worker.handle.kill()
-            worker.placement = None

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from cluster.placement import Bundle, Demand, plan
 from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
+from cluster.waiting import together
 from commands.plan.local_pool import LocalPool
 from commands.plan.prompts import SimulatedPrompts
 from commands.plan.rates import RatesConfig
@@ -22,6 +23,7 @@ from controller.context import RunContext
 from controller.learner_group import LearnerGroup
 from controller.pipeline import Pipeline
 from controller.recovery import Progress, restore
+from controller.rollouts import Prompts
 from records.checkpoint_store import CheckpointStore
 from records.events import Events
 from records.run_folder import RunFolder
@@ -46,7 +48,7 @@ async def simulated_run(
     pool_class: type[Pool] = LocalPool,
     with_checkpoints: bool = False,
 ) -> AsyncIterator[SimulatedRun]:
-    """Start the workers of a run and connect the stages; its run folder is made under `path`.
+    """A run of workers that pass sizes on where real ones pass tables; its run folder is made under `path`.
 
     With `Pool` as `pool_class` the workers are Ray actors, and the run takes its time really. With checkpoints
     (`config.checkpoint` says when) a lost learner falls back to the last one; without, it ends the run.
@@ -54,46 +56,66 @@ async def simulated_run(
     config = config.model_copy(update={"runs_path": str(path)})
     folder = RunFolder(path / config.run_name)
     folder.checkpoints.mkdir(parents=True)
-    events = Events(folder.events)
-    build = partial(worker_spec, config, rates)
-    pools = {
-        d.role: pool_class(d, partial(build, d.role), config=config.cluster, events=events, health=config.health)
-        for d in demands(config)
-    }
-    learner = LearnerGroup(pools["learner"], config.cluster)
-    try:
-        for pool in pools.values():
-            await pool.place()
-        engines = [pool.start() for role, pool in pools.items() if role != "learner"]
-        await asyncio.gather(learner.setup(), *engines)
-        prompts = SimulatedPrompts(config, rates.lengths)
-        saving = _saving(config, learner, prompts, folder, events) if with_checkpoints else {}
-        pipeline = Pipeline(
-            RunContext.of(config, pools, folder, events),
-            learner=learner,
-            prompts=prompts,
-            sampling=None,
-            evaluation=None,
-            progress=Progress(),
-            cluster=Endless(plan(config)),
-            **saving,
-        )
-        yield SimulatedRun(pipeline, pools, folder)
-    finally:
-        await asyncio.gather(*(pool.close() for pool in pools.values()))
+    pools = make_pools(config, partial(worker_spec, config, rates), demands(config), folder, pool_class)
+    prompts = SimulatedPrompts(config, rates.lengths)
+    async with connected_run(config, pools, prompts, folder, with_checkpoints=with_checkpoints) as run:
+        yield run
 
 
-def _saving(
-    config: RunConfig, learner: LearnerGroup, prompts: SimulatedPrompts, folder: RunFolder, events: Events
-) -> dict[str, Any]:
-    """The arguments of a pipeline that saves checkpoints and falls back to them."""
-    store = CheckpointStore.of(config, folder)
+def make_pools(
+    config: RunConfig,
+    build: Callable[[str, int], WorkerSpec],
+    demands: Sequence[Demand],
+    folder: RunFolder,
+    pool_class: type[Pool],
+) -> dict[str, Pool]:
+    """The pools of a run, by role; `build(role, index)` says how a worker is made."""
+    events = Events(folder.events, folder.owner)
+    given: dict[str, Any] = {"config": config.cluster, "events": events, "health": config.health}
+    return {demand.role: pool_class(demand, partial(build, demand.role), **given) for demand in demands}
+
+
+@asynccontextmanager
+async def connected_run(
+    config: RunConfig,
+    pools: Mapping[str, Pool],
+    prompts: Prompts,
+    folder: RunFolder,
+    *,
+    with_checkpoints: bool,
+    is_resumed: bool = False,
+    **given: Any,
+) -> AsyncIterator[SimulatedRun]:
+    """Start the workers of a run as `launch.py train` does and connect the stages; all ends with the block.
+
+    Further arguments are those of the pipeline.
+    """
+    events = Events(folder.events, folder.owner)
+    learner, store = LearnerGroup(pools["learner"], config.cluster), CheckpointStore.of(config, folder)
 
     async def restore_newest(reason: str, incarnation: int) -> Progress:
         return await restore(learner, store, folder, events, prompts=prompts, reason=reason, above=incarnation)
 
-    checkpointer = Checkpointer(config, learner=learner, store=store, folder=folder, events=events)
-    return {"restore": restore_newest, "checkpointer": checkpointer}
+    try:
+        turn = asyncio.Lock()
+        await together(pool.place(turn) for pool in pools.values())
+        await asyncio.gather(learner.setup(), *(pool.start() for role, pool in pools.items() if role != "learner"))
+        progress = await restore_newest("--resume", 0) if is_resumed else Progress()
+        if with_checkpoints:
+            parts: dict[str, Any] = {"learner": learner, "store": store, "folder": folder, "events": events}
+            checkpointer = Checkpointer(config, **parts, saved=progress.saved_version)
+            given |= {"restore": restore_newest, "checkpointer": checkpointer}
+        defaults = {"sampling": None, "evaluation": None, "cluster": Endless(plan(config))}
+        pipeline = Pipeline(
+            RunContext.of(config, pools, folder, events),
+            learner=learner,
+            prompts=prompts,
+            progress=progress,
+            **defaults | given,
+        )
+        yield SimulatedRun(pipeline, pools, folder)
+    finally:
+        await asyncio.gather(*(pool.close() for pool in pools.values()))
 
 
 def simulate(config: RunConfig, rates: RatesConfig) -> list[dict[str, Any]]:

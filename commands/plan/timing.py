@@ -20,6 +20,10 @@ Duration = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 PerSecond = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
+EARLY_S = 2e-9
+"""An event loop may call timers so much too early."""
+
+
 class EngineRates(Section):
     """What one engine needs for its work."""
 
@@ -99,10 +103,13 @@ class SimulatedDevice:
         """Bring the progress up to now, end what is complete, and start what waits."""
         until = now()
         since = max(self._updated_s, min(self._free_s, until))
+        reached = self._progress
         if self._running:
-            self._progress += (until - since) / self._step_s()
+            step_s = self._step_s()
+            self._progress += (until - since) / step_s
+            reached = self._progress + max(1e-6, EARLY_S / step_s)
         self._updated_s = until
-        while self._running and self._running[0].end <= self._progress + 1e-6:
+        while self._running and self._running[0].end <= reached:
             done = heapq.heappop(self._running).done
             if not done.done():
                 done.set_result(None)

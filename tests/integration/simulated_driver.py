@@ -10,14 +10,15 @@ from pathlib import Path
 
 from cluster.connection import connected
 from cluster.orphans import check_has_ended, end_left_over
+from cluster.pool import Pool
 from controller.remote_control import check_name_is_free, remote_control
 from records.events import Events
 from records.run_folder import RunFolder
 from settings.cluster import ClusterConfig
 from settings.exit_codes import FAILED, FINISHED
 from settings.run import RunConfig
-from tests.integration.simulated import EngineBehaviour, LearnerBehaviour
-from tests.integration.simulated_run import run_config, simulated_run
+from tests.simulated import EngineBehaviour, LearnerBehaviour
+from tests.simulated_run import run_config, simulated_run
 
 
 def config_of(path: Path, max_steps: int) -> RunConfig:
@@ -32,8 +33,8 @@ def config_of(path: Path, max_steps: int) -> RunConfig:
 
 async def drive(config: RunConfig, *, resume: bool, helper_s: int) -> None:
     """Run to the end, or raise what ended it."""
-    engines, learner = [EngineBehaviour(slowest_s=0.2, helper_s=helper_s)] * 2, LearnerBehaviour(train_s=0.2)
-    async with simulated_run(config, engines=engines, learner=learner, resume=resume) as run:
+    engines, learner = [EngineBehaviour(token_s=0.01, helper_s=helper_s)] * 2, LearnerBehaviour(train_s=0.2)
+    async with simulated_run(config, engines=engines, learner=learner, resume=resume, pool_class=Pool) as run:
         events = Events(run.folder.events, run.folder.owner)
         end_left_over(run.folder, events)
         async with remote_control(run.pipeline.context, is_local=False):

@@ -18,12 +18,13 @@ import ray
 from cluster.autoscaling import grows
 from cluster.capacity import ray_cluster
 from cluster.placement import plan
+from cluster.pool import Pool
 from cluster.ray_actors import named_actor
 from controller.remote_control import remote_control
 from tests.integration.namespaces import HEAD, ROOT, until
 from tests.integration.node_groups import SCRIPT
-from tests.integration.simulated import EngineBehaviour
-from tests.integration.simulated_run import SimulatedRun, eventually, run_config, simulated_run
+from tests.simulated import EngineBehaviour
+from tests.simulated_run import FaultyRun, eventually, run_config, simulated_run
 
 pytestmark = [pytest.mark.timeout(600), pytest.mark.isolated, pytest.mark.slow]
 
@@ -120,7 +121,7 @@ class Somewhere:
         return ray.get_runtime_context().get_node_id()
 
 
-async def follow(run: SimulatedRun, role: str) -> None:
+async def follow(run: FaultyRun, role: str) -> None:
     """Scale a pool up and down by command; its nodes follow, no others do, and the run continues."""
     for count in (2, 1):
         line = [sys.executable, "launch.py", "scale", "--run=simulated", f"--runs-path={run.folder.path.parent}"]
@@ -145,11 +146,11 @@ async def follow(run: SimulatedRun, role: str) -> None:
 def test_nodes_of_each_group_come_and_go_with_the_workers_of_a_run_that_loses_nothing(tmp_path: Path) -> None:
     groups = {role: {"resources": {"num_cpus": 0.1, "custom": {role: 1}}} for role in GROUPS}
 
-    async def scenario() -> SimulatedRun:
-        engines = [EngineBehaviour(fastest_s=0.02, slowest_s=0.2)]
+    async def scenario() -> FaultyRun:
+        engines = [EngineBehaviour(token_s=0.01)]
         assert not nodes()
         asked = time.monotonic()
-        async with simulated_run(config, engines=engines) as run:
+        async with simulated_run(config, engines=engines, pool_class=Pool) as run:
             assert nodes() == Counter(GROUPS)
             print(f"all workers, on new nodes, have started after {time.monotonic() - asked:.1f} s")
             check_named_actors_are_here()

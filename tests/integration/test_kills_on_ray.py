@@ -12,11 +12,12 @@ import psutil
 import pytest
 import ray
 
+from benchmarks.killer import Killer
+from cluster.pool import Pool
 from cluster.worker import Worker
-from commands.plan.kills import Killer
 from settings.run import RunConfig
-from tests.integration.simulated import EngineBehaviour
-from tests.integration.simulated_run import SimulatedRun, eventually, run_config, simulated_run
+from tests.simulated import EngineBehaviour
+from tests.simulated_run import FaultyRun, eventually, run_config, simulated_run
 
 NUM_KILLS = 60
 """Of each kind."""
@@ -27,7 +28,7 @@ pytestmark = [
 ]
 
 KINDS = ("rollout", "teacher", "learner")
-ENGINE = EngineBehaviour(fastest_s=0.02, slowest_s=0.2)
+ENGINE = EngineBehaviour(token_s=0.01)
 HEALTH = {
     "heartbeat_s": 0.5,
     "suspect_after_s": 20.0,
@@ -67,7 +68,7 @@ class Sizes:
         await eventually(lambda: self.taken_mib() < 1, timeout_s=60)
 
 
-async def strike(run: SimulatedRun, killer: Killer, sizes: Sizes) -> None:
+async def strike(run: FaultyRun, killer: Killer, sizes: Sizes) -> None:
     """Kill one worker after the other, each once the one before serves again and a step is done; end the run."""
     trained: list[Any] = []
     run.pipeline.on_step(trained.append)
@@ -98,7 +99,7 @@ def settings(path: Path) -> RunConfig:
 def test_nothing_is_lost_in_60_kills_of_each_kind_and_memory_is_flat(tmp_path: Path) -> None:
     async def main() -> None:
         engines, teachers = (ENGINE,) * 3, (EngineBehaviour(),) * 2
-        async with simulated_run(settings(tmp_path), engines=engines, teachers=teachers) as run:
+        async with simulated_run(settings(tmp_path), engines=engines, teachers=teachers, pool_class=Pool) as run:
             kinds: dict[str, int] = dict.fromkeys(KINDS, 1)
             killer = Killer(run.pools, kill_process, kinds=kinds, seed=0, can_kill=lambda worker: worker.pid > 0)
             running, sizes = asyncio.create_task(run.pipeline.run()), Sizes()
@@ -111,7 +112,7 @@ def test_nothing_is_lost_in_60_kills_of_each_kind_and_memory_is_flat(tmp_path: P
     asyncio.run(main())
 
 
-def check(run: SimulatedRun, killer: Killer, sizes: Sizes) -> None:
+def check(run: FaultyRun, killer: Killer, sizes: Sizes) -> None:
     """Every slot that counts as trained is in the ledger once; nothing was given up, nothing grew."""
     numbers: dict[str, Any] = {"kills": killer.report(), "driver_mib": sizes.driver, "store_mib": sizes.store}
     print(json.dumps(numbers | {"steps": run.pipeline.slots.version}))

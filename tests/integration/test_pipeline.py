@@ -1,234 +1,223 @@
-"""The flow of a run: real workers behind real Ray actors, on engines and a learner that only sleep and count."""
+"""What only real Ray can show of a run: processes that die and freeze, streams that are cut off, placement."""
 
 import asyncio
+import os
+import signal
 import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+import ray
+from ray.exceptions import OwnerDiedError
+from ray.util.placement_group import placement_group_table
 
+from cluster.placement import Demand
+from cluster.pool import Pool
+from cluster.ray_actors import WorkerSpec
+from controller.lanes import Rollout
+from records.events import Events
 from records.files import read_rows
-from records.ledger import valid_ledger
-from tests.integration.simulated import NEVER_S, EngineBehaviour, LearnerBehaviour
-from tests.integration.simulated_run import eventually, other_tasks, run_config, simulated_run
+from settings.cluster import ClusterConfig
+from tests.simulated import EngineBehaviour, FaultyLearner, LearnerBehaviour
+from tests.simulated_run import FaultyRun, eventually, freeze, kill, other_tasks, run_config, simulated_run
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("local_ray")]
+pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("local_ray")]
 
-METRICS = (
-    *("step", "weight_version", "time_s", "tokens_trained", "reward/mean", "reward/abs_p95"),
-    *("reward/frac_abs_gt_0.01", "kl/reverse", "kl/mismatch", "grad_norm", "loss", "lr", "importance/mean"),
-    *("importance/capped_frac", "staleness/mean", "staleness/max", "response_length/mean", "truncated_frac"),
-    *("entropy", "time/rollout_wait_s", "time/score_wait_s", "time/train_s", "time/publish_s"),
-    *("queue/rollouts", "queue/scored", "workers/rollout", "workers/teacher"),
-    *("wait/rollout_s", "wait/teacher_s", "wait/learner_s", "backpressure/teacher_s", "backpressure/learner_s"),
-    *("busy/rollout", "busy/teacher", "busy/learner", "used/rollout", "used/teacher"),
-)
-SLOW_ROLLOUTS = EngineBehaviour(fastest_s=0.004, slowest_s=0.2)
-FAST_ROLLOUTS = EngineBehaviour(fastest_s=0.0004, slowest_s=0.02)
+ENGINE = EngineBehaviour(token_s=0.01)
+HEALTH = {"heartbeat_s": 0.2, "suspect_after_s": 2.0, "dead_after_s": 8.0, "backoff_s": 0.1}
+"""Short limits; shorter ones take a busy machine for a dead one."""
+STEPS, BATCH, STALENESS = 6, 8, 3
 
 
-@pytest.mark.parametrize(
-    ("max_staleness", "batches_ahead", "engine", "train_s"),
-    [
-        (1, 0, SLOW_ROLLOUTS, 0.001),
-        (1, 1, SLOW_ROLLOUTS, 0.001),
-        (1, 1, FAST_ROLLOUTS, 0.05),
-        (3, 1, SLOW_ROLLOUTS, 0.001),
-        (3, 3, SLOW_ROLLOUTS, 0.001),
-        (3, 2, FAST_ROLLOUTS, 0.05),
-    ],
-)
-def test_no_trained_token_is_older_than_max_staleness_and_every_slot_is_trained_once(
-    tmp_path: Path, max_staleness: int, batches_ahead: int, engine: EngineBehaviour, train_s: float
+def run_on_ray(
+    path: Path, scenario: Callable[[FaultyRun], Awaitable[None]], *, settings: Any = None, **given: Any
 ) -> None:
-    async def scenario() -> None:
-        config = run_config(tmp_path, max_steps=12, max_staleness=max_staleness, batches_ahead=batches_ahead)
-        slow_to_load = EngineBehaviour(engine.fastest_s, engine.slowest_s, load_s=0.05)
-        learner = LearnerBehaviour(train_s=train_s)
-        async with simulated_run(
-            config, engines=(engine, slow_to_load), teachers=(EngineBehaviour(),) * 2, learner=learner
-        ) as run:
-            await run.pipeline.run()
-            rows = run.folder.valid_metrics()
-            staleness = [value for call in run.calls("train_step") for value in call["staleness"]]
-            assert [row["step"] for row in rows] == list(range(1, 13))
-            assert max(row["staleness/max"] for row in rows) == max(staleness) <= max_staleness
-            assert min(staleness) >= 0
-            assert max(staleness) > 0, "the run is no test of the bound"
-            assert sorted(run.trained_slots()) == list(range(96))
-            assert sorted(run.prompts.issued) == list(range(96))
+    """Carry out a scenario on a run of six steps, whose workers are Ray actors."""
 
-    asyncio.run(scenario())
+    async def main() -> None:
+        sizes = {"max_steps": STEPS, "max_staleness": STALENESS, "health": HEALTH}
+        config = run_config(path, **sizes | (settings or {}))
+        behaviours: dict[str, Any] = {"engines": (ENGINE,)} | given
+        async with simulated_run(config, pool_class=Pool, **behaviours) as run:
+            await scenario(run)
+
+    asyncio.run(main())
 
 
-def test_a_synchronous_run_trains_slots_in_order_on_fresh_weights_and_scores_the_same_batches_each_time(
-    tmp_path: Path,
+def check_ledger(run: FaultyRun, *, steps: int = STEPS) -> None:
+    """Every slot counts as trained once, and none on rollouts that were too old."""
+    assert sorted(run.trained_slots()) == list(range(steps * BATCH))
+    staleness = [value for call in run.calls("train_step") for value in call["staleness"]]
+    assert 0 <= min(staleness) <= max(staleness) <= STALENESS
+    assert run.events("prompt_given_up") == []
+
+
+def num_groups() -> int:
+    """Placement groups that are not removed."""
+    table: dict[str, dict[str, Any]] = placement_group_table()
+    return sum(group["state"] != "REMOVED" for group in table.values())
+
+
+@pytest.mark.parametrize("role", ["rollout", "teacher"])
+def test_a_worker_whose_process_is_killed_is_restarted_and_what_it_had_is_done_elsewhere(
+    tmp_path: Path, role: str
 ) -> None:
-    async def scenario(name: str, engine: EngineBehaviour) -> list[dict]:
-        scores = tmp_path / f"{name}.jsonl"
-        teacher = {"max_batch_tokens": 60, "max_calls_in_flight": 2}
-        config = run_config(
-            tmp_path, run_name=name, max_steps=6, max_staleness=0, num_samples_per_prompt=2, teacher=teacher
-        )
-        async with simulated_run(config, engines=(engine,) * 2, teachers=(EngineBehaviour(scores=scores),)) as run:
-            await run.pipeline.run()
-            for step, call in enumerate(run.calls("train_step")):
-                assert call["slots"] == [slot for slot in range(8 * step, 8 * step + 8) for _ in range(2)]
-                assert set(call["staleness"]) == {0}
-        return read_rows(scores)
+    async def scenario(run: FaultyRun) -> None:
+        running = asyncio.create_task(run.pipeline.run())
+        worker, other = run.pools[role].workers
+        await eventually(lambda: run.pipeline.slots.version >= 1 and (worker.num_slots or worker.num_calls))
+        kill(worker)
+        await asyncio.wait_for(running, 90)
+        check_ledger(run)
+        assert [event["worker"] for event in run.events("worker_died")] == [worker.name]
+        assert other.num_lives == 1
 
-    first = asyncio.run(scenario("first", EngineBehaviour()))
-    second = asyncio.run(scenario("second", SLOW_ROLLOUTS))
-    assert first == second
-    assert len(first) > 12
+    slow = EngineBehaviour(token_s=0.03, score_s=0.1)
+    run_on_ray(tmp_path, scenario, engines=(slow, slow), teachers=(slow, slow))
 
 
-def test_a_frozen_learner_stops_the_start_of_slots_at_the_end_of_the_window(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_that_ends_between_a_note_and_its_table_costs_no_teacher_and_no_slot(tmp_path: Path) -> None:
+    async def scenario(run: FaultyRun) -> None:
+        await run.pipeline.run()
+        check_ledger(run)
+        died = {event["worker"] for event in run.events("worker_died")}  # each time it is back
+        assert died == {"rollout-0"}
+
+    run_on_ray(tmp_path, scenario, engines=(replace(ENGINE, dies_after_note=True), ENGINE))
+
+
+def test_a_process_that_is_stopped_is_found_by_its_silence_and_replaced(tmp_path: Path) -> None:
+    async def scenario(run: FaultyRun) -> None:
+        running = asyncio.create_task(run.pipeline.run())
+        await eventually(lambda: run.pipeline.slots.version == 2)
+        freeze(run.rollout.workers[0])
+        frozen_at = time.time()
+        await asyncio.wait_for(running, 90)
+        check_ledger(run)
+        [died] = run.events("worker_died")
+        assert died["reason"] == "no answer to heartbeats for 8 s"
+        assert died["time"] - frozen_at < 8 + 10 * 0.2 + 5  # a busy machine answers late
+
+    run_on_ray(tmp_path, scenario)
+
+
+def test_a_learner_whose_process_is_killed_is_restarted_from_the_last_checkpoint(tmp_path: Path) -> None:
+    async def scenario(run: FaultyRun) -> None:
+        running = asyncio.create_task(run.pipeline.run())
+        await eventually(lambda: run.pipeline.slots.version == 3)
+        first, second = run.pools["learner"].workers
+        os.kill(second.pid, signal.SIGSTOP)  # it owes an answer when it is ended with the first
+        kill(first)
+        await asyncio.wait_for(running, 120)
+        check_ledger(run)
+        assert [event["worker"] for event in run.events("worker_ended")] == ["learner-1"]
+        assert len(run.events("learner_restarted")) == 1
+        assert {event["incarnation"] for event in run.events("weights_loaded")} == {0, 1}
+
+    settings = {"learner": {"num_workers": 2}, "checkpoint": {"every_steps": 1}}
+    run_on_ray(tmp_path, scenario, learner=LearnerBehaviour(train_s=0.3), settings=settings)
+
+
+class Owner:
+    """Puts a value of its own into the object store: it is lost when this actor dies."""
+
+    def put(self) -> list[Any]:
+        return [ray.put(np.zeros(1_000_000))]
+
+
+def lost_reference() -> Any:
+    """A reference of a value that does not exist any more."""
+    actor: Any = ray.remote(Owner).options(num_cpus=0).remote()
+    [reference] = ray.get(actor.put.remote(), timeout=30)
+    ray.kill(actor)
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            ray.get(reference, timeout=5)
+        except OwnerDiedError:
+            return reference
+        time.sleep(0.1)
+    raise TimeoutError("the value of a dead owner is still there")
+
+
+def test_slots_whose_tables_are_lost_with_their_owner_are_generated_anew(tmp_path: Path) -> None:
+    async def scenario(run: FaultyRun) -> None:
+        reference = await asyncio.to_thread(lost_reference)
+        take, lost = run.pipeline._scoring.take, list[int]()
+
+        def take_some_lost(slots: list[int]) -> list[Rollout]:
+            batch = take(slots)
+            if run.pipeline.slots.version != 2 or lost:
+                return batch
+            lost.extend(slots[:2])
+            return [replace(each, table=reference) if each.note.slot in lost else each for each in batch]
+
+        run.pipeline._scoring.take = take_some_lost
+        await asyncio.wait_for(run.pipeline.run(), 90)
+        check_ledger(run)
+        [event] = run.events("tables_lost")
+        assert event["slots"] == lost
+        assert run.events("learner_lost") == []
+
+    run_on_ray(tmp_path, scenario)
+
+
+def test_a_stop_aborts_the_generations_in_flight_and_leaves_nothing_running(tmp_path: Path) -> None:
+    aborts = tmp_path / "aborts.jsonl"
+
+    async def scenario(run: FaultyRun) -> None:
+        running = asyncio.create_task(run.pipeline.run())
+        await eventually(lambda: run.pipeline.slots.version == 1)
+        run.pipeline.stop()
+        await asyncio.wait_for(running, 10)
+        await eventually(lambda: not other_tasks(), timeout_s=5)
+        await eventually(lambda: read_rows(aborts), timeout_s=5)
+
+    settings = {"max_staleness": 40, "batches_ahead": 10, "max_steps": 50}
+    run_on_ray(tmp_path, scenario, engines=(EngineBehaviour(token_s=0.5, aborts=aborts),), settings=settings)
+
+
+def test_workers_are_placed_and_their_place_is_freed_while_a_run_grows_and_shrinks(tmp_path: Path) -> None:
+    before = num_groups()
+
+    async def scenario(run: FaultyRun) -> None:
+        running = asyncio.create_task(run.pipeline.run())
+        await eventually(lambda: run.pipeline.slots.version >= 1)
+        demand = run.teacher.demand
+        run.teacher.demand = Demand("teacher", 1, {"CPU": 15.99})
+        run.pipeline.scaling.resize("teacher", 2, "test")
+        run.pipeline.scaling.resize("rollout", 3, "test")
+        await eventually(lambda: run.events("worker_not_started"), timeout_s=60)
+        reason = run.events("worker_not_started")[0]["reason"]
+        assert "placement of teacher-1 (teacher: 1 x (15.99 CPU)); 15.99 CPU wanted, " in reason
+        run.teacher.demand = demand
+        await eventually(lambda: len(run.rollout.healthy) == 3, timeout_s=60)
+        run.pipeline.scaling.resize("rollout", 1, "test")
+        run.pipeline.scaling.resize("teacher", 1, "test")
+        await eventually(lambda: num_groups() == before + 3, timeout_s=60)  # learner and one of each
+        run.pipeline.stop()
+        await asyncio.wait_for(running, 60)
+        assert len(set(run.trained_slots())) == len(run.trained_slots()) == BATCH * run.pipeline.slots.version
+
+    settings = {"max_steps": 100_000, "cluster": {"placement_timeout_s": 1.0}}
+    run_on_ray(tmp_path, scenario, settings=settings)
+    assert num_groups() == before
+
+
+def test_a_pool_that_cannot_be_placed_frees_what_it_had_placed(tmp_path: Path) -> None:
     async def scenario() -> None:
-        monkeypatch.setattr("cluster.pool.SHUTDOWN_TIMEOUT_S", 0.5)
-        config = run_config(tmp_path, max_staleness=3, batches_ahead=2)
-        async with simulated_run(
-            config, engines=(FAST_ROLLOUTS,) * 2, learner=LearnerBehaviour(freezes_at=3)
-        ) as run:
-            running = asyncio.create_task(run.pipeline.run())
-            await eventually(lambda: run.pipeline.slots.version == 3)
-            await eventually(lambda: len(run.prompts.issued) >= (3 + 1 + 2) * 8)
-            await asyncio.sleep(0.5)
-            assert sorted(run.prompts.issued) == list(range((3 + 1 + 2) * 8))
-            assert run.pipeline.slots.num_open == (1 + 2) * 8
-            await _cancel(running)
+        before = num_groups()
+        demand = Demand("learner", 3, {"CPU": 7.0})  # of 16: two workers fit
+        spec = WorkerSpec(FaultyLearner, (LearnerBehaviour(), tmp_path / "calls.jsonl"))
+        config = ClusterConfig(placement_timeout_s=5.0)
+        pool = Pool(demand, lambda index: spec, config=config, events=Events())
+        with pytest.raises(TimeoutError, match=r"placement of learner-2 \(learner: 3 x \(7 CPU\)\)"):
+            await pool.place()
+        await pool.close()
+        await eventually(lambda: num_groups() == before, timeout_s=5)
 
     asyncio.run(scenario())
-
-
-def test_a_stalled_teacher_stops_the_rollouts_and_the_score_queue_stays_bounded(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        teacher = {"max_batch_tokens": 1}
-        config = run_config(
-            tmp_path, max_staleness=4, batches_ahead=4, rollout={"max_in_flight": 12}, teacher=teacher
-        )
-        async with simulated_run(
-            config, engines=(FAST_ROLLOUTS,), teachers=(EngineBehaviour(score_s=NEVER_S),)
-        ) as run:
-            running = asyncio.create_task(run.pipeline.run())
-            scoring = run.pipeline._scoring
-            await eventually(lambda: scoring.num_queued == 2 * 8)
-            await asyncio.sleep(0.5)
-            assert scoring.num_queued == 2 * 8
-            assert run.teacher.workers[0].num_calls == 2
-            assert len(run.prompts.issued) <= (1 + 4) * 8
-            await _cancel(running)
-
-    asyncio.run(scenario())
-
-
-def test_stop_finishes_the_step_in_progress_saves_it_and_leaves_nothing_running(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        aborts = tmp_path / "aborts.jsonl"
-        engine = EngineBehaviour(fastest_s=0.001, slowest_s=100.0, aborts=aborts)
-        config = run_config(tmp_path, max_steps=50, max_staleness=40, batches_ahead=10)
-        async with simulated_run(config, engines=(engine,), learner=LearnerBehaviour(train_s=0.3)) as run:
-            running = asyncio.create_task(run.pipeline.run())
-            await eventually(lambda: run.pipeline.slots.version == 1)
-            await asyncio.sleep(0.1)
-            run.pipeline.stop()
-            start = time.monotonic()
-            await asyncio.wait_for(running, timeout=5)
-            version = run.pipeline.slots.version
-            assert 1 <= version <= 2
-            assert time.monotonic() - start < 3
-            assert [Path(call["path"]).name for call in run.calls("save_checkpoint")] == [f"step_{version}"]
-            assert run.calls("export") == []
-            await eventually(lambda: not other_tasks(), timeout_s=5)
-            await eventually(lambda: read_rows(aborts), timeout_s=5)
-
-    asyncio.run(scenario())
-
-
-def test_a_resumed_run_trains_every_remaining_slot_once(tmp_path: Path) -> None:
-    config = run_config(tmp_path, max_staleness=3, checkpoint={"every_steps": 4, "asynchronous": False})
-
-    async def cut_off() -> None:
-        async with simulated_run(config, engines=(FAST_ROLLOUTS,) * 2) as run:
-            running = asyncio.create_task(run.pipeline.run())
-            await eventually(lambda: run.pipeline.slots.version >= 6)
-            await _cancel(running)  # as a crash would: nothing is saved after step 4
-            assert len(valid_ledger(run.folder.ledger)) > 4
-
-    async def resumed() -> None:
-        async with simulated_run(config, engines=(FAST_ROLLOUTS,) * 2, resume=True) as run:
-            assert list(valid_ledger(run.folder.ledger)) == [1, 2, 3, 4]
-            await run.pipeline.run()
-            assert list(valid_ledger(run.folder.ledger)) == list(range(1, 11))
-            assert sorted(run.trained_slots()) == list(range(80))
-            assert [row["step"] for row in run.folder.valid_metrics()] == list(range(1, 11))
-            assert {event["incarnation"] for event in run.events("weights_published")} == {0, 1}
-            assert [event["step"] for event in run.events("resumed")] == [4]
-
-    asyncio.run(cut_off())
-    asyncio.run(resumed())
-
-
-def test_a_run_whose_last_checkpoint_does_not_fit_on_the_disk_trains_to_its_end_and_fails(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        config = run_config(tmp_path, max_steps=4, checkpoint={"every_steps": 2, "retry_steps": 1})
-        async with simulated_run(config, learner=LearnerBehaviour(has_full_disk=True)) as run:
-            failure = await run.failure()
-            assert "step 4 is not saved" in str(failure)
-            assert "No space left on device; there is none" in str(failure)
-            assert sorted(run.trained_slots()) == list(range(32))
-            assert [row["step"] for row in run.events("checkpoint_failed")] == [2, 3, 4]
-            assert len(run.calls("export")) == 1
-            assert list(run.folder.checkpoints.iterdir()) == []
-            await eventually(lambda: not other_tasks(), timeout_s=5)
-
-    asyncio.run(scenario())
-
-
-def test_a_metrics_row_holds_every_documented_key_and_the_run_ends_with_checkpoint_and_export(
-    tmp_path: Path,
-) -> None:
-    async def scenario() -> None:
-        rows: list[dict] = []
-        async with simulated_run(run_config(tmp_path, max_steps=3)) as run:
-            run.pipeline.on_step(rows.append)
-            await run.pipeline.run()
-            assert run.folder.valid_metrics() == rows
-            assert [name for row in rows for name in METRICS if name not in row] == []
-            assert [Path(call["path"]).name for call in run.calls("save_checkpoint")] == ["step_3"]
-            assert [call["path"] for call in run.calls("export")] == [str(run.folder.export)]
-            assert {"weights_published", "weights_loaded", "worker_started", "checkpoint"} <= {
-                row["event"] for row in read_rows(run.folder.events)
-            }
-            await eventually(lambda: not other_tasks(), timeout_s=5)
-
-    asyncio.run(scenario())
-
-
-def test_an_update_is_reported_by_its_parts_in_events_and_metrics(tmp_path: Path) -> None:
-    parts = {"fetch_s", "check_s", "pause_s", "load_s", "verify_s"}
-
-    async def scenario() -> None:
-        async with simulated_run(run_config(tmp_path, max_steps=3)) as run:
-            await run.pipeline.run()
-            for event in run.events("weights_loaded"):
-                assert event.keys() > parts | {"publish_s", "stopped_s", "golden_difference"}
-                assert event["stopped_s"] == event["pause_s"] + event["load_s"] + event["verify_s"]
-                assert event["seconds"] > 0
-                assert event["bytes_fetched"] == 64
-            assert {event["bytes"] for event in run.events("weights_published")} == {64}
-            for row in run.folder.valid_metrics():
-                assert row.keys() > {f"time/{part}" for part in parts | {"publish_s", "stopped_s", "update_s"}}
-                assert (row["weights/bytes"], row["weights/bytes_fetched"]) == (64, 64)
-                assert row["weights/difference_bytes"] == 0
-                assert row["time/update_s"] > 0
-
-    asyncio.run(scenario())
-
-
-async def _cancel(running: asyncio.Task[None]) -> None:
-    running.cancel()
-    await asyncio.wait({running}, timeout=5)
-    assert running.cancelled()
-    await eventually(lambda: not other_tasks(), timeout_s=5)

@@ -13,10 +13,11 @@ from prometheus_client.samples import Sample
 from ray.dashboard.consts import GPU_TAG_KEYS
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 
+from cluster.pool import Pool
 from controller.status import pools_status
 from reporting.live.monitor import Monitor
 from reporting.live.prometheus import EXPORTED, OTHERS, Prometheus, samples_of_row
-from tests.integration.simulated_run import run_config, simulated_run
+from tests.simulated_run import run_config, simulated_run
 from tests.unit.ray_metrics import GPU_METRICS, RAY_LABELS, RAY_METRICS
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.timeout(600)]
@@ -50,7 +51,7 @@ async def trained(path: Path, run_name: str) -> set[str]:
     board = Prometheus(run_name)
     config = run_config(path, run_name=run_name, max_steps=3)
     monitor = Monitor(config)
-    async with simulated_run(config) as run:
+    async with simulated_run(config, pool_class=Pool) as run:
         run.pipeline.on_step(board.step)
         run.pipeline.on_step(monitor.step)
         run.folder.on_evaluation(board.evaluation)

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import ray
 
+from cluster.pool import Pool
 from controller.remote_control import check_name_is_free, remote_control
 from settings.exit_codes import BAD_INPUT, FINISHED
 from tests.integration.conftest import ROOT
-from tests.integration.simulated import EngineBehaviour
-from tests.integration.simulated_run import eventually, run_config, simulated_run
+from tests.simulated import EngineBehaviour
+from tests.simulated_run import eventually, run_config, simulated_run
 
 pytestmark = [pytest.mark.timeout(240), pytest.mark.usefixtures("local_ray")]
 
-ENGINE = EngineBehaviour(fastest_s=0.02, slowest_s=0.2)
+ENGINE = EngineBehaviour(token_s=0.01)
 
 
 async def launch(command: str, runs_path: Path, *options: str, run: str = "simulated") -> tuple[int, str, str]:
@@ -44,7 +45,7 @@ def states(status: dict[str, Any], role: str) -> list[str]:
 def test_a_run_is_scaled_watched_and_stopped_from_another_process(tmp_path: Path) -> None:
     async def scenario() -> None:
         config = run_config(tmp_path, max_steps=5000, max_staleness=3)
-        async with simulated_run(config, engines=(ENGINE,)) as run:
+        async with simulated_run(config, engines=(ENGINE,), pool_class=Pool) as run:
             stop = run.pipeline.stop
             async with remote_control(run.pipeline.context, is_local=True, stop=stop) as control:
                 code, out, errors = await launch("status", tmp_path, "--json")

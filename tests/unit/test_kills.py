@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
+from benchmarks.killer import Killer
 from benchmarks.kills import RATES, is_whole, run_config, soak
 from cluster.waiting import now
-from commands.plan.kills import Killer
 from commands.plan.run import run_virtually, simulated_run
 from commands.plan.timing import EngineRates
 from controller.learner_group import LearnerLostError

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator, Iterator
 from typing import Any
 
 import pytest
-from ray.exceptions import RayActorError, RayError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 
 from cluster.waiting import now
 from commands.plan.local_pool import LocalActor, LocalStream
@@ -76,6 +76,33 @@ def test_errors_reach_callers_as_ray_errors_and_pass_through_references() -> Non
             await actor.add.remote(actor.fail.remote(), 1)
 
     run_virtually(main())
+
+
+def test_an_error_is_of_the_type_that_the_worker_raised_and_says_that_it_came_from_one() -> None:
+    async def main() -> None:
+        with pytest.raises(KeyError) as caught:
+            await LocalActor(Target()).fail.remote()
+        assert isinstance(caught.value, RayTaskError)
+        assert isinstance(caught.value.cause, KeyError)
+
+    run_virtually(main())
+
+
+def test_a_frozen_actor_begins_and_answers_nothing_until_it_thaws() -> None:
+    async def main() -> float:
+        actor = LocalActor(Target())
+        begun = actor.slow.remote(1)
+        await asyncio.sleep(1)
+        actor.freeze()
+        later = actor.add.remote(1, 1)
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(20):
+                await later
+        actor.thaw()
+        assert [await begun, await later] == [1, 2]
+        return now()
+
+    assert run_virtually(main()) == 21.0
 
 
 def test_streams_yield_references_until_an_error_or_the_end() -> None:

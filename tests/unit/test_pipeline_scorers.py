@@ -1,20 +1,20 @@
-"""Several teachers and a reference model in the flow of a run: real workers on real Ray, simulated engines."""
+"""Several teachers and a reference model in the flow of a run: simulated engines, in virtual time."""
 
 import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 
+from commands.plan.run import run_virtually
 from records.files import read_rows
-from tests.integration.simulated import NEVER_S, EngineBehaviour
-from tests.integration.simulated_run import SimulatedRun, eventually, run_config, simulated_run
+from tests.simulated import NEVER_S, EngineBehaviour
+from tests.simulated_run import FaultyRun, eventually, kill, run_config, simulated_run
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("local_ray")]
+pytestmark = pytest.mark.timeout(60)
 
-FAST = EngineBehaviour(fastest_s=0.001, slowest_s=0.02)
-SLOW = EngineBehaviour(fastest_s=0.004, slowest_s=0.2)
+FAST = EngineBehaviour(token_s=0.0011)
+SLOW = EngineBehaviour(token_s=0.011)
 TEACHERS: dict[str, Any] = {
     "teacher": {"sources": ["a"]},
     "teachers": {"code": {"sources": ["b", "c"], "max_batch_tokens": 60}},
@@ -57,7 +57,7 @@ def test_each_source_goes_to_its_teacher_alone_and_every_slot_is_scored_by_the_r
             started = {event["worker"] for event in run.events("worker_started")}
             assert {"teacher-0", "teacher-code-0", "reference-0"} < started
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_a_synchronous_run_with_two_teachers_and_a_reference_scores_the_same_batches_each_time(
@@ -83,8 +83,8 @@ def test_a_synchronous_run_with_two_teachers_and_a_reference_scores_the_same_bat
                 assert call["slots"] == list(range(8 * step, 8 * step + 8))
         return {role: read_rows(path) for role, path in calls.items()}
 
-    first = asyncio.run(scenario("first", FAST, 0.0))
-    second = asyncio.run(scenario("second", SLOW, 0.05))
+    first = run_virtually(scenario("first", FAST, 0.0))
+    second = run_virtually(scenario("second", SLOW, 0.05))
     assert first == second
     assert len(first["reference"]) > 6
 
@@ -107,7 +107,7 @@ def test_a_failed_call_of_the_reference_is_repeated_without_generating_or_asking
             assert {event["worker"] for event in run.events("scoring_failed")} == {"reference-0"}
             assert sorted(s[0] for row in read_rows(path) for s in row["sequences"]) == ALL_SLOTS
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 @pytest.mark.parametrize("max_staleness", [0, 3])
@@ -123,7 +123,7 @@ def test_a_rollout_that_the_reference_cannot_score_is_given_up_and_no_other_is(
             assert (event["slot"], event["prompt_id"]) == (13, "p13")
             assert sorted(run.trained_slots()) == ALL_SLOTS
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_the_call_of_a_killed_reference_worker_is_repeated_on_another(tmp_path: Path) -> None:
@@ -133,12 +133,12 @@ def test_the_call_of_a_killed_reference_worker_is_repeated_on_another(tmp_path: 
         async with simulated_run(config, engines=(FAST,), scorers={"reference": (slow, slow)}) as run:
             running = asyncio.create_task(run.pipeline.run())
             await eventually(lambda: run.pools["reference"].workers[0].num_calls)
-            ray.kill(run.pools["reference"].workers[0].handle)
+            kill(run.pools["reference"].workers[0])
             await running
             _check_nothing_twice(run)
             assert [event["worker"] for event in run.events("worker_died")] == ["reference-0"]
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_the_last_worker_of_one_teacher_that_is_given_up_fails_the_run_with_its_name(tmp_path: Path) -> None:
@@ -147,11 +147,11 @@ def test_the_last_worker_of_one_teacher_that_is_given_up_fails_the_run_with_its_
         async with simulated_run(config, engines=(SLOW,)) as run:
             failing = asyncio.create_task(run.failure())
             await eventually(lambda: run.pipeline.slots.version == 1)
-            ray.kill(run.pools["teacher-code"].workers[0].handle)
-            error = await asyncio.wait_for(failing, timeout=20)
+            kill(run.pools["teacher-code"].workers[0])
+            error = await failing
             assert "no teacher-code worker is left; teacher-code-0 was given up last" in str(error)
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_a_stalled_reference_stops_teachers_and_rollouts_and_every_queue_stays_bounded(tmp_path: Path) -> None:
@@ -178,9 +178,9 @@ def test_a_stalled_reference_stops_teachers_and_rollouts_and_every_queue_stays_b
             await asyncio.wait({running}, timeout=5)
             assert running.cancelled()
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
-def _check_nothing_twice(run: SimulatedRun) -> None:
+def _check_nothing_twice(run: FaultyRun) -> None:
     """Every slot was generated once and trained once."""
     assert sorted(run.prompts.issued) == sorted(run.trained_slots()) == ALL_SLOTS

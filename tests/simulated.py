@@ -1,8 +1,8 @@
-"""Engines and a learner that only sleep and count, to see the controller with real workers on real Ray.
+"""Engines, learner ranks and prompts of the tests: the simulator of `commands/plan` with tables and with faults.
 
-`SimulatedEngine` stands behind the real `RolloutWorker` and `TeacherWorker`; `SimulatedLearner` takes the
-place of a learner rank and writes down every call. A prompt is one token: its place in the prompt order.
-With several teachers, places take the sources in turn.
+`SimulatedEngine` stands behind the real workers and takes the time of a `SimulatedDevice`; `FaultyLearner` is a
+learner rank that writes down every call. They live in this process, in virtual time, or are Ray actors.
+A prompt is one token: its place in the prompt order. With several teachers, places take the sources in turn.
 """
 
 import asyncio
@@ -10,8 +10,8 @@ import os
 import subprocess
 import time
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ import numpy as np
 import pyarrow as pa
 
 from actors.engine import (
-    Engine,
     EngineSettings,
     Generation,
     GenerationRequest,
@@ -28,7 +27,11 @@ from actors.engine import (
     Vitals,
 )
 from actors.rollout_worker import RolloutWorker
-from records.checkpoints import WriteReport, record_of
+from cluster.waiting import now
+from commands.plan.local_pool import LocalActor, LocalRef
+from commands.plan.timing import EngineRates, SimulatedDevice
+from commands.plan.workers import LearnerRates, SimulatedLearner, SimulatedSlot, SimulatedStep
+from records.checkpoints import WriteReport
 from records.files import append_row
 from settings.engine import EngineConfig
 from settings.run import RunConfig
@@ -46,21 +49,28 @@ QUESTION = [1, 2, 3]
 """A sequence whose scores are known."""
 
 
+async def end_process() -> None:
+    """End the worker that calls this, as a crash does."""
+    actor = LocalActor.inside.get()
+    if actor is None:
+        os._exit(1)
+    actor.kill()
+    await asyncio.sleep(NEVER_S)
+
+
 @dataclass(frozen=True)
 class EngineBehaviour:
-    """What a simulated engine does; seconds are of one response, one scoring call, one load."""
+    """What a simulated engine does. Responses have 2 to 19 tokens; all that run decode side by side."""
 
-    fastest_s: float = 0.001
-    slowest_s: float = 0.05
-    score_s: float = 0.002
+    token_s: float = 0.0025
+    score_s: float = 0.002  # of a scoring call; they come one after the other
     load_s: float = 0.002
     failing_loads: int = 0  # so many loads raise before one works
     poison: frozenset[int] = frozenset()  # places of prompts that generate raises for
     cannot_score: frozenset[int] = frozenset()  # places of prompts that score raises for
     always_fails: bool = False  # generate and score raise
     failing_scores: int = 0  # so many scoring calls raise before they work
-    blocks: bool = False  # score blocks the whole process while it sleeps
-    answer: float = 0.0  # to the replica check
+    answer: float = 0.0  # to the question of the replica check
     first_life: Path | None = None  # where it is marked that the first life is over: later ones have no faults
     is_wedged: bool = False  # answers, and makes no token
     kills: frozenset[int] = frozenset()  # places of prompts with which generate ends the process
@@ -70,17 +80,23 @@ class EngineBehaviour:
     aborts: Path | None = None  # where generations that were cut short are written down
     helper_s: int = 0  # so long a process lives that it starts and that is no child of it
 
+    @property
+    def rates(self) -> EngineRates:
+        """The same as the simulator has it."""
+        times = {"call_s": self.score_s, "load_s": self.load_s, "prefill_tokens_per_s": 1e12}
+        return EngineRates(step_s=self.token_s, sequence_s=0.0, max_num_seqs=10_000, **times)
+
 
 class SimulatedEngine:
-    """An engine without a model. A response holds the version of its start first, then that of its end."""
+    """An engine without a model."""
 
     def __init__(self, behaviour: EngineBehaviour, settings: EngineSettings) -> None:
         self._behaviour = behaviour
         if behaviour.first_life is not None and behaviour.first_life.exists():
-            self._behaviour = EngineBehaviour(behaviour.fastest_s, behaviour.slowest_s, behaviour.score_s)
+            self._behaviour = EngineBehaviour(behaviour.token_s, behaviour.score_s)
         elif behaviour.first_life is not None:
             behaviour.first_life.touch()
-        self._version = 0
+        self._device = SimulatedDevice(behaviour.rates)
         self._num_loads = 0
         self._num_scores = 0
         if behaviour.helper_s:
@@ -89,19 +105,16 @@ class SimulatedEngine:
     async def generate(
         self, requests: Sequence[GenerationRequest], sampling: Sampling
     ) -> AsyncGenerator[Generation, None]:
-        """Yield responses in finish order; sleeps and lengths come from the requests' seeds."""
-        if self._behaviour.always_fails or any(r.prompt_token_ids[0] in self._behaviour.poison for r in requests):
+        """Yield responses in finish order; their lengths come from the requests' seeds."""
+        places = {request.prompt_token_ids[0] for request in requests}
+        if self._behaviour.always_fails or places & self._behaviour.poison:
             raise ValueError("the engine rejects a prompt")
-        if any(r.prompt_token_ids[0] in self._behaviour.kills for r in requests):
+        if places & self._behaviour.kills:
             await asyncio.sleep(0.05)
-            os._exit(1)
+            await end_process()
         if self._behaviour.is_wedged:
             await asyncio.sleep(NEVER_S)
-        if self._behaviour.slowest_s == 0:
-            for request in requests:
-                yield self._respond(request, np.random.default_rng(request.seed), self._version)
-            return
-        tasks = [asyncio.create_task(self._sample(request)) for request in requests]
+        tasks = [asyncio.create_task(self._respond(request)) for request in requests]
         try:
             for finished in asyncio.as_completed(tasks):
                 yield await finished
@@ -110,18 +123,11 @@ class SimulatedEngine:
             if unfinished and self._behaviour.aborts is not None:
                 append_row(self._behaviour.aborts, {"unfinished": unfinished})
 
-    async def _sample(self, request: GenerationRequest) -> Generation:
-        first, rng = self._version, np.random.default_rng(request.seed)
-        fastest_s, slowest_s = self._behaviour.fastest_s, self._behaviour.slowest_s
-        await asyncio.sleep(fastest_s * (slowest_s / fastest_s) ** rng.random())
-        return self._respond(request, rng, first)
-
-    def _respond(self, request: GenerationRequest, rng: np.random.Generator, first: int) -> Generation:
-        length = int(rng.integers(2, 20))
-        half = length // 2
-        runs = [(first, half), (self._version, length - half)] if first != self._version else [(first, length)]
-        tokens = rng.integers(1, 1000, length).tolist()
-        return Generation(request.request_id, tokens, np.zeros(length, np.float32), runs, "stop")
+    async def _respond(self, request: GenerationRequest) -> Generation:
+        rng = np.random.default_rng(request.seed)
+        tokens = rng.integers(1, 1000, int(rng.integers(2, 20))).tolist()
+        runs = await self._device.decode(len(request.prompt_token_ids), len(tokens))
+        return Generation(request.request_id, tokens, np.zeros(len(tokens), np.float32), runs, "stop")
 
     async def score(self, sequences: Sequence[Sequence[int]]) -> list[TokenScores]:
         """Return zeros after a while, the answer of `behaviour` to the question at once."""
@@ -129,32 +135,31 @@ class SimulatedEngine:
             return [TokenScores(np.full(2, self._behaviour.answer, np.float32))]
         if self._behaviour.scores is not None:
             append_row(self._behaviour.scores, {"sequences": [list(sequence) for sequence in sequences]})
+        places = {sequence[0] for sequence in sequences}
         if self._behaviour.is_wedged:
             await asyncio.sleep(NEVER_S)
-        if any(s[0] in self._behaviour.kills_scoring for s in sequences):
+        if places & self._behaviour.kills_scoring:
             await asyncio.sleep(0.05)
-            os._exit(1)
-        if self._behaviour.blocks:
-            time.sleep(self._behaviour.score_s)
-        await asyncio.sleep(self._behaviour.score_s)
+            await end_process()
+        await self._device.score(sum(map(len, sequences)))
         self._num_scores += 1
         if self._num_scores <= self._behaviour.failing_scores:
             raise ValueError("the engine cannot score yet")
-        if self._behaviour.always_fails or any(s[0] in self._behaviour.cannot_score for s in sequences):
+        if self._behaviour.always_fails or places & self._behaviour.cannot_score:
             raise ValueError("the teacher rejects a rollout")
         return [TokenScores(np.zeros(len(sequence) - 1, np.float32)) for sequence in sequences]
 
     async def load_weights(self, manifest: WeightManifest, source: WeightSource) -> LoadReport:
         """Check the buckets and take the version."""
-        check_buckets(manifest, await asyncio.to_thread(source.fetch))
+        check_buckets(manifest, await fetched(source))
         self._num_loads += 1
         if self._num_loads <= self._behaviour.failing_loads:
             raise ValueError("the engine cannot load")
-        await asyncio.sleep(self._behaviour.load_s)
-        self._version = manifest.version
-        seconds = dict.fromkeys(("fetch_s", "check_s", "pause_s", "load_s", "verify_s", "golden_difference"), 0.0)
-        identity = (manifest.incarnation, manifest.version)
-        return LoadReport(*identity, bytes_fetched=manifest.total_bytes, **seconds)
+        started = now()
+        await self._device.load(manifest.version)
+        zeros = dict.fromkeys(("fetch_s", "check_s", "pause_s", "verify_s", "golden_difference"), 0.0)
+        took = {"load_s": now() - started, "bytes_fetched": manifest.total_bytes}
+        return LoadReport(manifest.incarnation, manifest.version, **zeros, **took)
 
     def serve_own_weights(self) -> None:
         """Nothing to do."""
@@ -167,33 +172,22 @@ class SimulatedEngine:
         """Nothing to do."""
 
 
-class WorkerCutOff:
+async def fetched(source: Any) -> Sequence[np.ndarray]:
+    """The buckets of a source: in Ray's object store, or references within this process."""
+    if isinstance(source.buckets[0], LocalRef):
+        return [await ref for ref in source.buckets]
+    return await asyncio.to_thread(source.fetch)
+
+
+class WorkerCutOff(RolloutWorker):
     """A rollout worker whose process ends after the first parcel, before its table."""
-
-    def __init__(self, settings: EngineSettings, open_engine: Callable[[EngineSettings], Engine]) -> None:
-        self._worker = RolloutWorker(settings, open_engine)
-
-    async def start(self) -> float:
-        """As the worker."""
-        return await self._worker.start()
-
-    async def load_weights(self, manifest: WeightManifest, source: WeightSource) -> LoadReport:
-        """As the worker."""
-        return await self._worker.load_weights(manifest, source)
 
     async def generate(self, prompts: pa.Table, sampling: Sampling) -> AsyncIterator[Any]:
         """Yield one parcel."""
-        async for item in self._worker.generate(prompts, sampling):
+        async for item in super().generate(prompts, sampling):
             yield item
             await asyncio.sleep(0.2)  # until it is on its way
-            os._exit(1)
-
-    async def ping(self) -> Heartbeat:
-        """As the worker."""
-        return await self._worker.ping()
-
-    async def shutdown(self) -> None:
-        """Nothing to do."""
+            await end_process()
 
 
 @dataclass(frozen=True)
@@ -209,104 +203,98 @@ class LearnerBehaviour:
     has_full_disk: bool = False  # no checkpoint is written
 
 
-@dataclass(frozen=True)
-class SimulatedStep:
-    """What a rank returns of a step."""
-
-    metrics: dict[str, float]
-    was_skipped: bool = False
-
-
 LEARNER_METRICS = (
     *("reward/mean", "reward/abs_p95", "reward/frac_abs_gt_0.01", "kl/reverse", "kl/mismatch", "grad_norm"),
     *("loss", "lr", "importance/mean", "importance/capped_frac", "entropy", "truncated_frac"),
 )
 
 
-class SimulatedLearner:
-    """A learner rank that trains nothing and writes down every call in `calls`."""
+class FaultyLearner:
+    """A rank of the simulated learner that is given tables, and writes down every call in `calls`."""
 
     def __init__(self, behaviour: LearnerBehaviour, calls: Path, signal: TeacherSignal = SAMPLED) -> None:
+        rates = LearnerRates(step_s=behaviour.train_s, tokens_per_s=1e12, publish_s=0.0)
+        self._learner = SimulatedLearner(rates, num_prompt_tokens=1)
         self._behaviour = behaviour
         self._calls = calls
         self._signal = signal
 
-    def ping(self) -> Heartbeat:
+    async def ping(self) -> Heartbeat:
         """Answer."""
         return Heartbeat(pid=os.getpid())
 
-    def fetch(self, *tables: pa.Table) -> None:
+    async def fetch(self, *tables: pa.Table) -> None:
         """Nothing to do."""
 
-    def rendezvous(self) -> tuple[str, int]:
+    async def rendezvous(self) -> tuple[str, int]:
         """Any address."""
-        return "127.0.0.1", 1
+        return await self._learner.rendezvous()
 
-    def setup(self, address: str, port: int) -> None:
+    async def setup(self, address: str, port: int) -> None:
         """Nothing to do."""
 
-    def train_step(self, step: int, *tables: pa.Table, slots: Sequence[int]) -> SimulatedStep:
-        """Sleep; report the staleness of the rollouts and write down their slots."""
+    async def train_step(self, step: int, *tables: pa.Table, slots: Sequence[int]) -> SimulatedStep:
+        """Take the time of a step; write down its slots, their staleness and their lengths."""
         faulty = {self._behaviour.fails_at, self._behaviour.freezes_at, self._behaviour.dies_at}
         if step in faulty and self._may_fail():
             if step == self._behaviour.fails_at:
                 raise ValueError("the learner is broken")
-            if step == self._behaviour.dies_at:
-                os._exit(1)
-            time.sleep(NEVER_S)
-        time.sleep(self._behaviour.train_s)
+            await (end_process() if step == self._behaviour.dies_at else asyncio.sleep(NEVER_S))
         given = [check_scored(table, self._signal) for table in tables]
-        rows = [row for table in tables_of_slots(given, slots) for row in table.to_pylist()]
+        groups = [table.to_pylist() for table in tables_of_slots(given, slots)]
+        sizes = dict(zip(slots, map(size_of, groups), strict=True))
+        done = await self._learner.train_step(step, sizes, slots=slots)
+        rows = [row for group in groups for row in group]
         staleness = [step - run["version"] for row in rows for run in row["weight_versions"]]
         lengths = [len(row["response_token_ids"]) for row in rows]
-        slots = [row["slot"] for row in rows]
-        self._note("train_step", step=step, slots=slots, staleness=staleness, lengths=lengths)
-        metrics = dict.fromkeys(LEARNER_METRICS, 0.0) | {
-            "tokens_trained": sum(lengths),
-            "staleness/max": max(staleness),
-            "staleness/mean": sum(staleness) / len(staleness),
-            "response_length/mean": sum(lengths) / len(lengths),
-        }
-        return SimulatedStep(metrics, was_skipped=step >= self._behaviour.skips_from)
+        self._note("train_step", step=step, slots=[r["slot"] for r in rows], staleness=staleness, lengths=lengths)
+        metrics = dict.fromkeys(LEARNER_METRICS, 0.0) | done.metrics
+        return replace(done, metrics=metrics, was_skipped=step >= self._behaviour.skips_from)
 
     def _may_fail(self) -> bool:
         faults = self._calls.with_name("faults.jsonl")
         append_row(faults, {})
         return len(faults.read_text().splitlines()) <= self._behaviour.num_faults
 
-    def publish(self, incarnation: int, version: int) -> Iterator[np.ndarray | WeightManifest]:
+    async def publish(self, incarnation: int, version: int) -> AsyncIterator[np.ndarray | WeightManifest]:
         """Yield one bucket and its manifest."""
         bucket = np.full(64, version % 256, np.uint8)
         yield bucket
         yield WeightManifest(incarnation, version, "float32", (), (64,), (checksum(bucket),), (1, 2), (0.0,))
 
-    def begin_checkpoint(self, folder: str) -> None:
+    async def begin_checkpoint(self, folder: str) -> None:
         """Write a small file."""
         self._note("save_checkpoint", path=folder.removesuffix(".tmp"))
-        (Path(folder) / "state.txt").write_text("simulated")
+        await self._learner.begin_checkpoint(folder)
 
-    def written_checkpoint(self) -> WriteReport:
-        """It is written."""
+    async def written_checkpoint(self) -> WriteReport:
+        """It is written, unless the disk is full."""
+        written = await self._learner.written_checkpoint()
         failure = "OSError: No space left on device" if self._behaviour.has_full_disk else None
-        return WriteReport({"state.txt": record_of([b"simulated"])}, 0.0, failure)
+        return replace(written, failure=failure)
 
-    def load_checkpoint(self, path: str) -> float:
+    async def load_checkpoint(self, path: str) -> float:
         """Check that it is there."""
-        assert (Path(path) / "state.txt").read_text() == "simulated"
-        return 0.0
+        return await self._learner.load_checkpoint(path)
 
-    def export(self, path: str) -> None:
+    async def export(self, path: str) -> None:
         """Write the call down."""
         self._note("export", path=path)
 
-    def shutdown(self) -> None:
+    async def shutdown(self) -> None:
         """Nothing to do."""
 
     def _note(self, call: str, **details: Any) -> None:
         append_row(self._calls, {"call": call, **details})
 
 
-class SimulatedPrompts:
+def size_of(rows: Sequence[dict[str, Any]]) -> SimulatedSlot:
+    """What the simulator knows of a slot."""
+    runs = tuple((run["version"], run["num_tokens"]) for row in rows for run in row["weight_versions"])
+    return SimulatedSlot(runs, tuple(len(row["response_token_ids"]) for row in rows))
+
+
+class PlacedPrompts:
     """A prompt source whose prompts are their places in the order: `p0`, `p1`, ..."""
 
     def __init__(self, config: RunConfig) -> None:

@@ -1,18 +1,18 @@
-"""What metrics rows say of queues and pools, and the advice: real workers on real Ray, on simulated engines."""
+"""What metrics rows say of queues and pools, and the advice: simulated engines in virtual time."""
 
-import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from commands.plan.run import run_virtually
 from reporting.advisor import advise
-from tests.integration.simulated import EngineBehaviour, LearnerBehaviour
-from tests.integration.simulated_run import run_config, simulated_run
+from tests.simulated import EngineBehaviour, LearnerBehaviour
+from tests.simulated_run import run_config, simulated_run
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("local_ray")]
+pytestmark = pytest.mark.timeout(60)
 
-FAST = EngineBehaviour(fastest_s=0.001, slowest_s=0.002, score_s=0.001)
+FAST = EngineBehaviour(token_s=0.00011, score_s=0.001)
 ONE_BY_ONE = {"model_path": "simulated", "max_batch_tokens": 1, "max_calls_in_flight": 1}
 BATCH = 4
 
@@ -29,7 +29,7 @@ def middle_steps(path: Path, **behaviour: Any) -> tuple[dict[str, float], str]:
             await run.pipeline.run()
             return run.folder.valid_metrics()[2:5]
 
-    rows = asyncio.run(scenario())
+    rows = run_virtually(scenario())
     advice = advise(rows)
     assert advice is not None
     numbers = [key for key, value in rows[-1].items() if isinstance(value, int | float)]
@@ -65,7 +65,7 @@ def test_a_slow_learner_lets_scored_slots_wait_and_holds_rollout_workers_up(tmp_
 
 
 def test_slow_rollout_workers_that_are_full_let_slots_wait(tmp_path: Path) -> None:
-    slow = EngineBehaviour(fastest_s=0.2, slowest_s=0.2)
+    slow = EngineBehaviour(token_s=0.019)
     means, limit = middle_steps(tmp_path, engines=(slow,), settings={"rollout": {"max_in_flight": 1}})
     assert limit == "rollout"
     assert means["wait/rollout_s"] > 5 * 0.2
@@ -74,7 +74,7 @@ def test_slow_rollout_workers_that_are_full_let_slots_wait(tmp_path: Path) -> No
 
 
 def test_slow_rollouts_on_workers_with_capacity_are_limited_by_the_start_window(tmp_path: Path) -> None:
-    slow = EngineBehaviour(fastest_s=0.5, slowest_s=0.5)
+    slow = EngineBehaviour(token_s=0.048)
     means, limit = middle_steps(tmp_path, engines=(slow,), settings={"batches_ahead": 0})
     assert limit == "window"
     assert means["used/rollout"] < 0.1

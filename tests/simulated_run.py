@@ -1,6 +1,8 @@
 """A pipeline with simulated engines and learner, started as `launch.py` starts a real one, and what it leaves."""
 
 import asyncio
+import os
+import signal
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -11,33 +13,29 @@ from typing import Any
 from actors.reference_worker import ReferenceWorker
 from actors.rollout_worker import RolloutWorker
 from actors.teacher_worker import TeacherWorker
-from cluster.autoscaling import Cluster
 from cluster.placement import plan
 from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
 from cluster.replica_check import ReplicaCheck
-from cluster.waiting import together
-from controller.checkpointing import Checkpointer
-from controller.context import RunContext
-from controller.learner_group import LearnerGroup
+from cluster.worker import Worker
+from commands.plan.local_pool import LocalActor, LocalPool
+from commands.plan.run import connected_run, make_pools
 from controller.pipeline import Pipeline
-from controller.recovery import Progress, restore
 from evaluation.evaluation import Evaluation
-from records.checkpoint_store import CheckpointStore
-from records.events import Events
+from evaluation.results import EvaluatedProblem
 from records.files import read_rows
 from records.ledger import valid_ledger
 from records.run_folder import RunFolder
 from settings.run import RunConfig
-from tests.integration.simulated import (
+from tests.simulated import (
     QUESTION,
     SAMPLING,
     SETTINGS,
     EngineBehaviour,
+    FaultyLearner,
     LearnerBehaviour,
+    PlacedPrompts,
     SimulatedEngine,
-    SimulatedLearner,
-    SimulatedPrompts,
     WorkerCutOff,
 )
 from transport.batches import TeacherSignal
@@ -45,11 +43,11 @@ from transport.stop_tokens import StopTokens
 
 
 @dataclass(frozen=True)
-class SimulatedRun:
+class FaultyRun:
     """A pipeline with started workers, and what it leaves."""
 
     pipeline: Pipeline
-    prompts: SimulatedPrompts
+    prompts: PlacedPrompts
     pools: Mapping[str, Pool]
     folder: RunFolder
 
@@ -124,6 +122,22 @@ def run_config(path: Path, **settings: Any) -> RunConfig:
     )
 
 
+def kill(worker: Worker) -> None:
+    """As `kill -9`: the pool is not told."""
+    if isinstance(worker.handle, LocalActor):
+        worker.handle.kill()
+    else:
+        os.kill(worker.pid, signal.SIGKILL)
+
+
+def freeze(worker: Worker) -> None:
+    """As `kill -STOP`."""
+    if isinstance(worker.handle, LocalActor):
+        worker.handle.freeze()
+    else:
+        os.kill(worker.pid, signal.SIGSTOP)
+
+
 @asynccontextmanager
 async def simulated_run(
     config: RunConfig,
@@ -134,15 +148,16 @@ async def simulated_run(
     evaluators: Sequence[EngineBehaviour] = (EngineBehaviour(),),
     added: Mapping[str, EngineBehaviour] | None = None,
     learner: LearnerBehaviour | None = None,
-    evaluation: Evaluation | None = None,
     resume: bool = False,
-    cluster: Cluster | None = None,
-) -> AsyncIterator[SimulatedRun]:
-    """Start workers as `launch.py` does, one per behaviour, and connect the stages; closes all at the end.
+    pool_class: type[Pool] = LocalPool,
+    **given: Any,
+) -> AsyncIterator[FaultyRun]:
+    """Start one worker per behaviour and connect the stages; closes all at the end.
 
     `scorers` holds the behaviours of further teachers and of the reference by role; one worker each otherwise.
     `evaluators` are the workers of the evaluation alone, if the configuration has any.
     Workers that are added later behave as `added` says for their role, or as the last one of the start.
+    Workers live in this process, or with `Pool` as `pool_class` on Ray. Further arguments are the pipeline's.
     """
     behaviours: dict[str, Sequence[EngineBehaviour]] = dict.fromkeys(config.scorers, (EngineBehaviour(),))
     behaviours |= {"rollout": engines, "teacher": teachers, **(scorers or {})}
@@ -150,14 +165,12 @@ async def simulated_run(
         behaviours["evaluation"] = evaluators
     folder = RunFolder.of(config, resume=resume)
     folder.open(config)
-    events = Events(folder.events, folder.owner)
     signal = TeacherSignal(has_reference="reference" in config.scorers)
     labels = {"stop_mode": "mask", "stops": StopTokens((0,), (0,))}
 
     def build(role: str, i: int) -> WorkerSpec:
         if role == "learner":
-            arguments = (learner or LearnerBehaviour(), folder.path / "calls.jsonl", signal)
-            return WorkerSpec(SimulatedLearner, arguments, is_async=False)
+            return WorkerSpec(FaultyLearner, (learner or LearnerBehaviour(), folder.path / "calls.jsonl", signal))
         known = behaviours[role]
         behaviour = known[i] if i < len(known) else (added or {}).get(role, known[-1])
         engine = (SETTINGS, partial(SimulatedEngine, behaviour))
@@ -168,38 +181,33 @@ async def simulated_run(
         return WorkerSpec(TeacherWorker, engine, labels)
 
     demands = [replace(d, count=len(behaviours[d.role])) if d.role in behaviours else d for d in plan(config)]
-    given: dict[str, Any] = {"config": config.cluster, "health": config.health, "events": events}
-    answer = ReplicaCheck(QUESTION, dtype="float32", timeout_s=20.0)
-    pools = {
-        d.role: Pool(d, partial(build, d.role), replica_check=answer if d.role == "teacher" else None, **given)
-        for d in demands
-    }
-    try:
-        turn = asyncio.Lock()
-        await together(pool.place(turn) for pool in pools.values())
-        group = LearnerGroup(pools["learner"], config.cluster)
-        engine_pools = [pool for role, pool in pools.items() if role != "learner"]
-        await asyncio.gather(group.setup(), *(pool.start() for pool in engine_pools))
-        prompts, store = SimulatedPrompts(config), CheckpointStore.of(config, folder)
+    pools = make_pools(config, build, demands, folder, pool_class)
+    pools["teacher"].replica_check = ReplicaCheck(QUESTION, dtype="float32", timeout_s=20.0)
+    prompts, given = PlacedPrompts(config), {"sampling": SAMPLING} | given
+    async with connected_run(
+        config, pools, prompts, folder, with_checkpoints=True, is_resumed=resume, **given
+    ) as run:
+        yield FaultyRun(run.pipeline, prompts, pools, folder)
 
-        async def restore_newest(reason: str, incarnation: int) -> Progress:
-            return await restore(group, store, folder, events, prompts=prompts, reason=reason, above=incarnation)
 
-        progress = await restore_newest("--resume", 0) if resume else Progress()
-        prompts.issued.clear()
-        saving = {"learner": group, "store": store, "folder": folder, "events": events}
-        pipeline = Pipeline(
-            RunContext.of(config, pools, folder, events),
-            learner=group,
-            prompts=prompts,
-            sampling=SAMPLING,
-            evaluation=evaluation,
-            cluster=cluster,
-            restore=restore_newest,
-            progress=progress,
-            checkpointer=Checkpointer(config, **saving, saved=progress.saved_version),
+class Numbers:
+    """Decodes to the token ids as text, and the right answer."""
+
+    def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        return f"{' '.join(map(str, token_ids))} #### 1"
+
+
+def simulated_evaluation(num_problems: int, *, num_benchmarks: int = 1) -> Evaluation:
+    """One response to each of so many problems, which are shared out among the benchmarks `bench0`, ...
+
+    Its problems are the first places of the prompt order, all solved.
+    """
+    requests = PlacedPrompts(run_config(Path("none"))).requests_for(range(num_problems), [0] * num_problems)
+    problems = [
+        EvaluatedProblem(
+            f"bench{place * num_benchmarks // num_problems}", f"p{place}", f"{place} - {place} + 1", "1"
         )
-        yield SimulatedRun(pipeline, prompts, pools, folder)
-    finally:
-        for pool in pools.values():
-            await pool.close()
+        for place in range(num_problems)
+    ]
+    tokenizer: Any = Numbers()
+    return Evaluation(problems, requests, SAMPLING, tokenizer, k=(1,))

@@ -1,28 +1,27 @@
-"""Every kind of worker may die, freeze or break at any moment: real actors on real Ray, simulated engines."""
+"""Every kind of worker may die, freeze or break at any moment: simulated engines in virtual time."""
 
 import asyncio
-import os
-import signal
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import ray
-from ray.exceptions import OwnerDiedError
+from ray.exceptions import ObjectLostError
 
+from cluster.waiting import now
 from cluster.worker import Worker
+from commands.plan.local_pool import LocalRef
+from commands.plan.run import run_virtually
 from controller.lanes import Rollout
 from controller.learner_group import LearnerLostError
-from tests.integration.simulated import EngineBehaviour, LearnerBehaviour
-from tests.integration.simulated_run import SimulatedRun, eventually, other_tasks, run_config, simulated_run
+from records.files import read_rows
+from tests.simulated import EngineBehaviour, LearnerBehaviour
+from tests.simulated_run import FaultyRun, eventually, freeze, kill, other_tasks, run_config, simulated_run
 
-pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("local_ray")]
+pytestmark = pytest.mark.timeout(60)
 
-ENGINE = EngineBehaviour(fastest_s=0.01, slowest_s=0.1)
+ENGINE = EngineBehaviour(token_s=0.0053)
 SPEED: dict[str, Any] = {"max_steps": 6, "max_staleness": 3}
 HEALTH = {"heartbeat_s": 0.2, "suspect_after_s": 2.0, "dead_after_s": 8.0, "backoff_s": 0.1}
 """Short limits; shorter ones take a busy machine for a dead one."""
@@ -30,7 +29,7 @@ ALL_SLOTS = list(range(6 * 8))
 
 
 def run_with(
-    tmp_path: Path, scenario: Callable[[SimulatedRun], Awaitable[None]], *, health: Any = HEALTH, **given: Any
+    tmp_path: Path, scenario: Callable[[FaultyRun], Awaitable[None]], *, health: Any = HEALTH, **given: Any
 ) -> None:
     """Carry out a scenario on a run of six steps; `settings` among what is given are those of the run."""
 
@@ -40,10 +39,10 @@ def run_with(
         async with simulated_run(config, **behaviours) as run:
             await scenario(run)
 
-    asyncio.run(main())
+    run_virtually(main())
 
 
-def check_ledger(run: SimulatedRun) -> None:
+def check_ledger(run: FaultyRun) -> None:
     """Every slot counts as trained once, and none on rollouts that were too old."""
     assert sorted(run.trained_slots()) == ALL_SLOTS
     staleness = [value for call in run.calls("train_step") for value in call["staleness"]]
@@ -52,12 +51,12 @@ def check_ledger(run: SimulatedRun) -> None:
 
 @pytest.mark.parametrize("role", ["rollout", "teacher"])
 def test_the_only_worker_of_a_pool_is_restarted_when_it_dies(tmp_path: Path, role: str) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         running = asyncio.create_task(run.pipeline.run())
         await eventually(lambda: run.pipeline.slots.version == 2)
         [worker] = run.pools[role].workers
-        os.kill(worker.pid, signal.SIGKILL)
-        await asyncio.wait_for(running, 90)
+        kill(worker)
+        await running
         check_ledger(run)
         assert [event["worker"] for event in run.events("worker_died")] == [worker.name]
         [restarted] = run.events("worker_restarted")
@@ -68,22 +67,23 @@ def test_the_only_worker_of_a_pool_is_restarted_when_it_dies(tmp_path: Path, rol
 
 
 def test_a_restarted_student_engine_serves_only_the_current_weights(tmp_path: Path) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         running = asyncio.create_task(run.pipeline.run())
         await eventually(lambda: run.pipeline.slots.version == 3)
-        ray.kill(run.rollout.workers[0].handle)
-        await asyncio.wait_for(running, 90)
+        kill(run.rollout.workers[0])
+        await running
         check_ledger(run)
-        restarted_at = run.events("worker_started")[-1]["time"]
-        loads = [event for event in run.events("weights_loaded") if event["time"] >= restarted_at]
-        assert loads[0]["version"] >= 3
+        rows = read_rows(run.folder.events)
+        restarted = max(index for index, row in enumerate(rows) if row["event"] == "worker_started")
+        loads = [row["version"] for row in rows[restarted:] if row["event"] == "weights_loaded"]
+        assert loads[0] >= 3
 
     run_with(tmp_path, scenario)
 
 
 def test_a_worker_that_cannot_be_brought_back_is_given_up_and_the_run_ends_with_the_last(tmp_path: Path) -> None:
-    async def scenario(run: SimulatedRun) -> None:
-        error = await asyncio.wait_for(run.failure(), 90)
+    async def scenario(run: FaultyRun) -> None:
+        error = await run.failure()
         assert isinstance(error, RuntimeError)
         assert str(error) == (
             "no rollout worker is left; rollout-0 was given up last: 2 restarts in a row and no request served"
@@ -98,33 +98,34 @@ def test_a_worker_that_cannot_be_brought_back_is_given_up_and_the_run_ends_with_
 
 @pytest.mark.parametrize("role", ["rollout", "teacher"])
 def test_a_frozen_worker_is_found_within_the_configured_time_and_replaced(tmp_path: Path, role: str) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         running = asyncio.create_task(run.pipeline.run())
         await eventually(lambda: run.pipeline.slots.version == 2)
-        os.kill(run.pools[role].workers[0].pid, signal.SIGSTOP)
-        frozen_at = time.time()
-        await asyncio.wait_for(running, 90)
+        freeze(run.pools[role].workers[0])
+        frozen_at = now()
+        await eventually(lambda: run.events("worker_died"))
+        assert 8 - 0.2 <= now() - frozen_at <= 8 + 2 * 0.2
+        await running
         check_ledger(run)
         [died] = run.events("worker_died")
         assert died["reason"] == "no answer to heartbeats for 8 s"
-        assert died["time"] - frozen_at < 8 + 10 * 0.2 + 5  # a busy machine answers late
 
     run_with(tmp_path, scenario)
 
 
 def test_a_worker_that_is_silent_for_a_while_is_given_nothing_until_it_is_heard_again(tmp_path: Path) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         running = asyncio.create_task(run.pipeline.run())
         await eventually(lambda: run.pipeline.slots.version == 1)
         worker = run.rollout.workers[1]
-        os.kill(worker.pid, signal.SIGSTOP)
+        freeze(worker)
         await eventually(lambda: run.events("worker_suspect"))
         issued = len(run.prompts.issued)
         assert not worker.is_healthy
         await asyncio.sleep(0.5)
-        os.kill(worker.pid, signal.SIGCONT)
+        worker.handle.thaw()
         await eventually(lambda: run.events("worker_heard"))
-        await asyncio.wait_for(running, 90)
+        await running
         check_ledger(run)
         assert run.events("worker_died") == []
         assert len(run.prompts.issued) == len(ALL_SLOTS) >= issued
@@ -134,22 +135,22 @@ def test_a_worker_that_is_silent_for_a_while_is_given_nothing_until_it_is_heard_
 
 @pytest.mark.parametrize("role", ["rollout", "teacher"])
 def test_an_engine_that_answers_and_makes_no_token_is_found_and_replaced(tmp_path: Path, role: str) -> None:
-    async def scenario(run: SimulatedRun) -> None:
-        await asyncio.wait_for(run.pipeline.run(), 90)
+    async def scenario(run: FaultyRun) -> None:
+        await run.pipeline.run()
         check_ledger(run)
         [died] = run.events("worker_died")
         assert died["worker"] == f"{role}-0"
         assert died["reason"] == "its engine has work and made no token for 1.5 s"
 
-    wedged = EngineBehaviour(0.01, 0.1, is_wedged=True, first_life=tmp_path / "first")
+    wedged = EngineBehaviour(0.005, is_wedged=True, first_life=tmp_path / "first")
     given: dict[str, Any] = {"engines": (wedged,)} if role == "rollout" else {"teachers": (wedged,)}
     run_with(tmp_path, scenario, health=HEALTH | {"stall_after_s": 1.5}, **given)
 
 
 @pytest.mark.parametrize("stage", ["kills", "kills_scoring"])
 def test_a_prompt_that_kills_engines_is_set_aside_and_no_other_is(tmp_path: Path, stage: str) -> None:
-    async def scenario(run: SimulatedRun) -> None:
-        await asyncio.wait_for(run.pipeline.run(), 170)
+    async def scenario(run: FaultyRun) -> None:
+        await run.pipeline.run()
         assert sorted(run.trained_slots()) == ALL_SLOTS
         [given_up] = run.events("prompt_given_up")
         assert (given_up["slot"], given_up["prompt_id"], given_up["reason"]) == (13, "p13", "poison")
@@ -158,7 +159,7 @@ def test_a_prompt_that_kills_engines_is_set_aside_and_no_other_is(tmp_path: Path
         assert 2 <= len(deaths) - no_proof <= 4, deaths
         assert no_proof <= 4, deaths
 
-    behaviour: dict[str, Any] = {"fastest_s": 0.01, "slowest_s": 0.1, stage: frozenset({13})}
+    behaviour: dict[str, Any] = {"token_s": 0.005, stage: frozenset({13})}
     poisoned = EngineBehaviour(**behaviour)
     engines = (poisoned, poisoned) if stage == "kills" else (ENGINE,)
     teachers = (poisoned, poisoned) if stage == "kills_scoring" else (EngineBehaviour(),)
@@ -167,7 +168,7 @@ def test_a_prompt_that_kills_engines_is_set_aside_and_no_other_is(tmp_path: Path
 
 
 def test_a_teacher_that_disagrees_with_its_replicas_is_not_admitted(tmp_path: Path) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         running = asyncio.create_task(run.pipeline.run())
         run.pipeline.scaling.resize("teacher", 2, "test")
         await eventually(lambda: run.events("worker_given_up"), timeout_s=60)
@@ -178,7 +179,7 @@ def test_a_teacher_that_disagrees_with_its_replicas_is_not_admitted(tmp_path: Pa
         assert all("teacher-1 does not agree with its replicas" in event["reason"] for event in not_started)
         assert [worker.name for worker in run.teacher.healthy] == ["teacher-0"]
         run.pipeline.stop()
-        await asyncio.wait_for(running, 60)
+        await running
         assert len(set(run.trained_slots())) == len(run.trained_slots()) > 0
 
     wrong, health = {"teacher": EngineBehaviour(answer=0.5)}, HEALTH | {"max_restarts": 1}
@@ -190,8 +191,8 @@ def test_a_teacher_that_disagrees_with_its_replicas_is_not_admitted(tmp_path: Pa
 def test_a_lost_learner_is_restarted_from_the_last_checkpoint(
     tmp_path: Path, fault: str, max_staleness: int
 ) -> None:
-    async def scenario(run: SimulatedRun) -> None:
-        await asyncio.wait_for(run.pipeline.run(), 120)
+    async def scenario(run: FaultyRun) -> None:
+        await run.pipeline.run()
         check_ledger(run)
         [lost] = run.events("learner_lost")
         assert lost["step"] == 5
@@ -218,12 +219,12 @@ def test_a_lost_learner_is_restarted_from_the_last_checkpoint(
 
 
 def test_a_frozen_learner_rank_is_found_by_its_silence(tmp_path: Path) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         running = asyncio.create_task(run.pipeline.run())
         await eventually(lambda: run.pipeline.slots.version == 3)
         ranks: list[Worker] = run.pools["learner"].workers
-        os.kill(ranks[1].pid, signal.SIGSTOP)
-        await asyncio.wait_for(running, 120)
+        freeze(ranks[1])
+        await running
         check_ledger(run)
         died = run.events("worker_died")
         assert [(e["worker"], e["reason"]) for e in died] == [("learner-1", "no answer to heartbeats for 8 s")]
@@ -234,17 +235,17 @@ def test_a_frozen_learner_rank_is_found_by_its_silence(tmp_path: Path) -> None:
 
 
 def test_a_learner_that_dies_while_it_waits_for_a_batch_is_brought_back_meanwhile(tmp_path: Path) -> None:
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         running = asyncio.create_task(run.pipeline.run())
         await eventually(lambda: run.pipeline.slots.version == 2)
         await asyncio.sleep(0.5)  # the step is published by now
-        os.kill(run.pools["learner"].workers[0].pid, signal.SIGKILL)
+        kill(run.pools["learner"].workers[0])
         await eventually(lambda: run.events("learner_lost"), timeout_s=5)
         assert run.events("learner_lost")[0]["reason"] == "between two steps: learner-0 is dead"
-        await asyncio.wait_for(running, 120)
+        await running
         check_ledger(run)
 
-    slow = EngineBehaviour(fastest_s=3.0, slowest_s=3.0)
+    slow = EngineBehaviour(token_s=0.29)
     settings = {"checkpoint": {"every_steps": 1}, "max_staleness": 0, "max_steps": 6}
     run_with(tmp_path, scenario, engines=(slow,), settings=settings)
 
@@ -252,27 +253,27 @@ def test_a_learner_that_dies_while_it_waits_for_a_batch_is_brought_back_meanwhil
 def test_a_rank_that_is_ended_with_a_lost_learner_may_owe_an_answer(tmp_path: Path) -> None:
     """Its heartbeat fails with its end, and that is no news of its next life."""
 
-    async def scenario(run: SimulatedRun) -> None:
+    async def scenario(run: FaultyRun) -> None:
         running = asyncio.create_task(run.pipeline.run())
         await eventually(lambda: run.pipeline.slots.version == 2)
         await asyncio.sleep(0.5)  # the step is published by now
-        first, second = (worker.pid for worker in run.pools["learner"].workers)
-        os.kill(second, signal.SIGSTOP)
+        first, second = run.pools["learner"].workers
+        freeze(second)
         await asyncio.sleep(0.6)  # three heartbeats, well below what counts as dead; there is no batch yet
-        os.kill(first, signal.SIGKILL)
-        await asyncio.wait_for(running, 90)
+        kill(first)
+        await running
         check_ledger(run)
         assert [event["worker"] for event in run.events("worker_died")] == ["learner-0"]
         assert [event["worker"] for event in run.events("worker_ended")] == ["learner-1"]
 
-    slow = EngineBehaviour(fastest_s=3.0, slowest_s=3.0)
+    slow = EngineBehaviour(token_s=0.29)
     settings = {"learner": {"num_workers": 2}, "checkpoint": {"every_steps": 1}, "max_staleness": 0}
     run_with(tmp_path, scenario, engines=(slow,), settings=settings)
 
 
 def test_a_learner_that_is_lost_again_and_again_without_a_new_step_ends_the_run(tmp_path: Path) -> None:
-    async def scenario(run: SimulatedRun) -> None:
-        error = await asyncio.wait_for(run.failure(), 120)
+    async def scenario(run: FaultyRun) -> None:
+        error = await run.failure()
         assert isinstance(error, LearnerLostError)
         assert "training step 2" in str(error)
         assert [event["restart"] for event in run.events("learner_lost")] == [1, 2]
@@ -282,31 +283,16 @@ def test_a_learner_that_is_lost_again_and_again_without_a_new_step_ends_the_run(
     run_with(tmp_path, scenario, learner=LearnerBehaviour(dies_at=2), health=health)
 
 
-class Owner:
-    """Puts a value of its own into the object store: it is lost when this actor dies."""
-
-    def put(self) -> list[Any]:
-        return [ray.put(np.zeros(1_000_000))]
-
-
-def lost_reference() -> Any:
+def lost_reference() -> LocalRef:
     """A reference of a value that does not exist any more."""
-    actor: Any = ray.remote(Owner).options(num_cpus=0).remote()
-    [reference] = ray.get(actor.put.remote(), timeout=30)
-    ray.kill(actor)
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        try:
-            ray.get(reference, timeout=5)
-        except OwnerDiedError:
-            return reference
-        time.sleep(0.1)
-    raise TimeoutError("the value of a dead owner is still there")
+    value: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    value.set_exception(ObjectLostError("0" * 56, None, ""))
+    return LocalRef(value)
 
 
 def test_slots_whose_scored_tables_are_lost_are_generated_anew_and_the_learner_goes_on(tmp_path: Path) -> None:
-    async def scenario(run: SimulatedRun) -> None:
-        reference = await asyncio.to_thread(lost_reference)
+    async def scenario(run: FaultyRun) -> None:
+        reference = lost_reference()
         take, lost = run.pipeline._scoring.take, list[int]()
 
         def take_some_lost(slots: list[int]) -> list[Rollout]:
@@ -317,7 +303,7 @@ def test_slots_whose_scored_tables_are_lost_are_generated_anew_and_the_learner_g
             return [replace(each, table=reference) if each.note.slot in lost else each for each in batch]
 
         run.pipeline._scoring.take = take_some_lost
-        await asyncio.wait_for(run.pipeline.run(), 90)
+        await run.pipeline.run()
         check_ledger(run)
         [event] = run.events("tables_lost")
         assert event["slots"] == lost
@@ -333,8 +319,8 @@ def test_slots_whose_scored_tables_are_lost_are_generated_anew_and_the_learner_g
 
 
 def test_three_steps_in_a_row_without_a_finite_gradient_stop_the_run_with_a_checkpoint(tmp_path: Path) -> None:
-    async def scenario(run: SimulatedRun) -> None:
-        error = await asyncio.wait_for(run.failure(), 60)
+    async def scenario(run: FaultyRun) -> None:
+        error = await run.failure()
         assert isinstance(error, RuntimeError)
         assert "3 steps in a row had no finite gradient" in str(error)
         assert [row["skipped"] for row in run.folder.valid_metrics()] == [0, 0, 1, 1, 1]

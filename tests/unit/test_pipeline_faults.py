@@ -1,26 +1,26 @@
-"""What a run survives, and how it ends where it cannot: real workers on real Ray die, fail and stall."""
+"""What a run survives, and how it ends where it cannot: simulated workers die, fail and stall."""
 
 import asyncio
 from pathlib import Path
-from typing import Any
 
 import pytest
-import ray
-from ray.util.placement_group import placement_group_table
 
-from cluster.placement import Demand
-from cluster.pool import Pool
-from cluster.ray_actors import WorkerSpec
-from records.events import Events
-from settings.cluster import ClusterConfig
-from tests.integration.simulated import EngineBehaviour, LearnerBehaviour, SimulatedLearner
-from tests.integration.simulated_evaluation import simulated_evaluation
-from tests.integration.simulated_run import SimulatedRun, eventually, other_tasks, run_config, simulated_run
+from commands.plan.run import run_virtually
+from tests.simulated import EngineBehaviour, LearnerBehaviour
+from tests.simulated_run import (
+    FaultyRun,
+    eventually,
+    kill,
+    other_tasks,
+    run_config,
+    simulated_evaluation,
+    simulated_run,
+)
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("local_ray")]
+pytestmark = pytest.mark.timeout(60)
 
-FAST = EngineBehaviour(fastest_s=0.001, slowest_s=0.02)
-SLOW = EngineBehaviour(fastest_s=0.02, slowest_s=0.3)
+FAST = EngineBehaviour(token_s=0.0011)
+SLOW = EngineBehaviour(token_s=0.016)
 SPEED = {"max_steps": 6, "max_staleness": 3}
 ALL_SLOTS = list(range(6 * 8))
 
@@ -30,18 +30,18 @@ def test_slots_of_a_killed_rollout_worker_are_generated_elsewhere(tmp_path: Path
         async with simulated_run(run_config(tmp_path, **SPEED), engines=(SLOW, SLOW)) as run:
             running = asyncio.create_task(run.pipeline.run())
             await eventually(lambda: run.pipeline.slots.version == 2)
-            ray.kill(run.rollout.workers[0].handle)
+            kill(run.rollout.workers[0])
             await running
             assert sorted(run.trained_slots()) == ALL_SLOTS
             assert [event["worker"] for event in run.events("worker_died")] == ["rollout-0"]
             assert run.events("prompt_given_up") == []
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_a_worker_that_dies_between_a_note_and_its_table_costs_no_teacher_and_no_slot(tmp_path: Path) -> None:
     async def scenario() -> None:
-        cut_off = EngineBehaviour(fastest_s=0.001, slowest_s=0.02, dies_after_note=True)
+        cut_off = EngineBehaviour(token_s=0.0011, dies_after_note=True)
         async with simulated_run(run_config(tmp_path, **SPEED), engines=(cut_off, FAST)) as run:
             await run.pipeline.run()
             assert sorted(run.trained_slots()) == ALL_SLOTS
@@ -49,20 +49,20 @@ def test_a_worker_that_dies_between_a_note_and_its_table_costs_no_teacher_and_no
                 "rollout-0"
             }  # each time it is back
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 @pytest.mark.parametrize("max_staleness", [0, 3])
 def test_a_prompt_that_cannot_be_generated_is_given_up_and_no_other_is(tmp_path: Path, max_staleness: int) -> None:
     async def scenario() -> None:
         config = run_config(tmp_path, max_steps=6, max_staleness=max_staleness)
-        engine = EngineBehaviour(fastest_s=0.001, slowest_s=0.02, poison=frozenset({13}))
+        engine = EngineBehaviour(token_s=0.0011, poison=frozenset({13}))
         async with simulated_run(config, engines=(engine, engine)) as run:
             await run.pipeline.run()
             _check_given_up(run, slot=13)
             assert run.prompts.issued.count(13) == config.rollout.max_attempts + 1
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 @pytest.mark.parametrize("max_staleness", [0, 3])
@@ -79,7 +79,7 @@ def test_a_rollout_that_no_teacher_can_score_is_given_up_and_no_other_is(
             assert min(row["wasted/refused"], row["wasted/given_up"]) > 0
             assert row["wasted/lost"] == row["wasted/fall_back"] == 0
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_a_rollout_worker_that_always_fails_costs_no_prompt_while_another_works(tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_a_rollout_worker_that_always_fails_costs_no_prompt_while_another_works(
             assert sorted(run.trained_slots()) == ALL_SLOTS
             assert run.events("prompt_given_up") == []
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_a_teacher_that_always_fails_costs_no_rollout_while_another_works(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_teacher_that_always_fails_costs_no_rollout_while_another_works(tmp_pa
             await run.pipeline.run()
             assert sorted(run.prompts.issued) == sorted(run.trained_slots()) == ALL_SLOTS
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_the_call_of_a_killed_teacher_is_repeated_on_another(tmp_path: Path) -> None:
@@ -111,37 +111,37 @@ def test_the_call_of_a_killed_teacher_is_repeated_on_another(tmp_path: Path) -> 
         async with simulated_run(run_config(tmp_path, **SPEED), engines=(FAST,), teachers=(slow, slow)) as run:
             running = asyncio.create_task(run.pipeline.run())
             await eventually(lambda: run.teacher.workers[0].num_calls)
-            ray.kill(run.teacher.workers[0].handle)
+            kill(run.teacher.workers[0])
             await running
             assert sorted(run.prompts.issued) == sorted(run.trained_slots()) == ALL_SLOTS
             assert [event["worker"] for event in run.events("worker_died")] == ["teacher-0"]
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_a_run_whose_only_teacher_always_fails_ends_with_the_teachers_error(tmp_path: Path) -> None:
     async def scenario() -> None:
         broken = EngineBehaviour(always_fails=True)
         async with simulated_run(run_config(tmp_path, **SPEED), engines=(FAST,), teachers=(broken,)) as run:
-            error = await asyncio.wait_for(run.failure(), timeout=30)
+            error = await run.failure()
             assert isinstance(error, RuntimeError)
             assert "16 prompts in a row were given up" in str(error)
             assert "ValueError: the teacher rejects a rollout" in str(error)
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_an_error_in_the_learner_ends_the_run_with_it(tmp_path: Path) -> None:
     async def scenario() -> None:
         learner = LearnerBehaviour(fails_at=2)
         async with simulated_run(run_config(tmp_path, **SPEED), engines=(SLOW,), learner=learner) as run:
-            error = await asyncio.wait_for(run.failure(), timeout=30)
+            error = await run.failure()
             assert isinstance(error, ValueError)
             assert "the learner is broken" in str(error)
             assert len(run.folder.valid_metrics()) == 2
             await eventually(lambda: not other_tasks(), timeout_s=5)
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_a_stage_may_be_idle_for_longer_than_every_limit(tmp_path: Path) -> None:
@@ -152,7 +152,7 @@ def test_a_stage_may_be_idle_for_longer_than_every_limit(tmp_path: Path) -> None
             await run.pipeline.run()
             assert sorted(run.trained_slots()) == list(range(16))
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_a_failed_weight_load_is_repeated(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_failed_weight_load_is_repeated(tmp_path: Path) -> None:
             assert run.events("worker_died") == []
             assert sorted(run.trained_slots()) == ALL_SLOTS
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_a_worker_whose_weight_load_fails_twice_is_given_up_and_the_run_goes_on(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_worker_whose_weight_load_fails_twice_is_given_up_and_the_run_goes_on(
             assert all("the engine cannot load" in event["reason"] for event in deaths)
             assert sorted(run.trained_slots()) == ALL_SLOTS
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
 def test_an_evaluation_repeats_on_other_workers_what_a_dead_one_left(tmp_path: Path) -> None:
@@ -188,32 +188,17 @@ def test_an_evaluation_repeats_on_other_workers_what_a_dead_one_left(tmp_path: P
         async with simulated_run(config, engines=(SLOW, SLOW), evaluation=simulated_evaluation(40)) as run:
             running = asyncio.create_task(run.pipeline.run())
             await eventually(lambda: run.pipeline.slots.version == 6)
-            ray.kill(run.rollout.workers[0].handle)
+            kill(run.rollout.workers[0])
             await running
             rows = run.folder.path.joinpath("eval.jsonl").read_text().splitlines()
             assert len(rows) == 2
             assert '"avg_at_k": 1.0' in rows[1]
             assert sorted(run.trained_slots()) == ALL_SLOTS
 
-    asyncio.run(scenario())
+    run_virtually(scenario())
 
 
-def test_a_pool_that_cannot_be_placed_frees_what_it_had_placed(tmp_path: Path) -> None:
-    async def scenario() -> None:
-        before = _live_placement_groups()
-        demand = Demand("learner", 3, {"CPU": 7.0})  # of 16: two workers fit
-        spec = WorkerSpec(SimulatedLearner, (LearnerBehaviour(), tmp_path / "calls.jsonl"), is_async=False)
-        config = ClusterConfig(placement_timeout_s=5.0)
-        pool = Pool(demand, lambda index: spec, config=config, events=Events())
-        with pytest.raises(TimeoutError, match=r"placement of learner-2 \(learner: 3 x \(7 CPU\)\)"):
-            await pool.place()
-        await pool.close()
-        await eventually(lambda: _live_placement_groups() == before, timeout_s=5)
-
-    asyncio.run(scenario())
-
-
-def _check_given_up(run: SimulatedRun, *, slot: int) -> None:
+def _check_given_up(run: FaultyRun, *, slot: int) -> None:
     """The slot's prompt, and only that, was replaced by the first place after the last slot's."""
     [event] = run.events("prompt_given_up")
     assert (event["slot"], event["prompt_id"]) == (slot, f"p{slot}")
@@ -221,8 +206,3 @@ def _check_given_up(run: SimulatedRun, *, slot: int) -> None:
     assert run.folder.valid_metrics()[-1]["prompts_given_up"] == 1
     assert sorted(run.trained_slots()) == ALL_SLOTS
     assert run.events("worker_died") == []
-
-
-def _live_placement_groups() -> int:
-    table: dict[str, dict[str, Any]] = placement_group_table()
-    return sum(group["state"] != "REMOVED" for group in table.values())
