@@ -12,7 +12,7 @@ ARGS ?=
 BIN := .venv/bin
 STAMP := .venv/.pins
 PYTEST := $(BIN)/python -m pytest
-TWO_AT_A_TIME := -n 2 --dist loadgroup --no-loadscope-reorder
+TWO_AT_A_TIME := -n 2 --dist loadfile --no-loadscope-reorder
 EXTRA ?= $(or $(filter cpu gpu,$(shell cat $(STAMP) 2>/dev/null)),cpu)
 PINS = requirements/$(EXTRA).txt
 

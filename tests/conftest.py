@@ -1,4 +1,4 @@
-"""Profiles of hypothesis, and which tests share a process when several run at a time (`make test`).
+"""Profiles of hypothesis, and which file begins where two processes share the tests (`make test`).
 
 `--hypothesis-profile deep` tries thirty times as many examples.
 """
@@ -14,15 +14,5 @@ settings.load_profile("quick")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keep the tests of a file in one process, unless they are of a larger group; the largest group goes first."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(f"{item.path.parent.name}/{item.path.stem}"))
-    items.sort(key=lambda item: "runs" not in group_of(item))
-
-
-def group_of(item: pytest.Item) -> str:
-    """The group of a test."""
-    marker = item.get_closest_marker("xdist_group")
-    assert marker is not None
-    return marker.args[0]
+    """Begin with the whole runs: they take longest, and the other files fit beside them."""
+    items.sort(key=lambda item: item.path.name != "test_run.py")

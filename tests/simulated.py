@@ -70,7 +70,7 @@ class EngineBehaviour:
     cannot_score: frozenset[int] = frozenset()  # places of prompts that score raises for
     always_fails: bool = False  # generate and score raise
     failing_scores: int = 0  # so many scoring calls raise before they work
-    answer: float = 0.0  # to the question that has a known answer
+    answer: float = 0.0  # to the question of the replica check
     first_life: Path | None = None  # where it is marked that the first life is over: later ones have no faults
     is_wedged: bool = False  # answers, and makes no token
     kills: frozenset[int] = frozenset()  # places of prompts with which generate ends the process

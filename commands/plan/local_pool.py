@@ -82,7 +82,7 @@ class LocalActor:
         self._is_awake.clear()
 
     def thaw(self) -> None:
-        """Go on after `freeze()`."""
+        """Resume after `freeze()`."""
         self._is_awake.set()
 
     def call(self, method: str, args: tuple[Any, ...], named: dict[str, Any]) -> "asyncio.Task[Any]":

@@ -11,7 +11,6 @@ import pytest
 from cluster.connection import connected, prepare_environment
 from records.files import read_rows
 from settings.cluster import ClusterConfig
-from tests.conftest import group_of
 from tests.integration import real_run
 from tests.integration.real_run import MODELS, ROOT, STEPS, SYNCHRONOUS, DrainedRun
 
@@ -117,5 +116,5 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
 
     if pyfuncitem.get_closest_marker("isolated") is None or INSIDE in os.environ:
         return None
-    run_isolated(pyfuncitem.nodeid.removesuffix(f"@{group_of(pyfuncitem)}"))  # as xdist names it
+    run_isolated(pyfuncitem.nodeid)
     return True

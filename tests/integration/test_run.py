@@ -36,7 +36,7 @@ from tests.integration.real_run import (
     weights_of,
 )
 
-pytestmark = [pytest.mark.timeout(1500), pytest.mark.xdist_group("runs")]
+pytestmark = pytest.mark.timeout(1500)
 
 
 @pytest.fixture(autouse=True)

@@ -82,6 +82,15 @@ def test_names_are_never_used_twice_and_the_last_wanted_worker_cannot_be_drained
     assert pool.healthy == [first]
 
 
+def test_a_worker_that_must_load_again_holds_no_version_whatever_it_held_before() -> None:
+    pool = pools()["rollout"]
+    [worker] = pool.workers
+    worker.version = 3
+    pool.make_stale(worker)
+    assert worker.version < 0
+    assert pool.healthy == []
+
+
 def test_without_a_supervisor_the_death_of_the_last_worker_is_an_error() -> None:
     pool = pools()["rollout"]
     starting = pool.add()
