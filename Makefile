@@ -97,7 +97,7 @@ smollm2: install  ## a real model on a laptop: fetch SmolLM2-135M (93 MB), disti
 	$(BIN)/python examples/smollm2/build_models.py
 	$(BIN)/python launch.py train --config configs/smollm2.yaml --run-name smollm2-$$(date +%Y%m%d-%H%M%S) $(ARGS)
 
-test: install  ## every test but those marked slow or gpu, two at a time: about 10 minutes on two cores
+test: install  ## every test but those marked slow or gpu, two at a time
 	$(PYTEST) $(TWO_AT_A_TIME) -m "not slow and not gpu" $(ARGS)
 
 test-unit: install  ## tests/unit alone: no GPU, no network, no Ray
