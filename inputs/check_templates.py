@@ -7,12 +7,11 @@ from transformers import PreTrainedTokenizerBase
 
 from inputs.model_facts import ModelFacts
 from inputs.rendering import Prompt
+from inputs.templates import MARK, Chat, RefusedChatError, render_chats
 from inputs.tokenizers import special_tokens
-from settings.checks import Finding
+from settings.checks import Checks, Finding, RefusedError
 from transport.stop_tokens import StopMode, StopTokens
 
-MARK = "777"
-"""An answer that no template changes."""
 CONTEXT = 40
 """Characters that are shown before and after the first difference."""
 
@@ -61,12 +60,11 @@ def answer_end(model: ModelFacts, template_arguments: Mapping[str, Any]) -> int 
         return None
     messages = [{"role": "user", "content": "1"}, {"role": "assistant", "content": MARK}]
     try:
-        text: Any = tokenizer.apply_chat_template(messages, tokenize=False, **template_arguments)
-        _, found, tail = str(text).rpartition(MARK)
-        return _first_special(tokenizer, tail) if found else None
-    except Exception as error:  # a template is a program: it can raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{model.field}: the {model.who}'s chat template cannot be rendered: {reason}") from error
+        [text] = render_chats(tokenizer, [Chat(messages)], template_arguments)
+    except RefusedChatError as error:
+        raise ValueError(f"{model.field}: the {model.who}'s chat template cannot be rendered: {error}") from error
+    _, found, tail = text.rpartition(MARK)
+    return _first_special(tokenizer, tail) if found else None
 
 
 def _first_special(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
@@ -120,6 +118,26 @@ def _mode_findings(student: ModelFacts, teacher: ModelFacts, mode: StopMode) -> 
 def _named(model: ModelFacts, ids: tuple[int, ...] | list[int]) -> str:
     known = {index: token for token, index in model.tokenizer.get_vocab().items() if index in ids}
     return ", ".join(f"{index} ({known[index]!a})" if index in known else str(index) for index in ids)
+
+
+def check_limits(models: Mapping[str, ModelFacts], template_arguments: Mapping[str, Any], checks: Checks) -> None:
+    """Render a short question with the template of every model, before any with many prompts.
+
+    RefusedError if one does not end or takes too much memory, after all have been tried.
+    """
+    ended = list[str]()
+    for each in models.values():
+        with checks.guard("chat_template", is_hard=True):
+            try:
+                if each.tokenizer.chat_template:
+                    render_chats(each.tokenizer, [Chat([{"role": "user", "content": MARK}])], template_arguments)
+            except RefusedChatError as error:
+                if error.met_limit:  # else what it says of the prompts themselves counts
+                    ended.append(each.who)
+                    text = f"{each.field}: the {each.who}'s chat template cannot be rendered: {error}"
+                    raise ValueError(text) from error
+    if ended:
+        raise RefusedError(f"not every chat template can be rendered: {', '.join(ended)}")
 
 
 def template_findings(models: Mapping[str, ModelFacts], render: Render) -> tuple[list[Finding], dict[str, Any]]:
@@ -178,8 +196,8 @@ def _finding(model: ModelFacts, first: Prompt, num: int, total: int) -> Finding:
 def _rendered(model: ModelFacts, render: Render) -> list[Prompt]:
     try:
         return render(model.tokenizer)
-    except Exception as error:  # a template is a program: it can raise anything
-        reason = " ".join(str(error).split()).removeprefix("student.model_path: ") or type(error).__name__
+    except ValueError as error:
+        reason = str(error).removeprefix("student.model_path: ")
         raise ValueError(f"{model.field}: the {model.who}'s chat template cannot be rendered: {reason}") from error
 
 
