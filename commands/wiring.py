@@ -25,7 +25,7 @@ from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
 from cluster.replica_check import ReplicaCheck
 from cluster.waiting import together
-from commands.checks import signal_of, special_token_ids
+from commands.checks import shape_facts, signal_of, special_token_ids
 from controller.broadcasts import WeightBroadcast
 from controller.checkpointing import Checkpointer
 from controller.context import RunContext
@@ -151,7 +151,13 @@ async def start_pipeline(context: RunContext, inputs: Inputs, *, resume: bool) -
 
     progress = await restore_newest("--resume", 0) if resume else Progress()
     checkpointer = Checkpointer(
-        config, learner=learner, store=store, folder=folder, events=events, saved=progress.saved_version
+        config,
+        learner=learner,
+        store=store,
+        folder=folder,
+        events=events,
+        saved=progress.saved_version,
+        facts={"student": shape_facts(inputs.shapes.get("student"))},
     )
     return Pipeline(
         context,

@@ -7,12 +7,10 @@ from transformers import PreTrainedTokenizerBase
 
 from inputs.model_facts import ModelFacts
 from inputs.rendering import Prompt
-from inputs.tokenizers import special_tokens
+from inputs.tokenizers import turn_end
 from settings.checks import Finding
 from transport.stop_tokens import StopMode, StopTokens
 
-MARK = "777"
-"""An answer that no template changes."""
 CONTEXT = 40
 """Characters that are shown before and after the first difference."""
 
@@ -60,23 +58,11 @@ def answer_end(model: ModelFacts, template_arguments: Mapping[str, Any]) -> int 
 
     ValueError naming the model if its template cannot be rendered.
     """
-    tokenizer = model.tokenizer
-    if not tokenizer.chat_template:
-        return None
-    messages = [{"role": "user", "content": "1"}, {"role": "assistant", "content": MARK}]
     try:
-        text: Any = tokenizer.apply_chat_template(messages, tokenize=False, **template_arguments)
-        _, found, tail = str(text).rpartition(MARK)
-        return _first_special(tokenizer, tail) if found else None
+        return turn_end(model.tokenizer, model.stop_ids, template_arguments)
     except Exception as error:  # a template is a program: it can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{model.field}: the {model.who}'s chat template cannot be rendered: {reason}") from error
-
-
-def _first_special(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
-    specials = special_tokens(tokenizer)
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-    return next((index for index in ids if index in specials), None)
 
 
 def _unknown(models: Mapping[str, ModelFacts]) -> Iterator[Finding]:
@@ -84,10 +70,9 @@ def _unknown(models: Mapping[str, ModelFacts]) -> Iterator[Finding]:
         unknown = [index for index in each.stop_ids if not 0 <= index < each.num_known_ids]
         if unknown:
             text = f"{each.field}: the {each.who}'s tokenizer does not know its stop ids {unknown}"
-            is_label = each.stop_ids[0] in unknown
             num = each.num_known_ids
             remedy = f"correct eos_token_id in config.json and generation_config.json (it knows {num:,} ids)"
-            yield Finding("error" if is_label else "warning", text, remedy)
+            yield Finding("error", text, remedy)
 
 
 def _never_stops(

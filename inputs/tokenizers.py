@@ -8,7 +8,7 @@ Added tokens are plain text in all of them.
 import json
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,8 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 """`organisation/model`, if there is no local folder named like the organisation."""
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 """Weights in these files are Python pickles: whoever made them can run code where they are read."""
+MARK = "777"
+"""An answer that no template changes."""
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SPACE = "\u2581"
 LETTERS = {letter: value for value, letter in bytes_to_unicode().items()}
@@ -91,10 +93,20 @@ def head_width(path: str, field: str, *, trust_remote_code: bool = False) -> int
 
 
 def stop_ids(
-    path: str, tokenizer: PreTrainedTokenizerBase, *, field: str = "model_path", trust_remote_code: bool = False
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    field: str = "model_path",
+    trust_remote_code: bool = False,
+    template_arguments: Mapping[str, Any] | None = None,
 ) -> tuple[int, ...]:
-    """Stop ids of a model, from generation config, model config and its tokenizer, in that order; ValueError
-    naming `field` if one of them is broken, or none says any."""
+    """Stop ids of a model, from generation config, model config and its tokenizer; ValueError naming `field` if
+    one of them is broken, or none says any.
+
+    The first is the model's own label for "the answer ends here": the id that ends a turn in its chat template if
+    it is one of them, else its tokenizer's if a file names it too. The places in the files' lists mean nothing:
+    Llama 3.1 and Gemma name the end of a text first.
+    """
     ids: list[int] = []
     with _explained(path, field, "no stop tokens can be read from"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -103,7 +115,31 @@ def stop_ids(
             ids += [] if value is None else [operator.index(each) for each in np.atleast_1d(value).tolist()]
     if not ids:
         raise ValueError(f"{path}: neither generation config, model config nor tokenizer names a stop token")
-    return tuple(dict.fromkeys(ids))
+    own: Any = tokenizer.eos_token_id
+    try:
+        end = turn_end(tokenizer, ids, template_arguments)
+    except Exception:  # noqa: BLE001 (the check of the template says what is wrong with it)
+        end = None
+    if end not in ids and ids.count(own) > 1:
+        end = own
+    return tuple(dict.fromkeys([end, *ids] if end in ids else ids))
+
+
+def turn_end(
+    tokenizer: PreTrainedTokenizerBase, stops: Collection[int], template_arguments: Mapping[str, Any] | None = None
+) -> int | None:
+    """The id with which the chat template ends an answer: the first that is special, or one of `stops`.
+
+    None without a template, or if nothing of the kind follows the answer. A template can raise anything.
+    """
+    if not tokenizer.chat_template:
+        return None
+    messages = [{"role": "user", "content": "1"}, {"role": "assistant", "content": MARK}]
+    text: Any = tokenizer.apply_chat_template(messages, tokenize=False, **(template_arguments or {}))
+    _, found, tail = str(text).rpartition(MARK)
+    ends = {*special_tokens(tokenizer), *stops}
+    ids: list[int] = tokenizer.encode(tail, add_special_tokens=False) if found else []
+    return next((index for index in ids if index in ends), None)
 
 
 @contextmanager

@@ -43,6 +43,9 @@ logger = logging.getLogger(__name__)
 
 COMPILER_SWITCH = "TORCHDYNAMO_DISABLE"
 
+HYPERPARAMETERS = ("betas", "eps", "weight_decay")
+"""Of the optimizer: a checkpoint holds those that it was written with."""
+
 LossOf = Callable[[PackedBatch, Tensor, Tensor], Tensor]
 """(micro-batch, logp_T with gradient, entropy_T) -> loss."""
 
@@ -155,10 +158,14 @@ class DeepSpeedBackend:
             self.engine.checkpoint_engine = stock
 
     def load(self, path: Path) -> None:
-        """Restore what `save` wrote, with the same number of ranks."""
+        """Restore what `save` wrote, with the same number of ranks. The optimizer's settings are today's."""
+        groups = self.engine.optimizer.param_groups
+        configured = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in groups]
         loaded, _ = self.engine.load_checkpoint(str(path), tag=CHECKPOINT_TAG)
         if loaded is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {path / CHECKPOINT_TAG}")
+        for group, values in zip(self.engine.optimizer.param_groups, configured, strict=True):
+            group.update(values)
 
     def load_universal(self, path: Path) -> None:
         """Restore what `save` wrote with another number of ranks, after `learner.universal.convert`."""
