@@ -7,6 +7,7 @@ from transformers import PreTrainedTokenizerBase
 
 from inputs.model_facts import ModelFacts
 from inputs.rendering import Prompt
+from inputs.templates import RefusedChatError
 from inputs.tokenizers import turn_end
 from settings.checks import Finding
 from transport.stop_tokens import StopMode, StopTokens
@@ -60,9 +61,8 @@ def answer_end(model: ModelFacts, template_arguments: Mapping[str, Any]) -> int 
     """
     try:
         return turn_end(model.tokenizer, model.stop_ids, template_arguments)
-    except Exception as error:  # a template is a program: it can raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{model.field}: the {model.who}'s chat template cannot be rendered: {reason}") from error
+    except RefusedChatError as error:
+        raise ValueError(f"{model.field}: the {model.who}'s chat template cannot be rendered: {error}") from error
 
 
 def _unknown(models: Mapping[str, ModelFacts]) -> Iterator[Finding]:

@@ -19,12 +19,12 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
+from inputs.templates import MARK, Chat, RefusedChatError, render_chats
+
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 """`organisation/model`, if there is no local folder named like the organisation."""
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 """Weights in these files are Python pickles: whoever made them can run code where they are read."""
-MARK = "777"
-"""An answer that no template changes."""
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SPACE = "\u2581"
 LETTERS = {letter: value for value, letter in bytes_to_unicode().items()}
@@ -118,7 +118,7 @@ def stop_ids(
     own: Any = tokenizer.eos_token_id
     try:
         end = turn_end(tokenizer, ids, template_arguments)
-    except Exception:  # noqa: BLE001 (the check of the template says what is wrong with it)
+    except RefusedChatError:  # the check of the template says what is wrong with it
         end = None
     if end not in ids and ids.count(own) > 1:
         end = own
@@ -130,13 +130,13 @@ def turn_end(
 ) -> int | None:
     """The id with which the chat template ends an answer: the first that is special, or one of `stops`.
 
-    None without a template, or if nothing of the kind follows the answer. A template can raise anything.
+    None without a template, or if nothing of the kind follows the answer. RefusedChatError if it gives no text.
     """
     if not tokenizer.chat_template:
         return None
     messages = [{"role": "user", "content": "1"}, {"role": "assistant", "content": MARK}]
-    text: Any = tokenizer.apply_chat_template(messages, tokenize=False, **(template_arguments or {}))
-    _, found, tail = str(text).rpartition(MARK)
+    [text] = render_chats(tokenizer, [Chat(messages)], template_arguments or {})
+    _, found, tail = text.rpartition(MARK)
     ends = {*special_tokens(tokenizer), *stops}
     ids: list[int] = tokenizer.encode(tail, add_special_tokens=False) if found else []
     return next((index for index in ids if index in ends), None)
