@@ -24,16 +24,20 @@ def stop_findings(
     stops: StopTokens,
     mode: StopMode,
     *,
+    is_direct: bool = False,
     template_arguments: Mapping[str, Any] | None = None,
 ) -> tuple[list[Finding], dict[str, Any]]:
-    """Compare the stop ids of student and teachers, and those that their chat templates end an answer with."""
+    """Compare the stop ids of student and teachers, and those that their chat templates end an answer with.
+
+    `is_direct`: distributions are compared, so that every stop token is scored, whichever was sampled.
+    """
     ends = {role: answer_end(each, template_arguments or {}) for role, each in models.items()}
     findings = [*_unknown(models), *_never_stops(models, stops, ends)]
     student = models["student"]
     teachers = [each for role, each in models.items() if role.startswith("teacher")]
-    for teacher in teachers:
+    for teacher in [] if is_direct else teachers:
         findings += _mode_findings(student, teacher, mode)
-    proposed = proposed_mode(student, teachers)
+    proposed = "raw" if is_direct else proposed_mode(student, teachers)
     details = {role: {"stop_ids": list(each.stop_ids), "template_ends_with": ends[role]}
                for role, each in models.items()}  # fmt: skip
     if not findings:

@@ -38,6 +38,9 @@ def check_objective(config: RunConfig) -> RunConfig:
         }
     )
     needs = rewards.OBJECTIVES[objective.name].needs_with(parameters)
+    if needs.form == "direct" and "stop_mode" not in objective.model_fields_set:
+        completed = config.objective.model_copy(update={"stop_mode": "raw"})
+        config = config.model_copy(update={"objective": completed})
     check_combinations(config, needs)
     check_is_served(config, needs)
     if config.batch_size < config.learner.num_workers:
