@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from inputs.model_facts import ModelFacts
 from inputs.rendering import Prompt
 from inputs.templates import MARK, Chat, RefusedChatError, render_chats
-from inputs.tokenizers import special_tokens
+from inputs.tokenizers import turn_end
 from settings.checks import Checks, Finding, RefusedError
 from transport.stop_tokens import StopMode, StopTokens
 
@@ -24,16 +24,20 @@ def stop_findings(
     stops: StopTokens,
     mode: StopMode,
     *,
+    is_direct: bool = False,
     template_arguments: Mapping[str, Any] | None = None,
 ) -> tuple[list[Finding], dict[str, Any]]:
-    """Compare the stop ids of student and teachers, and those that their chat templates end an answer with."""
+    """Compare the stop ids of student and teachers, and those that their chat templates end an answer with.
+
+    `is_direct`: distributions are compared, so that every stop token is scored, whichever was sampled.
+    """
     ends = {role: answer_end(each, template_arguments or {}) for role, each in models.items()}
     findings = [*_unknown(models), *_never_stops(models, stops, ends)]
     student = models["student"]
     teachers = [each for role, each in models.items() if role.startswith("teacher")]
-    for teacher in teachers:
+    for teacher in [] if is_direct else teachers:
         findings += _mode_findings(student, teacher, mode)
-    proposed = proposed_mode(student, teachers)
+    proposed = "raw" if is_direct else proposed_mode(student, teachers)
     details = {role: {"stop_ids": list(each.stop_ids), "template_ends_with": ends[role]}
                for role, each in models.items()}  # fmt: skip
     if not findings:
@@ -55,22 +59,10 @@ def answer_end(model: ModelFacts, template_arguments: Mapping[str, Any]) -> int 
 
     ValueError naming the model if its template cannot be rendered.
     """
-    tokenizer = model.tokenizer
-    if not tokenizer.chat_template:
-        return None
-    messages = [{"role": "user", "content": "1"}, {"role": "assistant", "content": MARK}]
     try:
-        [text] = render_chats(tokenizer, [Chat(messages)], template_arguments)
+        return turn_end(model.tokenizer, model.stop_ids, template_arguments)
     except RefusedChatError as error:
         raise ValueError(f"{model.field}: the {model.who}'s chat template cannot be rendered: {error}") from error
-    _, found, tail = text.rpartition(MARK)
-    return _first_special(tokenizer, tail) if found else None
-
-
-def _first_special(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
-    specials = special_tokens(tokenizer)
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-    return next((index for index in ids if index in specials), None)
 
 
 def _unknown(models: Mapping[str, ModelFacts]) -> Iterator[Finding]:
@@ -78,10 +70,9 @@ def _unknown(models: Mapping[str, ModelFacts]) -> Iterator[Finding]:
         unknown = [index for index in each.stop_ids if not 0 <= index < each.num_known_ids]
         if unknown:
             text = f"{each.field}: the {each.who}'s tokenizer does not know its stop ids {unknown}"
-            is_label = each.stop_ids[0] in unknown
             num = each.num_known_ids
             remedy = f"correct eos_token_id in config.json and generation_config.json (it knows {num:,} ids)"
-            yield Finding("error" if is_label else "warning", text, remedy)
+            yield Finding("error", text, remedy)
 
 
 def _never_stops(
