@@ -37,7 +37,7 @@ from transport.batches import SAMPLED, TeacherSignal, scored_schema
 
 pytestmark = pytest.mark.timeout(1200)
 
-HIDDEN, NUM_ROWS, PROMPT, RESPONSE, NUM_STEPS = 64, 48, 3, 8, 4
+HIDDEN, NUM_ROWS, PROMPT, RESPONSE, NUM_STEPS = 64, 48, 3, 8, 8
 FULL = TeacherSignal("full", hidden_size=HIDDEN, dtype="float32")
 
 OWN_RATIO = {"importance": {"name": "none"}}
@@ -176,6 +176,7 @@ def test_what_looks_at_the_window_sees_all_ranks(tmp_path: Path) -> None:
         assert together["metrics"] == pytest.approx(alone["metrics"], rel=1e-4, abs=1e-6), name
 
 
+@pytest.mark.slow
 def test_every_option_brings_the_student_closer_to_the_teacher(tmp_path: Path) -> None:
     paths = {
         "student": save_student(tmp_path / "student"),
