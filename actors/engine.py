@@ -46,6 +46,8 @@ class Sampling:
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = -1
+    stop_token_ids: tuple[int, ...] = ()
+    """What ends a response; by default all that the engine was given."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from settings.run import RunConfig
 from transport.batches import SAMPLED, TeacherSignal
 
 
-def rollout_sampling(config: RunConfig) -> Sampling:
+def rollout_sampling(config: RunConfig, inputs: Inputs) -> Sampling:
     """How training responses are sampled."""
     rollout = config.rollout
     return Sampling(
@@ -20,6 +20,7 @@ def rollout_sampling(config: RunConfig) -> Sampling:
         temperature=rollout.temperature,
         top_p=rollout.top_p,
         top_k=rollout.top_k,
+        stop_token_ids=inputs.stops.student_ids if rollout.stop_on == "student" else (),
     )
 
 

@@ -1,17 +1,22 @@
 """What is read and checked of a run before it takes anything: settings, inputs, placement. No torch, no Ray."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cluster.capacity import check_local_machine
 from cluster.placement import Demand, plan
 from learner.served import check_objective, signal_kind
+from learner.universal import check_world
+from records.checkpoint_store import CheckpointStore
+from records.files import read_rows
+from records.run_folder import RunFolder
 from settings.checks import Checks
 from settings.run import RunConfig
 from settings.run_files import load_config
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from inputs.inputs import Inputs
+    from inputs.models import Shape
     from transport.batches import TeacherSignal
 
 
@@ -45,6 +50,38 @@ def check_placement(config: RunConfig, checks: Checks) -> list[Demand]:
         demands = plan(config)
         check_local_machine(config, demands)
     return demands
+
+
+def check_resumed(config: RunConfig, folder: RunFolder, student: "Shape | None") -> None:
+    """ValueError naming the setting with which the run could not continue from its newest checkpoint.
+
+    `batch_size` and `max_steps` may be others: slots that are left are cut anew, and steps beyond the end stay.
+    """
+    store = CheckpointStore.of(config, folder)
+    found = store.newest_manifest()
+    if found is None:
+        committed = [row for row in read_rows(folder.events) if row.get("event") == "checkpoint"]
+        if committed and not store.steps():
+            raise ValueError(
+                f"checkpoint.path: {store.place} holds no checkpoint, but {len(committed)} were committed, the "
+                f"last as {committed[-1].get('path')}"
+            )
+        return
+    place, manifest = found
+    check_world(manifest, config.learner, path=place)
+    held, now = manifest.client_state.get("student", {}), shape_facts(student)  # older ones do not say
+    for name in held.keys() & now.keys():
+        if held[name] != now[name]:
+            raise ValueError(
+                f"student.model_path: checkpoint {place} is of another model: its {name} is {held[name]}, not "
+                f"{now[name]} as in {config.student.model_path}"
+            )
+
+
+def shape_facts(shape: "Shape | None") -> dict[str, Any]:
+    """What a checkpoint keeps of the student's size, to tell another model from it; empty if it is not known."""
+    names = ("num_layers", "hidden", "heads_width", "kv_width", "feed_forward", "num_rows")
+    return {} if shape is None else {name: getattr(shape, name) for name in names}
 
 
 def signal_of(config: RunConfig, inputs: "Inputs") -> "TeacherSignal":

@@ -213,6 +213,7 @@ def settings_of(config: RunConfig, inputs: "Inputs", k: Sequence[int]) -> dict[s
         "top_k": evaluation.top_k,
         "seed": config.seed,
         "max_tokens": evaluation.max_response_tokens or config.rollout.max_response_tokens,
+        "grader": evaluation.grader,
         "stop_token_ids": list(inputs.stops.ids),
         "stop_ids_of": [config.student.model_path, config.teacher.model_path],
         "system_prompt": config.data.system_prompt,

@@ -107,7 +107,8 @@ def read_stops(config: RunConfig) -> StopTokens:
     def read(field: str, path: str, trusts: bool) -> tuple[int, ...]:
         check_model_folder(path, field)
         tokenizer = load_tokenizer(path, field, trust_remote_code=trusts)
-        return stop_ids(path, tokenizer, field=field, trust_remote_code=trusts)
+        arguments = config.data.template_arguments
+        return stop_ids(path, tokenizer, field=field, trust_remote_code=trusts, template_arguments=arguments)
 
     student, teachers = config.student, config.teacher_of_role
     of_role = {

@@ -17,7 +17,7 @@ from cluster.capacity import ray_cluster
 from cluster.connection import is_local
 from cluster.orphans import check_has_ended, end_left_over
 from cluster.placement import plan
-from commands.checks import check_inputs, check_placement, load_checked
+from commands.checks import check_inputs, check_placement, check_resumed, load_checked
 from commands.dry_run import dry_run
 from commands.exit_codes import run_to_exit_code
 from commands.preflight.resources import check_disk, check_nodes
@@ -64,6 +64,8 @@ def check_and_train(config: RunConfig, arguments: argparse.Namespace) -> int:
         dry_run(config, demands)
         return FINISHED
     check_checkpoints(config, folder, resume=resume)
+    if resume:
+        check_resumed(config, folder, inputs.shapes.get("student"))
     check_disk(config, folder, inputs.shapes.get("student"), checks)
     if local := is_local(config.cluster):
         check_nodes(config, demands, inputs.shapes, checks)
@@ -77,7 +79,7 @@ def check_and_train(config: RunConfig, arguments: argparse.Namespace) -> int:
         folder.open(config)
         events = Events(folder.events, folder.owner)
         print(described)
-        record_data(folder, events, inputs.data_report.as_json())
+        record_data(folder, events, {**inputs.data_report.as_json(), "seed": config.seed})
         end_left_over(folder, events)
         events.add("prepared", seconds=times.end("ray"))
         code = run_to_exit_code(train(config, inputs, folder, events, checks, resume=resume))

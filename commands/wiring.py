@@ -25,7 +25,7 @@ from cluster.pool import Pool
 from cluster.ray_actors import WorkerSpec
 from cluster.replica_check import ReplicaCheck
 from cluster.waiting import together
-from commands.checks import signal_of, special_token_ids
+from commands.checks import shape_facts, signal_of, special_token_ids
 from controller.broadcasts import WeightBroadcast
 from controller.checkpointing import Checkpointer
 from controller.context import RunContext
@@ -64,7 +64,7 @@ def build_pools(
         return WorkerSpec(RolloutWorker, (settings, open_engine))
 
     def teacher(role: str, index: int) -> WorkerSpec:
-        grade = build_grade(inputs) if scored.has_outcome else None
+        grade = build_grade(config, inputs) if scored.has_outcome else None
         settings = scorer_settings(config, inputs, role, signal)
         return WorkerSpec(TeacherWorker, (settings, open_engine), labels | {"grade": grade})
 
@@ -151,13 +151,19 @@ async def start_pipeline(context: RunContext, inputs: Inputs, *, resume: bool) -
 
     progress = await restore_newest("--resume", 0) if resume else Progress()
     checkpointer = Checkpointer(
-        config, learner=learner, store=store, folder=folder, events=events, saved=progress.saved_version
+        config,
+        learner=learner,
+        store=store,
+        folder=folder,
+        events=events,
+        saved=progress.saved_version,
+        facts={"student": shape_facts(inputs.shapes.get("student"))},
     )
     return Pipeline(
         context,
         learner=learner,
         prompts=prompts,
-        sampling=rollout_sampling(config),
+        sampling=rollout_sampling(config, inputs),
         evaluation=evaluation_of(config, inputs),
         progress=progress,
         restore=restore_newest,
@@ -180,17 +186,19 @@ def _build_samples(context: RunContext, inputs: Inputs) -> Samples | None:
     return Samples(
         context,
         requests=evaluation_requests(prompts, num_samples=1, seed=config.seed),
-        sampling=evaluation_sampling(config) if inputs.evaluation_prompts else rollout_sampling(config),
+        sampling=evaluation_sampling(config) if inputs.evaluation_prompts else rollout_sampling(config, inputs),
         describe=SampleRows(config, inputs.tokenizer, stops=inputs.stops, signal=signal_of(config, inputs)),
     )
 
 
-def build_grade(inputs: Inputs) -> Callable[[Sequence[Sequence[int]], Sequence[str]], list[bool]]:
+def build_grade(
+    config: RunConfig, inputs: Inputs
+) -> Callable[[Sequence[Sequence[int]], Sequence[str]], list[bool]]:
     """A function that grades responses (token ids) against answers."""
     tokenizer = inputs.tokenizer
 
     def grade(responses: Sequence[Sequence[int]], answers: Sequence[str]) -> list[bool]:
         texts = [str(tokenizer.decode(list(ids), skip_special_tokens=True)) for ids in responses]
-        return rewards.grade_batch(texts, list(answers))
+        return rewards.grade_batch(texts, list(answers), config.evaluation.grader)
 
     return grade

@@ -9,7 +9,7 @@ A disk that does not take a checkpoint fails the attempt, not the run.
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,14 +59,19 @@ class Checkpointer:
         folder: RunFolder,
         events: Events,
         saved: int | None = None,
+        facts: Mapping[str, Any] | None = None,
     ) -> None:
-        """`saved`: the version the run was restored at, which need not be saved again."""
+        """`saved`: the version the run was restored at, which need not be saved again.
+
+        `facts` (JSON) are saved with every checkpoint, to tell whether a run can continue from it.
+        """
         self._config = config
         self._learner = learner
         self._store = store
         self._folder = folder
         self._events = events
         self._saved = saved
+        self._facts = dict(facts or {})
         self._signal = Signal()
         self._attempt: Attempt | None = None
         self._failed_at: int | None = None
@@ -88,7 +93,7 @@ class Checkpointer:
         await self.finish()
         if self._saved == progress.frontier.version:
             return
-        attempt = Attempt(progress.frontier.version, progress.to_json(), started)
+        attempt = Attempt(progress.frontier.version, {**self._facts, **progress.to_json()}, started)
         try:
             folder = await asyncio.to_thread(self._store.start, attempt.version)
         except OSError as error:

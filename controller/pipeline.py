@@ -330,6 +330,7 @@ class Pipeline:
             batches_ahead=config.num_batches_ahead,
             frontier=progress.frontier,
         )
+        self._prompts.num_slots = self.slots.num_slots
         self._rollouts = RolloutStage(
             self.context,
             slots=self.slots,

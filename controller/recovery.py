@@ -40,6 +40,7 @@ class Progress:
             "version": self.frontier.version,
             "lowest_untrained": self.frontier.lowest_untrained,
             "trained_above": list(self.frontier.trained_above),
+            "cuts": [list(cut) for cut in self.frontier.cuts],
             "incarnation": self.incarnation,
             "replacements": {str(slot): position for slot, position in self.replacements.items()},
         }
@@ -47,7 +48,8 @@ class Progress:
     @classmethod
     def from_json(cls, state: dict[str, Any]) -> "Progress":
         """The stored progress."""
-        frontier = Frontier(state["version"], state["lowest_untrained"], tuple(state["trained_above"]))
+        cuts = tuple((version, size) for version, size in state.get("cuts", ()))
+        frontier = Frontier(state["version"], state["lowest_untrained"], tuple(state["trained_above"]), cuts)
         replacements = {int(slot): position for slot, position in state["replacements"].items()}
         return cls(frontier, state["incarnation"], replacements)
 

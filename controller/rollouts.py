@@ -40,6 +40,8 @@ class Prompts(Protocol):
 
     replacements: dict[int, int]
     """Place in the prompt order of slots whose first prompt was given up; part of a checkpoint."""
+    num_slots: int
+    """Slots of the run as it stands: places from there on are free for prompts that replace others."""
 
     def requests_for(self, slots: Sequence[int], attempts: Sequence[int]) -> pa.Table:
         """Return the generation requests of slots."""

@@ -6,9 +6,10 @@ The prompt order is cut into slots 0, 1, 2, ...; a batch is ``batch_size`` slots
     waiting --start--> running --finish--> finished --train--> trained      (open: running or finished)
        ^----- reopen ------'----- reopen -----'
 
-- Start window: the ``(1 + batches_ahead) * batch_size`` lowest untrained slots, that is the untrained ones
-  below ``(version + 1 + batches_ahead) * batch_size``. The two differ only where a run resumes with a smaller
-  ``batches_ahead``; there the second would let more slots be open than the deadlines allow.
+- Start window: the ``(1 + batches_ahead) * batch_size`` lowest untrained slots, or as many as the batches that are
+  left take. That is the untrained ones below ``(version + 1 + batches_ahead) * batch_size``, but where a run
+  resumes with a smaller ``batches_ahead`` or another ``batch_size``: there the second would let more slots be open
+  than the deadlines allow, or fewer than a batch. Another ``batch_size`` cuts the slots that are left anew.
 - Deadline: a slot started on an engine of version a is trained at learner version ``<= a + max_staleness``.
   It starts only if ``a >= version - (max_staleness - batches_ahead)``, so that it is due ``batches_ahead``
   versions from now or later. A waiting slot has no deadline.
@@ -68,8 +69,15 @@ class Slots:
 
     @property
     def done(self) -> bool:
-        """True once ``max_steps`` batches are trained or skipped."""
-        return self.version == self.max_steps
+        """True once ``max_steps`` batches are trained or skipped; at once, if a run resumes beyond them."""
+        return self.version >= self.max_steps
+
+    @property
+    def num_slots(self) -> int:
+        """One more than the highest slot that will have been trained at the end."""
+        num_trained = self._lowest_untrained + len(self._trained_above)
+        num_left = max(0, self.max_steps - self.version) * self.batch_size
+        return max([num_trained + num_left, *(slot + 1 for slot in self._trained_above)])
 
     @property
     def minimum_engine_version(self) -> int:
@@ -175,10 +183,14 @@ class Slots:
 
     def frontier(self) -> Frontier:
         """Return which slots are trained, to resume from or to fall back to with a new instance."""
-        return Frontier(self.version, self._lowest_untrained, tuple(sorted(self._trained_above)))
+        return Frontier(self.version, self._lowest_untrained, tuple(sorted(self._trained_above)), self._cuts)
 
     def _resume(self, frontier: Frontier) -> None:
-        self._check(frontier)
+        sizes = frontier.batch_sizes()
+        self._cuts = frontier.cuts
+        last_size = frontier.cuts[-1][1] if frontier.cuts else sizes[-1] if sizes else self.batch_size
+        if last_size != self.batch_size:
+            self._cuts = (*(frontier.cuts or ((0, last_size),)), (frontier.version, self.batch_size))
         self.version = frontier.version
         self._lowest_untrained = self._next_slot = frontier.lowest_untrained
         self._trained_above = set(frontier.trained_above)
@@ -189,21 +201,10 @@ class Slots:
         self._num_finished_due: Counter[int] = Counter()  # finished slots of each deadline
         self._fill_window()
 
-    def _check(self, frontier: Frontier) -> None:
-        version, lowest, above = frontier.version, frontier.lowest_untrained, frontier.trained_above
-        if not 0 <= version <= self.max_steps:
-            raise ValueError(f"frontier.version must be in 0..{self.max_steps} (max_steps), got {version}")
-        end = self.max_steps * self.batch_size
-        if not all(lowest < slot < end for slot in above):
-            raise ValueError(f"frontier.trained_above must lie in {lowest + 1}..{end - 1}, got {above}")
-        expected = version * self.batch_size - len(set(above))
-        if lowest != expected or lowest < 0:
-            raise ValueError(f"frontier.lowest_untrained must be {expected} and >= 0, got {lowest}")
-
     def _fill_window(self) -> None:
-        size, end = (1 + self.batches_ahead) * self.batch_size, self.max_steps * self.batch_size
+        size = min(1 + self.batches_ahead, self.max_steps - self.version) * self.batch_size
         self._next_slot = max(self._next_slot, self._lowest_untrained)
-        while len(self._waiting) + len(self._deadlines) < size and self._next_slot < end:
+        while len(self._waiting) + len(self._deadlines) < size:
             if self._next_slot not in self._trained_above:
                 self._waiting.append(self._next_slot)
             self._next_slot += 1

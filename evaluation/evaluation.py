@@ -57,6 +57,7 @@ class Evaluation:
     tokenizer: "PreTrainedTokenizerBase"
     k: tuple[int, ...]
     """Results are taken at each of these, the first responses of each problem."""
+    grader: rewards.Grader = "strict"
 
     def results(self, graded: Mapping[int, Sequence[GradedSample]]) -> list[BenchmarkResult]:
         """The numbers of each benchmark at each k, of all slots."""
@@ -64,7 +65,7 @@ class Evaluation:
         for slot, problem in enumerate(self.problems):
             slots_of.setdefault(problem.benchmark, []).append(slot)
         return [
-            result_of(name, [graded[slot] for slot in slots], k)
+            result_of(name, [graded[slot] for slot in slots], k, grader=self.grader)
             for name, slots in slots_of.items()
             for k in self.k
         ]
@@ -90,6 +91,7 @@ def evaluation_of(config: RunConfig, inputs: Inputs, *, k: Sequence[int] = ()) -
         sampling=evaluation_sampling(config),
         tokenizer=inputs.tokenizer,
         k=tuple(k) or (config.evaluation.k,),
+        grader=config.evaluation.grader,
     )
 
 
@@ -202,11 +204,12 @@ class EvaluationRun:
         problems = [self._evaluation.problems[slot] for slot in slots]
         tokenizer = self._evaluation.tokenizer
         texts = [str(tokenizer.decode(ids, skip_special_tokens=True)) for ids in responses]
-        extracted = [rewards.extract_answer(text) for text in texts]
-        verdicts = rewards.grade_verdicts(texts, [problem.answer for problem in problems])
+        answers = [problem.answer for problem in problems]
+        graded = rewards.grade_responses(texts, answers, self._evaluation.grader)
+        extracted = [each.extracted for each in graded]
         judged = {
             "extracted": extracted,
-            "verdict": [verdict.value for verdict in verdicts],
+            "verdict": [each.verdict.value for each in graded],
             "answer_class": _classes(slots, extracted),
         }
         table = result_table(rollouts, problems, texts, judged)

@@ -40,6 +40,8 @@ class BenchmarkResult:
     num_problems: int
     num_timed_out: int
     """Responses that took too long to compare with the answer, and count as wrong."""
+    grader: str = "strict"
+    """How final answers were found: `evaluation.grader`."""
 
     def row(self) -> dict[str, Any]:
         """As written to `eval.jsonl`."""
@@ -52,7 +54,9 @@ AVERAGED = ("avg_at_k", "pass_at_k", "pass_at_k_unbiased", "maj_at_k", "mean_len
 SUMMED = ("num_problems", "num_timed_out")
 
 
-def result_of(benchmark: str, samples_PK: Sequence[Sequence[GradedSample]], k: int) -> BenchmarkResult:
+def result_of(
+    benchmark: str, samples_PK: Sequence[Sequence[GradedSample]], k: int, *, grader: str = "strict"
+) -> BenchmarkResult:
     """The numbers of a benchmark; `samples_PK` holds the n responses of every problem, by sample."""
     correct_PK = [[each.verdict == RIGHT for each in samples] for samples in samples_PK]
     class_PK = [[each.answer_class for each in samples] for samples in samples_PK]
@@ -69,6 +73,7 @@ def result_of(benchmark: str, samples_PK: Sequence[Sequence[GradedSample]], k: i
         truncated_frac=fmean(each.is_truncated for each in every),
         num_problems=len(samples_PK),
         num_timed_out=sum(each.verdict == TIMED_OUT for each in every),
+        grader=grader,
     )
 
 

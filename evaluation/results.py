@@ -173,8 +173,9 @@ class ResultFolder:
         return sorted(self._parts.glob("*.parquet"))
 
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
-        before = json.loads(self._settings.read_text(encoding="utf-8"))
         now = json.loads(json.dumps(settings))
+        before = {"grader": "strict"} if "grader" in now else {}  # before there was a choice
+        before |= json.loads(self._settings.read_text(encoding="utf-8"))
         differing = next((key for key in {**before, **now} if before.get(key) != now.get(key)), None)
         if differing is not None:
             raise ValueError(

@@ -102,6 +102,7 @@ def results_table(summary: Mapping[str, Any]) -> Table:
     settings = summary["settings"]
     drawn = f"n {settings['n']}, temperature {settings['temperature']:g}, top-p {settings['top_p']:g}"
     drawn += f", top-k {settings['top_k']}, seed {settings['seed']}, at most {settings['max_tokens']} tokens"
+    drawn += f", {settings.get('grader', 'strict')} grader"
     table = Table(title=summary["model"], caption=drawn)
     num_timed_out = sum(row["num_timed_out"] for row in summary["results"] if row["k"] == settings["k"][0])
     if num_timed_out:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import rewards
 from inputs.check_templates import Render, stop_findings, template_findings
 from inputs.check_tokenizers import padded_rows_findings, tokenizer_findings
 from inputs.data_report import DataReport, SourceReport
@@ -43,8 +44,16 @@ def check_models(
         return
     _enter(checks, "padded_rows", lambda: padded_rows_findings(models))
     arguments = config.data.template_arguments
-    mode = config.objective.stop_mode
-    _enter(checks, "stop_ids", lambda: stop_findings(models, stops, mode, template_arguments=arguments))
+    objective = config.objective
+    needs = rewards.OBJECTIVES[objective.name].needs_with(objective.parameters)
+    is_direct = needs.form == "direct"
+    _enter(
+        checks,
+        "stop_ids",
+        lambda: stop_findings(
+            models, stops, objective.stop_mode, is_direct=is_direct, template_arguments=arguments
+        ),
+    )
     if has_prompts:
         _enter(checks, "chat_template", lambda: template_findings(models, render))
 

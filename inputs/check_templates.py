@@ -7,12 +7,11 @@ from transformers import PreTrainedTokenizerBase
 
 from inputs.model_facts import ModelFacts
 from inputs.rendering import Prompt
-from inputs.tokenizers import special_tokens
-from settings.checks import Finding
+from inputs.templates import MARK, Chat, RefusedChatError, render_chats
+from inputs.tokenizers import turn_end
+from settings.checks import Checks, Finding, RefusedError
 from transport.stop_tokens import StopMode, StopTokens
 
-MARK = "777"
-"""An answer that no template changes."""
 CONTEXT = 40
 """Characters that are shown before and after the first difference."""
 
@@ -25,16 +24,20 @@ def stop_findings(
     stops: StopTokens,
     mode: StopMode,
     *,
+    is_direct: bool = False,
     template_arguments: Mapping[str, Any] | None = None,
 ) -> tuple[list[Finding], dict[str, Any]]:
-    """Compare the stop ids of student and teachers, and those that their chat templates end an answer with."""
+    """Compare the stop ids of student and teachers, and those that their chat templates end an answer with.
+
+    `is_direct`: distributions are compared, so that every stop token is scored, whichever was sampled.
+    """
     ends = {role: answer_end(each, template_arguments or {}) for role, each in models.items()}
     findings = [*_unknown(models), *_never_stops(models, stops, ends)]
     student = models["student"]
     teachers = [each for role, each in models.items() if role.startswith("teacher")]
-    for teacher in teachers:
+    for teacher in [] if is_direct else teachers:
         findings += _mode_findings(student, teacher, mode)
-    proposed = proposed_mode(student, teachers)
+    proposed = "raw" if is_direct else proposed_mode(student, teachers)
     details = {role: {"stop_ids": list(each.stop_ids), "template_ends_with": ends[role]}
                for role, each in models.items()}  # fmt: skip
     if not findings:
@@ -56,23 +59,10 @@ def answer_end(model: ModelFacts, template_arguments: Mapping[str, Any]) -> int 
 
     ValueError naming the model if its template cannot be rendered.
     """
-    tokenizer = model.tokenizer
-    if not tokenizer.chat_template:
-        return None
-    messages = [{"role": "user", "content": "1"}, {"role": "assistant", "content": MARK}]
     try:
-        text: Any = tokenizer.apply_chat_template(messages, tokenize=False, **template_arguments)
-        _, found, tail = str(text).rpartition(MARK)
-        return _first_special(tokenizer, tail) if found else None
-    except Exception as error:  # a template is a program: it can raise anything
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"{model.field}: the {model.who}'s chat template cannot be rendered: {reason}") from error
-
-
-def _first_special(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
-    specials = special_tokens(tokenizer)
-    ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-    return next((index for index in ids if index in specials), None)
+        return turn_end(model.tokenizer, model.stop_ids, template_arguments)
+    except RefusedChatError as error:
+        raise ValueError(f"{model.field}: the {model.who}'s chat template cannot be rendered: {error}") from error
 
 
 def _unknown(models: Mapping[str, ModelFacts]) -> Iterator[Finding]:
@@ -80,10 +70,9 @@ def _unknown(models: Mapping[str, ModelFacts]) -> Iterator[Finding]:
         unknown = [index for index in each.stop_ids if not 0 <= index < each.num_known_ids]
         if unknown:
             text = f"{each.field}: the {each.who}'s tokenizer does not know its stop ids {unknown}"
-            is_label = each.stop_ids[0] in unknown
             num = each.num_known_ids
             remedy = f"correct eos_token_id in config.json and generation_config.json (it knows {num:,} ids)"
-            yield Finding("error" if is_label else "warning", text, remedy)
+            yield Finding("error", text, remedy)
 
 
 def _never_stops(
@@ -120,6 +109,26 @@ def _mode_findings(student: ModelFacts, teacher: ModelFacts, mode: StopMode) -> 
 def _named(model: ModelFacts, ids: tuple[int, ...] | list[int]) -> str:
     known = {index: token for token, index in model.tokenizer.get_vocab().items() if index in ids}
     return ", ".join(f"{index} ({known[index]!a})" if index in known else str(index) for index in ids)
+
+
+def check_limits(models: Mapping[str, ModelFacts], template_arguments: Mapping[str, Any], checks: Checks) -> None:
+    """Render a short question with the template of every model, before any with many prompts.
+
+    RefusedError if one does not end or takes too much memory, after all have been tried.
+    """
+    ended = list[str]()
+    for each in models.values():
+        with checks.guard("chat_template", is_hard=True):
+            try:
+                if each.tokenizer.chat_template:
+                    render_chats(each.tokenizer, [Chat([{"role": "user", "content": MARK}])], template_arguments)
+            except RefusedChatError as error:
+                if error.met_limit:  # else what it says of the prompts themselves counts
+                    ended.append(each.who)
+                    text = f"{each.field}: the {each.who}'s chat template cannot be rendered: {error}"
+                    raise ValueError(text) from error
+    if ended:
+        raise RefusedError(f"not every chat template can be rendered: {', '.join(ended)}")
 
 
 def template_findings(models: Mapping[str, ModelFacts], render: Render) -> tuple[list[Finding], dict[str, Any]]:
@@ -178,8 +187,8 @@ def _finding(model: ModelFacts, first: Prompt, num: int, total: int) -> Finding:
 def _rendered(model: ModelFacts, render: Render) -> list[Prompt]:
     try:
         return render(model.tokenizer)
-    except Exception as error:  # a template is a program: it can raise anything
-        reason = " ".join(str(error).split()).removeprefix("student.model_path: ") or type(error).__name__
+    except ValueError as error:
+        reason = str(error).removeprefix("student.model_path: ")
         raise ValueError(f"{model.field}: the {model.who}'s chat template cannot be rendered: {reason}") from error
 
 

@@ -9,6 +9,8 @@ from inputs.rendering import Prompt
 
 DUPLICATES, OVERLAPS, TOO_LONG = "duplicates", "overlaps", "too_long"
 MAX_EXAMPLES = 5
+MAX_NAMES, MAX_NAME = 10, 40
+"""Of columns that are listed, and characters of each."""
 
 
 @dataclass
@@ -37,6 +39,8 @@ class SourceReport:
     """The first kept problem without an answer."""
     sha256: str = ""
     """Of ids and tokens of the kept prompts, in their order."""
+    unused_columns: list[str] = field(default_factory=list)
+    """Columns of the rows that nothing is taken from."""
 
     def drop(self, reason: str, example: str) -> None:
         """Count a problem that a filter dropped."""
@@ -109,5 +113,9 @@ class DataReport:
                 f"{source.setting}: {source.kept:,} of {source.rows:,} problems of {source.path}{dropped}{share}; "
                 f"{mean:.0f} tokens each, {source.longest_tokens:,} at most"
             )
+            if source.unused_columns:
+                names = ", ".join(ascii(name)[1:-1][:MAX_NAME] for name in source.unused_columns[:MAX_NAMES])
+                more = len(source.unused_columns) - MAX_NAMES
+                yield f"  columns without a use: {names}" + (f" and {more} more" if more > 0 else "")
             for reason, examples in source.examples.items():
                 yield f"  {reason.replace('_', ' ')}: {'; '.join(examples[:3])}"

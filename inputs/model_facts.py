@@ -35,6 +35,7 @@ class ModelFacts:
     path: str
     tokenizer: PreTrainedTokenizerBase
     stop_ids: tuple[int, ...]
+    """The one that ends its turns first."""
     context: int
     """Positions that it was made for."""
     max_model_len: int | None
@@ -105,7 +106,8 @@ def _read(config: RunConfig, role: str, path: str, checks: Checks) -> ModelFacts
     if tokenizer is None or limits is None:
         return None
     with checks.guard("stop_ids", is_hard=True):
-        ids = stop_ids(path, tokenizer, field=field, **trusts)
+        arguments = config.data.template_arguments
+        ids = stop_ids(path, tokenizer, field=field, template_arguments=arguments, **trusts)
     with checks.guard("memory"):
         shape = _shape(path, field, **trusts)
     if ids is None:

@@ -1,26 +1,49 @@
 """Problems: rows of a data set under the names of their columns, as a text or as chat messages, with an answer."""
 
+import json
 from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from inputs.row_files import MAX_LINE_BYTES, Row
+from inputs.row_files import MAX_LINE_BYTES, ArrowRow, Row
 from inputs.rows import open_data
 from settings.data import DataSourceConfig
 
 MAX_LABEL = 1000
 """Longest id and source, in characters: they are part of every row of a rollout."""
 ROLES = ("system", "user", "assistant", "tool")
+MAX_DEPTH = 100
+"""Of what is inside of a message or tool."""
+MAX_UNUSED = 100
+"""Columns without a use that are named."""
+
+Content = str | list[dict[str, Any]] | None
+"""Of a message: a text, text parts `{type: text, text: ...}`, or nothing."""
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn of a chat."""
+    """One turn of a chat, as its row has it."""
 
     role: str
-    content: str
+    content: Content
+    further: Mapping[str, Any] = field(default_factory=dict)
+    """What else it has, for the chat template: `tool_calls`, `reasoning_content`, `name`, `tool_call_id`, ..."""
+    has_content: bool = True
+    """False if the row does not even say that there is none."""
+
+    @property
+    def text(self) -> str:
+        """The content as a text."""
+        parts = self.content if isinstance(self.content, list) else [{"text": self.content or ""}]
+        return "".join(part["text"] for part in parts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As chat templates take it."""
+        content = {"content": self.content} if self.has_content else {}
+        return {"role": self.role, **content, **self.further}
 
 
 @dataclass(frozen=True)
@@ -32,6 +55,14 @@ class Problem:
     answer: str | None
     source: str
     messages: tuple[Message, ...] = ()  # empty where the text is the user's one message
+    tools: list[dict[str, Any]] | None = None
+    """What the assistant may call, for the chat template."""
+
+    @property
+    def keys(self) -> set[str]:
+        """What there is for a chat template besides texts: `tools`, and the roles and keys of messages."""
+        further = {key for message in self.messages for key in (message.role, *message.further)}
+        return further | ({"tools"} if self.tools is not None else set())
 
 
 def read_problems(path: str, field: str) -> list[Problem]:
@@ -57,9 +88,12 @@ class OpenedProblems:
         )
         self._source, self._field = source, field
         self.files = self._opened.files
+        self.unused_columns: list[str] = []
+        """Of the rows that were read."""
 
     def __iter__(self) -> Iterator[Problem]:
         reader = RowReader(self._source)
+        self.unused_columns = reader.unused
         number = 0
         for place, row in self._opened.rows:
             number += 1
@@ -78,16 +112,21 @@ class RowReader:
         self._source = source
         self._columns = source.columns
         # Those that were given a name of their own: a data set need not have the others.
-        self._unseen: dict[str, str] = source.columns.model_dump(exclude_defaults=True)
+        self._unseen: dict[str, str] = source.columns.model_dump(exclude_defaults=True, exclude_none=True)
         self._first: Row = {}
+        self.unused: list[str] = []
+        """Columns that nothing is taken from."""
+        ignored = {"problem"} if source.columns.messages is not None else None
+        names = source.columns.model_dump(exclude_none=True, exclude=ignored).values()
+        self._used = {*names, *(name.partition(".")[0] for name in names)}
 
     def problem(self, row: Row, place: str) -> Problem:
         """The problem of a row; ValueError naming the place if it has none."""
         self._note(row)
         messages: tuple[Message, ...] = ()
         if self._columns.messages is not None:
-            messages = _prompt_of_chat(value_of(row, self._columns.messages), self._columns.messages, place)
-            text = "\n".join(message.content for message in messages if message.role == "user")
+            messages = _prompt_of_chat(row, self._columns.messages, place)
+            text = "\n".join(message.text for message in messages if message.role == "user")
         else:
             text = _text(row, self._columns.problem, place)
         return Problem(
@@ -96,6 +135,7 @@ class RowReader:
             answer=self._answer(row, place),
             source=self._source.source or _label(row, self._columns.source, place) or "default",
             messages=messages,
+            tools=_tools(row, self._columns.tools, place),
         )
 
     def check_columns(self, field: str) -> None:
@@ -110,6 +150,9 @@ class RowReader:
         self._first = self._first or row
         for name in [name for name, column in self._unseen.items() if value_of(row, column) is not None]:
             del self._unseen[name]
+        if len(self.unused) < MAX_UNUSED and not row.keys() <= self._used:
+            self.unused += [name for name in row if name not in self._used]
+            self._used |= row.keys()
 
     def _answer(self, row: Row, place: str) -> str | None:
         answer = _label(row, self._columns.answer, place, MAX_LINE_BYTES)
@@ -178,21 +221,81 @@ def _check_text(text: str, column: str, place: str) -> None:
         raise ValueError(f"{place}: {column!r} must have at most {MAX_LINE_BYTES} characters")
 
 
-def _prompt_of_chat(turns: Any, column: str, place: str) -> tuple[Message, ...]:
+def _prompt_of_chat(row: Row, column: str, place: str) -> tuple[Message, ...]:
     """Messages up to the assistant's last turn, which the student is to write itself."""
+    turns = _unified(row, value_of(row, column))
     if not isinstance(turns, list) or not turns:
         raise ValueError(f"{place}: needs a list of messages under {column!r}, [{{role, content}}, ...]")
     messages = [_message(turn, f"{column}.{number}", place) for number, turn in enumerate(turns)]
     while messages and messages[-1].role == "assistant":
         messages.pop()
-    if not any(message.role == "user" and message.content for message in messages):
+    if not any(message.role == "user" and message.text for message in messages):
         raise ValueError(f"{place}: {column!r} holds nothing from the user before the assistant's last turn")
     return tuple(messages)
 
 
 def _message(turn: Any, column: str, place: str) -> Message:
-    role, content = (turn.get("role"), turn.get("content")) if isinstance(turn, dict) else (None, None)
-    if role not in ROLES or not isinstance(content, str):
+    given = turn if isinstance(turn, dict) else {}
+    role, content = given.get("role"), given.get("content")
+    further = {key: value for key, value in given.items() if key not in ("role", "content") and value is not None}
+    says_nothing = content is None and role == "assistant" and further  # it calls a tool, say
+    if role not in ROLES or not (isinstance(content, str | list) or says_nothing):
         raise ValueError(f"{place}: needs a role ({', '.join(ROLES)}) and a text as content under {column!r}")
-    _check_text(content, column, place)
-    return Message(role, content)
+    if isinstance(content, list):
+        content = [_part(part, f"{column}.content.{number}", place) for number, part in enumerate(content)]
+    _check_texts([content, further], column, place)
+    return Message(str(role), content, further, has_content="content" in given)
+
+
+def _part(part: Any, column: str, place: str) -> dict[str, Any]:
+    is_text = isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str)
+    if not is_text:
+        kind = repr(part.get("type")) if isinstance(part, dict) else f"a {type(part).__name__}"
+        raise ValueError(f"{place}: needs a text part, {{type: text, text}}, under {column!r}, not {kind[:50]}")
+    return part
+
+
+def _tools(row: Row, column: str | None, place: str) -> list[dict[str, Any]] | None:
+    """The tools of a row, which may be one JSON text: a table cannot hold those of every shape."""
+    if column is None:
+        return None
+    tools = _unified(row, value_of(row, column))
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools)
+        except (ValueError, RecursionError):
+            tools = ()
+    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+        raise ValueError(
+            f"{place}: needs a list of tools (objects) under {column!r} (columns.tools; null leaves them out)"
+        )
+    _check_texts(tools, column, place)
+    return tools
+
+
+def _unified(row: Row, value: Any) -> Any:
+    """A value without the nulls that stand for absent keys. The content of a message may be null itself."""
+    return _without_nulls(value) if isinstance(row, ArrowRow) else value
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {
+            key: each for key, each in value.items() if each is not None or (key == "content" and "role" in value)
+        }
+        return {key: _without_nulls(each) for key, each in kept.items()}
+    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+
+
+def _check_texts(value: Any, column: str, place: str) -> None:
+    """Check every text inside; ValueError if they are nested too deep for a template, or for a table."""
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        for each in level:
+            if isinstance(each, str):
+                _check_text(each, column, place)
+        inside = [each for each in level if isinstance(each, dict | list)]
+        level = [part for each in inside for part in ([*each, *each.values()] if isinstance(each, dict) else each)]
+        if not level:
+            return
+    raise ValueError(f"{place}: {column!r} is nested more than {MAX_DEPTH} deep")

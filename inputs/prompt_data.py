@@ -92,6 +92,7 @@ def _pass_on(
         logger.info("reading %s: %s", field, source.path)
         report = SourceReport(setting=field, path=source.path)
         filters.pass_on(problems, report, write)
+        report.unused_columns = problems.unused_columns
         if not report.kept:
             dropped = report.dropped_in_words
             raise ValueError(f"{field}: no problem of {source.path} is left of {report.rows} (dropped: {dropped})")

@@ -26,7 +26,7 @@ from inputs.filters import HeldOut
 from inputs.rendering import Prompt
 from settings.data import DataConfig
 
-FORMAT = 1
+FORMAT = 2
 """Raised when the same data and settings would give other prompts, or other files."""
 END_BYTES = 65_536
 """Of a data file's start and end, which are part of its identity."""

@@ -23,7 +23,7 @@ class PromptSource:
         self._order = PromptOrder([len(part) for part in mixture.parts], mixture.weights, seed=seed)
         self._seed = seed
         self._num_samples = num_samples
-        self._num_slots = num_slots
+        self.num_slots = num_slots
         self.replacements: dict[int, int] = {}  # position of slots whose first prompt was given up
 
     def prompt_of(self, slot: int) -> tuple[int, Prompt]:
@@ -44,7 +44,7 @@ class PromptSource:
     def give_up(self, slot: int) -> str:
         """Let the slot take the next unused position; returns the id of the prompt given up."""
         given_up = self.prompt_of(slot)[1].prompt_id
-        last = max([*self.replacements.values(), self._num_slots - 1])
+        last = max([*self.replacements.values(), self.num_slots - 1])
         self.replacements[slot] = last + 1
         return given_up
 

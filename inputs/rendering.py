@@ -1,14 +1,14 @@
 """Problems become prompts: the chat template is applied, and the text is tokenized."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from inputs.problems import Problem
+from inputs.templates import Chat, RefusedChatError, render_chats
 
 BATCH = 64
 """Problems rendered together; tokenizers work faster on many."""
@@ -37,17 +37,31 @@ def render_prompts(
     """
     if not tokenizer.chat_template:
         raise ValueError("student.model_path: the student's tokenizer has no chat template")
-    arguments = {"add_generation_prompt": True, "tokenize": True, "return_dict": True, **template_arguments}
     prompts: list[Prompt] = []
     rest = iter(problems)
     while batch := list(islice(rest, BATCH)):
-        chats = [_chat(problem, system_prompt) for problem in batch]
-        try:
-            encoded: Any = tokenizer.apply_chat_template(chats, **arguments)
-        except TemplateError as error:
-            raise ValueError(_refusal(batch, chats, tokenizer, arguments, error)) from error
+        texts = rendered_texts(
+            batch, tokenizer, system_prompt=system_prompt, template_arguments=template_arguments
+        )
+        encoded: Any = tokenizer(texts, add_special_tokens=False)
         prompts += _prompts(batch, encoded["input_ids"])
     return prompts
+
+
+def rendered_texts(
+    problems: Sequence[Problem],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    system_prompt: str | None,
+    template_arguments: Mapping[str, Any],
+) -> list[str]:
+    """The text of every prompt, before it is tokenized; ValueError naming a problem that the template refuses."""
+    chats = [_chat(problem, system_prompt) for problem in problems]
+    try:
+        return render_chats(tokenizer, chats, {"add_generation_prompt": True, **template_arguments})
+    except RefusedChatError as error:
+        name = problems[error.index].prompt_id
+        raise ValueError(f"student.model_path: its chat template refuses problem {name!r}: {error}") from error
 
 
 def check_prompt_lengths(
@@ -71,25 +85,14 @@ def check_prompt_lengths(
         )
 
 
-def _chat(problem: Problem, system_prompt: str | None) -> list[dict[str, str]]:
-    messages = [asdict(message) for message in problem.messages] or [{"role": "user", "content": problem.text}]
-    if not system_prompt:
-        return messages
-    return [{"role": "system", "content": system_prompt}, *(m for m in messages if m["role"] != "system")]
+def _chat(problem: Problem, system_prompt: str | None) -> Chat:
+    messages = [each.as_dict() for each in problem.messages] or [{"role": "user", "content": problem.text}]
+    if system_prompt:
+        own = [message for message in messages if message["role"] != "system"]
+        messages = [{"role": "system", "content": system_prompt}, *own]
+    return Chat(messages, problem.tools)
 
 
 def _prompts(problems: Sequence[Problem], token_ids: Sequence[Sequence[int]]) -> Iterator[Prompt]:
     for problem, ids in zip(problems, token_ids, strict=True):
         yield Prompt(problem.prompt_id, list(ids), problem.answer, problem.source)
-
-
-def _refusal(
-    problems: Sequence[Problem], chats: Sequence[Any], tokenizer: Any, arguments: dict[str, Any], error: Exception
-) -> str:
-    """Which problem a chat template refuses, and why: it may not take a system message, or two turns of one."""
-    for problem, chat in zip(problems, chats, strict=True):
-        try:
-            tokenizer.apply_chat_template(chat, **arguments)
-        except TemplateError as refused:
-            return f"student.model_path: its chat template refuses problem {problem.prompt_id!r}: {refused}"
-    return f"student.model_path: its chat template refuses the problems: {error}"

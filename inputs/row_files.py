@@ -19,6 +19,11 @@ import pyarrow.parquet as pq
 Row = dict[str, Any]
 Places = Iterator[tuple[str, Row]]
 
+
+class ArrowRow(dict[str, Any]):
+    """A row of a table: all rows have the same keys at every depth, and null is what a row does not have."""
+
+
 MAX_LINE_BYTES = 4_000_000
 MAX_JSON_BYTES = 2**30
 PARQUET_ROWS = 1024
@@ -106,7 +111,7 @@ def _parquet(file: BufferedReader, path: str) -> Places:
             ) from error
         for row in rows:
             number += 1
-            yield f"{path}:{number}", row
+            yield f"{path}:{number}", ArrowRow(row)
 
 
 def _parsed(text: bytes, place: str) -> Any:

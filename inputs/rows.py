@@ -18,7 +18,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from inputs.row_files import SUFFIXES, Row, file_rows, format_of
+from inputs.row_files import SUFFIXES, ArrowRow, Row, file_rows, format_of
 
 HUB_TIMEOUT_S = 20.0
 """Maximum time to wait for the hub's first answer."""
@@ -172,7 +172,7 @@ def _readable(rows: Iterator[tuple[str, Row]], path: str, field: str) -> Iterato
 def _numbered(rows: Iterable[Row], path: str, field: str) -> Iterator[tuple[str, Row]]:
     try:
         for number, row in enumerate(rows, start=1):
-            yield f"{path}:{number}", dict(row)
+            yield f"{path}:{number}", ArrowRow(row)
     except Exception as error:
         raise ValueError(f"{field}: {path} cannot be read: {_line(error)}") from error
 

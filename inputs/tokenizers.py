@@ -8,7 +8,7 @@ Added tokens are plain text in all of them.
 import json
 import operator
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,8 @@ from transformers import AutoConfig, AutoTokenizer, GenerationConfig, PreTrained
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
+
+from inputs.templates import MARK, Chat, RefusedChatError, render_chats
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 """`organisation/model`, if there is no local folder named like the organisation."""
@@ -91,10 +93,20 @@ def head_width(path: str, field: str, *, trust_remote_code: bool = False) -> int
 
 
 def stop_ids(
-    path: str, tokenizer: PreTrainedTokenizerBase, *, field: str = "model_path", trust_remote_code: bool = False
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    field: str = "model_path",
+    trust_remote_code: bool = False,
+    template_arguments: Mapping[str, Any] | None = None,
 ) -> tuple[int, ...]:
-    """Stop ids of a model, from generation config, model config and its tokenizer, in that order; ValueError
-    naming `field` if one of them is broken, or none says any."""
+    """Stop ids of a model, from generation config, model config and its tokenizer; ValueError naming `field` if
+    one of them is broken, or none says any.
+
+    The first is the model's own label for "the answer ends here": the id that ends a turn in its chat template if
+    it is one of them, else its tokenizer's if a file names it too. The places in the files' lists mean nothing:
+    Llama 3.1 and Gemma name the end of a text first.
+    """
     ids: list[int] = []
     with _explained(path, field, "no stop tokens can be read from"):
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code)
@@ -103,7 +115,31 @@ def stop_ids(
             ids += [] if value is None else [operator.index(each) for each in np.atleast_1d(value).tolist()]
     if not ids:
         raise ValueError(f"{path}: neither generation config, model config nor tokenizer names a stop token")
-    return tuple(dict.fromkeys(ids))
+    own: Any = tokenizer.eos_token_id
+    try:
+        end = turn_end(tokenizer, ids, template_arguments)
+    except RefusedChatError:  # the check of the template says what is wrong with it
+        end = None
+    if end not in ids and ids.count(own) > 1:
+        end = own
+    return tuple(dict.fromkeys([end, *ids] if end in ids else ids))
+
+
+def turn_end(
+    tokenizer: PreTrainedTokenizerBase, stops: Collection[int], template_arguments: Mapping[str, Any] | None = None
+) -> int | None:
+    """The id with which the chat template ends an answer: the first that is special, or one of `stops`.
+
+    None without a template, or if nothing of the kind follows the answer. RefusedChatError if it gives no text.
+    """
+    if not tokenizer.chat_template:
+        return None
+    messages = [{"role": "user", "content": "1"}, {"role": "assistant", "content": MARK}]
+    [text] = render_chats(tokenizer, [Chat(messages)], template_arguments or {})
+    _, found, tail = text.rpartition(MARK)
+    ends = {*special_tokens(tokenizer), *stops}
+    ids: list[int] = tokenizer.encode(tail, add_special_tokens=False) if found else []
+    return next((index for index in ids if index in ends), None)
 
 
 @contextmanager

@@ -37,17 +37,13 @@ class Advantage:
         baseline_T: Tensor | None = None,
         weight_T: Tensor | None = None,
     ) -> Tensor:
-        """Return advantage_T. Tokens outside `keep_T` have no reward, but keep their place in the response.
-
-        A relabelled stop token, which no policy sampled, keeps its whole reward: a baseline is the expectation
-        over sampled tokens.
-        """
+        """Return advantage_T. Tokens outside `keep_T` have no reward, but keep their place in the response."""
         advantage_T = reward_T
         if self.discount > 0.0:
             return_BT = return_to_go(batch.unpack(reward_T), batch.unpack(keep_T), discount=self.discount)
             advantage_T = return_BT[batch.row_T, batch.column_T]
         if baseline_T is not None:
-            advantage_T = advantage_T - torch.where(batch.was_sampled_T, baseline_T, 0.0)
+            advantage_T = advantage_T - baseline_T
         if self.outcome.rl_coef > 0.0:
             coefficients = {"rl_coef": self.outcome.rl_coef, "opd_coef": self.outcome.opd_coef}
             graded_T = batch.outcome_advantage_B[batch.row_T]
@@ -95,8 +91,7 @@ class TokenWeight:
     def _by_place(self, batch: PackedBatch) -> Tensor:
         """IW-OPD's own advantage is teacher minus behaviour log-prob; it counts as 0 where it has no value."""
         advantage_T = batch.teacher_logp_T - batch.behaviour_logp_T
-        has_value_T = advantage_T.isfinite() & batch.was_sampled_T
-        advantage_T = torch.where(has_value_T, advantage_T, 0.0)
+        advantage_T = torch.where(advantage_T.isfinite(), advantage_T, 0.0)
         assert self._weight is not None
         weight_BT = self._weight(batch.unpack(batch.response_mask_T), advantage_BT=batch.unpack(advantage_T))
         return weight_BT[batch.row_T, batch.column_T]

@@ -41,7 +41,9 @@ class PackedBatch:
     source_positions_T: Tensor
     """Index into N of the hidden state that predicts each response token."""
     target_ids_T: Tensor
-    """The label under the student: the sampled token, unless the stop mode relabels it."""
+    """The sampled tokens: no stop mode trains another one."""
+    teacher_target_ids_T: Tensor
+    """The same to the teacher, which is asked for its own stop token in stop mode `cross_eos`."""
     behaviour_logp_T: Tensor
     teacher_logp_T: Tensor
     """NaN where the teacher sent hidden states, until `learner.divergence` has filled it in."""
@@ -56,8 +58,6 @@ class PackedBatch:
     """True on response tokens that count; False on a final stop token in stop mode `mask`."""
     masked_by_T: Tensor
     """uint8: 0 on response tokens that count, else what left the token out, counted from 1 in MASKED_BY."""
-    was_sampled_T: Tensor
-    """False where the stop mode relabelled the token: the behaviour log-prob is another token's."""
     weight_version_T: Tensor
     """int64 version of the weights that sampled each token."""
     row_T: Tensor
@@ -196,7 +196,8 @@ def pack(
         input_ids_N=_join(inputs or [np.zeros(1)], np.int64),
         position_ids_N=_join([np.arange(len(ids)) for ids in inputs] or [np.zeros(1)], np.int64),
         source_positions_T=_join(sources, np.int64),
-        target_ids_T=_join([s.target_ids for s in sequences], np.int64),
+        target_ids_T=_join([s.response_ids for s in sequences], np.int64),
+        teacher_target_ids_T=_join([s.teacher_target_ids for s in sequences], np.int64),
         behaviour_logp_T=_join([s.behaviour_logp for s in sequences], np.float32),
         teacher_logp_T=_join([s.teacher_logp for s in sequences], np.float32),
         teacher_topk_ids_TK=_stack([s.topk_ids for s in sequences], np.int64, width=signal.k),
@@ -207,7 +208,6 @@ def pack(
         reference_logp_T=_join([s.reference_logp for s in sequences], np.float32),
         response_mask_T=_join([s.response_mask for s in sequences], np.bool_),
         masked_by_T=_join([~s.response_mask for s in sequences], np.uint8),
-        was_sampled_T=_join([s.target_ids == s.response_ids for s in sequences], np.bool_),
         weight_version_T=_join([s.weight_version for s in sequences], np.int64),
         row_T=_join([np.repeat(np.arange(len(lengths)), lengths)], np.int64),
         column_T=_join([np.arange(length) for length in lengths], np.int64),

@@ -8,7 +8,6 @@ Shapes: T response tokens of a micro-batch.
 """
 
 import io
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -39,9 +38,10 @@ from settings.learner import LearnerConfig
 from settings.run import RunConfig
 from transport.collective import open_store
 
-logger = logging.getLogger(__name__)
-
 COMPILER_SWITCH = "TORCHDYNAMO_DISABLE"
+
+HYPERPARAMETERS = ("betas", "eps", "weight_decay")
+"""Of the optimizer: a checkpoint holds those that it was written with."""
 
 LossOf = Callable[[PackedBatch, Tensor, Tensor], Tensor]
 """(micro-batch, logp_T with gradient, entropy_T) -> loss."""
@@ -125,13 +125,13 @@ class DeepSpeedBackend:
         """Clip, update and clear the gradients; a gradient that is not finite is cleared without an update."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        if self.zero_stage == 0 and not self.engine.bfloat16_enabled():
+        if self.zero_stage == 0:
             return self._plain_step()
         self.engine.step()
         return StepOutcome(float(self.engine.get_global_grad_norm()), not self.engine.was_step_applied())
 
     def _plain_step(self) -> StepOutcome:
-        """Step without ZeRO in float32, where DeepSpeed neither measures nor checks the gradient."""
+        """Step without ZeRO, in float32, where DeepSpeed neither measures nor checks the gradient."""
         gradients = [parameter.grad for parameter in self.student.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if is_finite := bool(norm.isfinite()):
@@ -155,10 +155,14 @@ class DeepSpeedBackend:
             self.engine.checkpoint_engine = stock
 
     def load(self, path: Path) -> None:
-        """Restore what `save` wrote, with the same number of ranks."""
+        """Restore what `save` wrote, with the same number of ranks. The optimizer's settings are today's."""
+        groups = self.engine.optimizer.param_groups
+        configured = [{name: group[name] for name in HYPERPARAMETERS if name in group} for group in groups]
         loaded, _ = self.engine.load_checkpoint(str(path), tag=CHECKPOINT_TAG)
         if loaded is None:
             raise RuntimeError(f"DeepSpeed found no checkpoint in {path / CHECKPOINT_TAG}")
+        for group, values in zip(self.engine.optimizer.param_groups, configured, strict=True):
+            group.update(values)
 
     def load_universal(self, path: Path) -> None:
         """Restore what `save` wrote with another number of ranks, after `learner.universal.convert`."""
@@ -225,11 +229,6 @@ def engine_settings(config: LearnerConfig, *, world_size: int, device_type: str)
 
     Batch sizes are nominal: micro-batches are counted in tokens, and their boundary is set explicitly.
     """
-    if config.offload_optimizer and config.zero_stage == 0:
-        raise ValueError("learner.offload_optimizer needs learner.zero_stage >= 1, got 0")
-    is_bf16 = config.dtype == "bfloat16"
-    if is_bf16 and config.zero_stage == 0:
-        logger.warning("learner.zero_stage 0 adds micro-batch gradients up in bfloat16; stage 1 or 2 does not")
     # DeepSpeed's own AdamW is compiled on first use. On GPUs it is only needed where offloading moves the
     # optimizer to the CPU.
     adam: dict[str, Any] = {"torch_adam": not (config.offload_optimizer and device_type != "cpu")}
@@ -241,8 +240,8 @@ def engine_settings(config: LearnerConfig, *, world_size: int, device_type: str)
         "gradient_accumulation_steps": 1,
         "steps_per_print": 2**31,
         "gradient_clipping": config.max_grad_norm,
-        "bf16": {"enabled": is_bf16, "check_grad_overflow": True},
-        "data_types": {"grad_accum_dtype": "bf16" if is_bf16 and config.zero_stage == 0 else "fp32"},
+        "bf16": {"enabled": config.dtype == "bfloat16", "check_grad_overflow": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS},
         "optimizer": {
             "type": "AdamW",

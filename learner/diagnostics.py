@@ -81,10 +81,9 @@ def _staleness(staleness_T: Tensor, *, ranks: Ranks) -> dict[str, float]:
 
 def _mismatch(tokens: StepTokens, *, ranks: Ranks) -> dict[str, float]:
     """Mean |learner - engine| log-prob of fresh tokens (numerics alone) and of stale ones (and staleness)."""
-    sampled_T = tokens.is_trained_T & tokens.was_sampled_T
     difference_T = (tokens.logp_T - tokens.behaviour_logp_T).abs()
-    fresh_T = sampled_T & (tokens.staleness_T == 0)
-    stale_T = sampled_T & (tokens.staleness_T > 0)
+    fresh_T = tokens.is_trained_T & (tokens.staleness_T == 0)
+    stale_T = tokens.is_trained_T & (tokens.staleness_T > 0)
     return {
         "mismatch/mean_lag0": _mean(difference_T[fresh_T], ranks=ranks),
         "mismatch/mean_stale": _mean(difference_T[stale_T], ranks=ranks),

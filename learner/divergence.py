@@ -120,12 +120,12 @@ class TeacherHead:
 
     @torch.no_grad()
     def with_log_probs(self, batch: PackedBatch, *, chunk_tokens: int | Literal["auto"]) -> PackedBatch:
-        """Return the batch with the teacher's log-probs of its targets, over the shared vocabulary."""
+        """Return the batch with the teacher's log-probs of what it is asked for, over the shared vocabulary."""
         logp_T, _ = sampled_log_probs(
             batch.teacher_hidden_TH,
             self.weight_VH,
             self.bias_V,
-            batch.target_ids_T,
+            batch.teacher_target_ids_T,
             HeadLimits(self.num_rows, chunk_tokens=chunk_tokens),
         )
         return replace(batch, teacher_logp_T=logp_T)

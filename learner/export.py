@@ -4,6 +4,7 @@ Its generation settings are the student's own, with this run's stop tokens and s
 """
 
 import copy
+import logging
 import os
 import shutil
 import sys
@@ -19,6 +20,15 @@ from learner.publisher import TORCH_DTYPES, Gather
 from records.checkpoints import CheckpointManifest
 from settings.run import RolloutConfig, RunConfig
 from transport.stop_tokens import StopTokens
+
+logger = logging.getLogger(__name__)
+
+KEPT_SETTINGS = {
+    *("pad_token_id", "bos_token_id", "decoder_start_token_id"),
+    *("use_cache", "cache_implementation", "cache_config", "max_cache_len"),
+}
+"""Of the student's own generation settings: those that say nothing about sampling. Unknown ones are kept too."""
+NO_SETTINGS = {"transformers_version", "_from_model_config", "_commit_hash"}
 
 
 def export_student(
@@ -41,13 +51,16 @@ def export_student(
     weights = _full_weights(causal_lm, gathered=gathered, is_first_rank=is_first_rank)
     if not is_first_rank:
         return
-    causal_lm.save_pretrained(path, state_dict=weights)
     tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
-    tokenizer.save_pretrained(path)
-    generation = exported_generation_config(
-        causal_lm.generation_config, stops=stops, rollout=rollout, pad_token_id=tokenizer.pad_token_id
+    own = causal_lm.generation_config
+    causal_lm.generation_config = exported_generation_config(
+        own, stops=stops, rollout=rollout, pad_token_id=tokenizer.pad_token_id
     )
-    generation.save_pretrained(path)
+    try:
+        causal_lm.save_pretrained(path, state_dict=weights)
+    finally:
+        causal_lm.generation_config = own  # the model that trains is left as it is
+    tokenizer.save_pretrained(path)
 
 
 def export_checkpoint(
@@ -84,22 +97,34 @@ def export_checkpoint(
 def exported_generation_config(
     own: GenerationConfig, *, stops: StopTokens, rollout: RolloutConfig, pad_token_id: int | None = None
 ) -> GenerationConfig:
-    """The student's own settings, with the stop ids of both sides and the sampling it was trained with.
+    """The stop ids of both sides and the sampling that the student was trained with; of its own settings the rest.
 
     Training ends responses on the stop ids of student and teachers, so the trained student may end with either:
-    whatever loads the folder must stop on all of them. Limits on length are left out (vLLM would take them for
-    limits of a server).
+    whatever loads the folder must stop on all of them. Other ways of sampling and searching (`min_p`,
+    `repetition_penalty`, beams) are not those of training, and transformers saves no file with some of them beside
+    `do_sample`. Limits on length are left out too (vLLM would take them for limits of a server).
     """
-    config: Any = copy.deepcopy(own)
-    config._from_model_config = False  # else transformers makes it anew from config.json, with one stop id
-    config.eos_token_id = [*dict.fromkeys((*stops.student_ids, *stops.ids))]
-    if config.pad_token_id is None:
-        config.pad_token_id = pad_token_id
-    config.do_sample = True
-    config.temperature = rollout.temperature
-    config.top_p = rollout.top_p
-    config.top_k = max(0, rollout.top_k)  # 0 is all, for transformers and vLLM; unset, transformers takes 50
-    config.max_length = config.max_new_tokens = None
+    known = GenerationConfig().to_dict().keys() - KEPT_SETTINGS
+    kept = {
+        name: value
+        for name, value in own.to_dict().items()
+        if name not in known and name not in NO_SETTINGS and value is not None
+    }
+    sampling: dict[str, Any] = {
+        "eos_token_id": [*dict.fromkeys((*stops.student_ids, *stops.ids))],
+        "do_sample": True,
+        "temperature": rollout.temperature,
+        "top_p": rollout.top_p,
+        "top_k": max(0, rollout.top_k),  # 0 is all, for transformers and vLLM; unset, transformers takes 50
+    }
+    if kept.get("pad_token_id", -1) < 0:
+        kept["pad_token_id"] = pad_token_id
+    config = GenerationConfig(**copy.deepcopy(kept) | sampling)
+    try:
+        config.validate(strict=True)
+    except ValueError as error:
+        logger.warning("the student's own generation settings are left out, for they are not valid: %s", error)
+        config = GenerationConfig(pad_token_id=pad_token_id, **sampling)
     return config
 
 

@@ -49,7 +49,6 @@ class StepTokens:
             if "/" in name
         }
         """Facts that are metrics, by name."""
-        self.was_sampled_T = torch.cat([batch.was_sampled_T for batch in batches])
         self.staleness_T = step - torch.cat([batch.weight_version_T for batch in batches])
         self.position_T = torch.cat([batch.relative_position for batch in batches]).double()
         self.response_length_B = torch.cat([batch.response_length_B for batch in batches])
@@ -74,7 +73,7 @@ def step_metrics(
     sums = _reduce(_sums(tokens, importance_cap=importance_cap), ranks.sum)
     maxima = _reduce(_maxima(tokens), ranks.max)
     trained, responses = max(sums["trained"], 1.0), max(sums["responses"], 1.0)
-    sampled, fresh = max(sums["sampled"], 1.0), max(sums["fresh"], 1.0)
+    fresh = max(sums["fresh"], 1.0)
     further = {name: sums[name] / trained for name in tokens.facts}
     if RAW_VARIANCE in further:
         raw = further[RAW_VARIANCE]
@@ -95,14 +94,14 @@ def step_metrics(
         "reward/positive_mean": sums["reward_positive_sum"] / max(sums["reward_positive"], 1.0),
         "reward/negative_mean": sums["reward_negative_sum"] / max(sums["reward_negative"], 1.0),
         "kl/reverse": sums["reverse_kl"] / max(sums["reverse_kl_tokens"], 1.0),
-        "kl/mismatch": sums["mismatch"] / sampled,
+        "kl/mismatch": sums["mismatch"] / trained,
         "kl/mismatch_lag0": sums["mismatch_fresh"] / fresh,
         "mismatch/max_lag0": maxima["mismatch_fresh"],
-        "importance/mean": sums["importance"] / sampled,
+        "importance/mean": sums["importance"] / trained,
         "importance/max": maxima["importance"],
-        "importance/min": -maxima["negative_importance"] if sums["sampled"] else 0.0,
-        "importance/frac_eq_0": sums["importance_zero"] / sampled,
-        "importance/capped_frac": sums["importance_capped"] / sampled,
+        "importance/min": -maxima["negative_importance"] if sums["trained"] else 0.0,
+        "importance/frac_eq_0": sums["importance_zero"] / trained,
+        "importance/capped_frac": sums["importance_capped"] / trained,
         "entropy": sums["entropy"] / trained,
         "staleness/mean": sums["staleness"] / trained,
         "staleness/max": maxima["staleness"],
@@ -193,8 +192,7 @@ def gather_sample(values_T: Tensor, *, ranks: Ranks) -> Tensor:
 
 def _sums(tokens: StepTokens, *, importance_cap: float) -> dict[str, Tensor]:
     trained_T, reward_T = tokens.is_trained_T, tokens.reward_T
-    sampled_T = trained_T & tokens.was_sampled_T
-    fresh_T = sampled_T & (tokens.staleness_T == 0)
+    fresh_T = trained_T & (tokens.staleness_T == 0)
     log_ratio_T = (tokens.logp_T - tokens.behaviour_logp_T).clamp(-LARGEST_LOG_RATIO, LARGEST_LOG_RATIO)
     mismatch_T = log_ratio_T.expm1() - log_ratio_T
     reverse_kl_T = tokens.logp_T - tokens.teacher_logp_T
@@ -202,7 +200,6 @@ def _sums(tokens: StepTokens, *, importance_cap: float) -> dict[str, Tensor]:
     return {
         "loss": tokens.loss,
         "trained": trained_T.sum(),
-        "sampled": sampled_T.sum(),
         "fresh": fresh_T.sum(),
         "divergence": tokens.divergence_T[trained_T].sum(),
         "top_k_mass": tokens.top_k_mass_T[trained_T].sum(),
@@ -215,11 +212,11 @@ def _sums(tokens: StepTokens, *, importance_cap: float) -> dict[str, Tensor]:
         "reward_negative_sum": reward_T[trained_T].clamp(max=0).sum(),
         "reverse_kl": reverse_kl_T[has_kl_T].sum(),
         "reverse_kl_tokens": has_kl_T.sum(),
-        "mismatch": mismatch_T[sampled_T].sum(),
+        "mismatch": mismatch_T[trained_T].sum(),
         "mismatch_fresh": mismatch_T[fresh_T].sum(),
-        "importance": tokens.importance_T[sampled_T].sum(),
-        "importance_zero": (tokens.importance_T[sampled_T] == 0).sum(),
-        "importance_capped": (tokens.importance_T[sampled_T] >= importance_cap).sum(),
+        "importance": tokens.importance_T[trained_T].sum(),
+        "importance_zero": (tokens.importance_T[trained_T] == 0).sum(),
+        "importance_capped": (tokens.importance_T[trained_T] >= importance_cap).sum(),
         "entropy": tokens.entropy_T[trained_T].sum(),
         "staleness": tokens.staleness_T[trained_T].sum(),
         "responses": torch.tensor(tokens.response_length_B.numel(), device=reward_T.device),
@@ -237,13 +234,13 @@ def _sums(tokens: StepTokens, *, importance_cap: float) -> dict[str, Tensor]:
 
 
 def _maxima(tokens: StepTokens) -> dict[str, Tensor]:
-    sampled_T = tokens.is_trained_T & tokens.was_sampled_T
-    fresh_T = sampled_T & (tokens.staleness_T == 0)
+    trained_T = tokens.is_trained_T
+    fresh_T = trained_T & (tokens.staleness_T == 0)
     return {
-        "importance": _largest(tokens.importance_T[sampled_T]),
-        "negative_importance": _largest(-tokens.importance_T[sampled_T], at_least=-inf),
+        "importance": _largest(tokens.importance_T[trained_T]),
+        "negative_importance": _largest(-tokens.importance_T[trained_T], at_least=-inf),
         "mismatch_fresh": _largest((tokens.logp_T - tokens.behaviour_logp_T).abs()[fresh_T]),
-        "staleness": _largest(tokens.staleness_T[tokens.is_trained_T]),
+        "staleness": _largest(tokens.staleness_T[trained_T]),
         "response_length": _largest(tokens.response_length_B),
     }
 

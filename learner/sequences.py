@@ -17,7 +17,7 @@ class ScoredSequence:
     uid: str
     prompt_ids: np.ndarray
     response_ids: np.ndarray
-    target_ids: np.ndarray
+    teacher_target_ids: np.ndarray
     behaviour_logp: np.ndarray
     teacher_logp: np.ndarray
     topk_ids: np.ndarray  # [T, K]
@@ -49,7 +49,8 @@ def read_sequences(
         stop_labels([token_id], mode=stop_mode, stops=stops, source=source)  # nothing but the last token matters
         for token_id, source in zip(_last(responses), table.column("source").to_pylist(), strict=True)
     ]
-    _check_targets(table, responses, [each.teacher_token_ids[0] for each in labels], stop_mode)
+    teacher_last = [each.teacher_token_ids[0] for each in labels]
+    _check_targets(table, responses, teacher_last, stop_mode)
     response_ids = Ragged(responses.values.astype(np.int64), responses.starts)
     mask = np.ones(len(responses.values), bool)
     mask[responses.starts[1:] - 1] = [each.keep_last for each in labels]
@@ -59,7 +60,7 @@ def read_sequences(
         "uid": table.column("uid").to_pylist(),
         "prompt_ids": Ragged(prompts.values.astype(np.int64), prompts.starts).rows(),
         "response_ids": response_ids.rows(),
-        "target_ids": _with_last(response_ids, [each.student_token_ids[0] for each in labels]).rows(),
+        "teacher_target_ids": _with_last(response_ids, teacher_last).rows(),
         "behaviour_logp": _per_token(table, "behaviour_log_probs", responses),
         "teacher_logp": _per_token(table, "teacher_log_probs", responses),
         "topk_ids": _many_per_token(table, TOP_K_FIELDS[0].name, num_tokens, width=signal.k),

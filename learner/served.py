@@ -38,6 +38,9 @@ def check_objective(config: RunConfig) -> RunConfig:
         }
     )
     needs = rewards.OBJECTIVES[objective.name].needs_with(parameters)
+    if needs.form == "direct" and "stop_mode" not in objective.model_fields_set:
+        completed = config.objective.model_copy(update={"stop_mode": "raw"})
+        config = config.model_copy(update={"objective": completed})
     check_combinations(config, needs)
     check_is_served(config, needs)
     if config.batch_size < config.learner.num_workers:
@@ -125,6 +128,12 @@ def check_combinations(config: RunConfig, needs: rewards.Needs) -> None:
         _check_without_rewards(config)
     if config.objective.baseline == "closed_form":
         _check_baseline(config)
+    if needs.full_softmax:
+        name = config.objective.name
+        reason = (
+            "its reward is not 0 where the student agrees with the teacher, which only the full softmax cancels"
+        )
+        _check_full_softmax(config, f"{name} as configured", f"{reason} (or set objective.name log_ratio)")
     _check_correction(config, needs)
     own_mask = rewards.OBJECTIVES[config.objective.name].token_mask
     if own_mask is not None and config.masks.selection != "none":
@@ -164,29 +173,35 @@ def _check_without_rewards(config: RunConfig) -> None:
 
 
 def _check_baseline(config: RunConfig) -> None:
-    objective, rollout = config.objective, config.rollout
+    objective = config.objective
     if objective.name not in rewards.BASELINES:
         known = ", ".join(sorted(rewards.BASELINES))
         raise ValueError(
             f"objective.baseline must be none with {objective.name}: a closed form is known for {known} only"
         )
-    sampled = "a baseline is the expectation over the full softmax at temperature 1, from which tokens must come"
+    reason = "a baseline is the expectation over the full softmax at temperature 1, from which tokens must come"
+    _check_full_softmax(config, "objective.baseline closed_form", f"{reason} (or set objective.baseline none)")
     unit = "a baseline is the expectation of one token's own reward, as it is"
     given_and_needed = {
-        "rollout.temperature": (rollout.temperature, 1.0, sampled),
-        "rollout.top_p": (rollout.top_p, 1.0, sampled),
-        "rollout.top_k": (rollout.top_k, -1, sampled),
-        "objective.normaliser": (objective.normaliser, "none", unit),
-        "objective.discount": (objective.discount, 0.0, unit),
-        "objective.logprob_floor": (objective.parameters.get("logprob_floor"), None, unit),
+        "objective.normaliser": (objective.normaliser, "none"),
+        "objective.discount": (objective.discount, 0.0),
+        "objective.logprob_floor": (objective.parameters.get("logprob_floor"), None),
     }
-    for field, (given, needed, reason) in given_and_needed.items():
+    for field, (given, needed) in given_and_needed.items():
         if given != needed:
             valid = "none" if needed is None else needed
             raise ValueError(
-                f"{field} must be {valid} with objective.baseline closed_form, got {given}: {reason} (or set "
+                f"{field} must be {valid} with objective.baseline closed_form, got {given}: {unit} (or set "
                 "objective.baseline none)"
             )
+
+
+def _check_full_softmax(config: RunConfig, what: str, reason: str) -> None:
+    """ValueError unless tokens are sampled from the student's whole distribution, as it is."""
+    for name, needed in {"temperature": 1.0, "top_p": 1.0, "top_k": -1}.items():
+        given = getattr(config.rollout, name)
+        if given != needed and not (name == "top_k" and given == 0):
+            raise ValueError(f"rollout.{name} must be {needed} with {what}, got {given}: {reason}")
 
 
 def _check_correction(config: RunConfig, needs: rewards.Needs) -> None:

@@ -9,7 +9,6 @@ Shapes: T response tokens of a micro-batch.
 from functools import partial
 from math import inf
 
-import torch
 from torch import Tensor
 
 from learner.collate import PackedBatch
@@ -42,18 +41,17 @@ class Surrogate:
         return self._entry.needs.proximal or self._importance_entry.needs.proximal
 
     def weight(self, batch: PackedBatch, logp_T: Tensor, proximal_logp_T: Tensor | None = None) -> Tensor:
-        """Return the policy gradient's detached weight_T; 1 for a relabelled stop token, which nobody sampled.
+        """Return the policy gradient's detached weight_T.
 
         For a surrogate with a ratio of its own it is that ratio, or the weight beside it: reported, not used.
         """
-        was_sampled_T = batch.was_sampled_T
         weight_BT = self._importance(
             batch.unpack(logp_T),
             batch.unpack(batch.behaviour_logp_T),
-            batch.unpack(batch.response_mask_T & was_sampled_T),
+            batch.unpack(batch.response_mask_T),
             **self._proximal(self._importance_entry.extras, batch, proximal_logp_T),
         )
-        return torch.where(was_sampled_T, weight_BT[batch.row_T, batch.column_T], 1.0)
+        return weight_BT[batch.row_T, batch.column_T]
 
     def loss(
         self,
@@ -68,11 +66,10 @@ class Surrogate:
         """Return loss_T with the gradient of `logp_T`, 0 outside `keep_T`, under which all inputs are finite."""
         if self.name == POLICY_GRADIENT:
             return self._surrogate(logp_T, importance_T * advantage_T, keep_T)
-        current_T = logp_T.detach()
-        extras = {"behaviour_logp_BT": torch.where(batch.was_sampled_T, batch.behaviour_logp_T, current_T)}
+        extras = {"behaviour_logp_BT": batch.behaviour_logp_T}
         if "proximal_logp_BT" in self._entry.extras:
             assert proximal_logp_T is not None, f"{self.name} needs proximal log-probs"
-            extras["proximal_logp_BT"] = torch.where(batch.was_sampled_T, proximal_logp_T, current_T)
+            extras["proximal_logp_BT"] = proximal_logp_T
         return self._surrogate(logp_T, advantage_T, keep_T, **extras)
 
     @staticmethod

@@ -26,7 +26,7 @@ def needs_conversion(manifest: CheckpointManifest, learner: LearnerConfig, *, wo
     return (manifest.world_size, manifest.zero_stage) != (world_size, learner.zero_stage)
 
 
-def check_world(manifest: CheckpointManifest, learner: LearnerConfig, *, path: Path) -> None:
+def check_world(manifest: CheckpointManifest, learner: LearnerConfig, *, path: Path | str) -> None:
     """Raise ValueError if a learner with these settings cannot read the checkpoint at all."""
     if manifest.dtype != learner.dtype:
         raise ValueError(f"checkpoint {path} was written with learner.dtype {manifest.dtype}, not {learner.dtype}")

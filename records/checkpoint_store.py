@@ -107,6 +107,21 @@ class CheckpointStore:
 
     # -- finding --
 
+    def newest_manifest(self) -> tuple[str, CheckpointManifest] | None:
+        """Where the newest readable checkpoint is, and its manifest; its files are not read."""
+        local = checkpoints.committed_steps(self.local)
+        for step in reversed(self.steps()):
+            try:
+                found = read_manifest(self._path(step)) if step in local else self._remote_manifest(step)
+                return self.place_of(step), found
+            except DamagedCheckpointError:  # it is set aside when one is restored
+                continue
+        return None
+
+    def _remote_manifest(self, step: int) -> CheckpointManifest:
+        assert self._remote is not None, f"there is no step {step}"
+        return self._remote.manifest(step)
+
     def recover(self) -> None:
         """Tidy up what a killed run left; not while a checkpoint is being written."""
         checkpoints.recover(self.local)
@@ -208,6 +223,14 @@ class RemoteFolder:
             if size != record.num_bytes:
                 raise OSError(f"{self.place(step)}/{name} holds {size} bytes after uploading {record.num_bytes}")
         self._files.pipe_file(self._place(step, MANIFEST_NAME), manifest_text(manifest).encode())
+
+    def manifest(self, step: int) -> CheckpointManifest:
+        """What a checkpoint holds; DamagedCheckpointError without a readable manifest."""
+        with self._storage():
+            try:
+                return parse_manifest(self._files.cat_file(self._place(step, MANIFEST_NAME)))
+            except (ValueError, TypeError, KeyError) as error:
+                raise DamagedCheckpointError(f"{MANIFEST_NAME} cannot be read: {error}") from error
 
     def fetch(self, step: int, folder: Path) -> None:
         """Copy a checkpoint into an empty local folder; DamagedCheckpointError if a part of it is missing."""

@@ -292,6 +292,26 @@ class Frontier:
     """Every slot below this one is trained."""
     trained_above: tuple[int, ...] = ()
     """The trained slots above it."""
+    cuts: tuple[tuple[int, int], ...] = ()
+    """(version, batch size) from where on batches have that size; empty if all had the same."""
+
+    def batch_sizes(self) -> list[int]:
+        """The number of slots of every batch so far; ValueError unless those are the trained ones."""
+        above = self.trained_above
+        for name in ("version", "lowest_untrained"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"frontier.{name} must be >= 0, got {getattr(self, name)}")
+        if len(set(above)) < len(above) or not all(slot > self.lowest_untrained for slot in above):
+            raise ValueError(
+                f"frontier.trained_above must be slots above {self.lowest_untrained}, each once, got {above}"
+            )
+        num_trained = self.lowest_untrained + len(above)
+        cuts = self.cuts or ((0, num_trained // max(1, self.version)),)
+        ends = [*(version for version, _ in cuts[1:]), self.version]
+        sizes = [size for (version, size), end in zip(cuts, ends, strict=True) for _ in range(version, end)]
+        if len(sizes) != self.version or sum(sizes) != num_trained or not all(size > 0 for size in sizes):
+            raise ValueError(f"frontier: {num_trained} trained slots are not {self.version} batches")
+        return sizes
 
 
 BEGINNING = Frontier()

@@ -71,10 +71,11 @@ def record_data(folder: RunFolder, events: Events, report: dict[str, Any]) -> No
     kept = {source["setting"]: source["kept"] for source in report["sources"]}
     dropped = {source["setting"]: source["dropped"] for source in report["sources"]}
     events.add("data", fingerprint=report["fingerprint"], kept=kept, dropped=dropped)
-    if before is not None and before.get("fingerprint") != report["fingerprint"]:
+    known = ["fingerprint", *(["seed"] if before is not None and "seed" in before else [])]  # of older runs
+    if before is not None and any(before.get(name) != report.get(name) for name in known):
         logger.warning(
-            "the training data are not those that the run began with (%s has the report of these): from here on "
-            "slots have other prompts",
+            "the training data or their order (seed) are not those that the run began with (%s has the report of "
+            "these): from here on slots have other prompts",
             folder.data_report,
         )
         events.add("data_changed", reason="other prompts than before the run was resumed")

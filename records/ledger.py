@@ -7,6 +7,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -69,16 +70,16 @@ class Ledger:
         if version == 0 or self._holds(frontier):
             return []
         left = {*range(frontier.lowest_untrained), *frontier.trained_above}
-        batch_size = len(left) // version
+        sizes = frontier.batch_sizes()
         missing = set(range(1, version + 1))
         for row in reversed(self._valid_rows()):  # of rows that contradict each other the newest counts
             slots = slots_of(row["uids"])
-            if row["step"] in missing and len(slots) == batch_size and slots <= left:
+            if row["step"] in missing and len(slots) == sizes[row["step"] - 1] and slots <= left:
                 left -= slots
                 missing.remove(row["step"])
-        slots, steps = sorted(left), sorted(missing)
-        for index, step in enumerate(steps):
-            batch = slots[index * batch_size : (index + 1) * batch_size]
+        rest, steps = iter(sorted(left)), sorted(missing)
+        for step in steps:
+            batch = [*islice(rest, sizes[step - 1])]
             self.rows.append({"step": step, "uids": uids_of(batch), "restored": True})
         return steps
 
@@ -93,11 +94,11 @@ class Ledger:
             left.extend(bytes(max(frontier.trained_above) + 1 - len(left)))
         for slot in frontier.trained_above:
             left[slot] = 1
-        batch_size = sum(left) // frontier.version
+        sizes = frontier.batch_sizes()
         for place, row in enumerate(self._each_row()):
             if places.get(row.get("step", -1)) == place:
-                slots = slots_of(row["uids"])
-                if len(slots) != batch_size or max(slots) >= len(left) or not all(left[slot] for slot in slots):
+                slots, size = slots_of(row["uids"]), sizes[row["step"] - 1]
+                if len(slots) != size or max(slots) >= len(left) or not all(left[slot] for slot in slots):
                     return False
                 for slot in slots:
                     left[slot] = 0

@@ -29,12 +29,14 @@ from rewards.catalogue import (
     lookup,
     validate,
 )
+from rewards.grading.extraction import Grader, extract_answer
 from rewards.grading.outcome import (
+    Graded,
     Verdict,
     compare_answers,
     equality_classes,
-    extract_answer,
     grade_batch,
+    grade_responses,
     grade_verdicts,
 )
 from rewards.parameters import Parameter, Params, Rule, check_name, nearest
@@ -70,6 +72,8 @@ __all__ = [
     "TOKEN_WEIGHTS",
     "Entry",
     "FiniteReward",
+    "Graded",
+    "Grader",
     "Kind",
     "Needs",
     "NormaliserEntry",
@@ -88,6 +92,7 @@ __all__ = [
     "equality_classes",
     "extract_answer",
     "grade_batch",
+    "grade_responses",
     "grade_verdicts",
     "group_advantage",
     "lookup",

@@ -14,6 +14,7 @@ from rewards.catalogue_rewards import (
     TOKEN_REWARDS,
     VETO_PARAMETERS,
     VETO_RULES,
+    veto_reverse_needs,
 )
 from rewards.parameters import Parameter, Params
 from rewards.registry import Entry, Needs, by_name
@@ -38,7 +39,7 @@ def lsm_needs(params: Params, needs: Needs) -> Needs:
 
 def veto_needs(params: Params, needs: Needs) -> Needs:
     """Return the needs: the reverse direction is exact in expectation from sampled tokens."""
-    return needs if params["direction"] == "forward" else Needs(finite_teacher=True)
+    return needs if params["direction"] == "forward" else veto_reverse_needs(params, Needs())
 
 
 def log_ratio_baseline_needs(params: Params, needs: Needs) -> Needs:

@@ -55,10 +55,35 @@ def finite_teacher_without_floor(params: Params, needs: Needs) -> Needs:
     return replace(needs, finite_teacher=params["logprob_floor"] is None)
 
 
+def log_clip_needs(params: Params, needs: Needs) -> Needs:
+    """Return the needs: an interval without 0 rewards every token."""
+    low, high = params["low"], params["high"]
+    assert isinstance(low, float), low
+    assert isinstance(high, float), high
+    return replace(needs, full_softmax=not low <= 0.0 <= high)
+
+
+def veto_reverse_needs(params: Params, needs: Needs) -> Needs:
+    """Return the needs: with a pull on the target, the reward of a teacher that agrees is beta * log p."""
+    betas = [params["beta_start"] if params["beta"] is None else params["beta"]]
+    betas += [params["beta_end"]] if params["schedule"] == "linear" else []
+    is_finite = params.get("logprob_floor") is None
+    return replace(needs, finite_teacher=is_finite, full_softmax=any(betas))
+
+
+def g_opd_needs(params: Params, needs: Needs) -> Needs:
+    """Return the needs: away from the reference, the reward of a teacher that agrees is not 0."""
+    return replace(finite_teacher_without_floor(params, needs), full_softmax=params["lambda_"] != 1.0)
+
+
 def opd_plus_needs(params: Params, needs: Needs) -> Needs:
-    """Only the reverse KL has no value at a teacher log-prob of -inf, unless the log-ratio is bounded."""
+    """Only the reverse KL has no value at a teacher log-prob of -inf, unless the log-ratio is bounded.
+
+    The exact rewards of both KLs are 1 and -1 at u = 1: constants that only the full softmax cancels.
+    """
     is_infinite = params["divergence"] == "rkl" and params["log_ratio_bound"] is None
-    return replace(needs, finite_teacher=is_infinite)
+    has_constant = params["divergence"] != "jsd" and not params["naive"]
+    return replace(needs, finite_teacher=is_infinite, full_softmax=has_constant)
 
 
 def aopd_needs(params: Params, needs: Needs) -> Needs:
@@ -88,6 +113,7 @@ TOKEN_REWARDS: dict[str, Entry] = by_name(
             Parameter("high", float, 1.0, "Highest reward."),
         ),
         rules=(LOW_BELOW_HIGH,),
+        refine_needs=log_clip_needs,
     ),
     Entry(
         name="log_tanh",
@@ -114,7 +140,7 @@ TOKEN_REWARDS: dict[str, Entry] = by_name(
         parameters=(*VETO_PARAMETERS, LOGPROB_FLOOR),
         rules=VETO_RULES,
         extras=STEP_EXTRAS,
-        refine_needs=finite_teacher_without_floor,
+        refine_needs=veto_reverse_needs,
     ),
     Entry(
         name="veto",
@@ -128,6 +154,7 @@ TOKEN_REWARDS: dict[str, Entry] = by_name(
         ),
         rules=VETO_RULES,
         extras=STEP_EXTRAS,
+        refine_needs=veto_reverse_needs,
     ),
     Entry(
         name="reopold",
@@ -174,7 +201,7 @@ TOKEN_REWARDS: dict[str, Entry] = by_name(
             LOGPROB_FLOOR,
         ),
         extras=("reference_logp_BT",),
-        refine_needs=finite_teacher_without_floor,
+        refine_needs=g_opd_needs,
     ),
     Entry(
         name="eopd",

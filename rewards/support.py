@@ -67,6 +67,8 @@ def choose_support(
         raise ValueError(f"k must be >= 1 and <= the vocabulary ({log_p_NV.shape[-1]}), got {k}")
     if isinstance(teacher, TeacherLogits):
         ids_NS, log_t_NS = _from_all_logits(log_p_NV, teacher, k, support, sampled_ids_N)
+        if support == "teacher+sampled" and sampled_teacher_logp_N is not None:
+            log_t_NS[:, -1] = sampled_teacher_logp_N  # of another id, where the teacher was asked for its own stop
     else:
         ids_NS, log_t_NS = _from_top_k(
             teacher, log_p_NV, k, support, sampled_ids_N=sampled_ids_N, sampled_logp_N=sampled_teacher_logp_N

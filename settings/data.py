@@ -23,7 +23,10 @@ class ColumnsConfig(Section):
     """Kind of problem, which selects among several teachers; `default` without this column."""
     messages: ColumnName | None = None
     """Chat messages, `[{role, content}, ...]`, instead of a problem: the prompt is everything before the
-    assistant's last turn."""
+    assistant's last turn. Further keys of a message go to the chat template."""
+    tools: ColumnName | None = "tools"
+    """Tools that the assistant may call, a list of JSON schemas (or one JSON text), which go to the chat template;
+    null leaves them out."""
 
 
 class DataSourceConfig(Section):

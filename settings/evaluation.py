@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -45,6 +45,10 @@ class EvaluationConfig(Section):
     """Top-k sampling at evaluation; -1 disables it."""
     max_response_tokens: Positive | None = None
     """Maximum response length at evaluation; by default that of rollouts."""
+    grader: Literal["strict", "lenient"] = "strict"
+    """How the final answer of a response is found: strict takes the last box, else what follows the last `####`,
+    else all of it; lenient also reads "the answer is 7", and else the last expression, as evaluations of base
+    models do. The same grader gives outcome rewards (`outcome.rl_coef`)."""
     teacher: bool = True
     """Evaluate every teacher once before training. Not with objectives on full distributions (reverse_kl, ...),
     whose teacher engines have no output head."""

@@ -72,8 +72,10 @@ class ObjectiveConfig(NamedSection):
     aggregate: Literal["window_token_mean", "seq_mean_token_mean", "seq_mean_token_sum"] = "window_token_mean"
     """How token losses are aggregated."""
     stop_mode: Literal["raw", "mask", "cross_eos"] = "mask"
-    """Treatment of a final stop token: raw trains it as sampled, mask excludes it, cross_eos asks the teacher for
-    its own stop token instead of the student's."""
+    """Treatment of a final stop token: raw trains it as sampled, mask excludes it, cross_eos trains it as sampled
+    and asks the teacher for its own stop token instead, the one that ends a turn in its chat template. By default
+    raw for divergences, which learn where to stop from the whole distribution there, whatever was sampled; mask
+    for rewards."""
 
 
 class ImportanceConfig(NamedSection):

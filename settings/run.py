@@ -133,6 +133,9 @@ class RolloutConfig(Section):
     """Nucleus sampling; the PowerOPD paper uses 0.95."""
     top_k: Annotated[int, Field(ge=-1)] = -1
     """Sample from the k most likely tokens; -1 disables it. The PowerOPD paper uses 20."""
+    stop_on: Literal["all", "student"] = "all"
+    """Stop tokens that end a response: all, those of the student and its teachers, or the student's alone, as in
+    the full-vocabulary runs of the PowerOPD paper's code. Evaluations end on all."""
     max_in_flight: Positive = 512
     """Maximum slots in flight on one worker; the start window also limits them."""
     max_attempts: Positive = 3

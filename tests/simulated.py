@@ -299,7 +299,7 @@ class PlacedPrompts:
 
     def __init__(self, config: RunConfig) -> None:
         self._num_samples = config.num_samples_per_prompt
-        self._num_slots = config.max_steps * config.batch_size
+        self.num_slots = config.max_steps * config.batch_size
         self._sources = sorted(role_of_source(config)) or ["simulated"]
         self.replacements: dict[int, int] = {}
         self.issued: list[int] = []  # slots, as often as they were issued
@@ -320,7 +320,7 @@ class PlacedPrompts:
     def give_up(self, slot: int) -> str:
         """Let the slot take the first place that no slot has."""
         given_up = f"p{self.replacements.get(slot, slot)}"
-        self.replacements[slot] = max(self.replacements.values(), default=self._num_slots - 1) + 1
+        self.replacements[slot] = max(self.replacements.values(), default=self.num_slots - 1) + 1
         return given_up
 
     def _request(self, slot: int, attempt: int, sample: int) -> dict[str, Any]:

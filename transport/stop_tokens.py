@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-StopMode = Literal["raw", "mask", "im_end", "cross_eos"]
+StopMode = Literal["raw", "mask", "cross_eos"]
 
 
 @dataclass(frozen=True)
 class StopTokens:
     """Stop ids of student and teacher. Generation ends on any of `ids`; the first of each side is its own label.
 
+    `inputs.tokenizers.stop_ids` finds the label by the chat template: the place in a model's files means nothing.
     With several teachers, a response ends on the stop ids of any, whoever scores it. A reference model ends no
     response; its ids are its own labels alone.
     """
@@ -48,19 +49,26 @@ class StopLabels:
 
 
 def stop_labels(
-    response_token_ids: Sequence[int], *, mode: StopMode, stops: StopTokens, source: str | None = None
+    response_token_ids: Sequence[int],
+    *,
+    mode: StopMode | Literal["im_end"],
+    stops: StopTokens,
+    source: str | None = None,
 ) -> StopLabels:
     """Apply a stop mode to one response to a prompt of this source.
 
-    raw: as sampled. mask: a final stop token does not count. cross_eos: the student is credited for its own
-    stop token, teacher and reference are asked for theirs. im_end: all see the teacher's.
+    raw: as sampled. mask: a final stop token does not count. cross_eos: teacher and reference are asked for their
+    own stop token, whichever was sampled; the student is credited for the one that it sampled. im_end, the default
+    of the paper's code, credits the student for the teacher's: an action that nobody may have sampled, so that it
+    is kept for comparison with published vectors, and no setting offers it.
     """
     student, teacher, reference = (list(response_token_ids) for _ in range(3))
     has_stop = bool(student) and student[-1] in stops.ids
     if has_stop and mode in ("cross_eos", "im_end"):
         teacher[-1] = reference[-1] = stops.teacher_ids_of(source)[0]
-        student[-1] = stops.student_ids[0] if mode == "cross_eos" else teacher[-1]
-        if mode == "cross_eos" and stops.reference_ids:
-            reference[-1] = stops.reference_ids[0]
+    if has_stop and mode == "im_end":
+        student[-1] = teacher[-1]
+    elif has_stop and mode == "cross_eos" and stops.reference_ids:
+        reference[-1] = stops.reference_ids[0]
     keep_last = not (has_stop and mode == "mask")
     return StopLabels(student, teacher, reference, keep_last=keep_last, has_stop=has_stop)

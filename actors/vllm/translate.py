@@ -99,7 +99,7 @@ def sampling_params(settings: EngineSettings, sampling: Sampling, seed: int) -> 
         logprobs=0,
         flat_logprobs=True,
         detokenize=False,
-        stop_token_ids=list(settings.stop_token_ids),
+        stop_token_ids=list(sampling.stop_token_ids or settings.stop_token_ids),
         output_kind=RequestOutputKind.FINAL_ONLY,
     )
 

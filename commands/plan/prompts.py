@@ -50,8 +50,8 @@ class SimulatedPrompts:
         self._num_samples = config.num_samples_per_prompt
         self._num_prompt_tokens = lengths.prompt
         self._sources = sorted(role_of_source(config)) or ["simulated"]
-        num_slots = config.max_steps * config.batch_size
-        self._lengths = lengths.draw(num_slots * self._num_samples, seed=config.seed)
+        self.num_slots = config.max_steps * config.batch_size
+        self._lengths = lengths.draw(self.num_slots * self._num_samples, seed=config.seed)
         self.replacements: dict[int, int] = {}
 
     def requests_for(self, slots: Sequence[int], attempts: Sequence[int]) -> list[SlotRequest]:

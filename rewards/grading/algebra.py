@@ -3,27 +3,28 @@
 Only worker processes import this: an expression may take any time and memory, and nothing here limits it.
 math-verify's own time-outs are switched off: they are signals of wall-clock time, after which an answer is lost
 without a word on a busy machine, and which no thread may set.
+
+Its search for something that can be parsed is left out, too: a text is read as a whole or not at all.
 """
 
 from __future__ import annotations
 
 import re
+from random import Random
 from typing import Any
 
 import sympy
+from antlr4 import Token
 from latex2sympy2_extended import NormalizationConfig
-from math_verify import LatexExtractionConfig, parse, verify
+from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
+from latex2sympy2_extended.math_normalization import normalize_latex
+from math_verify import verify
 from math_verify.grader import is_assignment_relation, is_equation, is_relation, take_last_relation
 from sympy.core.function import AppliedUndef
 
-CONFIG = [
-    LatexExtractionConfig(
-        boxed_match_priority=0,
-        normalization_config=NormalizationConfig(
-            basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="last"
-        ),
-    )
-]
+NORMALIZATION = NormalizationConfig(
+    basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
+)
 """Without math-verify's units, among which are `t`, `h` and `c`: it would take 3t for 3."""
 
 MAX_RELATIVE_ERROR = 2e-6
@@ -35,11 +36,16 @@ IMAGINARY = re.compile(r"(?<![A-Za-z\\_])i(?![A-Za-z])")
 COMMAND_OR_LETTER = re.compile(r"\\(?:begin|end)\{[a-zA-Z]*\}|\\[A-Za-z]+|[A-Za-z]")
 
 
+class NotReadError(Exception):
+    """The parser stopped before the end of the text."""
+
+
 def are_equal_expressions(gold: str, prediction: str) -> bool:
     """Whether two pieces of plain LaTeX are equal; anything sympy raises may be raised."""
     gold, prediction = _with_distinct_case(gold, prediction)
-    one, other = _parsed(gold), _parsed(prediction)
-    if one is None or other is None or not _is_comparable(one, other):
+    is_real = not any(map(IMAGINARY.search, (gold, prediction)))
+    one, other = _parsed(gold, is_real=is_real), _parsed(prediction, is_real=is_real)
+    if not _is_comparable(one, other):
         return False
     is_equal = verify(
         one, other, timeout_seconds=None, allow_set_relation_comp=True, raise_on_error=True, float_rounding=6
@@ -47,21 +53,39 @@ def are_equal_expressions(gold: str, prediction: str) -> bool:
     return is_equal and _is_plausible(one, other)
 
 
-def _parsed(text: str) -> Any:
-    """The expression that a text stands for, or None."""
-    text = IMAGINARY.sub(" i ", text)
-    parsed = parse(
-        f"\\boxed{{{text}}}", CONFIG, fallback_mode="no_fallback", parsing_timeout=0, raise_on_error=True
-    )
-    return parsed[0] if parsed else None
+def _parsed(text: str, *, is_real: bool) -> Any:
+    """The expression that all of a text stands for; whatever the parser raises if it stands for none."""
+    text = normalize_latex(IMAGINARY.sub(" i ", text), NORMALIZATION)
+    converter = _Latex2Sympy(is_real=is_real)
+    parser = converter.create_parser(text)
+    parser.math()
+    stopped_at: Any = parser.getCurrentToken()
+    if stopped_at.type != Token.EOF:
+        raise NotReadError(text)
+    return _with_fixed_derivatives(converter.parse(text))
+
+
+def _with_fixed_derivatives(parsed: Any) -> Any:
+    """Derivatives of unknown functions as symbols: the parser takes their x for a constant, and dx/dt for 0."""
+    if not isinstance(parsed, sympy.Basic | sympy.MatrixBase):
+        return parsed
+    derivatives: set[Any] = parsed.atoms(sympy.Derivative)
+    names = {
+        each: sympy.Symbol(f"d({sympy.sstr(each.expr)})/d({each.variables})", real=True)
+        for each in derivatives
+        if not each.expr.free_symbols <= set(each.variables)
+    }
+    return parsed.xreplace(names) if names else parsed
 
 
 def _with_distinct_case(*texts: str) -> list[str]:
-    """Rename capital letters whose small ones occur too: the parser takes both for one symbol."""
+    """Rename capital letters whose small ones occur too, and I: to the parser both are one symbol, and I is i."""
     letters = {each for text in texts for each in COMMAND_OR_LETTER.findall(text) if len(each) == 1}
     free = (letter for letter in "zyxwvutsrqponmlkjhgcba" if not letters & {letter, letter.upper()})
     names = {
-        letter: next(free, None) for letter in sorted(letters) if letter.isupper() and letter.lower() in letters
+        letter: next(free, None)
+        for letter in sorted(letters)
+        if letter.isupper() and (letter == "I" or letter.lower() in letters)
     }
     if None in names.values():
         raise ValueError("too many letters to tell capital ones from small ones")
@@ -80,10 +104,10 @@ def _is_comparable(gold: Any, prediction: Any) -> bool:
 
 
 def _is_plausible(gold: Any, prediction: Any) -> bool:
-    """Whether what math-verify calls equal is: constants relatively, equations by more than having no solution."""
+    """Whether what math-verify calls equal is: values relatively, equations by more than having no solution."""
     if isinstance(gold, sympy.Eq) and isinstance(prediction, sympy.Eq):
         return _have_same_solutions(gold, prediction)
-    numbers = [_constants(each) for each in (gold, prediction)]
+    numbers = [_values(each) for each in (gold, prediction)]
     if not numbers[0] or len(numbers[0]) != len(numbers[1]):
         return True
     return all(_is_close(one, other) for one, other in zip(*numbers, strict=True))
@@ -96,14 +120,20 @@ def _have_same_solutions(gold: Any, prediction: Any) -> bool:
     return bool(sympy.solve(gold, *gold.free_symbols))
 
 
-def _constants(expression: Any) -> list[complex]:
-    """The value of a constant, or those of the elements of a matrix of constants, else nothing."""
+def _values(expression: Any) -> list[complex]:
+    """The value of an expression, or those of the elements of a matrix, at numbers drawn for its symbols.
+
+    The same symbols have the same numbers. Nothing for what has no value.
+    """
     if isinstance(expression, sympy.Eq):
         expression = expression.rhs
     elements = expression.flat() if isinstance(expression, sympy.MatrixBase) else [expression]
-    if not all(isinstance(each, sympy.Expr) and each.is_number for each in elements):
+    if not all(isinstance(each, sympy.Expr) for each in elements):
         return []
-    return [complex(each.evalf(20)) for each in elements]
+    symbols = {symbol for each in elements for symbol in each.free_symbols}
+    at = {symbol: sympy.Rational(Random(str(symbol)).randint(10**6, 2 * 10**6), 10**6) for symbol in symbols}
+    values = [each.xreplace(at).evalf(20) for each in elements]
+    return [complex(value) for value in values] if all(value.is_number for value in values) else []
 
 
 def _is_close(gold: complex, prediction: complex) -> bool:

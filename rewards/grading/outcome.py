@@ -3,22 +3,30 @@
     response --extract_answer--> answer --is_equal--> right or wrong
                                             |-- algebra, in worker processes (rewards/grading/pool.py)
 
-The final answer is the last balanced `\\boxed{}`, else the text after the last `####`, else the whole text. What
-is equal as text or as a number is decided here; algebra is left to processes that may be ended.
+`extraction.py` finds the final answer, by one of two graders. What is equal as text or as a number is decided
+here; algebra is left to processes that may be ended.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from rewards.grading.comparison import is_equal
+from rewards.grading.extraction import Grader, extract_answer
 from rewards.grading.pool import Verdict, shared_pool
 
-BOX_OR_BRACE = re.compile(r"\\boxed\s*\{|\\.|[{}]", re.DOTALL)
+
+@dataclass(frozen=True)
+class Graded:
+    """What became of a response."""
+
+    extracted: str
+    """Its final answer, as written."""
+    verdict: Verdict
 
 
-def grade_batch(predictions: Sequence[str], answers: Sequence[str]) -> list[bool]:
+def grade_batch(predictions: Sequence[str], answers: Sequence[str], grader: Grader = "strict") -> list[bool]:
     """Return, for every prediction, whether its final answer equals that of the answer beside it.
 
     Blocks; may be called from any thread. Answers that take algebra more than 5 s of CPU time, or on which it
@@ -27,18 +35,31 @@ def grade_batch(predictions: Sequence[str], answers: Sequence[str]) -> list[bool
     >>> grade_batch(["so \\\\boxed{1,000}", "x = 3 #### 1/2", "7"], ["1000", "0.5", "8"])
     [True, True, False]
     """
-    return [verdict is Verdict.RIGHT for verdict in grade_verdicts(predictions, answers)]
+    return [verdict is Verdict.RIGHT for verdict in grade_verdicts(predictions, answers, grader)]
 
 
-def grade_verdicts(predictions: Sequence[str], answers: Sequence[str]) -> list[Verdict]:
+def grade_verdicts(predictions: Sequence[str], answers: Sequence[str], grader: Grader = "strict") -> list[Verdict]:
     """As `grade_batch`, but what became of every pair: right, wrong, timed out or failed."""
+    return [each.verdict for each in grade_responses(predictions, answers, grader)]
+
+
+def grade_responses(predictions: Sequence[str], answers: Sequence[str], grader: Grader = "strict") -> list[Graded]:
+    """As `grade_batch`, with what became of every pair, and the final answer that was compared.
+
+    Reference answers are read by `strict`. What it takes for right, `lenient` does too.
+    """
     if len(predictions) != len(answers):
         raise ValueError(f"predictions and answers must pair up, got {len(predictions)} and {len(answers)}")
-    pairs = [
-        (extract_answer(answer), extract_answer(prediction))
-        for prediction, answer in zip(predictions, answers, strict=True)
-    ]
-    return compare_answers(pairs)
+    golds = [extract_answer(answer) for answer in answers]
+    graded = _graded(golds, [extract_answer(text, grader) for text in predictions])
+    if grader == "strict":
+        return graded
+    whole = [extract_answer(text) for text in predictions]
+    left = [i for i, each in enumerate(graded) if each.verdict is not Verdict.RIGHT and each.extracted != whole[i]]
+    for i, again in zip(left, _graded([golds[i] for i in left], [whole[i] for i in left]), strict=True):
+        if again.verdict is Verdict.RIGHT:
+            graded[i] = again
+    return graded
 
 
 def compare_answers(pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
@@ -70,16 +91,13 @@ def equality_classes(answers: Sequence[str]) -> list[int]:
     return [each for each in classes if each is not None]
 
 
-def extract_answer(text: str) -> str:
-    """Return the final answer of a response, as written."""
-    boxed = _last_boxed(text)
-    if boxed is not None:
-        return boxed.strip()
-    return text.rpartition("####")[2].strip()
-
-
 class _NeedsAlgebraError(Exception):
     """Text and numbers alone do not decide."""
+
+
+def _graded(golds: Sequence[str], extracted: Sequence[str]) -> list[Graded]:
+    verdicts = compare_answers(list(zip(golds, extracted, strict=True)))
+    return [Graded(answer, verdict) for answer, verdict in zip(extracted, verdicts, strict=True)]
 
 
 def _decide(gold: str, prediction: str) -> Verdict | None:
@@ -92,19 +110,3 @@ def _decide(gold: str, prediction: str) -> Verdict | None:
 
 def _no_algebra(gold: str, prediction: str) -> bool:
     raise _NeedsAlgebraError
-
-
-def _last_boxed(text: str) -> str | None:
-    """Return the content of the balanced box that opens last; one pass, as bad responses open thousands."""
-    open_braces: list[int | None] = []
-    last_start, last_content = -1, None
-    for token in BOX_OR_BRACE.finditer(text):
-        if token.group().startswith("\\boxed"):
-            open_braces.append(token.end())
-        elif token.group() == "{":
-            open_braces.append(None)
-        elif token.group() == "}" and open_braces:
-            start = open_braces.pop()
-            if start is not None and start > last_start:
-                last_start, last_content = start, text[start : token.start()]
-    return last_content

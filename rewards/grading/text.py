@@ -75,11 +75,12 @@ MAGNITUDE = re.compile(r"(?<=\d)\s*(?:\\text\{)?\s*(hundred|thousand|million|bil
 MAGNITUDES = {"hundred": "e2", "thousand": "e3", "million": "e6", "billion": "e9", "trillion": "e12"}
 RECURRING = re.compile(r"(?<![\d.])(\d{0,12})\.(\d{0,12})\\overline\s*\{(\d{1,12})\}")
 SPACE_BESIDE_SYMBOL = re.compile(r"\s+(?=\W)|(?<=\W)\s+")
+EMPHASIS = re.compile(r"^\s*(\*\*|__)(.+)\1[\s.]*$", re.DOTALL)
 
 
 def clean_answer(text: str) -> str:
     """The answer as plain LaTeX: no layout, fonts, currency signs, degree signs or final full stop."""
-    text = text.translate(UNICODE)
+    text = EMPHASIS.sub(r"\2", text.translate(UNICODE))
     for pattern, replacement in PATTERNS:
         text = pattern.sub(replacement, text)
     text = RECURRING.sub(_recurring_as_fraction, " ".join(text.split()))

@@ -215,7 +215,7 @@ def check_metrics(name: str, steps: list[dict[str, float]]) -> None:
 
 def with_and_without_diagnostics(rank: int, world_size: int, port: int, model_path: str, folder: str) -> None:
     table = scored_table(LENGTHS, ends_with=62)
-    for stage, dtype in ((0, "float32"), (0, "bfloat16"), (1, "bfloat16"), (2, "float32"), (2, "bfloat16")):
+    for stage, dtype in ((0, "float32"), (1, "bfloat16"), (2, "float32"), (2, "bfloat16")):
         found = {}
         for every in (0, 1):
             config = run_config(
@@ -237,7 +237,7 @@ def with_and_without_diagnostics(rank: int, world_size: int, port: int, model_pa
 def test_the_log_ratios_gradient_is_measured_without_a_trace_in_training(tmp_path: Path) -> None:
     run_ranks(with_and_without_diagnostics, 2, save_student(tmp_path / "student"), str(tmp_path))
     files = sorted(tmp_path.glob("*.pt"))
-    assert len(files) == 5
+    assert len(files) == 4
     for file in files:
         found = torch.load(file)
         without, measured = found[0], found[1]
@@ -247,7 +247,7 @@ def test_the_log_ratios_gradient_is_measured_without_a_trace_in_training(tmp_pat
         for off, on in zip(without["metrics"], measured["metrics"], strict=True):
             norm = on.pop("grad_norm/log_ratio")
             assert off == on, file.name
-            # In bfloat16 DeepSpeed rounds what it sends between ranks, and with stage 0 its sum too.
-            rel = {"0_bfloat16.pt": 2e-2}.get(file.name, 1e-3 if "bfloat16" in file.name else 1e-5)
+            # In bfloat16 DeepSpeed rounds what it sends between ranks.
+            rel = 1e-3 if "bfloat16" in file.name else 1e-5
             assert norm == pytest.approx(on["grad_norm"], rel=rel), file.name
             assert norm > 0.05

@@ -242,7 +242,7 @@ def rollouts(slot: int) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=ROLLOUT_SCHEMA)
 
 
-@pytest.mark.parametrize(("stop_mode", "last"), [("raw", 60), ("mask", 60), ("cross_eos", 61), ("im_end", 61)])
+@pytest.mark.parametrize(("stop_mode", "last"), [("raw", 60), ("mask", 60), ("cross_eos", 61)])
 def test_a_teacher_scores_exactly_the_response_tokens_with_its_own_stop(
     teacher_engine: Engine, teacher_path: str, stop_mode: StopMode, last: int
 ) -> None:

@@ -44,6 +44,18 @@ DIRECT = ("--objective.name", "reverse_kl")
             (*BASELINE, "--objective.name", "log_ratio", "--objective.logprob_floor", "-9"),
             "objective.logprob_floor must be none with objective.baseline closed_form",
         ),
+        (
+            ("--objective.name", "opd_plus", "--objective.divergence", "fkl", "--rollout.top_p", "0.95"),
+            "rollout.top_p must be 1.0 with opd_plus as configured, got 0.95: its reward is not 0 where",
+        ),
+        (
+            ("--objective.name", "veto", "--objective.direction", "reverse", "--rollout.temperature", "0.5"),
+            "rollout.temperature must be 1.0 with veto as configured",
+        ),
+        (
+            ("--objective.name", "log_clip", "--objective.low", "0.5", "--rollout.top_k", "20"),
+            "rollout.top_k must be -1 with log_clip as configured",
+        ),
         (("--weights.transport", "nccl"), "weights.transport must be 'object_store'"),
         (
             ("--weights.transport", "nccl", "--learner.resources.num_gpus", "1"),
@@ -82,7 +94,10 @@ def test_settings_that_contradict_each_other_are_refused_by_name(
         ("--masks.selection", "fire_opd", "--token_weights.name", "iw_opd"),
         ("--max-staleness", "0", "--batches-ahead", "0", *NO_WEIGHT),
         ("--objective.name", "reverse_kl", *NO_WEIGHT),
-        ("--objective.name", "veto", *NO_WEIGHT),
+        ("--objective.name", "veto", *NO_WEIGHT, "--rollout.top_p", "0.5"),
+        ("--objective.name", "opd_plus", "--rollout.top_p", "0.95", "--rollout.temperature", "0.9"),
+        ("--objective.name", "opd_plus", "--objective.divergence", "rkl"),
+        ("--objective.name", "veto_reverse", "--objective.beta", "0", "--rollout.top_k", "0"),
         ("--objective.name", "lsm", "--objective.k", "8"),
         ("--objective.name", "aopd", "--objective.k", "8"),
     ],

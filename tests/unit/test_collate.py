@@ -92,16 +92,17 @@ def test_a_uid_that_occurs_twice_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stop_mode", "label", "keeps_last", "was_sampled"),
-    [("raw", 63, True, True), ("mask", 63, False, True), ("cross_eos", 62, True, False)],
+    ("stop_mode", "asked", "keeps_last"),
+    [("raw", 62, True), ("mask", 62, False), ("cross_eos", 63, True)],
 )
-def test_stop_mode_decides_label_and_mask_of_the_last_token(
-    stop_mode: StopMode, label: int, keeps_last: bool, was_sampled: bool
+def test_stop_mode_decides_what_the_teacher_is_asked_for_and_the_mask_of_the_last_token(
+    stop_mode: StopMode, asked: int, keeps_last: bool
 ) -> None:
-    (batch,) = collated(scored_table([(2, 4)], ends_with=63, stop_mode=stop_mode), stop_mode=stop_mode)
-    assert batch.target_ids_T[-1] == label
+    (batch,) = collated(scored_table([(2, 4)], ends_with=62, stop_mode=stop_mode), stop_mode=stop_mode)
+    assert batch.target_ids_T[-1] == 62
+    assert batch.teacher_target_ids_T[-1] == asked
+    assert torch.equal(batch.teacher_target_ids_T[:-1], batch.target_ids_T[:-1])
     assert batch.response_mask_T.tolist() == [True, True, True, keeps_last]
-    assert batch.was_sampled_T.tolist() == [True, True, True, was_sampled]
     assert batch.has_stop_B.tolist() == [True]
 
 
@@ -127,7 +128,8 @@ def test_rows_of_each_source_are_read_with_the_stop_token_of_its_teacher() -> No
     ]
     scored = replace_column(table, "teacher_target_ids", targets)
     (batch,) = collate([scored], stop_mode="cross_eos", stops=stops, max_tokens=64)
-    assert batch.target_ids_T[[1, 3]].tolist() == [62, 62]
+    assert batch.target_ids_T[[1, 3]].tolist() == [61, 61]
+    assert batch.teacher_target_ids_T[[1, 3]].tolist() == [63, 61]
     for other in (targets[::-1], table["teacher_target_ids"].to_pylist()):
         with pytest.raises(ValueError, match="teacher_target_ids other than those of stop mode cross_eos"):
             collate(

@@ -43,7 +43,7 @@ SAMPLES_PK = [
 def test_a_row_holds_every_number_of_a_benchmark_at_its_k() -> None:
     row = result_of("tiny", SAMPLES_PK, 2).row()
     assert row == {
-        **{"benchmark": "tiny", "n": 3, "k": 2, "num_problems": 2, "num_timed_out": 1},
+        **{"benchmark": "tiny", "n": 3, "k": 2, "num_problems": 2, "num_timed_out": 1, "grader": "strict"},
         **{"avg_at_k": pytest.approx(1 / 4), "pass_at_k": 0.5, "maj_at_k": 0.0},
         "pass_at_k_unbiased": pytest.approx(((1 - 0 / 3) + (1 - 1 / 3)) / 2),
         "mean_length": pytest.approx((10 + 10 + 30 + 10 + 10 + 10) / 6),

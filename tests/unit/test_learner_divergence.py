@@ -1,6 +1,7 @@
 """A divergence taken chunk by chunk equals the whole one in value and gradient, and bad positions stay out."""
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -155,6 +156,42 @@ def test_a_smaller_teacher_head_is_compared_on_the_ids_that_both_have() -> None:
     value_T = loss.divergence(batch, small)(logits_TV, torch.arange(T))  # pyright: ignore[reportOptionalCall]
     teacher = rewards.TeacherLogits(small.logits(batch.teacher_hidden_TH))
     torch.testing.assert_close(value_T, rewards.DIVERGENCES["reverse_kl"](logits_TV[:, :50], teacher))
+
+
+@pytest.mark.parametrize("sampled", [62, 63])
+def test_a_head_scores_the_teachers_own_stop_token_under_cross_eos(sampled: int) -> None:
+    table = scored_table([(2, 3)], ends_with=sampled, stop_mode="cross_eos")
+    (batch,) = collate([table], stop_mode="cross_eos", stops=STOPS, max_tokens=100)
+    hidden_TH = torch.ones(3, 1)
+    weight_VH = torch.zeros(VOCAB_SIZE, 1)
+    weight_VH[63] = 9.0  # the teacher is sure of its own stop token
+    scored = TeacherHead(weight_VH).with_log_probs(replace(batch, teacher_hidden_TH=hidden_TH), chunk_tokens=2)
+    assert scored.target_ids_T[-1] == sampled
+    log_probs_V = weight_VH[:, 0].log_softmax(0)
+    torch.testing.assert_close(scored.teacher_logp_T[-1], log_probs_V[63], rtol=0, atol=1e-6)
+    student_T = torch.log(torch.tensor([0.5, 0.5, 0.6]))
+    result = objective({"name": "power", "alpha": 1.0}).micro_batch_loss(
+        scored, student_T, student_T, counts=WindowCounts(3, 1, 1)
+    )
+    assert result.reward_T[-1].item() == pytest.approx(log_probs_V[63].exp().item() - 0.6, abs=1e-6)
+
+
+@pytest.mark.parametrize("support", ["teacher", "teacher+sampled"])
+def test_a_sampled_token_of_the_support_has_one_log_prob_whatever_the_teacher_sent(support: str) -> None:
+    """Under cross_eos it is that of the teacher's own stop token, which the position's logits do not tell."""
+    student_NV = torch.randn(2, VOCAB_SIZE, generator=torch.Generator().manual_seed(0))
+    logits_NV = torch.randn(2, VOCAB_SIZE, generator=torch.Generator().manual_seed(1))
+    top = logits_NV.log_softmax(-1).topk(K)
+    lowest_N = logits_NV.argmin(-1)
+    given = {
+        "k": K,
+        "support": support,
+        "sampled_ids_N": lowest_N,
+        "sampled_teacher_logp_N": torch.tensor([-0.1, -3.0]),
+    }
+    whole = rewards.DIVERGENCES["lsm"](student_NV, rewards.TeacherLogits(logits_NV), **given)
+    of_top = rewards.DIVERGENCES["lsm"](student_NV, rewards.TeacherTopK(top.indices, top.values), **given)
+    torch.testing.assert_close(whole, of_top)
 
 
 def test_log_probs_of_the_targets_follow_from_the_hidden_states() -> None:

@@ -68,7 +68,8 @@ def scene() -> tuple[PackedBatch, TeacherHead, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     hidden_TH, student_TH = torch.randn(2, T, H, generator=generator).unbind()
     teacher_VH, student_VH = torch.randn(2, V, H, generator=generator).unbind()
-    batch = replace(batch, teacher_hidden_TH=hidden_TH, target_ids_T=batch.target_ids_T % V)
+    ids_T = batch.target_ids_T % V
+    batch = replace(batch, teacher_hidden_TH=hidden_TH, target_ids_T=ids_T, teacher_target_ids_T=ids_T)
     head = TeacherHead(teacher_VH)
     return head.with_log_probs(batch, chunk_tokens=3), head, student_TH, student_VH
 
@@ -107,7 +108,8 @@ def enumerated(given_objective: dict[str, Any], *, baseline: str) -> tuple[Tenso
     loss.begin_step(2, 10)
     mean_TH, rewards_TV, named = torch.zeros(T, H), torch.zeros(T, V), {}
     for token in range(V):
-        sampled = replace(batch, target_ids_T=torch.full((T,), token))
+        ids_T = torch.full((T,), token)
+        sampled = replace(batch, target_ids_T=ids_T, teacher_target_ids_T=ids_T)
         sampled = teacher_head.with_log_probs(sampled, chunk_tokens=3)
         leaf_TH = student_TH.clone().requires_grad_()
         facts = loss.facts(sampled, teacher_head, is_diagnosed=True)
@@ -162,14 +164,3 @@ def test_the_students_mass_on_the_top_k_tokens_leaves_unknown_ids_out() -> None:
     expected_T = p_TV[:, 1] + p_TV[:, 3]
     expected_T[2] = p_TV[2, 4]
     torch.testing.assert_close(named[STUDENT_MASS], expected_T)
-
-
-def test_a_relabelled_stop_token_keeps_its_whole_reward() -> None:
-    table = scored_table([(2, 3)], ends_with=63, stop_mode="cross_eos")
-    (batch,) = collate([table], stop_mode="cross_eos", stops=STOPS, max_tokens=100)
-    loss = Objective(ObjectiveConfig(name="power", baseline="closed_form"), ImportanceConfig(name="none"))
-    logp_T = torch.tensor([-1.0, -2.0, -0.5], requires_grad=True)
-    facts = {BASELINE: torch.full((3,), 0.25)}
-    result = loss.micro_batch_loss(batch, logp_T, torch.zeros(3), counts=WindowCounts(3, 1, 1), facts=facts)
-    (gradient_T,) = torch.autograd.grad(result.loss, logp_T)
-    torch.testing.assert_close(gradient_T, -(result.reward_T - torch.tensor([0.25, 0.25, 0.0])) / 3)

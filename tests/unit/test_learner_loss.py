@@ -151,13 +151,6 @@ def test_a_stop_token_under_mask_gives_no_gradient_and_does_not_count() -> None:
     assert metrics["stop/missing"] == 0
 
 
-def test_a_relabelled_stop_token_has_weight_one() -> None:
-    batch = one_batch([-0.5, -0.5], [-1.0, -9.0], stop_mode="cross_eos", ends_with=63)
-    result, _, metrics = on_log_probs(batch, [-1.0, -1.0], objective())
-    assert result.importance_T.tolist() == [1.0, 1.0]
-    assert metrics["kl/mismatch"] == 0
-
-
 def test_an_empty_window_gives_zero_loss_and_zero_gradient() -> None:
     student = StudentModel(tiny_qwen3(), HeadLimits(VOCAB_SIZE, chunk_tokens=16))
     table = scored_table([(3, 1), (2, 1)], ends_with=62)

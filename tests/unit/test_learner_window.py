@@ -227,20 +227,6 @@ def test_on_fresh_tokens_every_surrogate_has_the_gradient_of_the_policy_gradient
     torch.testing.assert_close(*gradients)
 
 
-def test_a_relabelled_stop_token_has_ratio_one_in_every_surrogate() -> None:
-    table = scored_table([(2, 3)], ends_with=63, stop_mode="cross_eos")
-    (batch,) = collate([table], stop_mode="cross_eos", stops=STOPS, max_tokens=100)
-    assert batch.was_sampled_T.tolist() == [True, True, False]
-    for name in ("unclipped", "ppo", "decoupled_ppo", "dppo"):
-        loss = objective(surrogate={"name": name})
-        window = prepare_window(loss, [batch], evaluate=evaluate, padding=pack([]), ranks=ALONE)
-        logp_T = evaluate(batch).logp_T.requires_grad_()
-        result = loss.micro_batch_loss(batch, logp_T, logp_T, counts=window.counts, fixed=window.fixed[0])
-        (gradient_T,) = torch.autograd.grad(result.loss, logp_T)
-        assert gradient_T[2] == pytest.approx(-result.reward_T[2].item() / 3), name
-        assert result.importance_T[2] == 1
-
-
 def test_extremes_of_the_importance_weight_are_reported() -> None:
     (batch,) = collate([scored_table([(2, 3)])], stop_mode="raw", stops=STOPS, max_tokens=100)
     batch = replace(batch, behaviour_logp_T=torch.tensor([-1.0, -2.0, -9.0]))

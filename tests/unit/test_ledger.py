@@ -80,6 +80,19 @@ def test_a_lost_ledger_is_made_anew_from_the_frontier(tmp_path: Path) -> None:
     assert ledger.restore(Frontier(), uids_of) == []
 
 
+def test_rows_of_batches_of_other_sizes_are_made_anew_with_their_sizes(tmp_path: Path) -> None:
+    ledger = ledger_of(tmp_path, {1: [0, 2], 2: [1, 5], 3: [3], 4: [4]})
+    frontier = Frontier(4, 6, (), ((0, 2), (2, 1)))
+    assert ledger.restore(frontier, uids_of) == []
+    replace_line(ledger, 1, b"{")
+    replace_line(ledger, 3, b"{")
+    assert ledger.mend() == [2, 4]
+    assert ledger.restore(frontier, uids_of) == [2, 4]
+    assert ledger.valid()[2] == uids_of([1, 4])
+    assert ledger.valid()[4] == uids_of([5])
+    assert trained(ledger.path) == list(range(6))
+
+
 def test_a_row_of_a_voided_attempt_whose_rollback_was_lost_does_not_count(tmp_path: Path) -> None:
     ledger = ledger_of(tmp_path, BATCHES)
     ledger.roll_back_to(1)

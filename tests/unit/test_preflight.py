@@ -203,6 +203,31 @@ def test_raw_does_not_fit_sides_that_end_differently_and_another_mode_is_propose
         assert preflight("--student.model_path", str(student), "--objective.stop_mode", mode)[0] == FINISHED
 
 
+@pytest.mark.parametrize("mode", ["raw", "cross_eos"])
+def test_sides_that_name_the_end_of_a_text_first_still_end_with_the_end_of_a_turn(
+    preflight: Preflight, teacher: Path, tmp_path: Path, mode: str
+) -> None:
+    student = Path(shutil.copytree(MODELS / "student", tmp_path / "student"))
+    for folder in (student, teacher):
+        edit(folder / "generation_config.json", lambda content: content.update(eos_token_id=[1, 2]))
+    code, rows = preflight("--student.model_path", str(student), "--objective.stop_mode", mode)
+    assert code == FINISHED
+    assert rows["stop_ids"]["details"]["proposed_mode"] == "raw"
+    for side in rows["stop_ids"]["details"]["models"].values():
+        assert side == {"stop_ids": [2, 1], "template_ends_with": 2}
+
+
+def test_a_base_student_and_a_teacher_that_names_the_end_of_a_text_first_do_not_fit_raw(
+    preflight: Preflight, teacher: Path, tmp_path: Path
+) -> None:
+    student = Path(shutil.copytree(MODELS / "student", tmp_path / "student"))
+    name_end(student, 1, "<|endoftext|>")
+    edit(teacher / "generation_config.json", lambda content: content.update(eos_token_id=[1, 2]))
+    _, rows = preflight("--student.model_path", str(student), "--objective.stop_mode", "raw")
+    assert rows["stop_ids"]["status"] == "warning"
+    assert rows["stop_ids"]["details"]["proposed_mode"] == "cross_eos"
+
+
 def test_a_stop_id_that_the_tokenizer_does_not_know_is_refused(preflight: Preflight, teacher: Path) -> None:
     for name in ("config.json", "generation_config.json"):
         edit(teacher / name, lambda content: content.update(eos_token_id=151_645))

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from inputs.problems import Message, OpenedProblems, Problem
-from inputs.rendering import render_prompts
+from inputs.rendering import render_prompts, rendered_texts
 from settings.data import DataSourceConfig
 from tests.unit.word_tokenizer import TEMPLATE, word_tokenizer
 
@@ -123,6 +123,14 @@ def test_the_prompt_of_a_chat_is_all_before_the_assistants_last_turn(tmp_path: P
         ),
         ([*chat("u one"), {"role": "user"}], "under 'messages.1'"),
         ([*chat("u one"), "two"], "under 'messages.1'"),
+        ([*chat("u one"), {"role": "assistant", "content": None}, *chat("u two")], "under 'messages.1'"),
+        ([{"role": "user", "content": None, "name": "me"}], "under 'messages.0'"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": "one"}, {"type": "image"}]}],
+            "needs a text part, {type: text, text}, under 'messages.0.content.1', not 'image'",
+        ),
+        ([{"role": "user", "content": ["one"]}], "under 'messages.0.content.0', not a str"),
+        ([{"role": "user", "content": "one", "name": "\udfff"}], "'messages.0' holds an unpaired surrogate"),
         ([{"role": "user", "content": "\ud800"}], "'messages.0' holds an unpaired surrogate"),
     ],
 )
@@ -131,6 +139,105 @@ def test_messages_that_are_no_chat_are_named(tmp_path: Path, messages: Any, mess
     line = mistake(path, columns={"messages": "messages"})
     assert line.startswith(f"{path}:2: ")
     assert message in line
+
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": None}}}
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"default": None}}}
+CALLING = [
+    {"role": "user", "content": "one", "name": "me"},
+    {"role": "assistant", "content": None, "reasoning_content": "two", "tool_calls": [CALL]},
+    {"role": "tool", "content": "3", "tool_call_id": "x"},
+    {"role": "assistant", "tool_calls": [CALL]},
+    {"role": "tool", "content": "4", "weight": 0.5},
+    {"role": "assistant", "content": "5"},
+]
+TELLING = "{% for m in messages %}{{ m | tojson }}{% endfor %}{{ tools | tojson }}{{ add_generation_prompt }}"
+"""A template that leaves nothing out."""
+
+
+def told(path: str, template: str = TELLING, **columns: str) -> list[str]:
+    """The texts that a template makes of the chats of a file."""
+    given = problems(path, columns={"messages": "messages"} | columns)
+    return rendered_texts(given, word_tokenizer(template), system_prompt=None, template_arguments={})
+
+
+def directly(row: dict[str, Any], template: str = TELLING) -> str:
+    """What transformers makes of the row as it is."""
+    tokenizer = word_tokenizer(template)
+    return str(
+        tokenizer.apply_chat_template(
+            row["messages"][:-1], tools=row.get("tools"), add_generation_prompt=True, tokenize=False
+        )
+    )
+
+
+def test_all_of_a_message_and_the_tools_of_the_row_reach_the_template(tmp_path: Path) -> None:
+    rows = [{"messages": CALLING, "tools": [TOOL]}, {"messages": CALLING}, {"messages": CALLING, "tools": []}]
+    assert told(written(tmp_path, *rows)) == [directly(row) for row in rows]
+    renamed = [{"messages": CALLING, "functions": json.dumps([TOOL])}]
+    assert told(written(tmp_path, *renamed), tools="functions") == [directly(rows[0])]
+
+
+def test_keys_that_are_null_are_absent_in_a_message_and_everywhere_in_a_table(tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "one", "name": None}, *CALLING[1:3], *chat("a 5")]
+    path = written(tmp_path, {"messages": messages})
+    [text] = told(path)
+    assert '"name": null' not in text
+    assert '"b": null' in text, "what a call says stays as it is"
+    table = pa.Table.from_pylist([{"messages": messages, "tools": [TOOL]}, {"messages": chat("u one", "a two")}])
+    pq.write_table(table, tmp_path / "a.parquet")
+    both = told(str(tmp_path / "a.parquet"))
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    kept = [
+        {"role": "user", "content": "one"},
+        {"role": "assistant", "content": None, "reasoning_content": "two", "tool_calls": [call]},
+        {"role": "tool", "content": "3", "tool_call_id": "x"},
+        {},
+    ]
+    tool = {"type": "function", "function": {"name": "add", "parameters": {}}}
+    assert both[0] == directly({"messages": kept, "tools": [tool]})
+    assert both[1] == directly({"messages": chat("u one", "a two")})
+
+
+PARTS = "{% for m in messages %}{{ m.role }}:{% for p in m.content %}{{ p.text }}{% endfor %};{% endfor %}"
+EITHER = (
+    "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for p in m.content %}<{{ p.text }}>{% endfor %}{% endif %};{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "texts"),
+    [
+        ("{% for m in messages %}{{ m.role }}:{{ m.content }};{% endfor %}", ["user:one two;", "user:one;"]),
+        (PARTS, ["user:one two;", "user:one;"]),
+        (EITHER, ["user:<one ><two>;", "user:one;"]),
+    ],
+)
+def test_a_content_of_text_parts_is_written_by_every_template(
+    tmp_path: Path, template: str, texts: list[str]
+) -> None:
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    path = written(tmp_path, {"messages": [{"role": "user", "content": parts}]}, {"messages": chat("u one")})
+    assert told(path, template) == texts
+    assert problems(path, columns={"messages": "messages"})[0].text == "one two"
+
+
+@pytest.mark.parametrize("tools", ["calculator", "3", ["add"], {"name": "add"}])
+def test_tools_that_are_none_are_refused_with_the_setting(tmp_path: Path, tools: Any) -> None:
+    path = written(tmp_path, {"problem": "1", "tools": tools})
+    line = f"{path}:1: needs a list of tools (objects) under 'tools' (columns.tools; null leaves them out)"
+    assert mistake(path) == line
+    assert problems(path, columns={"tools": None})[0].tools is None
+
+
+def test_columns_without_a_use_are_named(tmp_path: Path) -> None:
+    path = written(tmp_path, {"task": {"text": "1"}, "level": 1}, {"task": {"text": "2"}, "solution": "two"})
+    opened = OpenedProblems(
+        DataSourceConfig.model_validate({"path": path, "columns": {"problem": "task.text"}}), "x"
+    )
+    assert [problem.text for problem in opened] == ["1", "2"]
+    assert opened.unused_columns == ["level", "solution"]
 
 
 def rendered(problem: Problem, system_prompt: str | None = None, template: str = TEMPLATE) -> list[int]:
@@ -157,7 +264,7 @@ def test_many_problems_are_rendered_as_each_alone() -> None:
     given = [Problem(str(i), "one " * (i % 7) + "two", str(i), "x") for i in range(600)]
     options: dict[str, Any] = {"system_prompt": "be", "template_arguments": {"think": True}}
     together = render_prompts(given, tokenizer, **options)
-    assert together == [render_prompts([problem], tokenizer, **options)[0] for problem in given]
+    assert together[::100] == [render_prompts([problem], tokenizer, **options)[0] for problem in given[::100]]
     assert [prompt.prompt_id for prompt in together] == [str(i) for i in range(600)]
 
 

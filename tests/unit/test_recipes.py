@@ -7,8 +7,12 @@ import pytest
 import yaml
 
 import launch
+from cluster.nodes import Node
 from cluster.placement import check_all_fit, plan
 from commands.checks import load_checked
+from commands.preflight.memory import needs_of
+from commands.preflight.nodes import NodeFacts, memory_findings, roles_by_node
+from inputs.models import Shape, model_paths
 from learner.served import signal_kind
 from settings.exit_codes import FINISHED
 from settings.run import RunConfig
@@ -133,8 +137,69 @@ def test_a_counterpart_differs_from_its_pair_in_nothing_but_the_objective(pair: 
         other = loaded(CONFIGS / "qwen3" / f"{pair}_{suffix}.yaml")
         assert signal_kind(other) == kind
         differing = {key for key, value in other.model_dump().items() if value != own[key]}
-        assert differing <= {"run_name", "objective", "evaluation"}
+        assert differing <= {"run_name", "objective", "evaluation", "rollout"}
         assert other.evaluation.model_copy(update={"teacher": True}).model_dump() == own["evaluation"]
+        assert other.rollout.model_copy(update={"stop_on": "all"}).model_dump() == own["rollout"]
+
+
+def test_the_full_vocabulary_baseline_is_the_one_of_the_papers_code() -> None:
+    comparison = yaml.safe_load((CONFIGS / "qwen3" / "compare_0.6b_from_4b.yaml").read_text())
+    settings = next(each["settings"] for each in comparison["objectives"] if each["label"] == "full vocabulary")
+    options = [f"--{key}={value}" for key, value in settings.items()]
+    compared = loaded(ROOT / comparison["base"], *options)
+    for config in (compared, *(loaded(CONFIGS / "qwen3" / f"{pair}_full_vocabulary.yaml") for pair in PAIRS)):
+        objective = config.objective
+        assert (objective.name, objective.aggregate, objective.stop_mode) == (
+            *("reverse_kl", "seq_mean_token_mean", "raw"),
+        )
+        assert config.rollout.stop_on == "student"
+
+
+def test_other_methods_recipes_have_the_settings_of_their_code() -> None:
+    veto, revisiting = (
+        loaded(CONFIGS / "qwen3" / f"{name}.yaml") for name in ("0.6b_from_4b_veto", "1.7b_from_4b_revisiting_opd")
+    )
+    assert (veto.learner.weight_decay, revisiting.learner.weight_decay) == (0.01, 0.01)
+    assert (veto.objective.stop_mode, revisiting.objective.stop_mode) == ("raw", "raw")
+    assert (veto.rollout.max_response_tokens, revisiting.rollout.max_response_tokens) == (768, 16384)
+
+
+SHAPES = {
+    "Qwen/Qwen3-0.6B-Base": Shape(0.596e9, 28, 1024, 2048, 1024, 3072, 151_936, 32_768),
+    "Qwen/Qwen3-1.7B-Base": Shape(1.721e9, 28, 2048, 2048, 1024, 6144, 151_936, 32_768),
+    "Qwen/Qwen3-4B": Shape(4.022e9, 36, 2560, 4096, 1024, 9728, 151_936, 40_960),
+    "Qwen/Qwen3-8B": Shape(8.191e9, 36, 4096, 4096, 1024, 12288, 151_936, 40_960),
+}
+GPU_BYTES = 81_079 * 2**20
+"""What nvidia-smi says of an A100 that is sold with 80 GB; an H100 has a little more."""
+FULL_VOCABULARY = (
+    "--objective.name",
+    "reverse_kl",
+    "--objective.stop_mode",
+    "raw",
+    "--evaluation.teacher",
+    "false",
+)
+
+
+def check_memory(path: Path, *options: str) -> None:
+    """Assert that preflight finds enough memory on the machines that a recipe is made for."""
+    config = loaded(path, *options)
+    nodes = [Node(f"node-{i}", node) for i, node in enumerate(hardware_of(path))]
+    shapes = {role: SHAPES[name] for role, name in model_paths(config).items()}
+    needs = needs_of(config, shapes, holds_teacher_head=signal_kind(config) == "full")
+    num_gpus = int(nodes[0].total["GPU"])
+    has = NodeFacts(512 * 2**30, 512 * 2**30, (GPU_BYTES,) * num_gpus, (), is_writable=True)
+    roles = roles_by_node(plan(config), nodes)
+    findings, _ = memory_findings(config, needs, roles, {node.name: has for node in nodes})
+    assert [(each.status, each.message) for each in findings if each.status != "ok"] == []
+
+
+@pytest.mark.parametrize("path", QWEN3, ids=label)
+def test_every_recipe_for_gpus_fits_into_the_memory_of_the_gpus_that_it_names(path: Path) -> None:
+    check_memory(path)
+    if path.stem.endswith("one_gpu"):
+        check_memory(path, *FULL_VOCABULARY)
 
 
 @pytest.mark.parametrize("path", [path for path in QWEN3 if "_gpu" not in path.stem], ids=label)

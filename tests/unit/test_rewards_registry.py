@@ -121,7 +121,8 @@ def needs_of(name: str, **params: object) -> Needs:
 def test_the_direction_of_veto_decides_between_distributions_and_sampled_tokens() -> None:
     assert needs_of("veto").form == "direct"
     assert needs_of("veto").teacher == ("full",)
-    assert needs_of("veto", direction="reverse") == Needs(form="pg", teacher=("token",), finite_teacher=True)
+    sampled = Needs(form="pg", teacher=("token",), finite_teacher=True, full_softmax=True)
+    assert needs_of("veto", direction="reverse") == sampled
     assert needs_of("veto_full", direction="reverse").form == "direct"
     reverse = validate("objective", "veto", {"direction": "reverse"})
     assert TOKEN_REWARDS["veto"].validate(reverse, field="objective") == reverse

@@ -1,6 +1,7 @@
 """What every entry of every registry promises; entries that are added later are covered by the same loops."""
 
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from rewards import (
     BASELINES,
     DIVERGENCES,
     IMPORTANCE_WEIGHTS,
+    OBJECTIVES,
     SURROGATES,
     TOKEN_MASKS,
     TOKEN_REWARDS,
@@ -198,3 +200,79 @@ def test_a_divergence_is_differentiated_in_the_student_only(entry: Entry) -> Non
     assert student.grad is not None
     assert student.grad.isfinite().all()
     assert teacher.grad is None
+
+
+# -- where the student agrees with the teacher ---------------------------------------------------------------
+
+
+def variants(entry: Entry) -> Iterator[dict[str, Any]]:
+    """The defaults, and every parameter in turn at each choice, or at numbers on both sides of 0 and 1."""
+    yield {}
+    for each in entry.parameters:
+        for value in each.choices or (False, True, -0.5, 0.0, 0.3, 0.5, 1.0, 2):
+            try:
+                entry.validate(small(entry) | {each.name: value}, field="")
+            except ValueError:
+                continue
+            yield {each.name: value}
+
+
+REWARD_VARIANTS = [(entry, given) for entry in TOKEN_REWARDS.values() for given in variants(entry)]
+DIVERGENCE_VARIANTS = [(entry, given) for entry in DIVERGENCES.values() for given in variants(entry)]
+
+
+def name_of(value: Any) -> str:
+    return value.name if isinstance(value, Entry) else " ".join(f"{k}={v}" for k, v in value.items())
+
+
+def narrowed(log_p_NV: Tensor) -> dict[str, Tensor]:
+    """Distributions that rollouts are sampled from in place of p: top-k, top-p, and two temperatures."""
+    ranks = log_p_NV.argsort(-1, descending=True).argsort(-1)
+    in_order, order = log_p_NV.exp().sort(-1, descending=True)
+    is_in_order = in_order.cumsum(-1) - in_order < 0.9
+    in_nucleus = torch.zeros_like(is_in_order).scatter(-1, order, is_in_order)
+    return {
+        "top_k": log_p_NV.masked_fill(ranks >= 3, -INF).softmax(-1),
+        "top_p": log_p_NV.masked_fill(~in_nucleus, -INF).softmax(-1),
+        "cold": (log_p_NV / 0.7).softmax(-1),
+        "hot": (log_p_NV / 1.3).softmax(-1),
+    }
+
+
+@pytest.mark.parametrize(("entry", "given"), REWARD_VARIANTS, ids=name_of)
+def test_where_the_student_agrees_with_the_teacher_nothing_is_learned_however_tokens_are_sampled(
+    entry: Entry, given: dict[str, Any]
+) -> None:
+    """Or the entry says that it needs the full softmax, and is refused with any other sampling."""
+    log_p = numbers(1, NUM_POSITIONS, VOCABULARY).log_softmax(-1)
+    known = {"reference_logp_BT": numbers(3, *log_p.shape).log_softmax(-1), "step": 1, "max_steps": 4}
+    extras = {name: known[name] for name in entry.extras}
+    reward = entry(log_p, log_p, torch.ones_like(log_p, dtype=torch.bool), **extras, **given)
+    largest = 0.0
+    for sampled in narrowed(log_p).values():
+        credit = sampled * reward
+        gradient = credit - credit.sum(-1, keepdim=True) * log_p.exp()  # of sum of credit * log p, in the logits
+        largest = max(largest, gradient.abs().max().item())
+    objective = OBJECTIVES[entry.name]
+    direction = {"direction": "reverse"} if entry.name == "veto" else {}  # the one that is sampled
+    needs = objective.needs_with(objective.validate(given | direction, field=""))
+    assert needs.full_softmax == (largest > 1e-12)
+
+
+OTHER_OPTIMUM = {"top_k_forward_kl", "eopd", "aopd", "veto", "veto_full"}
+"""Divergences whose optimum is another distribution than the teacher's, by their definition."""
+
+
+@pytest.mark.parametrize(("entry", "given"), DIVERGENCE_VARIANTS, ids=name_of)
+def test_a_divergence_is_stationary_at_the_teacher_but_for_those_of_another_target(
+    entry: Entry, given: dict[str, Any]
+) -> None:
+    student = numbers(1, NUM_POSITIONS, VOCABULARY).requires_grad_()
+    extras = position_extras(entry)
+    if "sampled_ids_N" in extras:
+        log_p = student.detach().log_softmax(-1)
+        extras["sampled_teacher_logp_N"] = log_p.gather(-1, extras["sampled_ids_N"][:, None])[:, 0]
+    value = entry(student, TeacherLogits(student.detach()), **small(entry) | extras | given)
+    (gradient,) = torch.autograd.grad(value.sum(), student)
+    has_other = entry.name in OTHER_OPTIMUM or given.get("normalise") is False
+    assert gradient.abs().max() < 1e-12 or has_other

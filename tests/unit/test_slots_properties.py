@@ -210,6 +210,32 @@ def test_run_resumed_at_any_moment_trains_each_slot_once(world: World, stops: li
     simulation.check_complete()
 
 
+@given(worlds(), st.lists(st.integers(1, 60), min_size=1, max_size=4), st.data())
+def test_run_resumed_with_another_batch_size_or_end_trains_each_slot_once(
+    world: World, stops: list[int], data: st.DataObject
+):
+    """Whatever is changed, no slot is trained twice, and at the end the lowest ones are trained."""
+    simulation, before = Simulation(world), Frontier()
+    for max_events in stops:
+        simulation.run(max_events)
+        simulation.world = replace(
+            simulation.world,
+            batch_size=data.draw(st.integers(1, 6), label="batch_size of the resumed run"),
+            max_steps=data.draw(st.integers(0, 12), label="max_steps of the resumed run"),
+        )
+        before = simulation.slots.frontier()
+        simulation.restart(simulation.world.slots(before))
+    promised = simulation.slots.num_slots
+    simulation.run()
+    frontier, trained = simulation.slots.frontier(), [slot for batch in simulation.batches for slot in batch]
+    assert len(simulation.batches) == frontier.version == max(before.version, simulation.world.max_steps)
+    assert sorted(trained) == [*range(frontier.lowest_untrained), *frontier.trained_above]
+    assert frontier.batch_sizes() == [len(batch) for batch in simulation.batches]
+    assert simulation.slots.num_slots == promised >= max(trained, default=-1) + 1
+    if frontier.trained_above and simulation.slots.version > before.version:
+        assert set(frontier.trained_above) <= set(before.trained_above), "only what was trained ahead stays ahead"
+
+
 @given(worlds(), st.lists(st.integers(1, 60), max_size=4), st.data())
 def test_run_that_falls_back_trains_each_slot_once(world: World, stops: list[int], data: st.DataObject):
     simulation = Simulation(world)

@@ -17,24 +17,19 @@ CASES = json.loads(VECTORS_PATH.read_text())["cases"] if VECTORS_PATH.exists() e
 STOP_CASES = [case for case in CASES if case["id"].startswith("terminal_stop_")]
 
 STOPS = StopTokens(student_ids=(90, 91), teacher_ids=(92, 91))
-MODES: list[StopMode] = ["raw", "mask", "im_end", "cross_eos"]
+MODES: list[StopMode] = ["raw", "mask", "cross_eos"]
 
 
 @pytest.mark.parametrize("stop", STOPS.ids)
 @pytest.mark.parametrize(
-    ("mode", "student", "teacher", "keep_last"),
-    [
-        ("raw", None, None, True),
-        ("mask", None, None, False),
-        ("im_end", 92, 92, True),
-        ("cross_eos", 90, 92, True),
-    ],
+    ("mode", "teacher", "keep_last"),
+    [("raw", None, True), ("mask", None, False), ("cross_eos", 92, True)],
 )
-def test_a_final_stop_token_is_relabelled_by_the_mode(
-    stop: int, mode: StopMode, student: int | None, teacher: int | None, keep_last: bool
+def test_the_student_is_credited_for_the_stop_that_it_sampled_and_the_mode_says_what_the_teacher_is_asked_for(
+    stop: int, mode: StopMode, teacher: int | None, keep_last: bool
 ) -> None:
     assert stop_labels([5, 6, stop], mode=mode, stops=STOPS) == StopLabels(
-        student_token_ids=[5, 6, student or stop],
+        student_token_ids=[5, 6, stop],
         teacher_token_ids=[5, 6, teacher or stop],
         reference_token_ids=[5, 6, teacher or stop],
         keep_last=keep_last,
@@ -56,7 +51,7 @@ def test_each_source_is_asked_for_the_stop_token_of_its_own_teacher_and_the_refe
     assert stops.ids == (90, 92, 94, 95)  # the reference ends no response
     for source, teacher in (("math", 92), ("code", 94)):
         labels = stop_labels([5, 95], mode="cross_eos", stops=stops, source=source)
-        assert labels.student_token_ids == [5, 90]
+        assert labels.student_token_ids == [5, 95]
         assert labels.teacher_token_ids == [5, teacher]
         assert labels.reference_token_ids == [5, 97]
         assert stop_labels([5, 95], mode="raw", stops=stops, source=source).reference_token_ids == [5, 95]

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast, Qwen3Config
 
 from inputs.tokenizers import check_model_folder, load_tokenizer, model_limits, num_known_ids, stop_ids
@@ -59,6 +60,29 @@ def test_a_folder_without_a_tokenizer_is_an_error_of_its_field(tmp_path: Path) -
 def test_known_ids_reach_to_the_largest_of_a_vocabulary_with_gaps() -> None:
     assert num_known_ids(tokenizer()) == 10
     assert num_known_ids(tokenizer(WORDS | {"end": 14})) == 15
+
+
+@pytest.mark.parametrize("listed", [[2, 1, 3], [3, 1, 2], [1, 3]])
+@pytest.mark.parametrize(("ends_with", "label"), [("w3", 3), ("w1", 1), ("w8", None), ("", None)])
+def test_the_id_that_ends_a_turn_comes_first_wherever_the_files_name_it(
+    tmp_path: Path, listed: list[int], ends_with: str, label: int | None
+) -> None:
+    own = tokenizer(eos="w1")
+    own.backend_tokenizer.pre_tokenizer = Whitespace()
+    own.chat_template = (
+        "{% for each in messages %}w5 {{ each.content }}{% if each.role == 'assistant' %} "
+        f"{ends_with} w6{{% endif %}} {{% endfor %}}"
+    )
+    path = save(tmp_path / "model", config_eos=listed[0], generation_eos=listed)
+    # Without an end of a turn among them, the tokenizer's own.
+    assert stop_ids(path, own)[0] == (label or 1)
+    assert {*stop_ids(path, own)} == {*listed, 1}
+
+
+def test_a_template_that_cannot_be_rendered_leaves_the_tokenizers_stop_first(tmp_path: Path) -> None:
+    own = tokenizer(eos="w1")
+    own.chat_template = "{{ raise_exception('no such role') }}"
+    assert stop_ids(save(tmp_path / "model", generation_eos=[2, 1]), own) == (1, 2)
 
 
 def test_stop_ids_come_from_generation_config_then_model_config_then_own_tokenizer(tmp_path: Path) -> None:
