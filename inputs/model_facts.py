@@ -14,6 +14,7 @@ from inputs.tokenizers import (
     load_tokenizer,
     model_limits,
     num_known_ids,
+    position_limit,
     stop_ids,
     text_config,
 )
@@ -45,6 +46,8 @@ class ModelFacts:
     """Rows of the output head, by its configuration; may be padded beyond the tokenizer."""
     shape: Shape | None
     """Its size; None if its configuration does not tell."""
+    position_limit: tuple[str, int] | None = None
+    """Rope type and longest sequence up to which it computes every sequence alike, where there is such a limit."""
 
     @property
     def who(self) -> str:
@@ -115,7 +118,10 @@ def _read(config: RunConfig, role: str, path: str, checks: Checks) -> ModelFacts
     if ids is None:
         return None
     context, num_head_rows = limits
-    return ModelFacts(role, field, path, tokenizer, ids, context, engine.max_model_len, num_head_rows, shape)
+    alike = position_limit(path, field, **trusts)
+    return ModelFacts(
+        *(role, field, path, tokenizer, ids, context, engine.max_model_len, num_head_rows, shape, alike)
+    )
 
 
 def _shape(path: str, field: str, *, trust_remote_code: bool) -> Shape | None:

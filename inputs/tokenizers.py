@@ -109,6 +109,30 @@ def model_limits(path: str, field: str, *, trust_remote_code: bool = False) -> t
         return int(text.max_position_embeddings), int(text.vocab_size)
 
 
+def position_limit(path: str, field: str, *, trust_remote_code: bool = False) -> tuple[str, int] | None:
+    """Return (rope type, longest sequence) up to which a model computes all sequences alike; None without a limit.
+
+    Two types look at the longest position of a forward pass, and turn all sequences of a micro-batch in other ways
+    beyond a length: `longrope` beyond its original context, `dynamic` beyond the longest it was made for. Engines
+    decide once, by the longest sequence that they may be given; of `dynamic` with an original context, they always
+    turn in another way (0).
+    """
+    with _explained(path, field, "no model configuration in"):
+        text: Any = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
+    ropes: Any = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    made_for = int(text.max_position_embeddings)
+    for rope in (ropes, *(each for each in ropes.values() if isinstance(each, dict))):  # of all layers, or by kind
+        kind = str(rope.get("rope_type") or rope.get("type") or "")
+        own = rope.get("original_max_position_embeddings") or getattr(
+            text, "original_max_position_embeddings", None
+        )
+        if kind == "longrope":
+            return kind, int(own or made_for)
+        if "dynamic" in kind:
+            return kind, made_for if own in (None, made_for) else 0
+    return None
+
+
 def text_config(path: str, field: str, *, trust_remote_code: bool = False) -> dict[str, Any]:
     """The configuration of a model's text decoder as JSON values; ValueError naming `field` without one."""
     with _explained(path, field, "no model configuration in"):

@@ -133,7 +133,9 @@ class LearnerRank:
         with torch.no_grad():
             limit = HEAD_LIMITS[self.config.learner.dtype]
             self.backend.student.check_head(self._golden(), limit=limit)
-            self.backend.student.check_packing(self._golden(), limit=limit)
+            context = self.backend.student.context
+            longest = min(self.config.rollout.engine.max_model_len or context, context)
+            self.backend.student.check_packing(self._golden(), limit=limit, longest=longest)
         if self.signal.kind == "full":
             self.teacher_head = TeacherHead.load(
                 self.config.teacher.model_path,
