@@ -47,9 +47,9 @@ ROUTED: dict[str, Any] = {
 }
 LATENT: dict[str, Any] = {
     "num_key_value_heads": 2,
-    "kv_lora_rank": 32,
+    "kv_lora_rank": 512,
     "q_lora_rank": 32,
-    "qk_rope_head_dim": 32,
+    "qk_rope_head_dim": 64,
     "qk_nope_head_dim": 32,
     "v_head_dim": 32,
 }
@@ -98,7 +98,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "OLMoE": _of("OlmoeConfig", num_experts=4, num_experts_per_tok=2),
     "PhiMoE": _of("PhimoeConfig", num_local_experts=4),
     "GLM-4-MoE": _of("Glm4MoeConfig", HEADS, ROUTED),
-    "DeepSeek-V3": _of("DeepseekV3Config", ROUTED, LATENT),
+    "DeepSeek-V3": _of("DeepseekV3Config", ROUTED, LATENT, topk_method="noaux_tc"),
     "gpt-oss": _of("GptOssConfig", HEADS, SLIDING, num_local_experts=4, num_experts_per_tok=2),
     "Granite": _of("GraniteConfig", logits_scaling=8.0),
     "GraniteMoE": _of("GraniteMoeConfig", num_local_experts=4, logits_scaling=8.0),
