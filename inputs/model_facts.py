@@ -10,6 +10,7 @@ from transformers import PreTrainedTokenizerBase
 from inputs.models import Shape, count_parameters, model_paths
 from inputs.tokenizers import (
     check_model_folder,
+    check_weights,
     load_tokenizer,
     model_limits,
     num_known_ids,
@@ -90,6 +91,7 @@ def read_models(config: RunConfig, checks: Checks) -> Mapping[str, ModelFacts]:
     for role, path in paths.items():
         with checks.guard("paths", is_hard=True):
             check_model_folder(path, f"{field_of(role)}.model_path")
+            check_weights(path, f"{field_of(role)}.model_path")
             usable.add(role)
     facts = {role: _read(config, role, path, checks) for role, path in paths.items() if role in usable}
     read = {role: each for role, each in facts.items() if each is not None}
