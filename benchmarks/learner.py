@@ -3,14 +3,14 @@
     .venv/bin/python benchmarks/learner.py                      # one small case, about a minute
     .venv/bin/python benchmarks/learner.py --set lengths        # 256, 1,024 and 4,096 tokens
     .venv/bin/python benchmarks/learner.py --set vocabularies   # 4,096, 32,000 and 151,936 ids
-    .venv/bin/python benchmarks/learner.py --set zero           # ZeRO 0 to 3, one and two ranks, and no DeepSpeed
+    .venv/bin/python benchmarks/learner.py --set zero           # ZeRO 1 to 3, one and two ranks, and no DeepSpeed
 
 An update is one optimizer step on `--sequences` scored rollouts of random tokens, through the code of a learner
 rank: collation, micro-batches, loss, backward, clipping, AdamW with float32 weights. Variants, in processes of
 their own:
 
     naive            padded batch, all logits, log_softmax in float32, autograd, torch's AdamW
-    zero0 .. zero3   the learner, one rank, sequences packed into micro-batches
+    zero0 .. zero3   the learner, one rank, sequences packed into micro-batches; zero0 with --dtype float32
     single           as zero2, one sequence at a time
     plain            the learner's packing, head and loss, with torch's AdamW in place of DeepSpeed
     zero2x2, zero3x2 two ranks; time and memory are the first one's
@@ -47,7 +47,7 @@ SETS: dict[str, list[tuple[str, dict[str, Any]]]] = {
     ],
     "vocabularies": [("naive,zero2", {**LARGE, "vocabulary": size}) for size in (4096, 32_000, 151_936)],
     "padding": [("naive,zero2,single", {"shortest": 0.1, "sequences": 32})],
-    "zero": [("naive,plain,zero0,zero1,zero2,zero3,zero2x2,zero3x2", SMALL)],
+    "zero": [("naive,plain,zero1,zero2,zero3,zero2x2,zero3x2", SMALL)],
 }
 STATE_BYTES = {"bfloat16": 14, "float32": 12}
 """Per parameter: itself, its float32 copy if it is none, and AdamW's two moments."""

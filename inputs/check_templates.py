@@ -7,9 +7,9 @@ from transformers import PreTrainedTokenizerBase
 
 from inputs.model_facts import ModelFacts
 from inputs.rendering import Prompt
-from inputs.templates import RefusedChatError
+from inputs.templates import MARK, Chat, RefusedChatError, render_chats
 from inputs.tokenizers import turn_end
-from settings.checks import Finding
+from settings.checks import Checks, Finding, RefusedError
 from transport.stop_tokens import StopMode, StopTokens
 
 CONTEXT = 40
@@ -111,6 +111,26 @@ def _named(model: ModelFacts, ids: tuple[int, ...] | list[int]) -> str:
     return ", ".join(f"{index} ({known[index]!a})" if index in known else str(index) for index in ids)
 
 
+def check_limits(models: Mapping[str, ModelFacts], template_arguments: Mapping[str, Any], checks: Checks) -> None:
+    """Render a short question with the template of every model, before any with many prompts.
+
+    RefusedError if one does not end or takes too much memory, after all have been tried.
+    """
+    ended = list[str]()
+    for each in models.values():
+        with checks.guard("chat_template", is_hard=True):
+            try:
+                if each.tokenizer.chat_template:
+                    render_chats(each.tokenizer, [Chat([{"role": "user", "content": MARK}])], template_arguments)
+            except RefusedChatError as error:
+                if error.met_limit:  # else what it says of the prompts themselves counts
+                    ended.append(each.who)
+                    text = f"{each.field}: the {each.who}'s chat template cannot be rendered: {error}"
+                    raise ValueError(text) from error
+    if ended:
+        raise RefusedError(f"not every chat template can be rendered: {', '.join(ended)}")
+
+
 def template_findings(models: Mapping[str, ModelFacts], render: Render) -> tuple[list[Finding], dict[str, Any]]:
     """Render the sample prompts as each model's template does, and compare them with the student's.
 
@@ -167,8 +187,8 @@ def _finding(model: ModelFacts, first: Prompt, num: int, total: int) -> Finding:
 def _rendered(model: ModelFacts, render: Render) -> list[Prompt]:
     try:
         return render(model.tokenizer)
-    except Exception as error:  # a template is a program: it can raise anything
-        reason = " ".join(str(error).split()).removeprefix("student.model_path: ") or type(error).__name__
+    except ValueError as error:
+        reason = str(error).removeprefix("student.model_path: ")
         raise ValueError(f"{model.field}: the {model.who}'s chat template cannot be rendered: {reason}") from error
 
 

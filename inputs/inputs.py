@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerBase
 
 from inputs.benchmarks import BenchmarkPrompts, read_benchmarks
 from inputs.check_data import check_models, check_prompts
+from inputs.check_rendering import rendering_findings
+from inputs.check_templates import check_limits
 from inputs.check_tokenizers import num_common_ids
 from inputs.data_report import DataReport
 from inputs.filters import HeldOut
@@ -18,6 +20,7 @@ from inputs.models import Shape
 from inputs.problems import OpenedProblems, Problem, read_problems
 from inputs.prompt_data import TrainingPrompts, prepare_prompts
 from inputs.rendering import Prompt, check_prompt_lengths, render_prompts
+from inputs.templates import shared_children
 from settings.checks import Checks
 from settings.run import RunConfig
 from settings.teachers import check_sources, role_of_source
@@ -59,9 +62,14 @@ def read_inputs(config: RunConfig, *, with_training: bool = True, checks: Checks
     RefusedError with one line naming the field of the first mistake, unless they are collected; and then too if
     something could not be read.
     """
-    checks = checks or Checks()
+    with shared_children():
+        return _read(config, with_training, checks or Checks())
+
+
+def _read(config: RunConfig, with_training: bool, checks: Checks) -> Inputs:
     models = read_models(config, checks)
     student, tokenizer = models["student"], models["student"].tokenizer
+    check_limits(models, config.data.template_arguments, checks)
     stops = _stop_tokens(config, models)
     context = min(model.max_tokens for model in models.values())
     sample, training, benchmarks = list[Problem](), None, list[BenchmarkPrompts]()
@@ -77,6 +85,14 @@ def read_inputs(config: RunConfig, *, with_training: bool = True, checks: Checks
         with_training=with_training,
         has_prompts=bool(sample),
     )
+    if sample:
+        with checks.guard("chat_template", is_hard=True):
+            given = {
+                "system_prompt": config.data.system_prompt,
+                "template_arguments": config.data.template_arguments,
+            }
+            if findings := rendering_findings(student, sample, **given):
+                checks.add("chat_template", findings)
     if training is not None:
         check_prompts(config, models, training.prompts, training.report, checks)
     for each in benchmarks:
@@ -107,10 +123,15 @@ def _stop_tokens(config: RunConfig, models: Mapping[str, ModelFacts]) -> StopTok
 
 
 def _sample(config: RunConfig) -> list[Problem]:
-    """The first problems of every data set, on which chat templates are compared."""
-    num = config.preflight.num_samples
-    opened = (OpenedProblems(source, field) for field, source in config.data.source_of_field.items())
-    return [problem for problems in opened for problem in islice(problems, num)]
+    """The first problems of every data set, on which chat templates are compared, and those with further keys."""
+    sample = list[Problem]()
+    for field, source in config.data.source_of_field.items():
+        seen = set[str]()
+        for index, problem in enumerate(islice(OpenedProblems(source, field), config.preflight.num_rows)):
+            if index < config.preflight.num_samples or not problem.keys <= seen:
+                sample.append(problem)
+                seen |= problem.keys
+    return sample
 
 
 def _read_training(

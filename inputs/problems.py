@@ -58,6 +58,12 @@ class Problem:
     tools: list[dict[str, Any]] | None = None
     """What the assistant may call, for the chat template."""
 
+    @property
+    def keys(self) -> set[str]:
+        """What there is for a chat template besides texts: `tools`, and the roles and keys of messages."""
+        further = {key for message in self.messages for key in (message.role, *message.further)}
+        return further | ({"tools"} if self.tools is not None else set())
+
 
 def read_problems(path: str, field: str) -> list[Problem]:
     """Read a whole data set; ValueError naming file and line for the first bad row, or `field` if it is empty."""

@@ -10,8 +10,8 @@ from transformers import PreTrainedTokenizerBase
 from inputs.problems import Problem
 from inputs.templates import Chat, RefusedChatError, render_chats
 
-BATCH = 512
-"""Problems rendered together: a process for each batch renders them, and tokenizers work faster on many."""
+BATCH = 64
+"""Problems rendered together; tokenizers work faster on many."""
 
 
 @dataclass(frozen=True)

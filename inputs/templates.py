@@ -2,8 +2,8 @@
 
     render_chats(tokenizer, [Chat([{"role": "user", "content": "1+1"}])], {"add_generation_prompt": True})
 
-The child is a fork: it has the tokenizer, with code of its own if that is trusted, and its chats at once. It runs
-the template and nothing else, neither threads nor devices. What it writes comes back through a pipe.
+The child is a fork: it has the tokenizer at once, with code of its own if that is trusted. It runs the template,
+and neither threads nor devices; chats and texts go through a pipe.
 A template may raise anything, never end, or fill the memory: each is one error that names the chat.
 """
 
@@ -11,7 +11,9 @@ import multiprocessing
 import os
 import resource
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +30,7 @@ MAX_TEXT_BYTES = 2**24
 MARK = "777"
 """A text that no template changes."""
 
-_TEXT, _ERROR = b"t", b"e"
+_TEXT, _ERROR, _LIMIT = b"t", b"e", b"l"
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,11 @@ class Chat:
 class RefusedChatError(ValueError):
     """A chat template gave no text for a chat; `index` is the chat's place."""
 
-    def __init__(self, reason: str, index: int = 0) -> None:
+    def __init__(self, reason: str, index: int, *, met_limit: bool = True) -> None:
+        """`met_limit`: it was ended, and did not end by an error of its own."""
         super().__init__(reason)
         self.index = index
+        self.met_limit = met_limit
 
 
 def render_chats(
@@ -55,39 +59,83 @@ def render_chats(
     A content of several text parts is given to the template as it is, or as one text if the template takes only
     texts; and a text as a part, if it takes only parts.
     """
-    if not chats:
-        return []
-    ours, theirs = multiprocessing.Pipe(duplex=False)
-    child = multiprocessing.get_context("fork").Process(
-        target=_serve, args=(ours, theirs, lambda: _texts(tokenizer, chats, arguments)), daemon=True
-    )
-    child.start()
-    theirs.close()
+    children = _shared.get()
+    key = (id(tokenizer), str(tokenizer.chat_template))
+    child = None if children is None else children.pop(key, None)
+    child = child or TemplateProcess(tokenizer)
     try:
-        return [_next_text(ours, child, index) for index in range(len(chats))]
+        texts = child.texts(chats, arguments)
+    except BaseException:
+        child.close()
+        raise
+    if children is None:
+        child.close()
+    else:
+        children[key] = child
+    return texts
+
+
+@contextmanager
+def shared_children() -> Iterator[None]:
+    """Inside, one child renders all chats of a tokenizer; outside, each call of `render_chats` has its own."""
+    children: dict[tuple[int, str], TemplateProcess] = {}
+    token = _shared.set(children)
+    try:
+        yield
     finally:
-        child.kill()
-        child.join()
-        ours.close()
+        _shared.reset(token)
+        for child in children.values():
+            child.close()
 
 
-def _next_text(answers: Any, child: Any, index: int) -> str:
-    if not answers.poll(WALL_LIMIT_S):
-        raise RefusedChatError(f"it gives no answer in {WALL_LIMIT_S:g} s", index)
-    try:
-        answer = answers.recv_bytes(MAX_TEXT_BYTES + 1)
-    except EOFError:
-        child.join()
-        raise RefusedChatError(_end_of(child.exitcode), index) from None
-    except OSError as error:
-        raise RefusedChatError(f"its text is longer than {MAX_TEXT_BYTES:,} bytes", index) from error
-    text = answer[1:].decode()
-    if answer[:1] == _ERROR:
-        raise RefusedChatError(text, index)
-    return text
+class TemplateProcess:
+    """A child that renders chats with the template of one tokenizer. An error ends it."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        ours, theirs = multiprocessing.Pipe()
+        self._tokenizer = tokenizer  # so that its id stays its own
+        self._process = multiprocessing.get_context("fork").Process(
+            target=_serve, args=(ours, theirs, tokenizer), daemon=True
+        )
+        self._process.start()
+        theirs.close()
+        self._pipe: Any = ours
+
+    def texts(self, chats: Sequence[Chat], arguments: Mapping[str, Any]) -> list[str]:
+        """The text of every chat, in order; RefusedChatError."""
+        try:
+            self._pipe.send((chats, arguments))
+        except BrokenPipeError:
+            self._process.join()
+            raise RefusedChatError(_end_of(self._process.exitcode), 0) from None
+        return [self._next_text(index) for index in range(len(chats))]
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
+
+    def _next_text(self, index: int) -> str:
+        if not self._pipe.poll(WALL_LIMIT_S):
+            raise RefusedChatError(f"it gives no answer in {WALL_LIMIT_S:g} s", index)
+        try:
+            answer = self._pipe.recv_bytes(MAX_TEXT_BYTES + 1)
+        except EOFError:
+            self._process.join()
+            raise RefusedChatError(_end_of(self._process.exitcode), index) from None
+        except OSError as error:  # the message is longer
+            raise RefusedChatError(f"its text is longer than {MAX_TEXT_BYTES:,} bytes", index) from error
+        text = answer[1:].decode()
+        if answer[:1] != _TEXT:
+            raise RefusedChatError(text, index, met_limit=answer[:1] == _LIMIT)
+        return text
 
 
-def _end_of(status: int) -> str:
+_shared: ContextVar[dict[tuple[int, str], TemplateProcess] | None] = ContextVar("shared children", default=None)
+
+
+def _end_of(status: int | None) -> str:
     if status == -signal.SIGPROF:
         return f"it does not end in {CPU_LIMIT_S:g} s of CPU time"
     return f"it ended its process (status {status})"
@@ -96,23 +144,30 @@ def _end_of(status: int) -> str:
 # -- in the child -------------------------------------------------------------------------------------------------
 
 
-def _serve(parents: Any, answers: Any, texts: Callable[[], Iterator[str]]) -> None:
-    """Send the texts, or an error at the first without one; this process ends here."""
+def _serve(parents: Any, pipe: Any, tokenizer: Any) -> None:
+    """Answer requests with texts, until an error or until nobody asks any more; this process ends here."""
     try:
-        parents.close()  # so that writing fails once the parent is gone
+        parents.close()  # so that the pipe ends with the parent
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGPROF, signal.SIG_DFL)
-        _limit_memory()
-        rest = texts()
+        limits = resource.getrlimit(resource.RLIMIT_AS)
         while True:
-            signal.setitimer(signal.ITIMER_PROF, CPU_LIMIT_S)
-            answer = _answer(rest)
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            if answer is None:
-                break
-            answers.send_bytes(answer)
+            chats, arguments = pipe.recv()
+            _limit_memory(*limits)
+            _answer_all(pipe, _texts(tokenizer, chats, arguments))
+            resource.setrlimit(resource.RLIMIT_AS, limits)
     finally:
         os._exit(0)
+
+
+def _answer_all(pipe: Any, texts: Iterator[str]) -> None:
+    while True:
+        signal.setitimer(signal.ITIMER_PROF, CPU_LIMIT_S)
+        answer = _answer(texts)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        if answer is None:
+            return
+        pipe.send_bytes(answer)
 
 
 def _answer(texts: Iterator[str]) -> bytes | None:
@@ -120,7 +175,7 @@ def _answer(texts: Iterator[str]) -> bytes | None:
         text = next(texts, None)
         return None if text is None else _TEXT + str(text).encode()
     except MemoryError:
-        return _ERROR + f"it takes more than {MEMORY_BYTES >> 20:,} MiB of memory".encode()
+        return _LIMIT + f"it takes more than {MEMORY_BYTES >> 20:,} MiB of memory".encode()
     except Exception as error:  # noqa: BLE001 - a template is a program: it can raise anything
         reason = " ".join(str(error)[:1000].split())
         kind = type(error).__name__
@@ -128,10 +183,9 @@ def _answer(texts: Iterator[str]) -> bytes | None:
         return _ERROR + (reason if is_said else f"{kind}: {reason}" if reason else kind).encode("utf-8", "replace")
 
 
-def _limit_memory() -> None:
+def _limit_memory(soft: int, hard: int) -> None:
     with open("/proc/self/statm", encoding="ascii") as file:
         has_now = int(file.read().split()[0]) * resource.getpagesize()
-    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     wanted = has_now + MEMORY_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (wanted if soft == resource.RLIM_INFINITY else min(soft, wanted), hard))
 

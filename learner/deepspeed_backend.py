@@ -8,7 +8,6 @@ Shapes: T response tokens of a micro-batch.
 """
 
 import io
-import logging
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +21,7 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
@@ -38,8 +37,6 @@ from records.checkpoints import universal_path
 from settings.learner import LearnerConfig
 from settings.run import RunConfig
 from transport.collective import open_store
-
-logger = logging.getLogger(__name__)
 
 COMPILER_SWITCH = "TORCHDYNAMO_DISABLE"
 
@@ -128,13 +125,13 @@ class DeepSpeedBackend:
         """Clip, update and clear the gradients; a gradient that is not finite is cleared without an update."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        if self.zero_stage == 0 and not self.engine.bfloat16_enabled():
+        if self.zero_stage == 0:
             return self._plain_step()
         self.engine.step()
         return StepOutcome(float(self.engine.get_global_grad_norm()), not self.engine.was_step_applied())
 
     def _plain_step(self) -> StepOutcome:
-        """Step without ZeRO in float32, where DeepSpeed neither measures nor checks the gradient."""
+        """Step without ZeRO, in float32, where DeepSpeed neither measures nor checks the gradient."""
         gradients = [parameter.grad for parameter in self.student.parameters() if parameter.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
         if is_finite := bool(norm.isfinite()):
@@ -143,7 +140,7 @@ class DeepSpeedBackend:
             self.engine.optimizer.zero_grad()
         return StepOutcome(float(norm), was_skipped=not is_finite)
 
-    def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+    def gathered(self, parameters: Iterable[Tensor]) -> AbstractContextManager[None]:
         """Make full parameters readable inside the context; with ZeRO-3 every rank must enter it."""
         if self.zero_stage < 3:
             return nullcontext()
@@ -232,11 +229,6 @@ def engine_settings(config: LearnerConfig, *, world_size: int, device_type: str)
 
     Batch sizes are nominal: micro-batches are counted in tokens, and their boundary is set explicitly.
     """
-    if config.offload_optimizer and config.zero_stage == 0:
-        raise ValueError("learner.offload_optimizer needs learner.zero_stage >= 1, got 0")
-    is_bf16 = config.dtype == "bfloat16"
-    if is_bf16 and config.zero_stage == 0:
-        logger.warning("learner.zero_stage 0 adds micro-batch gradients up in bfloat16; stage 1 or 2 does not")
     # DeepSpeed's own AdamW is compiled on first use. On GPUs it is only needed where offloading moves the
     # optimizer to the CPU.
     adam: dict[str, Any] = {"torch_adam": not (config.offload_optimizer and device_type != "cpu")}
@@ -248,8 +240,8 @@ def engine_settings(config: LearnerConfig, *, world_size: int, device_type: str)
         "gradient_accumulation_steps": 1,
         "steps_per_print": 2**31,
         "gradient_clipping": config.max_grad_norm,
-        "bf16": {"enabled": is_bf16, "check_grad_overflow": True},
-        "data_types": {"grad_accum_dtype": "bf16" if is_bf16 and config.zero_stage == 0 else "fp32"},
+        "bf16": {"enabled": config.dtype == "bfloat16", "check_grad_overflow": True},
+        "data_types": {"grad_accum_dtype": "fp32"},
         "zero_optimization": {"stage": config.zero_stage, "reduce_bucket_size": REDUCE_BUCKET_ELEMENTS},
         "optimizer": {
             "type": "AdamW",

@@ -73,13 +73,22 @@ def _check_protocol(scheme: str) -> None:
         raise ValueError(f"checkpoint.path: unknown protocol {scheme}://{nearest}") from error
 
 
+DECIDED_BY = {
+    ("zero_optimization", "stage"): "learner.zero_stage decides it",
+    ("bf16", "enabled"): "learner.dtype decides it",
+    ("fp16", "enabled"): "learner.dtype decides it",
+    ("data_types", "grad_accum_dtype"): "gradients of micro-batches add up in float32",
+}
+"""Settings of DeepSpeed that are not the user's."""
+
+
 class LearnerConfig(Section):
     """The DeepSpeed learner: data-parallel ranks, one Ray actor each."""
 
     num_workers: Count = 1
     """Number of ranks; the batch is split over them by tokens."""
     zero_stage: Literal[0, 1, 2, 3] = 2
-    """ZeRO stage: 0 replicates, 1 shards optimizer state, 2 also gradients, 3 also parameters."""
+    """ZeRO stage: 0 replicates (float32 only), 1 shards optimizer state, 2 also gradients, 3 also parameters."""
     dtype: Dtype = "bfloat16"
     """Precision of forward and backward; the optimizer always holds fp32 master weights."""
     learning_rate: Rate = 5e-7
@@ -120,6 +129,21 @@ class LearnerConfig(Section):
     """Ray resources per rank."""
     deepspeed: dict[str, Any] = Field(default={})
     """Additional DeepSpeed settings, merged over the generated ones."""
+
+    @model_validator(mode="after")
+    def _gradients_add_up_in_float32(self) -> Self:
+        if self.zero_stage == 0 and self.offload_optimizer:
+            raise ValueError("learner.offload_optimizer needs learner.zero_stage >= 1, got 0")
+        if self.zero_stage == 0 and self.dtype == "bfloat16":
+            raise ValueError(
+                "learner.zero_stage must be >= 1 with learner.dtype bfloat16, got 0: without ZeRO, gradients of "
+                "micro-batches add up in bfloat16 (nearest valid: 1)"
+            )
+        for (section, key), reason in DECIDED_BY.items():
+            given = self.deepspeed.get(section)
+            if isinstance(given, dict) and key in given:
+                raise ValueError(f"learner.deepspeed.{section}.{key} must not be set: {reason}")
+        return self
 
 
 class WeightsConfig(Section):

@@ -151,12 +151,11 @@ def _state_parts(config: RunConfig, student: Shape) -> list[Part]:
     item, ranks, stage = ITEM_BYTES[learner.dtype], learner.num_workers, learner.zero_stage
     of_weights = ranks if stage == 3 else 1
     of_gradients = ranks if stage >= 2 else 1
-    summed = 4 if stage else item
     parameters = f"{num / 1e9:.4g} B parameters"
     return [
         Part("weights", num * item / of_weights, f"{parameters} x {item} bytes / {of_weights} (stage {stage})"),
         Part("gradients", num * item / of_weights, f"{parameters} x {item} bytes / {of_weights}"),
-        Part("summed gradients", num * summed / of_gradients, f"{parameters} x {summed} bytes / {of_gradients}"),
+        Part("summed gradients", num * 4 / of_gradients, f"{parameters} x 4 bytes / {of_gradients}"),
     ]
 
 

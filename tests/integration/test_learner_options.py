@@ -69,7 +69,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "objective": {"name": "veto_reverse", "beta_start": 0.2, "baseline": "closed_form"}
     },
 }
-NAMES = [*OPTIONS]
 
 
 @torch.no_grad()
@@ -131,12 +130,10 @@ def read(path: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
 
-def train_options(
-    rank: int, world_size: int, port: int, paths: dict[str, str], names: list[str], out: str
-) -> None:
+def train_options(rank: int, world_size: int, port: int, paths: dict[str, str], out: str) -> None:
     """Train each option for a few steps; leaves exact KLs and metrics in a file."""
     teacher, found = read(paths["teacher"]), {}
-    for name in names:
+    for name in OPTIONS:
         learner = open_learner(name, paths, rank, world_size, port)
         student = learner.backend.student.causal_lm
         divergences, metrics = [], []
@@ -179,16 +176,16 @@ def test_what_looks_at_the_window_sees_all_ranks(tmp_path: Path) -> None:
         assert together["metrics"] == pytest.approx(alone["metrics"], rel=1e-4, abs=1e-6), name
 
 
-@pytest.mark.parametrize("names", [NAMES[:8], NAMES[8:16], NAMES[16:]], ids=["rewards", "tokens", "further"])
-def test_every_option_brings_the_student_closer_to_the_teacher(tmp_path: Path, names: list[str]) -> None:
+@pytest.mark.slow
+def test_every_option_brings_the_student_closer_to_the_teacher(tmp_path: Path) -> None:
     paths = {
         "student": save_student(tmp_path / "student"),
         "teacher": save_student(tmp_path / "teacher", tied=False, seed=7),
     }
     out = tmp_path / "found.json"
-    run_ranks(train_options, 1, paths, names, str(out))
+    run_ranks(train_options, 1, paths, str(out))
     found = json.loads(out.read_text())
-    assert list(found) == names
+    assert found.keys() == OPTIONS.keys()
     for name, run in found.items():
         assert all(np.isfinite(value) for step in run["metrics"] for value in step.values()), name
         assert run["divergences"][-1] < 0.95 * run["divergences"][0], (name, run["divergences"])
@@ -218,7 +215,7 @@ def check_metrics(name: str, steps: list[dict[str, float]]) -> None:
 
 def with_and_without_diagnostics(rank: int, world_size: int, port: int, model_path: str, folder: str) -> None:
     table = scored_table(LENGTHS, ends_with=62)
-    for stage, dtype in ((0, "float32"), (0, "bfloat16"), (1, "bfloat16"), (2, "float32"), (2, "bfloat16")):
+    for stage, dtype in ((0, "float32"), (1, "bfloat16"), (2, "float32"), (2, "bfloat16")):
         found = {}
         for every in (0, 1):
             config = run_config(
@@ -240,7 +237,7 @@ def with_and_without_diagnostics(rank: int, world_size: int, port: int, model_pa
 def test_the_log_ratios_gradient_is_measured_without_a_trace_in_training(tmp_path: Path) -> None:
     run_ranks(with_and_without_diagnostics, 2, save_student(tmp_path / "student"), str(tmp_path))
     files = sorted(tmp_path.glob("*.pt"))
-    assert len(files) == 5
+    assert len(files) == 4
     for file in files:
         found = torch.load(file)
         without, measured = found[0], found[1]
@@ -250,7 +247,7 @@ def test_the_log_ratios_gradient_is_measured_without_a_trace_in_training(tmp_pat
         for off, on in zip(without["metrics"], measured["metrics"], strict=True):
             norm = on.pop("grad_norm/log_ratio")
             assert off == on, file.name
-            # In bfloat16 DeepSpeed rounds what it sends between ranks, and with stage 0 its sum too.
-            rel = {"0_bfloat16.pt": 2e-2}.get(file.name, 1e-3 if "bfloat16" in file.name else 1e-5)
+            # In bfloat16 DeepSpeed rounds what it sends between ranks.
+            rel = 1e-3 if "bfloat16" in file.name else 1e-5
             assert norm == pytest.approx(on["grad_norm"], rel=rel), file.name
             assert norm > 0.05

@@ -344,7 +344,6 @@ def spoil_gradient(_module: Any, _inputs: Any, outputs: tuple[Tensor, Tensor]) -
 def skip_non_finite(rank: int, world_size: int, port: int, model_path: str) -> None:
     for stage, dtype in [
         (0, "float32"),
-        (0, "bfloat16"),
         (1, "float32"),
         (1, "bfloat16"),
         (2, "bfloat16"),

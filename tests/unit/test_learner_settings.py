@@ -1,5 +1,7 @@
 """The settings DeepSpeed gets, and what of the student's configuration is changed."""
 
+from typing import Any
+
 import pytest
 from transformers import GPT2Config
 
@@ -19,17 +21,34 @@ def test_user_settings_are_merged_over_the_generated_ones() -> None:
     assert settings["train_batch_size"] == 4
 
 
-@pytest.mark.parametrize(("stage", "expected"), [(0, "bf16"), (1, "fp32"), (2, "fp32"), (3, "fp32")])
-def test_bfloat16_gradients_accumulate_in_float32_from_stage_1(stage: int, expected: str) -> None:
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_bfloat16_gradients_accumulate_in_float32(stage: int) -> None:
     config = LearnerConfig.model_validate({"zero_stage": stage, "dtype": "bfloat16"})
     settings = engine_settings(config, world_size=1, device_type="cpu")
-    assert settings["data_types"]["grad_accum_dtype"] == expected
+    assert settings["data_types"]["grad_accum_dtype"] == "fp32"
 
 
-def test_offloading_without_zero_is_refused() -> None:
-    config = LearnerConfig(zero_stage=0, offload_optimizer=True)
-    with pytest.raises(ValueError, match=r"learner\.offload_optimizer needs learner\.zero_stage >= 1"):
-        engine_settings(config, world_size=1, device_type="cpu")
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        ({"zero_stage": 0}, r"learner\.zero_stage must be >= 1 with learner\.dtype bfloat16, got 0"),
+        (
+            {"zero_stage": 0, "offload_optimizer": True},
+            r"learner\.offload_optimizer needs learner\.zero_stage",
+        ),
+        ({"deepspeed": {"zero_optimization": {"stage": 0}}}, r"learner\.zero_stage decides it"),
+        ({"deepspeed": {"bf16": {"enabled": True}}, "dtype": "float32"}, r"learner\.dtype decides it"),
+        (
+            {"deepspeed": {"data_types": {"grad_accum_dtype": "bf16"}}},
+            r"data_types\.grad_accum_dtype must not",
+        ),
+    ],
+)
+def test_what_would_add_gradients_up_in_bfloat16_or_has_no_effect_is_refused(
+    given: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        LearnerConfig.model_validate(given)
 
 
 def test_an_offloaded_optimizer_on_a_gpu_is_deepspeeds_own_and_one_on_cpus_is_torchs_fused() -> None:

@@ -70,12 +70,13 @@ def test_a_cache_of_one_token_of_qwen3_8b_takes_144_kib() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "weights", "summed", "optimizer"), [(0, 2, 2, 12), (1, 2, 4, 3), (2, 2, 1, 3), (3, 0.5, 1, 3)]
+    ("stage", "weights", "summed", "optimizer"), [(0, 4, 4, 12), (1, 2, 4, 3), (2, 2, 1, 3), (3, 0.5, 1, 3)]
 )
 def test_stages_of_zero_divide_by_four_ranks_what_they_shard(
     stage: int, weights: float, summed: float, optimizer: float
 ) -> None:
-    need = learner_need(settings(learner={"zero_stage": stage, "num_workers": 4}), SMALL)
+    dtype = "bfloat16" if stage else "float32"
+    need = learner_need(settings(learner={"zero_stage": stage, "num_workers": 4, "dtype": dtype}), SMALL)
     found = [part(need, name) / 1e9 for name in ("weights", "summed gradients", "optimizer")]
     assert found == pytest.approx([weights, summed, optimizer])
 
