@@ -20,6 +20,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from learner.publisher import TORCH_DTYPES, Gather
+from learner.stored_tensors import stored_tensors
 from records.checkpoints import CheckpointManifest
 from settings.run import RolloutConfig, RunConfig
 from transport.stop_tokens import StopTokens
@@ -49,7 +50,7 @@ def export_student(
 
     `model_path` is the student before training: its tokenizer and chat template are kept.
 
-    Every rank must call it; parameters are gathered one by one into the first rank's CPU memory.
+    Every rank must call it; tensors are gathered one by one into the first rank's CPU memory.
     """
     weights = _full_weights(causal_lm, gathered=gathered, is_first_rank=is_first_rank)
     if is_first_rank:
@@ -189,11 +190,12 @@ def exported_generation_config(
 
 
 def _full_weights(causal_lm: Any, *, gathered: Gather, is_first_rank: bool) -> dict[str, Tensor]:
+    """Parameters and persistent buffers by their names in the model, as `save_pretrained` takes them."""
     weights: dict[str, Tensor] = {}
-    for name, parameter in causal_lm.named_parameters():
-        with gathered([parameter]), torch.no_grad():
+    for name, tensor in stored_tensors(causal_lm).items():
+        with gathered([tensor]), torch.no_grad():
             if is_first_rank:
-                weights[name] = parameter.detach().to("cpu", copy=True)
+                weights[name] = tensor.detach().to("cpu", copy=True)
     return weights
 
 

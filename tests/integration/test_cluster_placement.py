@@ -22,7 +22,7 @@ from settings.exit_codes import BAD_INPUT, FINISHED
 from settings.run import RunConfig
 from tests.integration.namespaces import NodeOptions, driver, ray_nodes
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.isolated]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.isolated, pytest.mark.slow]
 
 NODES = {
     "head": NodeOptions(num_cpus=4),

@@ -14,7 +14,7 @@ from settings.exit_codes import BAD_INPUT, FAILED, FINISHED
 from tests.integration.killed_run import STEPS, KilledRun, frozen
 from tests.integration.namespaces import ROOT, until
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
 
 def test_a_run_whose_driver_is_killed_is_resumed_and_its_orphans_are_ended(tmp_path: Path) -> None:
@@ -67,7 +67,6 @@ def kill_at_random_moments(run: KilledRun, seed: int) -> list[str]:
     return moments
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_run_whose_driver_is_killed_five_times_in_a_row_trains_every_slot_once(
     tmp_path: Path, seed: int
@@ -78,7 +77,6 @@ def test_a_run_whose_driver_is_killed_five_times_in_a_row_trains_every_slot_once
     run.check()
 
 
-@pytest.mark.slow
 def test_a_supervised_run_goes_on_by_itself_after_kills(tmp_path: Path) -> None:
     run = KilledRun(tmp_path)
     chance = random.Random(2)
@@ -94,7 +92,6 @@ def test_a_supervised_run_goes_on_by_itself_after_kills(tmp_path: Path) -> None:
     assert len(run.events("resumed")) == 2
 
 
-@pytest.mark.slow
 @pytest.mark.isolated
 def test_a_frozen_driver_that_wakes_up_after_another_host_resumed_ends_and_writes_nothing(tmp_path: Path) -> None:
     """The second driver calls its host by another name, so it cannot see that the first one is alive."""

@@ -69,7 +69,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
         "objective": {"name": "veto_reverse", "beta_start": 0.2, "baseline": "closed_form"}
     },
 }
-NAMES = [*OPTIONS]
 
 
 @torch.no_grad()
@@ -131,12 +130,10 @@ def read(path: str) -> Any:
     return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
 
 
-def train_options(
-    rank: int, world_size: int, port: int, paths: dict[str, str], names: list[str], out: str
-) -> None:
+def train_options(rank: int, world_size: int, port: int, paths: dict[str, str], out: str) -> None:
     """Train each option for a few steps; leaves exact KLs and metrics in a file."""
     teacher, found = read(paths["teacher"]), {}
-    for name in names:
+    for name in OPTIONS:
         learner = open_learner(name, paths, rank, world_size, port)
         student = learner.backend.student.causal_lm
         divergences, metrics = [], []
@@ -179,16 +176,16 @@ def test_what_looks_at_the_window_sees_all_ranks(tmp_path: Path) -> None:
         assert together["metrics"] == pytest.approx(alone["metrics"], rel=1e-4, abs=1e-6), name
 
 
-@pytest.mark.parametrize("names", [NAMES[:8], NAMES[8:16], NAMES[16:]], ids=["rewards", "tokens", "further"])
-def test_every_option_brings_the_student_closer_to_the_teacher(tmp_path: Path, names: list[str]) -> None:
+@pytest.mark.slow
+def test_every_option_brings_the_student_closer_to_the_teacher(tmp_path: Path) -> None:
     paths = {
         "student": save_student(tmp_path / "student"),
         "teacher": save_student(tmp_path / "teacher", tied=False, seed=7),
     }
     out = tmp_path / "found.json"
-    run_ranks(train_options, 1, paths, names, str(out))
+    run_ranks(train_options, 1, paths, str(out))
     found = json.loads(out.read_text())
-    assert list(found) == names
+    assert found.keys() == OPTIONS.keys()
     for name, run in found.items():
         assert all(np.isfinite(value) for step in run["metrics"] for value in step.values()), name
         assert run["divergences"][-1] < 0.95 * run["divergences"][0], (name, run["divergences"])

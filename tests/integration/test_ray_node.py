@@ -12,7 +12,7 @@ from tests.integration.namespaces import NodeOptions, until
 from tests.integration.network import network
 from tests.integration.node_groups import SCRIPT, NodeGroups
 
-pytestmark = [pytest.mark.timeout(300), pytest.mark.isolated]
+pytestmark = [pytest.mark.timeout(300), pytest.mark.isolated, pytest.mark.slow]
 
 ASK = """
 import json, ray

@@ -7,7 +7,7 @@ import pytest
 from tests.integration.chaos_run import chaos, check_report, drain_and_check
 from tests.integration.scaled_run import scaled_run
 
-pytestmark = pytest.mark.timeout(1500)
+pytestmark = [pytest.mark.timeout(1500), pytest.mark.slow]
 
 
 def test_workers_are_added_killed_and_retired_by_command_while_the_run_streams_and_nothing_is_lost(

@@ -20,6 +20,7 @@ MAX_UPLOAD_BYTES = 20 * 2**20
 NODES = {"head": NodeOptions(num_cpus=4)}
 
 
+@pytest.mark.slow
 def test_a_submitted_run_is_one_job_whose_steps_are_followed_and_drains_when_it_is_stopped(tmp_path: Path) -> None:
     run = SubmittedRun(tmp_path)
     with ray_nodes(tmp_path, NODES, with_jobs=True), run.followed("--grace=120") as (process, log):

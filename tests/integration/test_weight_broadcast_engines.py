@@ -37,7 +37,7 @@ from transport.collective import Rendezvous
 from transport.notes import Heartbeat
 from transport.weights import WeightManifest
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.timeout(900), pytest.mark.slow]
 
 TINY = {"CPU": 0.1}
 LIMIT_S = 30.0
@@ -219,7 +219,6 @@ def test_a_group_is_formed_used_broken_and_formed_again(local_ray: None, tmp_pat
     assert staged() == before
 
 
-@pytest.mark.slow  # it waits for the limit of a broadcast: 90 s
 def test_a_paused_engine_costs_the_limit_once_and_is_a_member_again_when_it_goes_on(
     local_ray: None, tmp_path: Path
 ) -> None:

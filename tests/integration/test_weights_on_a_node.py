@@ -104,6 +104,7 @@ def test_an_engine_that_skipped_the_base_fetches_in_full(workers: list[Any], pat
     assert report.bytes_fetched == sources[1][0].total_bytes
 
 
+@pytest.mark.slow
 def test_a_killed_engine_leaves_files_that_the_next_one_removes(local_ray: None, path: str) -> None:
     before = staged_files()
     left = SHARED_MEMORY / f"{PREFIX}left-over"
