@@ -1,16 +1,18 @@
-"""What is read and checked of a run before it takes anything: settings, inputs, placement. No torch, no Ray."""
+"""What is read and checked of a run before it takes anything: settings, inputs, placement. No Ray."""
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from cluster.capacity import check_local_machine
 from cluster.placement import Demand, plan
+from inputs.models import model_paths
 from learner.served import check_objective, signal_kind
 from learner.universal import check_world
 from records.checkpoint_store import CheckpointStore
 from records.files import read_rows
 from records.run_folder import RunFolder
-from settings.checks import Checks
+from settings.checks import Checks, Finding
 from settings.run import RunConfig
 from settings.run_files import load_config
 
@@ -40,7 +42,35 @@ def check_inputs(config: RunConfig, checks: Checks) -> "Inputs":
         signal_of(config, inputs)
     with checks.guard("tokenizer", is_hard=True):
         special_token_ids(config, inputs)
+    check_architectures(config, checks)
     return inputs
+
+
+def check_architectures(config: RunConfig, checks: Checks) -> None:
+    """Try what the learner does with the student, and with a teacher's head that it holds, on tiny models."""
+    from actors.vllm import collection_paused
+
+    with collection_paused():
+        from learner.support import NotTriedError, check_architecture
+
+    findings, tried, start = list[Finding](), ["student"], time.monotonic()
+    if signal_kind(config) == "full":
+        tried.append("teacher")
+    paths = model_paths(config)
+    for role in tried:
+        with checks.guard("architecture", is_hard=True):
+            try:
+                check_architecture(
+                    paths[role],
+                    f"{role}.model_path",
+                    attention=config.learner.attention,
+                    trust_remote_code=config.trusts_code_of(role),
+                    is_trained=role == "student",
+                )
+                findings.append(Finding("ok", f"a tiny {role} of the same configuration passes"))
+            except NotTriedError as error:
+                findings.append(Finding("warning", f"{error}; the real one is checked once it is loaded"))
+    checks.add("architecture", findings, seconds=time.monotonic() - start)
 
 
 def check_placement(config: RunConfig, checks: Checks) -> list[Demand]:

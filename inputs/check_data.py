@@ -96,7 +96,7 @@ def context_findings(
 
     How many are too long is said of the `counted` ones.
     """
-    findings = list(_longer_than_made_for(models))
+    findings = [*_longer_than_made_for(models), *_not_computed_alike(models["student"])]
     narrowest = min(models.values(), key=lambda each: each.max_tokens)
     limit = narrowest.max_tokens - max_response_tokens
     share = sum(len(prompt.token_ids) > limit for prompt in counted) / max(1, len(counted))
@@ -125,6 +125,22 @@ def _longer_than_made_for(models: Mapping[str, ModelFacts]) -> Iterator[Finding]
             field = f"{section}.engine.max_model_len"
             text = f"{field} is {each.max_model_len}, but {each.path} was made for {each.context}"
             yield Finding("warning", text, f"set it to at most {each.context}")
+
+
+def _not_computed_alike(student: ModelFacts) -> Iterator[Finding]:
+    """What a student's sequence counts as in a packed micro-batch must not depend on the others in it."""
+    longest = student.max_model_len or student.context
+    if student.position_limit is None or longest <= student.position_limit[1]:
+        return
+    kind, limit = student.position_limit
+    text = (
+        f"{student.field}: {student.path} turns positions by the longest sequence beside them (rope type {kind}): "
+        f"with sequences of up to {longest} tokens, engines and micro-batches compute short ones differently"
+    )
+    remedy = (
+        f"set rollout.engine.max_model_len to at most {limit}" if limit else "take a model of another rope type"
+    )
+    yield Finding("error", text, remedy)
 
 
 def _too_long(source: SourceReport, context: int, max_response_tokens: int, counts: str) -> Finding:

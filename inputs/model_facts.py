@@ -10,9 +10,11 @@ from transformers import PreTrainedTokenizerBase
 from inputs.models import Shape, count_parameters, model_paths
 from inputs.tokenizers import (
     check_model_folder,
+    check_weights,
     load_tokenizer,
     model_limits,
     num_known_ids,
+    position_limit,
     stop_ids,
     text_config,
 )
@@ -44,6 +46,8 @@ class ModelFacts:
     """Rows of the output head, by its configuration; may be padded beyond the tokenizer."""
     shape: Shape | None
     """Its size; None if its configuration does not tell."""
+    position_limit: tuple[str, int] | None = None
+    """Rope type and longest sequence up to which it computes every sequence alike, where there is such a limit."""
 
     @property
     def who(self) -> str:
@@ -87,6 +91,7 @@ def read_models(config: RunConfig, checks: Checks) -> Mapping[str, ModelFacts]:
     for role, path in paths.items():
         with checks.guard("paths", is_hard=True):
             check_model_folder(path, f"{field_of(role)}.model_path")
+            check_weights(path, f"{field_of(role)}.model_path")
             usable.add(role)
     facts = {role: _read(config, role, path, checks) for role, path in paths.items() if role in usable}
     read = {role: each for role, each in facts.items() if each is not None}
@@ -113,7 +118,10 @@ def _read(config: RunConfig, role: str, path: str, checks: Checks) -> ModelFacts
     if ids is None:
         return None
     context, num_head_rows = limits
-    return ModelFacts(role, field, path, tokenizer, ids, context, engine.max_model_len, num_head_rows, shape)
+    alike = position_limit(path, field, **trusts)
+    return ModelFacts(
+        *(role, field, path, tokenizer, ids, context, engine.max_model_len, num_head_rows, shape, alike)
+    )
 
 
 def _shape(path: str, field: str, *, trust_remote_code: bool) -> Shape | None:

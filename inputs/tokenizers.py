@@ -25,6 +25,7 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 """`organisation/model`, if there is no local folder named like the organisation."""
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 """Weights in these files are Python pickles: whoever made them can run code where they are read."""
+ADAPTER, INDEX = "adapter_config.json", "model.safetensors.index.json"
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SPACE = "\u2581"
 LETTERS = {letter: value for value, letter in bytes_to_unicode().items()}
@@ -33,10 +34,11 @@ LETTERS = {letter: value for value, letter in bytes_to_unicode().items()}
 def check_model_folder(path: str, field: str) -> None:
     """ValueError naming `field` unless `path` is a folder with a Hugging Face model, or a name on the hub.
 
-    A folder that has weights, but none as safetensors, is refused.
+    A folder that has weights, but none as safetensors, is refused, and so is one with an adapter.
     """
     folder = Path(path)
     if folder.is_dir():
+        _check_no_adapter(folder, field)
         if not (folder / "config.json").is_file():
             raise ValueError(f"{field}: {path} holds no config.json, so it is not a Hugging Face model folder")
         pickle = next((file.name for pattern in PICKLES for file in sorted(folder.glob(pattern))), None)
@@ -47,6 +49,42 @@ def check_model_folder(path: str, field: str) -> None:
             )
     elif not HUB_NAME.fullmatch(path) or folder.parent.is_dir():
         raise ValueError(f"{field}: no such model folder: {path}")
+
+
+def _check_no_adapter(folder: Path, field: str) -> None:
+    """ValueError for a LoRA adapter: alone it is no model, and beside weights only one side would apply it."""
+    if not (folder / ADAPTER).is_file():
+        return
+    is_alone = not (folder / "config.json").is_file() or not _weight_files(folder)
+    what = (
+        "an adapter and no model" if is_alone else "an adapter beside its weights, which engines would not apply"
+    )
+    raise ValueError(
+        f"{field}: {folder} holds {what} ({ADAPTER}); merge it into its base model (PEFT's merge_and_unload) and "
+        "save that in a folder of its own"
+    )
+
+
+def _weight_files(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.glob("*.safetensors") if not file.name.startswith("adapter"))
+
+
+def check_weights(path: str, field: str) -> None:
+    """ValueError naming `field` if `path` is a folder in which weights are missing: all, or files of its index."""
+    folder = Path(path)
+    if not folder.is_dir():
+        return
+    found, index = _weight_files(folder), folder / INDEX
+    if not found:
+        raise ValueError(f"{field}: {path} holds no weights (*.safetensors)")
+    if (folder / "model.safetensors").is_file() or not index.is_file():
+        return
+    with _explained(path, field, f"{INDEX} cannot be read in"):
+        named = {*json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()}
+    if missing := sorted(named - {*found}):
+        raise ValueError(
+            f"{field}: {path} lacks {missing[0]} ({len(missing)} of the {len(named)} files of its weights)"
+        )
 
 
 def load_tokenizer(path: str, field: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
@@ -69,6 +107,30 @@ def model_limits(path: str, field: str, *, trust_remote_code: bool = False) -> t
     with _explained(path, field, "no model configuration in"):
         text: Any = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
         return int(text.max_position_embeddings), int(text.vocab_size)
+
+
+def position_limit(path: str, field: str, *, trust_remote_code: bool = False) -> tuple[str, int] | None:
+    """Return (rope type, longest sequence) up to which a model computes all sequences alike; None without a limit.
+
+    Two types look at the longest position of a forward pass, and turn all sequences of a micro-batch in other ways
+    beyond a length: `longrope` beyond its original context, `dynamic` beyond the longest it was made for. Engines
+    decide once, by the longest sequence that they may be given; of `dynamic` with an original context, they always
+    turn in another way (0).
+    """
+    with _explained(path, field, "no model configuration in"):
+        text: Any = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code).get_text_config()
+    ropes: Any = getattr(text, "rope_parameters", None) or getattr(text, "rope_scaling", None) or {}
+    made_for = int(text.max_position_embeddings)
+    for rope in (ropes, *(each for each in ropes.values() if isinstance(each, dict))):  # of all layers, or by kind
+        kind = str(rope.get("rope_type") or rope.get("type") or "")
+        own = rope.get("original_max_position_embeddings") or getattr(
+            text, "original_max_position_embeddings", None
+        )
+        if kind == "longrope":
+            return kind, int(own or made_for)
+        if "dynamic" in kind:
+            return kind, made_for if own in (None, made_for) else 0
+    return None
 
 
 def text_config(path: str, field: str, *, trust_remote_code: bool = False) -> dict[str, Any]:

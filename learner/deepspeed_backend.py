@@ -21,7 +21,7 @@ import deepspeed
 import torch
 from deepspeed.accelerator import get_accelerator
 from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
@@ -140,7 +140,7 @@ class DeepSpeedBackend:
             self.engine.optimizer.zero_grad()
         return StepOutcome(float(norm), was_skipped=not is_finite)
 
-    def gathered(self, parameters: Iterable[nn.Parameter]) -> AbstractContextManager[None]:
+    def gathered(self, parameters: Iterable[Tensor]) -> AbstractContextManager[None]:
         """Make full parameters readable inside the context; with ZeRO-3 every rank must enter it."""
         if self.zero_stage < 3:
             return nullcontext()

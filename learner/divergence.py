@@ -11,19 +11,22 @@ top tokens, H its hidden size.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import inf
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils.hub import cached_file
 
 from learner.collate import PackedBatch
 from learner.log_probs import HeadLimits, sampled_log_probs
+from learner.support import NotTriedError, with_layers
 from rewards import Teacher, TeacherLogits, TeacherTopK
 
 INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
@@ -98,16 +101,40 @@ class TeacherHead:
         cls, model_path: str, *, dtype: str, max_rows: int, device: torch.device, trust_remote_code: bool = False
     ) -> TeacherHead:
         """Read the head, and nothing else, from the teacher's safetensors; rows >= `max_rows` are cut off."""
-        config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
-        is_tied = config.get_text_config().tie_word_embeddings
-        weight_VH = read_tensor(model_path, "embed_tokens.weight" if is_tied else "lm_head.weight")
-        if weight_VH is None:
-            raise ValueError(f"teacher.model_path: {model_path} holds no output head in safetensors")
-        bias_V = None if is_tied else read_tensor(model_path, "lm_head.bias")
+        weight_VH, bias_V = read_head(model_path, trust_remote_code=trust_remote_code)
         precision = {"dtype": getattr(torch, dtype), "device": device}
         return cls(
             weight_VH[:max_rows].to(**precision), None if bias_V is None else bias_V[:max_rows].to(**precision)
         )
+
+    def check(
+        self, model_path: str, token_ids: Sequence[int], *, limit: float, trust_remote_code: bool = False
+    ) -> None:
+        """ValueError unless log-probs through this head are those of the teacher's own logits.
+
+        Embeddings, norm and head are those of the folder, as transformers loads them; of the layers there is one,
+        since what comes before the head is the same on both sides. NotTriedError if it cannot be loaded so.
+        """
+        ids_1T = torch.tensor([token_ids])
+        given: dict[str, Any] = {"trust_remote_code": trust_remote_code}
+        try:
+            config = with_layers(AutoConfig.from_pretrained(model_path, **given), 1)
+            causal_lm: Any = AutoModelForCausalLM.from_pretrained(
+                model_path, config=config, dtype=self.weight_VH.dtype, use_safetensors=True, **given
+            )
+            with torch.no_grad():
+                own_TV = causal_lm(input_ids=ids_1T, use_cache=False).logits[0, :, : self.num_rows]
+                hidden_TH = causal_lm.get_decoder()(input_ids=ids_1T, use_cache=False).last_hidden_state[0]
+        except Exception as error:  # custom code, and families that are nothing with one layer
+            raise NotTriedError(f"teacher.model_path: the head of {model_path} is not checked: {error}") from error
+        logits_TV = self.logits(hidden_TH.to(self.weight_VH.device)).cpu()
+        pairs = (each.float().log_softmax(dim=-1).gather(1, ids_1T[0, :, None]) for each in (own_TV, logits_TV))
+        difference = float(torch.sub(*pairs).abs().mean())
+        if not difference <= limit:
+            raise ValueError(
+                f"teacher.model_path: log-probs through the head of {model_path} differ from those of its own "
+                f"logits by {difference:.3g} on average, limit {limit:g}"
+            )
 
     @property
     def num_rows(self) -> int:
@@ -131,18 +158,54 @@ class TeacherHead:
         return replace(batch, teacher_logp_T=logp_T)
 
 
-def read_tensor(model_path: str, ending: str) -> Tensor | None:
-    """Return the one tensor whose name ends so; None if there is none. `model_path` may be a hub name."""
+def read_head(model_path: str, *, trust_remote_code: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of the output head that transformers and vLLM use, read from safetensors without the rest.
+
+    A head in the files is used even if the configuration says that it is the embedding. `model_path` may be a hub
+    name. ValueError if there is none.
+    """
+    config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    with torch.device("meta"):
+        causal_lm: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+    module = causal_lm.get_output_embeddings()
+    head = next(name for name, each in causal_lm.named_modules() if each is module)
+    files = _tensor_files(model_path)
+    stored = _names_in_model(causal_lm, files)
+    own = f"{head}.weight"
+    name = stored.get(own) or stored.get(causal_lm.all_tied_weights_keys.get(own, ""))
+    if name is None:
+        raise ValueError(f"teacher.model_path: {model_path} holds no output head in safetensors ({own})")
+    bias = stored.get(f"{head}.bias") if getattr(module, "bias", None) is not None else None
+    return _read(model_path, files[name], name), None if bias is None else _read(model_path, files[bias], bias)
+
+
+def _names_in_model(causal_lm: Any, names: Iterable[str]) -> dict[str, str]:
+    """Names of stored tensors by the names that transformers loads them under."""
+    conversions = get_model_conversion_mapping(causal_lm)
+    renamings = [each for each in conversions if isinstance(each, WeightRenaming)]
+    converters = [each for each in conversions if isinstance(each, WeightConverter)]
+    known: dict[str, Any] = {
+        "base_model_prefix": causal_lm.base_model_prefix,
+        "meta_state_dict": causal_lm.state_dict(),
+    }
+    return {rename_source_key(name, renamings, converters, **known)[0]: name for name in names}
+
+
+def _tensor_files(model_path: str) -> dict[str, str]:
+    """The file of every tensor in a model's safetensors."""
     index = cached_file(model_path, INDEX, _raise_exceptions_for_missing_entries=False)
     if index is not None:
         with open(index, encoding="utf-8") as file:
-            files: dict[str, str] = json.load(file)["weight_map"]
-        name = next((name for name in files if name.endswith(ending)), None)
-        path = None if name is None else cached_file(model_path, files[name])
-    else:
-        path = cached_file(model_path, WHOLE, _raise_exceptions_for_missing_entries=False)
+            return json.load(file)["weight_map"]
+    path = cached_file(model_path, WHOLE, _raise_exceptions_for_missing_entries=False)
     if path is None:
-        return None
-    with safe_open(path, "pt") as file:
-        name = next((name for name in file.keys() if name.endswith(ending)), None)  # noqa: SIM118
-        return None if name is None else file.get_tensor(name)
+        return {}
+    with safe_open(path, "pt") as tensors:
+        return dict.fromkeys(tensors.keys(), WHOLE)
+
+
+def _read(model_path: str, file: str, name: str) -> Tensor:
+    path = cached_file(model_path, file)
+    assert path is not None, f"{model_path} has no {file}"
+    with safe_open(path, "pt") as tensors:
+        return tensors.get_tensor(name)

@@ -9,11 +9,13 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from learner.stored_tensors import Part, parts_of, stored_tensors
 from transport.differences import encode
 from transport.weights import (
     BUCKET_BYTES,
@@ -27,14 +29,14 @@ from transport.weights import (
 
 TORCH_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-Gather = Callable[[Iterable[nn.Parameter]], AbstractContextManager[None]]
+Gather = Callable[[Iterable[Tensor]], AbstractContextManager[None]]
 
 MAX_KEPT = 2
 """Of the largest: one is filled while the receiver holds the one before."""
 
 
 def publish_weights(
-    causal_lm: nn.Module,
+    causal_lm: Any,
     *,
     gathered: Gather,
     is_first_rank: bool,
@@ -49,29 +51,26 @@ def publish_weights(
 ) -> Iterator[np.ndarray | WeightManifest]:
     """Yield the weights in `dtype` as uint8 buckets, then the manifest; on other ranks yield nothing.
 
-    Every rank must exhaust the generator, since with ZeRO-3 each bucket is gathered by all of them. Names are
-    those of the Hugging Face model; a tied output embedding is the input embedding and is sent once. At most
-    one bucket of full parameters exists at a time, unless `history` keeps them: with it, every bucket of a version
-    that has a base is followed by its coded difference. A bucket must not be written to: its checksum is computed
-    while the receiver copies it.
+    Every rank must exhaust the generator, since with ZeRO-3 each bucket is gathered by all of them. Tensors and
+    names are those that `save_pretrained` would write, with persistent buffers; a tied output embedding is the
+    input embedding and is sent once. At most one bucket of full parameters exists at a time, unless `history`
+    keeps them: with it, every bucket of a version that has a base is followed by its coded difference. A bucket
+    must not be written to: its checksum is computed while the receiver copies it.
     """
-    parameters = dict(causal_lm.named_parameters())
-    specs = plan_buckets(
-        ((name, full_shape(parameter)) for name, parameter in parameters.items()),
-        dtype=dtype,
-        max_bytes=max_bytes,
-    )
+    tensors, parts = stored_tensors(causal_lm), parts_of(causal_lm)
+    specs = plan_buckets((_laid_out(part, dtype) for part in parts), max_bytes=max_bytes)
+    spec_of = {spec.name: spec for spec in specs}
     memory = BucketMemory() if memory is None else memory
-    sizes, item_bytes = bucket_sizes(specs, dtype=dtype), ITEM_BYTES[dtype]
+    sizes, item_bytes = bucket_sizes(specs), ITEM_BYTES[dtype]
     checksums, difference_bytes = list[int](), list[int]()
     base_version = history.begin(incarnation, version, sizes) if history is not None and is_first_rank else None
     with ThreadPoolExecutor(max_workers=1) as beside:
         for index, size in enumerate(sizes):
-            in_bucket = [spec for spec in specs if spec.bucket == index]
-            with gathered([parameters[spec.name] for spec in in_bucket]):
+            in_bucket = [part for part in parts if spec_of[part.shapes[0][0]].bucket == index]
+            with gathered([tensors[name] for part in in_bucket for name in part.sources]):
                 if not is_first_rank:
                     continue
-                bucket = _fill(memory.take(size), in_bucket, parameters, TORCH_DTYPES[dtype])
+                bucket = _fill(memory.take(size), in_bucket, causal_lm, tensors, spec_of)
             pending = beside.submit(checksum, bucket)
             yield bucket
             checksums.append(pending.result())
@@ -95,19 +94,24 @@ def publish_weights(
         )
 
 
-def full_shape(parameter: Tensor) -> tuple[int, ...]:
-    """Return the shape of a parameter, also where ZeRO-3 has taken its elements away."""
-    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+def _laid_out(part: Part, dtype: str) -> list[tuple[str, tuple[int, ...], str]]:
+    """Name, shape and dtype of what a part makes."""
+    return [(name, shape, "float32" if part.keeps_float32 else dtype) for name, shape in part.shapes]
 
 
 def _fill(
-    filled: np.ndarray, specs: Sequence[TensorSpec], parameters: dict[str, nn.Parameter], dtype: torch.dtype
+    filled: np.ndarray,
+    parts: Sequence[Part],
+    causal_lm: Any,
+    tensors: dict[str, Tensor],
+    specs: dict[str, TensorSpec],
 ) -> np.ndarray:
     bucket = torch.from_numpy(filled)
-    for spec in specs:
-        values = parameters[spec.name].detach()
-        there = bucket[spec.offset : spec.offset + values.numel() * dtype.itemsize]
-        there.view(dtype).view(values.shape).copy_(values)
+    for part in parts:
+        for name, values in part.of(causal_lm, tensors).items():
+            spec = specs[name]
+            there = bucket[spec.offset : spec.offset + spec.num_bytes]
+            there.view(TORCH_DTYPES[spec.dtype]).view(spec.shape).copy_(values)
     return filled
 
 

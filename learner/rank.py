@@ -29,6 +29,7 @@ from learner.metrics import StepTokens, outcome_metrics, step_metrics, teacher_m
 from learner.publisher import BucketMemory, WeightHistory, publish_weights
 from learner.rank_checkpoint import RankCheckpoints
 from learner.schedule import learning_rate
+from learner.support import NotTriedError
 from learner.weight_sender import WeightSender
 from learner.window import Window, prepare_window
 from records.checkpoints import WriteReport
@@ -132,7 +133,9 @@ class LearnerRank:
         with torch.no_grad():
             limit = HEAD_LIMITS[self.config.learner.dtype]
             self.backend.student.check_head(self._golden(), limit=limit)
-            self.backend.student.check_packing(self._golden(), limit=limit)
+            context = self.backend.student.context
+            longest = min(self.config.rollout.engine.max_model_len or context, context)
+            self.backend.student.check_packing(self._golden(), limit=limit, longest=longest)
         if self.signal.kind == "full":
             self.teacher_head = TeacherHead.load(
                 self.config.teacher.model_path,
@@ -141,6 +144,8 @@ class LearnerRank:
                 device=self.ranks.device,
                 trust_remote_code=self.config.teacher.trust_remote_code,
             )
+            if self.ranks.is_first:
+                self._check_teacher_head(self.teacher_head)
         logger.info("learner rank %d of %d is ready on %s", self.rank, self.world_size, self.ranks.device)
 
     def train_step(self, step: int, *tables: pa.Table, slots: Sequence[int] | None = None) -> StepResult:
@@ -263,6 +268,22 @@ class LearnerRank:
     def shutdown(self) -> None:
         """Leave the process group; the rank is of no use afterwards."""
         self.backend.shutdown()
+
+    def _check_teacher_head(self, head: TeacherHead) -> None:
+        """ValueError if the head that is used gives other golden log-probs than the teacher's own logits."""
+        teacher = self.config.teacher
+        if not Path(teacher.model_path).is_dir():
+            return  # the whole model would have to be fetched from the hub
+        limit = HEAD_LIMITS[self.signal.dtype]
+        try:
+            head.check(
+                teacher.model_path,
+                self.golden_token_ids,
+                limit=limit,
+                trust_remote_code=teacher.trust_remote_code,
+            )
+        except NotTriedError as error:
+            logger.warning("%s", error)
 
     def _sender(self) -> WeightSender:
         assert self.weight_sender is not None, (

@@ -45,22 +45,31 @@ class StudentModel(nn.Module):
         ).last_hidden_state
         return self.head(hidden_1NH[0, source_positions_T], target_ids_T, position_value, position_facts)
 
-    def check_packing(self, token_ids_N: Tensor, *, limit: float) -> None:
-        """ValueError if a sequence has other log-probs behind another one, packed, than alone.
+    @property
+    def context(self) -> int:
+        """Positions that the model was made for."""
+        return int(self.causal_lm.config.get_text_config().max_position_embeddings)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]
+
+    def check_packing(self, token_ids_N: Tensor, *, limit: float, longest: int = 1) -> None:
+        """ValueError if a sequence has other log-probs packed behind others, one `longest` long, than alone.
 
         Then the model does not read restarting position ids as a new sequence, and would learn from other
-        responses' tokens.
+        responses' tokens; or it turns all positions by the longest one. That costs no long sequence here: one of
+        two tokens, the first position and the last, is as long for the latter.
         """
         inputs_N, targets_T = token_ids_N[:-1], token_ids_N[1:]
         positions_N = torch.arange(len(inputs_N), device=token_ids_N.device)
         alone_T = self(inputs_N, positions_N, positions_N, targets_T)[0]
-        behind = positions_N + len(inputs_N)
-        packed_T = self(inputs_N.repeat(2), positions_N.repeat(2), behind, targets_T)[0]
+        ends_2 = positions_N.new_tensor([0, max(longest - 1, 1)])
+        behind = positions_N + 2 + len(inputs_N)
+        packed_N = torch.cat([token_ids_N[:2], inputs_N, inputs_N])
+        packed_T = self(packed_N, torch.cat([ends_2, positions_N, positions_N]), behind, targets_T)[0]
         difference = (alone_T - packed_T).abs().mean().item()
         if not difference <= limit:
             raise ValueError(
-                f"{type(self.causal_lm).__name__} lets packed sequences see one another: log-probs differ by "
-                f"{difference:.3g} on average, limit {limit}; the learner does not support it"
+                f"{type(self.causal_lm).__name__} lets packed sequences see one another, or turns positions by "
+                f"the longest: log-probs differ by {difference:.3g} on average, limit {limit}; the learner does "
+                "not support it"
             )
 
     def check_head(self, token_ids_N: Tensor, *, limit: float) -> Tensor:

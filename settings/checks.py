@@ -24,9 +24,11 @@ CHECKS: dict[str, str] = {
     "chat_template": "student and teachers see the same prompt",
     "context": "prompt and response fit into every model's context",
     "data": "lengths, answers and sources of the training prompts",
+    "architecture": "the learner can train a model of this family",
     "placement": "every worker finds a node",
     "memory": "weights, optimizer, activations and cache fit into the memory of the nodes",
     "disk": "checkpoints and export fit onto the disk",
+    "export": "what comes at the end of a run works: export, model card, report, checkpoints, upload",
     "replicas": "all workers of a frozen model give the same log-probs",
     "golden": "engines reproduce the learner's log-probs of the golden sequence",
 }

@@ -20,17 +20,23 @@ BUCKET_BYTES = 128 * 2**20
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Where one parameter lies: `bucket` index, byte `offset` in it, `shape` of the full tensor."""
+    """Where one tensor of a checkpoint lies: `bucket` index, byte `offset` in it, `shape` of the full tensor."""
 
     name: str
     shape: tuple[int, ...]
     bucket: int
     offset: int
+    dtype: str = "float32"
 
     @property
     def num_elements(self) -> int:
         """Elements of the full tensor."""
         return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes in its bucket."""
+        return self.num_elements * ITEM_BYTES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -73,25 +79,30 @@ class WeightManifest:
 
 
 def plan_buckets(
-    shapes: Iterable[tuple[str, tuple[int, ...]]], *, dtype: str, max_bytes: int = BUCKET_BYTES
+    groups: Iterable[Sequence[tuple[str, tuple[int, ...], str]]], *, max_bytes: int = BUCKET_BYTES
 ) -> tuple[TensorSpec, ...]:
-    """Lay parameters out in order into buckets of at most `max_bytes` (a larger parameter gets its own)."""
+    """Lay (name, shape, dtype) out in order into buckets of at most `max_bytes`.
+
+    A group shares one bucket; a larger one gets its own.
+    """
     specs: list[TensorSpec] = []
     bucket, offset = 0, 0
-    for name, shape in shapes:
-        size = int(np.prod(shape, dtype=np.int64)) * ITEM_BYTES[dtype]
+    for group in groups:
+        size = sum(TensorSpec(name, shape, 0, 0, dtype).num_bytes for name, shape, dtype in group)
         if offset and offset + size > max_bytes:
             bucket, offset = bucket + 1, 0
-        specs.append(TensorSpec(name, tuple(shape), bucket, offset))
-        offset += size
+        for name, shape, dtype in group:
+            offset += -offset % ITEM_BYTES[dtype]
+            specs.append(TensorSpec(name, tuple(shape), bucket, offset, dtype))
+            offset += specs[-1].num_bytes
     return tuple(specs)
 
 
-def bucket_sizes(specs: Sequence[TensorSpec], *, dtype: str) -> tuple[int, ...]:
+def bucket_sizes(specs: Sequence[TensorSpec]) -> tuple[int, ...]:
     """Bytes of each bucket of a plan."""
     sizes = [0] * (specs[-1].bucket + 1 if specs else 0)
     for spec in specs:
-        sizes[spec.bucket] = spec.offset + spec.num_elements * ITEM_BYTES[dtype]
+        sizes[spec.bucket] = spec.offset + spec.num_bytes
     return tuple(sizes)
 
 

@@ -26,11 +26,16 @@ class PackedLayers:
 
     model: Any
     linears: Mapping[tuple[str, ...], Any]
+    paths: tuple[str, ...]
+    """Of those layers, in the model."""
     embeddings: tuple[Any, ...]
     """Embeddings and heads, which hold a packed copy in addition to their weight."""
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Load all tensors of a checkpoint; ValueError where a layer's is missing or has another shape."""
+    def load(self, tensors: Mapping[str, Tensor]) -> set[str]:
+        """Load all tensors of a checkpoint; returns the names of the parameters that got one.
+
+        ValueError where a layer's is missing or has another shape.
+        """
         packed = {name for names in self.linears for name in names}
         if missing := sorted(packed - tensors.keys()):
             raise ValueError(f"the weight set has no {missing[0]} ({len(missing)} tensors are missing)")
@@ -41,9 +46,10 @@ class PackedLayers:
                 raise ValueError(f"{', '.join(names)}: expected {expected} together, got {tuple(weight.shape)}")
             layer.weight = nn.Parameter(weight, requires_grad=False)
             layer.quant_method.process_weights_after_loading(layer)
-        self.model.load_weights([(name, tensor) for name, tensor in tensors.items() if name not in packed])
+        loaded = self.model.load_weights([(name, each) for name, each in tensors.items() if name not in packed])
         for layer in self.embeddings:
             layer.quant_method.process_weights_after_loading(layer)
+        return loaded | {f"{path}.weight" for path in self.paths}
 
 
 def packed_layers(model: nn.Module) -> PackedLayers | None:
@@ -52,19 +58,20 @@ def packed_layers(model: nn.Module) -> PackedLayers | None:
     if type(model).__name__ not in ARCHITECTURES or keeps_what_it_gets:
         return None
     linears: dict[tuple[str, ...], Any] = {}
-    embeddings = []
+    paths, embeddings = list[str](), list[Any]()
     for path, layer in model.named_modules():
         if not list(layer.parameters(recurse=False)):
             continue
         if isinstance(layer, LinearBase) and _is_only_packed(layer):
             linears[_checkpoint_names(model, path)] = layer
+            paths.append(path)
         elif isinstance(layer, VocabParallelEmbedding) and isinstance(
             layer.quant_method, UnquantizedEmbeddingMethod
         ):
             embeddings.append(layer)
         elif not isinstance(layer, RMSNorm):
             return None
-    return PackedLayers(model, linears, tuple(embeddings))
+    return PackedLayers(model, linears, tuple(paths), tuple(embeddings))
 
 
 def joined(parts: list[Tensor]) -> Tensor:

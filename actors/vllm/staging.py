@@ -183,9 +183,8 @@ def update_info(
     return {
         "path": path,
         "buckets": buckets,
-        "dtype": manifest.dtype,
         "bucket_bytes": manifest.bucket_bytes,
-        "tensors": [(spec.name, spec.shape, spec.bucket, spec.offset) for spec in manifest.tensors],
+        "tensors": [(spec.name, spec.shape, spec.dtype, spec.bucket, spec.offset) for spec in manifest.tensors],
     }
 
 

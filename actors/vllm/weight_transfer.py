@@ -5,7 +5,7 @@ RPC carries tensors, or in this process, for an engine of one process (`actors/v
 models need no full reload (`actors/vllm/packed_layers.py`). Importing this module registers the backend.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,8 +19,15 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferInitInfo,
     WeightTransferUpdateInfo,
 )
-from vllm.model_executor.layers.vocab_parallel_embedding import UnquantizedEmbeddingMethod
+from vllm.model_executor.layers.fused_moe.unquantized_fused_moe_method import UnquantizedFusedMoEMethod
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    UnquantizedEmbeddingMethod,
+    VocabParallelEmbedding,
+)
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.platforms import current_platform
 
 from actors.vllm.packed_layers import PackedLayers, packed_layers
 from actors.vllm.staging import bucket_tensors
@@ -37,14 +44,13 @@ class BucketInitInfo(WeightTransferInitInfo):
 class BucketUpdateInfo(WeightTransferUpdateInfo):
     """One weight set: buckets back to back in the file `path`, or `buckets` of this process.
 
-    Tensors are (name, shape, bucket, byte offset in it).
+    Tensors are (name, shape, dtype, bucket, byte offset in it).
     """
 
     path: str | None
     buckets: Sequence[np.ndarray]
-    dtype: str
     bucket_bytes: tuple[int, ...]
-    tensors: list[tuple[str, tuple[int, ...], int, int]]
+    tensors: list[tuple[str, tuple[int, ...], str, int, int]]
 
 
 class BucketTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo]):
@@ -57,13 +63,23 @@ class BucketTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo
     def _packed(self) -> PackedLayers | None:
         return packed_layers(self.model)
 
+    @cached_property
+    def _tied_heads(self) -> list[tuple[Any, Any]]:
+        return tied_heads(self.model)
+
+    @cached_property
+    def _parameters(self) -> frozenset[str]:
+        return frozenset(name for name, _ in self.model.named_parameters())
+
     def init_transfer_engine(self, init_info: BucketInitInfo) -> None:
         """Nothing to set up."""
 
     def start_weight_update(self) -> None:
         """Put the layers into the state in which checkpoint tensors can be loaded."""
+        _ = self._tied_heads, self._parameters  # as they are before the first load
         _pack_no_lookup(self.model)
         if self._packed is None:
+            _pack_experts_again(self.model)
             initialize_layerwise_reload(self.model)
 
     def update_weights(self, update_info: dict) -> None:
@@ -73,19 +89,19 @@ class BucketTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: BucketUpdateInfo) -> None:
-        """Load the tensors in the buckets."""
+        """Load the tensors in the buckets; ValueError naming a parameter that none of them reached."""
         model: Any = self.model
         tensors = _views(update_info)
-        if self._packed is None:
-            model.load_weights(tensors)
-        else:
-            self._packed.load(dict(tensors))
+        loaded = model.load_weights(tensors) if self._packed is None else self._packed.load(dict(tensors))
+        check_all_loaded(model, self._parameters, loaded)
 
     def finish_weight_update(self) -> None:
         """Bring the loaded tensors into their serving layout."""
         if self._packed is None:
             finalize_layerwise_reload(self.model, self.model_config)
-            _refresh_tied_head(self.model, self.model_config)
+            for head, embedding in self._tied_heads:
+                head.weight = embedding.weight
+                head.quant_method.process_weights_after_loading(head)
 
     def shutdown(self) -> None:
         """Holds nothing."""
@@ -93,9 +109,9 @@ class BucketTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo
 
 def _views(update: BucketUpdateInfo) -> list[tuple[str, torch.Tensor]]:
     buckets = bucket_tensors(update.path, update.buckets, update.bucket_bytes)
-    dtype = getattr(torch, update.dtype)
     views = []
-    for name, shape, bucket, offset in update.tensors:
+    for name, shape, dtype_name, bucket, offset in update.tensors:
+        dtype = getattr(torch, dtype_name)
         num_bytes = torch.Size(shape).numel() * dtype.itemsize
         views.append((name, buckets[bucket][offset : offset + num_bytes].view(dtype).view(*shape)))
     return views
@@ -121,17 +137,43 @@ class LookupMethod(UnquantizedEmbeddingMethod):
         """Leave the weight as it was loaded."""
 
 
-def _refresh_tied_head(model: nn.Module, model_config: object) -> None:
-    """Point a tied lm_head at the reloaded embedding again and rebuild its packed copy.
+def tied_heads(model: nn.Module) -> list[tuple[Any, Any]]:
+    """(head, embedding) of every head that has its embedding's weight.
 
-    vLLM's reload finds no `lm_head` tensor in a tied checkpoint and leaves the head's CPU-packed copy stale.
+    vLLM's reload finds no tensor for such a head, and leaves its packed copy on CPUs as it was. It also ties a
+    head whose tensor is in the folder and equals the embedding's.
     """
-    head, decoder = getattr(model, "lm_head", None), getattr(model, "model", None)
-    embedding = getattr(decoder, "embed_tokens", None)
-    is_tied = bool(getattr(getattr(model_config, "hf_text_config", None), "tie_word_embeddings", False))
-    if is_tied and head is not None and embedding is not None and head is not embedding:
-        head.weight = embedding.weight
-        head.quant_method.process_weights_after_loading(head)
+    layers: list[Any] = [each for each in model.modules() if isinstance(each, VocabParallelEmbedding)]
+    heads = [each for each in layers if isinstance(each, ParallelLMHead)]
+    embeddings = [each for each in layers if not isinstance(each, ParallelLMHead)]
+    return [(head, each) for head in heads for each in embeddings if head.weight is each.weight]
+
+
+def _pack_experts_again(model: nn.Module) -> None:
+    """Let vLLM set its CPU kernels of experts up anew: on an update it would leave out to pack their weights."""
+    for layer in model.modules():
+        method = getattr(layer, "quant_method", None)
+        if isinstance(method, UnquantizedFusedMoEMethod) and current_platform.is_cpu():
+            method.moe_kernel = None
+
+
+def check_all_loaded(model: nn.Module, parameters: Collection[str], loaded: Collection[str] | None) -> None:
+    """ValueError naming a parameter of the engine's model that no tensor of a weight set has reached.
+
+    What vLLM reports is compared with the model's parameters, and, of layers that are loaded tensor by tensor, the
+    number of elements: a joined layer counts as reported once one of its tensors is there.
+    """
+    missing = sorted({*parameters} - {*loaded}) if loaded is not None else []
+    for name, layer in model.named_modules():
+        info = get_layerwise_info(layer)
+        total = info.load_numel_total or 0  # None where nothing is being loaded
+        if 0 < info.load_numel < total and not isinstance(layer, VocabParallelEmbedding):  # it may be padded
+            missing.append(name)
+    if missing:
+        raise ValueError(
+            f"the weight set has nothing, or too little, for {missing[0]} of the engine's {type(model).__name__} "
+            f"({len(missing)} of its parameters are missing)"
+        )
 
 
 if BACKEND not in WeightTransferEngineFactory._registry:

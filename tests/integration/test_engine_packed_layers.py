@@ -6,10 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2Config
 
-from actors.vllm import weight_transfer
+from actors.vllm import packed_layers, weight_transfer
 from actors.vllm.packed_layers import joined
+from docs.generate.model_families import kinds_of, save_family
+from docs.generate.model_families import perturb as perturb_kind
 from tests.integration.test_engine_scene import (
     MAX_MODEL_LEN,
     VOCAB_SIZE,
@@ -21,6 +24,7 @@ from tests.integration.test_engine_scene import (
     run,
     settings,
 )
+from tests.unit.buckets_in_place import BucketsInPlace
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -68,6 +72,45 @@ def test_weights_reach_engines_of_other_architectures_exactly(
             report = run(engine.load_weights(*in_place(publish(model, version))))
             assert report.golden_difference < 1e-4
     assert len(reloads) == expected_reloads
+
+
+def test_packed_experts_and_a_buffer_that_routes_tokens_reach_an_engine_exactly(tmp_path: Path) -> None:
+    model = save_family("GLM-4-MoE", tmp_path)
+    kinds = [kind for kind in kinds_of(model) if "mlp" in kind]
+    assert any(kind.endswith("e_score_correction_bias") for kind in kinds)
+    with opened(settings(str(tmp_path))) as engine:
+        for version, kind in enumerate(kinds, start=1):
+            perturb_kind(model, kind, scale=0.3)
+            report = run(engine.load_weights(*in_place(publish(model, version))))
+            assert report.golden_difference < 1e-4, kind
+
+
+def test_a_head_that_the_folder_repeats_is_refreshed_with_its_embedding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(packed_layers, "ARCHITECTURES", ())
+    save(CONFIGS["llama"][0], tmp_path)
+    file = tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    save_file(tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}, file, {"format": "pt"})
+    model = read_model(str(tmp_path))
+    with opened(settings(str(tmp_path))) as engine:
+        for version in (1, 2):
+            perturb(model, seed=version)
+            assert run(engine.load_weights(*in_place(publish(model, version)))).golden_difference < 1e-4
+
+
+@pytest.mark.parametrize("left_out", ["mlp.experts.2.up_proj", "self_attn.k_proj", "mlp.gate.weight"])
+def test_a_weight_set_in_which_a_part_of_a_layer_is_missing_is_refused(left_out: str, tmp_path: Path) -> None:
+    model = save_family("Qwen3-MoE", tmp_path)
+    with opened(settings(str(tmp_path))) as engine:
+        manifest, buckets = publish(model, 1)
+        kept = tuple(spec for spec in manifest.tensors if f"layers.1.{left_out}" not in spec.name)
+        assert len(kept) < len(manifest.tensors)
+        incomplete = replace(manifest, tensors=kept)
+        with pytest.raises(ValueError, match=r"too little, for model\.layers\.1\."):
+            run(engine.load_weights(incomplete, BucketsInPlace(buckets)))
+        assert run(engine.load_weights(*in_place(publish(model, 2)))).golden_difference < 1e-4
 
 
 def test_weights_of_another_dtype_are_cast(tmp_path: Path) -> None:

@@ -1,8 +1,10 @@
-"""Folders like those of Qwen3-Base and Qwen3, without weights: tokenizer, chat template, stop tokens."""
+"""Folders like those of Qwen3-Base and Qwen3: tokenizer, chat template, stop tokens; of weights, the embedding."""
 
 import json
 from pathlib import Path
 
+import numpy as np
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
@@ -38,6 +40,7 @@ def qwen3_folder(path: Path, *, is_base: bool) -> Path:
         **{"tie_word_embeddings": True, "eos_token_id": tokenizer.convert_tokens_to_ids(stop)},
     }
     (path / "config.json").write_text(json.dumps(config))
+    save_file({"model.embed_tokens.weight": np.zeros((PADDED_ROWS, 32), np.float32)}, path / "model.safetensors")
     return path
 
 

@@ -38,14 +38,17 @@ def memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
+SHAPES = [("a", (2, 3)), ("b", (4,)), ("c", (4,))]
+
+
 def manifest_of(buckets: Sequence[np.ndarray], version: int = 1, **fields: Any) -> WeightManifest:
-    plan = plan_buckets([("a", (2, 3)), ("b", (4,)), ("c", (4,))], dtype="float32", max_bytes=40)
+    plan = plan_buckets([[(name, shape, "float32")] for name, shape in SHAPES], max_bytes=40)
     return WeightManifest(
         incarnation=0,
         version=version,
         dtype="float32",
         tensors=plan,
-        bucket_bytes=bucket_sizes(plan, dtype="float32"),
+        bucket_bytes=bucket_sizes(plan),
         checksums=tuple(checksum(np.ascontiguousarray(bucket)) for bucket in buckets),
         golden_token_ids=(1, 2),
         golden_log_probs=(-1.0,),
@@ -100,8 +103,8 @@ def test_the_file_holds_the_buckets_and_says_where_each_tensor_lies() -> None:
     assert update["bucket_bytes"] == (40, 16)
     parts = bucket_tensors(update["path"], (), update["bucket_bytes"])
     assert [part.numpy().tobytes() for part in parts] == [bucket.tobytes() for bucket in BUCKETS]
-    assert update["dtype"] == "float32"
-    assert update["tensors"] == [("a", (2, 3), 0, 0), ("b", (4,), 0, 24), ("c", (4,), 1, 0)]
+    placed = [("a", (2, 3), "float32", 0, 0), ("b", (4,), "float32", 0, 24), ("c", (4,), "float32", 1, 0)]
+    assert update["tensors"] == placed
     cache.close()
 
 

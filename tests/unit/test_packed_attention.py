@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 from learner.log_probs import HeadLimits
 from learner.packed_attention import PACKED, use_packed_attention
@@ -67,6 +67,44 @@ def test_a_model_with_a_sliding_window_keeps_its_masks() -> None:
     causal_lm = MistralForCausalLM(MistralConfig(vocab_size=8, num_key_value_heads=1, sliding_window=4, **sizes))
     use_packed_attention(causal_lm)
     assert causal_lm.config._attn_implementation == "sdpa"
+
+
+def turned(**rope: Any) -> StudentModel:
+    """A student of 512 positions, whose weights are large enough that attention tells them apart."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        rope_parameters={"rope_theta": 10_000.0, "factor": 4.0, **rope},
+        initializer_range=0.3,
+    )
+    causal_lm = LlamaForCausalLM(config).eval()
+    use_packed_attention(causal_lm)
+    return StudentModel(causal_lm, HeadLimits(VOCAB_SIZE))
+
+
+LONGROPE = {"original_max_position_embeddings": 32, "short_factor": [1.0] * 16, "long_factor": [4.0] * 16}
+
+
+@pytest.mark.parametrize(
+    ("rope", "fits"), [({"rope_type": "longrope", **LONGROPE}, 32), ({"rope_type": "dynamic"}, 512)]
+)
+def test_a_model_that_turns_positions_by_the_longest_is_refused_beyond_the_length_at_which_it_does(
+    rope: dict[str, Any], fits: int
+) -> None:
+    golden = torch.arange(3, 20)
+    turned(**rope).check_packing(golden, limit=1e-5, longest=fits)
+    with pytest.raises(ValueError, match="turns positions by the longest"):
+        turned(**rope).check_packing(golden, limit=1e-5, longest=fits + 1)
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "yarn"}, {"rope_type": "linear"}])
+def test_a_model_that_turns_every_position_alike_has_no_such_length(rope: dict[str, Any]) -> None:
+    turned(**rope).check_packing(torch.arange(3, 20), limit=1e-5, longest=512)
 
 
 def test_a_model_whose_packed_sequences_see_one_another_is_refused() -> None:

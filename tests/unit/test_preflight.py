@@ -228,6 +228,28 @@ def test_a_base_student_and_a_teacher_that_names_the_end_of_a_text_first_do_not_
     assert rows["stop_ids"]["details"]["proposed_mode"] == "cross_eos"
 
 
+@pytest.mark.parametrize(
+    ("rope", "longest", "remedy"),
+    [
+        ({"rope_type": "longrope", "original_max_position_embeddings": 64}, 65, "max_model_len to at most 64"),
+        ({"rope_type": "longrope", "original_max_position_embeddings": 64}, 64, ""),
+        ({"type": "longrope"}, 128, ""),
+        ({"rope_type": "dynamic", "factor": 4.0}, 129, "max_model_len to at most 128"),
+        ({"rope_type": "dynamic", "factor": 4.0, "original_max_position_embeddings": 64}, 64, "another rope type"),
+        ({"rope_type": "yarn", "factor": 4.0}, 128, ""),
+    ],
+)
+def test_positions_that_turn_by_the_longest_sequence_are_refused_where_it_can_be_too_long(
+    preflight: Preflight, tmp_path: Path, rope: dict[str, Any], longest: int, remedy: str
+) -> None:
+    student = Path(shutil.copytree(MODELS / "student", tmp_path / "student"))
+    factors = {"factor": 2.0, "short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
+    edit(student / "config.json", lambda content: content.update(rope_scaling=factors | rope))
+    _, rows = preflight("--student.model_path", str(student), "--rollout.engine.max_model_len", str(longest))
+    assert (rows["context"]["status"] == "error") == bool(remedy)
+    assert remedy in str(rows["context"]["findings"])
+
+
 def test_a_stop_id_that_the_tokenizer_does_not_know_is_refused(preflight: Preflight, teacher: Path) -> None:
     for name in ("config.json", "generation_config.json"):
         edit(teacher / name, lambda content: content.update(eos_token_id=151_645))

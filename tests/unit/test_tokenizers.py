@@ -10,7 +10,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import PreTrainedTokenizerFast, Qwen3Config
 
-from inputs.tokenizers import check_model_folder, load_tokenizer, model_limits, num_known_ids, stop_ids
+from inputs.tokenizers import (
+    check_model_folder,
+    check_weights,
+    load_tokenizer,
+    model_limits,
+    num_known_ids,
+    stop_ids,
+)
 
 pytestmark = pytest.mark.timeout(30)
 
@@ -49,6 +56,42 @@ def test_a_path_that_is_no_model_folder_is_refused(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=r"teacher\.model_path: (no such model folder|.*no config\.json)"):
         check_model_folder(path, "teacher.model_path")
+
+
+@pytest.mark.parametrize("with_config", [False, True])
+@pytest.mark.parametrize("with_weights", [False, True])
+def test_an_adapter_is_refused_alone_and_beside_weights(
+    with_config: bool, with_weights: bool, tmp_path: Path
+) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "a/b"}')
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    if with_config:
+        save(tmp_path)
+    if with_weights:
+        (tmp_path / "model.safetensors").write_bytes(b"")
+    what = "an adapter beside its weights" if with_config and with_weights else "an adapter and no model"
+    with pytest.raises(ValueError, match=rf"^student\.model_path: .* holds {what}.*merge it into its base model"):
+        check_model_folder(str(tmp_path), "student.model_path")
+
+
+def test_a_folder_without_weights_or_without_all_of_them_is_refused(tmp_path: Path) -> None:
+    path = save(tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"^student\.model_path: {path} holds no weights \(\*\.safetensors\)$"):
+        check_weights(path, "student.model_path")
+    names = [f"model-{number:05}-of-00003.safetensors" for number in (1, 2, 3)]
+    index = {"weight_map": {"a": names[0], "b": names[1], "c": names[2]}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (tmp_path / names[0]).write_bytes(b"")
+    with pytest.raises(ValueError, match=rf"lacks {names[1]} \(2 of the 3 files of its weights\)$"):
+        check_weights(path, "student.model_path")
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    check_weights(path, "student.model_path")
+    check_weights("Qwen/Qwen3-0.6B", "student.model_path")
+    (tmp_path / "model.safetensors.index.json").write_text("[")
+    with pytest.raises(ValueError, match=r"^student\.model_path: model\.safetensors\.index\.json cannot be read"):
+        check_weights(path, "student.model_path")
 
 
 def test_a_folder_without_a_tokenizer_is_an_error_of_its_field(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from transport.weights import (
 pytestmark = pytest.mark.timeout(20)
 
 SHAPES: list[tuple[str, tuple[int, ...]]] = [("a", (2, 3)), ("b", (4,)), ("c", (10, 10)), ("d", ()), ("e", (1,))]
+ALONE = [[(name, shape, "float32")] for name, shape in SHAPES]
 
 
 def manifest(buckets: list[np.ndarray]) -> WeightManifest:
@@ -39,7 +40,7 @@ def buckets() -> list[np.ndarray]:
 
 
 def test_parameters_follow_each_other_and_a_large_one_gets_its_own_bucket() -> None:
-    plan = plan_buckets(SHAPES, dtype="float32", max_bytes=40)
+    plan = plan_buckets(ALONE, max_bytes=40)
     assert [(spec.name, spec.bucket, spec.offset) for spec in plan] == [
         ("a", 0, 0),
         ("b", 0, 24),
@@ -48,13 +49,13 @@ def test_parameters_follow_each_other_and_a_large_one_gets_its_own_bucket() -> N
         ("e", 2, 4),
     ]
     assert [spec.num_elements for spec in plan] == [6, 4, 100, 1, 1]
-    assert bucket_sizes(plan, dtype="float32") == (40, 400, 8)
+    assert bucket_sizes(plan) == (40, 400, 8)
 
 
 @pytest.mark.parametrize("max_bytes", [1, 24, 41, 500, 10_000])
 def test_buckets_have_no_gaps_and_hold_everything(max_bytes: int) -> None:
-    plan = plan_buckets(SHAPES, dtype="float32", max_bytes=max_bytes)
-    sizes = bucket_sizes(plan, dtype="float32")
+    plan = plan_buckets(ALONE, max_bytes=max_bytes)
+    sizes = bucket_sizes(plan)
     assert [(spec.name, spec.shape) for spec in plan] == SHAPES
     assert sum(sizes) == 4 * sum(spec.num_elements for spec in plan)
     for index, size in enumerate(sizes):
@@ -62,6 +63,23 @@ def test_buckets_have_no_gaps_and_hold_everything(max_bytes: int) -> None:
         assert size <= max_bytes or len(inside) == 1
         ends = [spec.offset + 4 * spec.num_elements for spec in inside]
         assert [spec.offset for spec in inside] == [0, *ends[:-1]]
+
+
+def test_a_group_shares_a_bucket_and_float32_among_bfloat16_is_aligned() -> None:
+    groups = [
+        [("a", (3,), "bfloat16")],
+        [("b", (3,), "bfloat16"), ("c", (2,), "float32")],
+        [("d", (5,), "float32")],
+    ]
+    plan = plan_buckets(groups, max_bytes=20)
+    assert [(spec.name, spec.bucket, spec.offset) for spec in plan] == [
+        ("a", 0, 0),
+        ("b", 0, 6),
+        ("c", 0, 12),
+        ("d", 1, 0),
+    ]
+    assert bucket_sizes(plan) == (20, 20)
+    assert [spec.bucket for spec in plan_buckets(groups, max_bytes=1)] == [0, 1, 1, 2]
 
 
 def test_whole_buckets_pass(buckets: list[np.ndarray]) -> None:
