@@ -91,14 +91,12 @@ def is_hub_name(path: str) -> bool:
 def license_of(student: Path) -> str | None:
     """The license in the front matter of the student's own card; None if it says none."""
     card = student / MODEL_CARD
-    if not card.is_file():
-        return None
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", maxsplit=2)
-    if len(parts) < 3 or parts[0].strip():
-        return None
     try:
+        parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", maxsplit=2)
+        if len(parts) < 3 or parts[0].strip():
+            return None
         front = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+    except (OSError, RecursionError, ValueError, yaml.YAMLError):  # no card; no YAML; a date that is none
         return None
     return front.get("license") if isinstance(front, dict) and isinstance(front.get("license"), str) else None
 
