@@ -46,7 +46,8 @@ PHRASE = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 RETRACTION = re.compile(
-    r"(?:^|(?<=[.!?\n]))\s*(?:but )?(?:wait|actually|no,|correction|hold on|oops|sorry|hmm|on second thought)\b",
+    r"(?:^|(?<=[.!?\n]))\s*(?:but )?(?:(?:wait|correction|hold on|oops|sorry|hmm|on second thought)\b"
+    r"|(?:actually|no),)",
     re.IGNORECASE,
 )
 REJECTED = re.compile(r"\b(?:wrong|incorrect|mistaken?|error)\b", re.IGNORECASE)
