@@ -140,7 +140,12 @@ def check_push(repo_id: str, field: str) -> None:
         raise ValueError(f"{field}: the hub refuses the login: {_first_line(error)}") from error
     except (OSError, httpx2.HTTPError) as error:
         raise ValueError(f"{field}: the hub does not answer: {_first_line(error)}") from error
-    owners = [str(user["name"]), *(str(org["name"]) for org in user.get("orgs", ()))]
+    if user.get("auth", {}).get("accessToken", {}).get("role") == "read":
+        raise ValueError(
+            f"{field}: the token of the login may only read; make one that may write, and log in with it"
+        )
+    orgs = [org for org in user.get("orgs", ()) if org.get("roleInOrg") != "read"]
+    owners = [str(user["name"]), *(str(org["name"]) for org in orgs)]
     if owner not in owners:
         raise ValueError(f"{field}: {user['name']} may not write to {owner} (may: {', '.join(owners)})")
 

@@ -20,6 +20,7 @@ from cluster.placement import plan
 from commands.checks import check_inputs, check_placement, check_resumed, load_checked
 from commands.dry_run import dry_run
 from commands.exit_codes import run_to_exit_code
+from commands.preflight.ending import check_ending
 from commands.preflight.resources import check_disk, check_nodes
 from commands.retries import drain_on_signals, supervise
 from records.checkpoint_store import check_checkpoints
@@ -58,15 +59,16 @@ def check_and_train(config: RunConfig, arguments: argparse.Namespace) -> int:
 
         check_push(config.export.push_to, "export.push_to")
     inputs, demands = check_inputs(config, checks), check_placement(config, checks)
+    check_checkpoints(config, folder, resume=resume)
+    if resume:
+        check_resumed(config, folder, inputs.shapes.get("student"))
     described = "\n".join(f"# {line}" for line in inputs.data_report.lines())
     if arguments.dry_run:
         print(described)
         dry_run(config, demands)
         return FINISHED
-    check_checkpoints(config, folder, resume=resume)
-    if resume:
-        check_resumed(config, folder, inputs.shapes.get("student"))
     check_disk(config, folder, inputs.shapes.get("student"), checks)
+    check_ending(config, folder, inputs.stops, checks)
     if local := is_local(config.cluster):
         check_nodes(config, demands, inputs.shapes, checks)
     times.end("inputs")

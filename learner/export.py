@@ -8,13 +8,16 @@ import logging
 import os
 import shutil
 import sys
-from contextlib import nullcontext, redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from learner.publisher import TORCH_DTYPES, Gather
 from learner.stored_tensors import stored_tensors
@@ -50,8 +53,21 @@ def export_student(
     Every rank must call it; tensors are gathered one by one into the first rank's CPU memory.
     """
     weights = _full_weights(causal_lm, gathered=gathered, is_first_rank=is_first_rank)
-    if not is_first_rank:
-        return
+    if is_first_rank:
+        given = {"stops": stops, "rollout": rollout, "trust_remote_code": trust_remote_code}
+        _write_folder(causal_lm, path, weights, model_path=model_path, **given)
+
+
+def _write_folder(
+    causal_lm: Any,
+    path: str,
+    weights: dict[str, Tensor],
+    *,
+    model_path: str,
+    stops: StopTokens,
+    rollout: RolloutConfig,
+    trust_remote_code: bool,
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code)
     own = causal_lm.generation_config
     causal_lm.generation_config = exported_generation_config(
@@ -62,6 +78,50 @@ def export_student(
     finally:
         causal_lm.generation_config = own  # the model that trains is left as it is
     tokenizer.save_pretrained(path)
+
+
+def try_export(config: RunConfig, path: Path, *, stops: StopTokens) -> None:
+    """Export the student as it is, without weights, and read the folder back; whatever fails is raised.
+
+    The model takes no memory: its parameters have no values.
+    """
+    student = config.student
+    source, trusts = student.model_path, student.trust_remote_code
+    model_config = AutoConfig.from_pretrained(source, trust_remote_code=trusts)
+    with torch.device("meta"):
+        causal_lm: Any = AutoModelForCausalLM.from_config(
+            model_config, trust_remote_code=trusts, dtype=TORCH_DTYPES[config.learner.dtype]
+        )
+    if cached_file(source, "generation_config.json", _raise_exceptions_for_missing_entries=False) is not None:
+        causal_lm.generation_config = GenerationConfig.from_pretrained(source)
+    given = {"stops": stops, "rollout": config.rollout, "trust_remote_code": trusts}
+    with _quiet():
+        _write_folder(causal_lm, str(path), {}, model_path=source, **given)
+    AutoConfig.from_pretrained(path, trust_remote_code=trusts)
+    GenerationConfig.from_pretrained(path)
+    ours = AutoTokenizer.from_pretrained(source, trust_remote_code=trusts)
+    read = AutoTokenizer.from_pretrained(path, trust_remote_code=trusts)
+    for name, is_same in {
+        "vocabulary": read.get_vocab() == ours.get_vocab(),
+        "chat template": read.chat_template == ours.chat_template,
+        "special tokens": read.special_tokens_map == ours.special_tokens_map,
+    }.items():
+        if not is_same:
+            raise ValueError(f"the exported tokenizer has another {name} than the student's")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Nothing is printed by what `save_pretrained` brings along: progress bars, and DeepSpeed, for no use here."""
+    name, before = "DS_ACCELERATOR", os.environ.get("DS_ACCELERATOR")
+    os.environ[name] = before or "cpu"  # else it looks for devices, and says so
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.enable_progress_bar()
+        if before is None:
+            del os.environ[name]
 
 
 def export_checkpoint(

@@ -2,6 +2,8 @@
 
 import errno
 import re
+import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +79,15 @@ class CheckpointStore:
         return files.free_bytes(self.local)
 
     # -- writing --
+
+    def try_writing(self) -> None:
+        """Write and remove a small file where checkpoints go; OSError if that fails. Leaves no folder."""
+        if self._remote is not None:
+            self._remote.try_writing()
+            return
+        there = next(path for path in (self.local, *self.local.absolute().parents) if path.exists())
+        with tempfile.NamedTemporaryFile(prefix=".try-", dir=there):
+            pass
 
     def start(self, step: int) -> Path:
         """Make and return an empty folder that the ranks write to."""
@@ -201,6 +212,14 @@ class RemoteFolder:
             return []
         names = [str(path).rstrip("/").rpartition("/")[2] for path in self._files.ls(self._root, detail=False)]
         return sorted(int(match[1]) for name in names if (match := _STEP_FOLDER.fullmatch(name)))
+
+    def try_writing(self) -> None:
+        """Write and remove a small file beside the checkpoints."""
+        name = f"{self._root}/.try-{uuid.uuid4().hex}"
+        with self._storage():
+            self._files.makedirs(self._root, exist_ok=True)
+            self._files.pipe_file(name, b"1")
+            self._files.rm_file(name)
 
     def place(self, step: int) -> str:
         """The URL of a checkpoint."""

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from records.files import read_rows
+from records.ledger import slots_of
 from records.run_folder import RunFolder, own_version
 from settings.run import RunConfig
 
@@ -35,13 +36,14 @@ def model_card(folder: RunFolder, config: RunConfig, *, step: int, name: str) ->
     evaluations = evaluations_of(folder, step)
     front = yaml.safe_dump(front_matter(config, evaluations, name=name), sort_keys=False, allow_unicode=False)
     steps = [row for row in folder.valid_metrics() if row["step"] <= step]
+    ledger = folder.ledger_rows.valid()
     teachers = {role: each.model_path for role, each in config.teacher_of_role.items()}
     text = FRAME.format(
         title=name,
         student=config.student.model_path,
         teachers=" and ".join(f"`{path}`" for path in teachers.values()),
         recipe=table([*recipe_of(config, steps, step)]),
-        data=data_of(config, len(steps) * config.batch_size),
+        data=data_of(config, sum(len(slots_of(uids)) for number, uids in ledger.items() if number <= step)),
         numbers=numbers_of(evaluations, config),
         use=USE.format(path=name if "/" in name else f"runs/{name}/export", sampling=_sampling_of(config)),
         made=made_by(folder),
@@ -91,14 +93,12 @@ def is_hub_name(path: str) -> bool:
 def license_of(student: Path) -> str | None:
     """The license in the front matter of the student's own card; None if it says none."""
     card = student / MODEL_CARD
-    if not card.is_file():
-        return None
-    parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", maxsplit=2)
-    if len(parts) < 3 or parts[0].strip():
-        return None
     try:
+        parts = card.read_text(encoding="utf-8", errors="replace").split("---\n", maxsplit=2)
+        if len(parts) < 3 or parts[0].strip():
+            return None
         front = yaml.safe_load(parts[1])
-    except yaml.YAMLError:
+    except (OSError, RecursionError, ValueError, yaml.YAMLError):  # no card; no YAML; a date that is none
         return None
     return front.get("license") if isinstance(front, dict) and isinstance(front.get("license"), str) else None
 

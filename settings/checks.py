@@ -28,6 +28,7 @@ CHECKS: dict[str, str] = {
     "placement": "every worker finds a node",
     "memory": "weights, optimizer, activations and cache fit into the memory of the nodes",
     "disk": "checkpoints and export fit onto the disk",
+    "export": "what comes at the end of a run works: export, model card, report, checkpoints, upload",
     "replicas": "all workers of a frozen model give the same log-probs",
     "golden": "engines reproduce the learner's log-probs of the golden sequence",
 }

@@ -14,6 +14,7 @@ from cluster.capacity import ray_cluster
 from cluster.connection import is_local
 from cluster.placement import Demand
 from commands.checks import check_inputs, check_placement, load_checked
+from commands.preflight.ending import check_ending
 from commands.preflight.resources import check_disk, check_nodes
 from commands.preflight.table import show
 from records.events import Events, reason_of
@@ -41,9 +42,12 @@ def preflight_command(arguments: argparse.Namespace, options: Sequence[str]) -> 
         except RefusedError as error:
             _skip_missing(checks, str(error), but=("disk", "placement"))
     demands = check_placement(config, checks)
+    folder = _run_folder(config, checks)
     with _timed(phases, "disk"):
-        check_disk(config, _run_folder(config, checks), inputs and inputs.shapes.get("student"), checks)
+        check_disk(config, folder, inputs and inputs.shapes.get("student"), checks)
     if inputs is not None:
+        with _timed(phases, "export"):
+            check_ending(config, folder, inputs.stops, checks)
         _with_ray(config, inputs, demands, checks, phases, starts_engines=not arguments.dry_run)
     _skip_missing(checks, "not made after these errors" if checks.errors else "not made: --dry-run")
     if arguments.json:

@@ -16,11 +16,12 @@ from typing import Any
 import sympy
 from antlr4 import Token
 from latex2sympy2_extended import NormalizationConfig
-from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
+from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
 from latex2sympy2_extended.math_normalization import normalize_latex
 from math_verify import verify
 from math_verify.grader import is_assignment_relation, is_equation, is_relation, take_last_relation
 from sympy.core.function import AppliedUndef
+from sympy.core.relational import Relational
 
 NORMALIZATION = NormalizationConfig(
     basic_latex=True, units=False, malformed_operators=True, nits=True, boxed="none"
@@ -35,6 +36,9 @@ IMAGINARY = re.compile(r"(?<![A-Za-z\\_])i(?![A-Za-z])")
 
 COMMAND_OR_LETTER = re.compile(r"\\(?:begin|end)\{[a-zA-Z]*\}|\\[A-Za-z]+|[A-Za-z]")
 
+CONSTANTS = ("I", r"\gamma", r"\Gamma")
+"""To the parser the imaginary unit, and both others Euler's constant."""
+
 
 class NotReadError(Exception):
     """The parser stopped before the end of the text."""
@@ -42,7 +46,7 @@ class NotReadError(Exception):
 
 def are_equal_expressions(gold: str, prediction: str) -> bool:
     """Whether two pieces of plain LaTeX are equal; anything sympy raises may be raised."""
-    gold, prediction = _with_distinct_case(gold, prediction)
+    gold, prediction = _with_plain_letters(gold, prediction)
     is_real = not any(map(IMAGINARY.search, (gold, prediction)))
     one, other = _parsed(gold, is_real=is_real), _parsed(prediction, is_real=is_real)
     if not _is_comparable(one, other):
@@ -56,7 +60,7 @@ def are_equal_expressions(gold: str, prediction: str) -> bool:
 def _parsed(text: str, *, is_real: bool) -> Any:
     """The expression that all of a text stands for; whatever the parser raises if it stands for none."""
     text = normalize_latex(IMAGINARY.sub(" i ", text), NORMALIZATION)
-    converter = _Latex2Sympy(is_real=is_real)
+    converter = _Latex2Sympy(is_real=is_real, config=ConversionConfig(lowercase_symbols=False))
     parser = converter.create_parser(text)
     parser.math()
     stopped_at: Any = parser.getCurrentToken()
@@ -75,21 +79,16 @@ def _with_fixed_derivatives(parsed: Any) -> Any:
         for each in derivatives
         if not each.expr.free_symbols <= set(each.variables)
     }
-    return parsed.xreplace(names) if names else parsed
+    fixed = parsed.xreplace(names) if names else parsed
+    return fixed.doit() if fixed.has(sympy.Derivative) else fixed
 
 
-def _with_distinct_case(*texts: str) -> list[str]:
-    """Rename capital letters whose small ones occur too, and I: to the parser both are one symbol, and I is i."""
-    letters = {each for text in texts for each in COMMAND_OR_LETTER.findall(text) if len(each) == 1}
-    free = (letter for letter in "zyxwvutsrqponmlkjhgcba" if not letters & {letter, letter.upper()})
-    names = {
-        letter: next(free, None)
-        for letter in sorted(letters)
-        if letter.isupper() and (letter == "I" or letter.lower() in letters)
-    }
-    if None in names.values():
-        raise ValueError("too many letters to tell capital ones from small ones")
-    return [COMMAND_OR_LETTER.sub(lambda match: names.get(match.group()) or match.group(), text) for text in texts]
+def _with_plain_letters(*texts: str) -> list[str]:
+    """Rename what is a number to the parser, to letters that do not occur."""
+    found = {each for text in texts for each in COMMAND_OR_LETTER.findall(text)}
+    free = (letter for letter in "zyxwvutsrqponmlkjhgcba" if letter not in found)
+    names = {each: next(free, each) for each in CONSTANTS if each in found}
+    return [COMMAND_OR_LETTER.sub(lambda match: names.get(match.group(), match.group()), text) for text in texts]
 
 
 def _is_comparable(gold: Any, prediction: Any) -> bool:
@@ -105,7 +104,7 @@ def _is_comparable(gold: Any, prediction: Any) -> bool:
 
 def _is_plausible(gold: Any, prediction: Any) -> bool:
     """Whether what math-verify calls equal is: values relatively, equations by more than having no solution."""
-    if isinstance(gold, sympy.Eq) and isinstance(prediction, sympy.Eq):
+    if isinstance(gold, Relational) and isinstance(prediction, Relational):
         return _have_same_solutions(gold, prediction)
     numbers = [_values(each) for each in (gold, prediction)]
     if not numbers[0] or len(numbers[0]) != len(numbers[1]):
@@ -114,10 +113,18 @@ def _is_plausible(gold: Any, prediction: Any) -> bool:
 
 
 def _have_same_solutions(gold: Any, prediction: Any) -> bool:
-    left, right = (each.lhs - each.rhs for each in (gold, prediction))
-    if sympy.simplify(left - right) == 0 or sympy.simplify(left + right) == 0:
+    """Whether both sides of two relations are equal at the same numbers of a letter, and at one at least."""
+    gold, prediction = (each.lhs - each.rhs for each in (gold, prediction))
+    if not gold.free_symbols or not prediction.free_symbols:
+        return False
+    if sympy.simplify(gold - prediction) == 0 or sympy.simplify(gold + prediction) == 0:
         return True
-    return bool(sympy.solve(gold, *gold.free_symbols))
+    for symbol in sorted(gold.free_symbols & prediction.free_symbols, key=str):
+        roots: list[Any] = [sympy.solve(each, symbol) for each in (gold, prediction)]
+        one, other = ([value for root in each for value in _values(root)] for each in roots)
+        if one:
+            return len(one) == len(other) and all(any(_is_close(a, b) for b in other) for a in one)
+    return False
 
 
 def _values(expression: Any) -> list[complex]:

@@ -26,11 +26,11 @@ MAX_PARTS = 40
 
 MAX_DEPTH = 6
 
-BASE = re.compile(r"([0-9][0-9A-F]*)_\{?([0-9]+)\}?")
+BASE = re.compile(r"\(?([0-9][0-9A-F]*)\)?_\{?([0-9]+)\}?")
 WORDS = re.compile(r"[A-Za-z][A-Za-z ]*")
 PROSE = re.compile(r"[A-Za-z]{4,}|[A-Za-z]{2,}\s+[A-Za-z]|(?<![A-Za-z])[A-Za-z]\s+[A-Za-z]{2,}")
 NOT_MATHEMATICS = re.compile(
-    r"[^-+*/^_=<>|!%:;,.()\[\]{}&\\A-Za-z0-9\s]|\d\s+[\d.]|[\d}]_|[!^_]{3}|\.\d*\.|\d:[0-5]\d(?!\d)"
+    r"[^-+*/^_=<>|!%:;,.()\[\]{}&\\A-Za-z0-9\s]|\d\s+[\d.]|[\d})]_|[!^_]{3}|\.\d*\.|\d:[0-5]\d(?!\d)"
 )
 """Other characters, digits side by side, a subscript of a number, and times of day."""
 COMMAND = re.compile(r"\\(?:[A-Za-z]+|.)", re.DOTALL)
@@ -91,6 +91,8 @@ def _equal_atoms(gold: str, prediction: str, algebra: Algebra) -> bool:
 
 def _equal_in_base(gold: re.Match[str] | None, prediction: str) -> bool:
     """Whether a number has the digits and base of the gold one; the base may be left out, as it was asked for."""
+    if BASE.fullmatch(prediction):
+        prediction = prediction.replace("(", "").replace(")", "")
     return gold is not None and prediction in (gold[1], f"{gold[1]}_{gold[2]}", f"{gold[1]}_{{{gold[2]}}}")
 
 

@@ -18,7 +18,7 @@ from typing import Literal
 
 Grader = Literal["strict", "lenient"]
 
-BOX_OR_BRACE = re.compile(r"\\boxed\s*\{|\\boxed(?![A-Za-z{])\s*(?=[^\s{])|\\.|[{}]", re.DOTALL)
+BOX_OR_BRACE = re.compile(r"\\f?box(?:ed)?\s*\{|\\boxed(?![A-Za-z{])\s*(?=[^\s{])|\\.|[{}]", re.DOTALL)
 UNBRACED = re.compile(
     r"(?:\\text\{[^{}\n]*\}|[^$\s\\.]|\\(?!boxed)[^)\]\n]|\.(?!\s|$)|[ \t](?:and|or)(?=[ \t]+[-\d\\(])"
     r"|[ \t](?!(?:is|as|so|in|to|of|by|we|he|it|if)\b|[A-Za-z]{3}|\\boxed))+"
@@ -27,31 +27,46 @@ UNBRACED = re.compile(
 
 MAX_READ = 4000
 """Characters from the end of a text in which its last expression is looked for."""
+MAX_STATEMENTS = 20
+"""Statements of a text that are looked at, from the last."""
 
 SPAN = (
     r"\$\$.+?\$\$|\\\[.+?\\\]|\\\(.+?\\\)|(?<![\\\d])\$(?![\s$])"
-    r"(?:[A-Za-z]+(?: [A-Za-z]+)*(?=\$)|(?:\\(?:text|math)[a-z]*\{[^{}$\n]*\}|\\(?!text|math)[A-Za-z]+"
-    r"|\\[^A-Za-z\n]|(?<![A-Za-z])[A-Za-z]{1,2}(?![A-Za-z])|(?<=\d) [A-Za-z]{3,}(?=\$)"
-    r"|[^$\n\\A-Za-z])+)(?<!\s)\$(?!\d)"
+    r"(?:[A-Za-z]+(?: [A-Za-z]+)*(?=\$)|(?:\\(?:text|math|begin|end)[a-z]*\s?\{[^{}$\n]*\}|"
+    r"\\(?!text|math|begin|end)[A-Za-z]+|\\[^A-Za-z\n]|(?<![A-Za-z])[A-Za-z]{1,2}(?![A-Za-z])"
+    r"|(?<=\d) [A-Za-z]{3,}(?=\$)|[^$\n\\A-Za-z])+)(?<!\s)\$(?!\d)"
 )
 """A formula between delimiters; two dollar signs with words between them are amounts of money."""
 TOKEN = re.compile(rf"{SPAN}|\S+?(?=\s|$|\$\$|\\[(\[])|\S", re.DOTALL)
-SENTENCE = re.compile(rf"((?:{SPAN}|.)*?)([.!?])?(?=[\s\"')]|$)(?(2)|(?=$))", re.DOTALL)
+SENTENCE = re.compile(rf"((?:{SPAN}|.)*?)([.?]|!(?!\s*[=+*/-]))?(?=[\s\"')]|$)(?(2)|(?=$))", re.DOTALL)
 
 PHRASE = re.compile(
     r"\banswers?\b(?:[^.\n:=?]{0,60}?)(?:\b(?:is|are|equals|(?:would|should|must|will) be)\b|=|:)[ \t]*:?"
-    r"|^[^\w\n]*(?:final )?answer[^\w\n]*$",
+    r"|^[^\w\n]*(?:final )?answer[^\w\n]*$|<answer>",
     re.IGNORECASE | re.MULTILINE,
 )
 RETRACTION = re.compile(
-    r"(?:^|(?<=[.!?\n]))\s*(?:but )?(?:wait|actually|no,|correction|hold on|oops|sorry|hmm|on second thought)\b",
+    r"(?:^|(?<=[.!?\n]))\s*(?:but )?(?:(?:wait|correction|hold on|oops|sorry|hmm|on second thought)\b"
+    r"|(?:actually|no),)",
     re.IGNORECASE,
 )
 REJECTED = re.compile(r"\b(?:wrong|incorrect|mistaken?|error)\b", re.IGNORECASE)
 NO_ANSWER = re.compile(
     r"(?:correct|right|valid|reasonable|clear|as follows|below|above|found|known)?", re.IGNORECASE
 )
-EMPHASIS = re.compile(r"\*\*|__|`")
+MARKUP = [
+    (
+        re.compile(
+            r"\*\*|__|`|<<[^<>\n]*>>|</?answer>|\b(?:option|choice)\s+(?=\(?[A-Z]\b)|\([A-Z]\)\s+(?=\S)",
+            re.IGNORECASE,
+        ),
+        "",
+    ),
+    (re.compile(r"(?<![\w*])([*_])(?=\S)([^*_\n]+)(?<=\S)\1(?![\w*])"), r"\2"),
+    (re.compile(r"\bnegative\s+(?=\d)", re.IGNORECASE), "-"),
+    (re.compile(r"(?<=\d)!(?=\s*(?:$|[A-Z\n]))"), "."),
+]
+"""What emphasises, in Markdown and GSM8K; and `-` for a word, and no factorial at the end of a sentence."""
 LAYOUT = re.compile(
     r"^\s*(?:\d+[.)]|[-*+>]|#{1,6})\s+(?=\S)"
     r"|\b(?:step|part|case|problem|question|equation|example|method|option)\s+\(?\d+\)?[:.)]?",
@@ -59,26 +74,32 @@ LAYOUT = re.compile(
 )
 """Numbers and signs that only count or head lines."""
 
-OPERATOR = re.compile(r"[-+*/=^<>:\u2212\u00d7\u00f7\u00b7\u2264\u2265]|\\(?:times|cdot|div|le|ge|leq|geq|pm|cup)")
+OPERATOR = re.compile(
+    r"[-+*/=^<>:\u2212\u00d7\u00f7\u00b7\u2264\u2265\u2260]|!=|\\(?:times|cdot|div|le|ge|leq|geq|ne|neq|pm|cup)"
+)
 LETTER = re.compile(r"(?![aAI]$)[A-Za-z](?:\([A-Za-z]\))?")
 RUN = re.compile(r"[ML](?:O+[ML]|M)*(?:(?:,&?|&)[ML](?:O+[ML]|M)*)*")
 """Of classes of tokens: formulas joined by operators; several of them with commas, `and` or `or` between."""
+WORD = re.compile(r"(?<![^\s,;(])[A-Za-z]{2,}(?![^\s,;:.)])")
 UNIT = re.compile(
     r"(?:%|\\%|percent|degrees?|dollars?|cents?|dozens?|hundred|thousand|(?:m|b|tr)illion|halves|half|quarters?|pairs?|"
     r"[cdkm]?m|k?g|mg|lbs?|oz|ft|in|yd|feet|foot|inch(?:es)?|(?:yard|mile|met(?:er|re)|hour|minute|second|day|week|month|"
     r"year|gram|lit(?:er|re)|gallon|pound|unit)s?)"
 )
 HEDGE = re.compile(
-    r"(?:\b(?:not|never|nor|neither|than|least|most|about|approximately|around|nearly|almost|roughly|twice|half|double|"
-    r"minus|negative|between|over|under|exceeds|below|above|if|unless)\b|n't|[~\u2248])[^,;.]*$",
+    r"(?:\d\s+(?:to|through|of|out of)|\b(?:one|out|half|third|quarter|root|multiple|factor) of"
+    r"|\b(?:not|cannot|never|nor|neither|than|least|most|about|approximately|around|nearly|almost|roughly|twice|half|double"
+    r"|minus|between|over|under|exceeds|below|above|if|unless|log|ln|sin|cos|tan|sqrt)\b|n't|[~\u2248])[^,;.]*$",
     re.IGNORECASE,
 )
 QUALIFIED = re.compile(
     r"\s*(?:or (?:more|less|so|fewer)|at (?:least|most)|is (?:not|wrong|incorrect)|factorial|squared|cubed|times)"
-    r"\b",
+    r"\b|\s*\?",
     re.IGNORECASE,
 )
-CLAUSE = re.compile(r"[,;(]|\s(?:because|since|as|which|where|so|when|that)\b", re.IGNORECASE)
+CLAUSE = re.compile(
+    r"[,;(](?!\s*(?:or|and|but|maybe|perhaps)\b)|\s(?:because|since|as|which|where|so|when|that)\b", re.IGNORECASE
+)
 
 
 def extract_answer(text: str, grader: Grader = "strict") -> str:
@@ -88,7 +109,7 @@ def extract_answer(text: str, grader: Grader = "strict") -> str:
         return boxed.strip()
     if grader == "strict":
         return text.rpartition("####")[2].strip()
-    for part in reversed(RETRACTION.split(text)):
+    for part in reversed(RETRACTION.split(text.replace("</answer>", "\n"))):
         found = _last_statement(part) or _last_expression(part)
         if found is not None or REJECTED.search(part):
             return found or ""
@@ -100,7 +121,7 @@ def _last_boxed(text: str) -> str | None:
     open_braces: list[int | None] = []
     last_start, last_content = -1, None
     for token in BOX_OR_BRACE.finditer(text):
-        is_box, has_brace = token.group().startswith("\\boxed"), token.group().endswith("{")
+        is_box, has_brace = token.group().startswith(("\\box", "\\fbox")), token.group().endswith("{")
         if is_box and has_brace:
             open_braces.append(token.end())
         elif is_box and (content := UNBRACED.match(text, token.end())):
@@ -118,13 +139,13 @@ def _last_statement(text: str) -> str | None:
     """What the last `####` or "answer is" states; None if none states anything."""
     places = [(match.end(), False) for match in PHRASE.finditer(text)]
     places += [(match.end(), True) for match in re.finditer(r"#{4,}", text)]
-    for end, is_hash in sorted(places, reverse=True):
-        rest = text[end : end + MAX_READ].lstrip(" \t\r\n:=*_")
+    for end, is_hash in sorted(places, reverse=True)[:MAX_STATEMENTS]:
+        rest = _bare(text[end : end + MAX_READ]).lstrip(" \t\r\n:=")
         is_display = rest.startswith(("$$", "\\["))
-        line = rest if is_display else rest.partition("\n")[0]
+        line = rest if is_display else rest.partition("\n")[0].strip()
         if is_hash and not rest[len(line) :].strip():
-            return _of_sentence(EMPHASIS.sub("", line).strip())
-        sentence = SENTENCE.match(EMPHASIS.sub("", line).strip())
+            return _of_sentence(line)
+        sentence = SENTENCE.match(line)
         assert sentence is not None, "it may be empty"
         stated = sentence[1].strip()
         if is_hash and not any(run.start == 0 for run in _runs(stated)):
@@ -136,6 +157,8 @@ def _last_statement(text: str) -> str | None:
 
 def _of_sentence(sentence: str) -> str:
     """The one formula of a sentence, or the one that it begins with; else all of it."""
+    if not WORD.search(re.sub(r"\\text\s?\{[^{}]*\}", "", sentence)):
+        return _cut(sentence)
     runs = _runs(sentence)
     if not runs:
         return CLAUSE.split(sentence, maxsplit=1)[0].strip() or sentence
@@ -154,7 +177,13 @@ def _last_expression(text: str) -> str | None:
 
 
 def _plain(text: str) -> str:
-    return LAYOUT.sub("", EMPHASIS.sub("", text)).strip()
+    return LAYOUT.sub("", _bare(text)).strip()
+
+
+def _bare(text: str) -> str:
+    for pattern, replacement in MARKUP:
+        text = pattern.sub(replacement, text)
+    return text.strip()
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ SYNONYMS = [
     (r"\\(?:displaystyle|textstyle|limits|nolimits)(?![A-Za-z])|\\!", ""),
     (r"\{\s*\\(?:rm|bf|it)\s+([^{}]*)\}", r"\\text{\1}"),
     (TEXT_COMMAND, r"\\text{"),
-    (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|~", " "),
+    (r"(?<!\\)\\[,;: ]|\\q?quad(?![A-Za-z])|(?<=\S)~", " "),
     (r"\\\$|\$|(?<!\\)\\[()\[\]]", ""),
     (r"\\%|\\text\{\s*(?:%|percent)\s*\}|(?<=[\d\s}])(?:percent|pct)\b", "%"),
     (r"\\(?:leqslant|leqq|leq|le)(?![A-Za-z])", r"\\le "),
@@ -67,6 +67,10 @@ SYNONYMS = [
     (rf"\bnp\.(?=(?:{NAME})\b)", ""),
     (rf"(?<![\\A-Za-z])({NAME})(?![A-Za-z])", r"\\\1 "),
     (r"\\infinity(?![A-Za-z])", r"\\infty "),
+    (r"\\sqrt\s*\(([^()]*)\)", r"\\sqrt{\1}"),
+    (r"\^\s*\(((?:[^()]|\([^()]*\))*)\)", r"^{\1}"),
+    (r"\s!=", r" \\ne "),
+    (r"^\s*\\text\{([^{}]*)\}\s*$", r"\1"),
 ]
 PATTERNS = [(re.compile(pattern), replacement) for pattern, replacement in SYNONYMS]
 

@@ -91,7 +91,15 @@ def check_results(out: Path, printed: list[dict[str, Any]], *, num_problems: int
     assert two["pass_at_k"] == pytest.approx(sum(map(any, pairs)) / num_problems)
     assert two["pass_at_k"] >= two["avg_at_k"] > 0.5
     settings = json.loads((out / "summary.json").read_text())["settings"]
-    wanted = {"n": 2, "temperature": 0.6, "top_p": 1.0, "top_k": -1, "seed": 3, "max_tokens": 32}
+    wanted = {
+        "n": 2,
+        "temperature": 0.6,
+        "top_p": 1.0,
+        "top_k": -1,
+        "seed": 3,
+        "max_tokens": 32,
+        "grader": "strict",
+    }
     assert {key: settings[key] for key in wanted} == wanted
     assert settings["benchmarks"]["sums"]["size"] == num_problems
     assert settings["stop_token_ids"]

@@ -15,12 +15,11 @@ from settings.exit_codes import BAD_INPUT, DRAINED, FINISHED
 from tests.integration.namespaces import ROOT, NodeOptions, driver, ray_nodes, until
 from tests.integration.submitted_run import BATCH, JOBS, LAUNCH, SubmittedRun, asked, ran
 
-pytestmark = [pytest.mark.timeout(900), pytest.mark.isolated]
+pytestmark = [pytest.mark.timeout(900), pytest.mark.isolated, pytest.mark.slow]
 MAX_UPLOAD_BYTES = 20 * 2**20
 NODES = {"head": NodeOptions(num_cpus=4)}
 
 
-@pytest.mark.slow
 def test_a_submitted_run_is_one_job_whose_steps_are_followed_and_drains_when_it_is_stopped(tmp_path: Path) -> None:
     run = SubmittedRun(tmp_path)
     with ray_nodes(tmp_path, NODES, with_jobs=True), run.followed("--grace=120") as (process, log):
@@ -40,7 +39,6 @@ def test_a_submitted_run_is_one_job_whose_steps_are_followed_and_drains_when_it_
     assert [int(step) for step in re.findall(r"^step (\d+)/", followed, re.MULTILINE)] == list(range(1, last + 1))
 
 
-@pytest.mark.slow
 def test_a_submitted_run_survives_kills_of_its_process_and_its_job_and_trains_every_slot_once(
     tmp_path: Path,
 ) -> None:

@@ -20,6 +20,7 @@ class Hub(ThreadingHTTPServer):
         self.files: dict[str, bytes] = {}
         self.repositories: dict[str, dict[str, Any]] = {}
         self.refuses_commits = False
+        self.user: dict[str, Any] = {"name": "me", "orgs": [{"name": "organisation"}]}
 
     def create(self, wanted: dict[str, Any]) -> dict[str, Any]:
         """Make a repository."""
@@ -49,7 +50,7 @@ class Handler(BaseHTTPRequestHandler):
         if self.headers.get("Authorization") != f"Bearer {TOKEN}":
             self._answer({"error": "Invalid credentials"}, 401)
         elif self.path.startswith("/api/whoami-v2"):
-            self._answer({"name": "me", "orgs": [{"name": "organisation"}]})
+            self._answer(self.server.user)
         else:
             self._answer({"error": "not found"}, 404)
 

@@ -130,3 +130,17 @@ def test_the_teacher_sends_what_the_objective_and_its_options_need_together(
     config = load_checked(str(ROOT / "configs" / "demo.yaml"), options)
     assert signal_kind(config) == kind
     assert config.evaluation.teacher == (kind != "full")
+
+
+def test_divergences_train_the_last_token_and_rewards_do_not_unless_told_otherwise() -> None:
+    needed = ["--student.model_path", "s", "--teacher.model_path", "t", "--data.train_path", "d"]
+    name = "--objective.name"
+    for options, mode in (
+        (["log_ratio"], "mask"),
+        (["reverse_kl"], "raw"),
+        (["lsm"], "raw"),
+        (["veto"], "raw"),
+        (["veto", "--objective.direction", "reverse"], "mask"),
+        (["reverse_kl", "--objective.stop_mode", "mask"], "mask"),
+    ):
+        assert load_checked(None, [*needed, name, *options]).objective.stop_mode == mode

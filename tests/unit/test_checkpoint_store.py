@@ -48,6 +48,18 @@ class SilentFileSystem(LocalFileSystem):
         raise RuntimeError("no answer from the storage")
 
 
+class ReadOnlyFileSystem(LocalFileSystem):
+    """A storage that gives and does not take."""
+
+    protocol = "readonly"
+    cachable = False
+
+    def pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **options: Any) -> None:
+        """Refuse, with an error of its own."""
+        raise RuntimeError("403 Forbidden")
+
+
+fsspec.register_implementation("readonly", ReadOnlyFileSystem)
 fsspec.register_implementation("recorded", RecordingFileSystem)
 fsspec.register_implementation("silent", SilentFileSystem)
 
@@ -200,3 +212,14 @@ def test_a_path_that_cannot_be_is_refused_without_repeating_secrets(path: str, m
     with pytest.raises(ValidationError, match=message) as error:
         CheckpointConfig(path=path)
     assert "hush" not in error.value.errors()[0]["msg"]
+
+
+def test_that_checkpoints_can_be_written_is_tried_and_leaves_nothing(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    store.try_writing()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+    CheckpointStore(tmp_path / "a" / "b", keep=2).try_writing()
+    assert not (tmp_path / "a").exists()
+    with pytest.raises(OSError, match="403 Forbidden"):
+        CheckpointStore(tmp_path, keep=2, remote=RemoteFolder(f"readonly://{tmp_path}/remote/run")).try_writing()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import launch
 from cluster.placement import plan
 from commands.evaluate import model_fingerprint
+from commands.wiring import build_grade
 from evaluation.metrics import GradedSample, latest_rows, mean_of_rows, result_of
 from evaluation.results import EvaluatedProblem, KeptResults, ResultFolder, result_table, samples_of
 from evaluation.view import progress_line, results_table
@@ -19,6 +21,7 @@ from records.events import Events
 from records.run_folder import RunFolder
 from settings.evaluation import EvaluationConfig
 from settings.exit_codes import BAD_INPUT, FINISHED
+from settings.run import RunConfig
 from settings.run_files import load_config
 from transport.batches import ROLLOUT_SCHEMA
 
@@ -265,3 +268,36 @@ def test_what_a_thread_grades_after_its_evaluation_was_abandoned_is_not_kept(tmp
     kept.keep(graded_part(range(2, 4)))
     kept.finish()
     assert not (folder.evaluation_results / "step_5").exists()
+
+
+class Sentences:
+    """A tokenizer whose ids are whole answers."""
+
+    TEXTS = ("The answer is 42.", r"\boxed{42}", "The answer is 43.")
+
+    def decode(self, ids: list[int], *, skip_special_tokens: bool) -> str:
+        assert skip_special_tokens
+        return " ".join(self.TEXTS[each] for each in ids)
+
+
+@dataclass(frozen=True)
+class OnlyTokenizer:
+    """As much of a run's inputs as grading asks for."""
+
+    tokenizer: Sentences
+
+
+def test_outcome_rewards_are_graded_as_evaluations_are() -> None:
+    needed = {"student": {"model_path": "s"}, "teacher": {"model_path": "t"}, "data": {"train_path": "d"}}
+    inputs: Any = OnlyTokenizer(Sentences())
+    for grader, right in (("strict", [False, True, False]), ("lenient", [True, True, False])):
+        config = RunConfig.model_validate(needed | {"evaluation": {"grader": grader}})
+        assert build_grade(config, inputs)([[0], [1], [2]], ["42"] * 3) == right
+
+
+def test_an_evaluation_from_before_there_were_graders_continues_as_a_strict_one(tmp_path: Path) -> None:
+    (tmp_path / "settings.json").write_text(json.dumps({"n": 2}))
+    folder = ResultFolder(tmp_path)
+    folder.check({"n": 2, "grader": "strict"})
+    with pytest.raises(ValueError, match="an evaluation with grader 'strict', and not 'lenient'"):
+        folder.check({"n": 2, "grader": "lenient"})

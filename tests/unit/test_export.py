@@ -1,4 +1,4 @@
-"""The exported student's generation settings are those of training, whatever its own are, and can be saved."""
+"""An export has the generation settings of training, whatever the student's own are; the end of a run is tried."""
 
 import json
 import shutil
@@ -10,9 +10,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+import launch
+from commands.preflight.ending import check_ending
 from learner.export import export_student, exported_generation_config
-from settings.run import RolloutConfig
+from records.run_folder import RunFolder
+from settings.checks import Checks
+from settings.exit_codes import BAD_INPUT, FINISHED
+from settings.run import RolloutConfig, RunConfig
 from tests.unit.conftest import MODELS
+from tests.unit.test_checkpoint_store import ReadOnlyFileSystem
 from transport.stop_tokens import StopTokens
 
 pytestmark = pytest.mark.timeout(60)
@@ -78,3 +84,34 @@ def test_a_student_whose_settings_transformers_would_not_save_is_exported(tmp_pa
     saved = json.loads((tmp_path / "export" / "generation_config.json").read_text())
     assert (saved["do_sample"], saved["temperature"], saved["eos_token_id"]) == (True, 1.0, [2, 1])
     assert causal_lm.generation_config.temperature == 0.6, "the model that trains is left as it is"
+
+
+def test_preflight_tries_the_end_of_a_run_on_the_students_own_folder(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    student = Path(shutil.copytree(MODELS / "student", tmp_path / "student"))
+    (student / "generation_config.json").write_text('{"eos_token_id": 2, "temperature": 0.6, "num_beams": 2}')
+    (student / "README.md").write_text("---\nlicense: mit\ndate: 2024-13-45\n---\n")
+    options = ["preflight", *arguments[1:], "--dry-run", "--json", f"--student.model_path={student}"]
+    assert launch.main(options) == FINISHED
+    said = capsys.readouterr()
+    rows = {row["key"]: row for row in json.loads(said.out)["checks"]}
+    assert rows["export"]["message"] == "tried: export, model card, report, checkpoints"
+    assert said.err == ""
+    options.append(f"--checkpoint.path={ReadOnlyFileSystem.protocol}://{tmp_path}/elsewhere")
+    assert launch.main(options) == BAD_INPUT
+    rows = {row["key"]: row for row in json.loads(capsys.readouterr().out)["checks"]}
+    assert rows["export"]["message"].startswith("checkpoint.path: checkpoints could not be written: ")
+    assert rows["export"]["message"].endswith("403 Forbidden")
+
+
+def test_an_export_that_fails_is_found_before_the_training(tmp_path: Path) -> None:
+    student = Path(shutil.copytree(MODELS / "student", tmp_path / "student"))
+    (student / "tokenizer.json").unlink()
+    values = {"student": {"model_path": str(student)}, "data": {"train_path": "d"}, "teacher": {"model_path": "t"}}
+    config = RunConfig.model_validate(values | {"runs_path": str(tmp_path)})
+    checks = Checks(collects=True)
+    check_ending(config, RunFolder.named(config), StopTokens((2,), (2,)), checks)
+    [result] = checks.errors
+    assert result.key == "export"
+    assert result.message.startswith(f"student.model_path: {student} could not be exported: ")

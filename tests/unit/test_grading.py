@@ -93,6 +93,18 @@ RIGHT = [
     (r"\text{(C)}", "C"),
     ("no real solutions", r"\text{No real solutions}"),
     ("2\u03c0", r"2\pi"),
+    ("101_2", "(101)_2"),
+    ("18", "**18**"),
+    ("18", r"\text{18 dollars}"),
+    (r"2\sqrt{3}", "2*sqrt(3)"),
+    (r"2^{\frac{n+1}{2}}", "2^((n+1)/2)"),
+    # derivatives and equations
+    (r"\frac{d x}{d t}=k x-a", r"\frac{dx}{dt} - kx + a = 0"),
+    (r"\frac{d x}{d t}=k x-a", r"kx-a = \frac{\mathrm{d}x}{\mathrm{d}t}"),
+    (r"I \frac{d \omega}{d t}+2 B \omega=T", r"\frac{d\omega}{dt} = \frac{T - 2B\omega}{I}"),
+    (r"\frac{d^2x}{dt^2}=-9x", r"\frac{d^{2} x}{dt^{2}}+9x=0"),
+    ("2x", r"\frac{d}{dx} x^2"),
+    (r"I=\frac{V}{R}", "V/R"),
 ]
 
 WRONG = [
@@ -165,6 +177,37 @@ WRONG = [
     ("7", "7 dozen"),
     ("0", r"\frac{0}{0}"),
     (r"\frac{1}{0}", r"\frac{2}{0}"),
+    # derivatives of letters
+    (r"\frac{dx}{dt}=kx-a", r"\frac{dt}{dx}=kx-a"),
+    (r"\frac{dx}{dt}=kx-a", r"\frac{dy}{dt}=kx-a"),
+    (r"\frac{dx}{dt}=kx-a", r"\frac{dx}{dt}=kx+a"),
+    (r"\frac{dx}{dt}=kx-a", "0=kx-a"),
+    (r"\frac{dx}{dt}=kx-a", "5=kx-a"),
+    (r"\frac{dx}{dt}", r"\frac{dt}{dx}"),
+    (r"\frac{dx}{dt}", "0"),
+    ("0", r"\frac{d}{dt} x"),
+    (r"\frac{dx}{dt}", r"\frac{d(xy)}{dt}"),
+    ("x", r"x + \frac{dx}{dt}"),
+    (r"\frac{d^2x}{dt^2}=-9x", r"\frac{d^2t}{dx^2}=-9x"),
+    (r"I \frac{d \omega}{d t}+2 B \omega=T", r"I \frac{d t}{d \omega}+2 B \omega=T"),
+    # what can be read in part
+    (r"\frac{2}{3}", r"7e_{1}+\frac{2}{3}"),
+    (r"\frac{2}{3}", r"x_{!}+\frac{2}{3}"),
+    (r"\frac12", r"\frac{2}{3} \& \frac{1}{2}"),
+    ("5", "x_{?}=3=5"),
+    ("5", "5 )"),
+    ("10100", "(101)_{2}"),
+    # what is a number to the parser, or too small to be told apart
+    ("-1", "I^2"),
+    (r"\gamma", r"\Gamma"),
+    (r"\omega", r"\Omega"),
+    ("0.5772156649", r"\gamma"),
+    (r"1.6 \times 10^{-19} V", r"1.7 \times 10^{-19} V"),
+    ("x", "x+10^{-30}y"),
+    (r"x > 10^{-30}", r"x > 2 \cdot 10^{-30}"),
+    ("x=x", "y=y"),
+    ("1=2", "2=3"),
+    ("5", "x != 5"),
 ]
 
 ENDLESS = [

@@ -61,6 +61,14 @@ def test_a_push_that_cannot_succeed_is_one_clear_error_before_any_work(at_hub: d
         )
         assert error_of("a name", HF_TOKEN=TOKEN, **there).startswith("--push: ")
         assert run(CHECK, "organisation/x", HF_TOKEN=TOKEN, **there).returncode == 0
+        hub.user = {"name": "me", "orgs": [{"name": "organisation", "roleInOrg": "read"}]}
+        assert error_of("organisation/x", HF_TOKEN=TOKEN, **there) == (
+            "--push: me may not write to organisation (may: me)"
+        )
+        hub.user = {"name": "me", "auth": {"accessToken": {"role": "read"}}}
+        assert error_of("me/x", HF_TOKEN=TOKEN, **there) == (
+            "--push: the token of the login may only read; make one that may write, and log in with it"
+        )
         closed = hub.address
     offline = error_of("organisation/x", HF_TOKEN=TOKEN, HF_HUB_OFFLINE="1", **at_hub)
     assert offline == "--push: the hub is switched off (HF_HUB_OFFLINE); unset it or do not push"

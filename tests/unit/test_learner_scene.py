@@ -27,13 +27,15 @@ LENGTHS = [(3, 5), (8, 20), (2, 9), (30, 40), (5, 1), (1, 1), (1, 7)]
 """Prompt and response tokens of a window's sequences."""
 
 
-def tiny_qwen3(*, tied: bool = True, seed: int = 0, num_rows: int = VOCAB_SIZE) -> Qwen3ForCausalLM:
-    """A random Qwen3 of 2 layers, hidden size 64, with weights large enough for uneven probabilities."""
+def tiny_qwen3(
+    *, tied: bool = True, seed: int = 0, num_rows: int = VOCAB_SIZE, num_layers: int = 2
+) -> Qwen3ForCausalLM:
+    """A random Qwen3 of few layers, hidden size 64, with weights large enough for uneven probabilities."""
     config = Qwen3Config(
         vocab_size=num_rows,
         hidden_size=64,
         intermediate_size=96,
-        num_hidden_layers=2,
+        num_hidden_layers=num_layers,
         num_attention_heads=2,
         num_key_value_heads=1,
         head_dim=32,

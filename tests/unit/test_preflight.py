@@ -203,6 +203,15 @@ def test_raw_does_not_fit_sides_that_end_differently_and_another_mode_is_propose
         assert preflight("--student.model_path", str(student), "--objective.stop_mode", mode)[0] == FINISHED
 
 
+def test_raw_fits_divergences_whatever_each_side_ends_with(preflight: Preflight, tmp_path: Path) -> None:
+    student = Path(shutil.copytree(MODELS / "student", tmp_path / "student"))
+    name_end(student, 1, "<|endoftext|>")
+    divergence = ("--objective.name", "lsm", "--objective.k", "8")
+    code, rows = preflight("--student.model_path", str(student), *divergence)
+    assert code == FINISHED
+    assert rows["stop_ids"]["details"]["proposed_mode"] == "raw"
+
+
 @pytest.mark.parametrize("mode", ["raw", "cross_eos"])
 def test_sides_that_name_the_end_of_a_text_first_still_end_with_the_end_of_a_turn(
     preflight: Preflight, teacher: Path, tmp_path: Path, mode: str

@@ -2,11 +2,14 @@
 
 import json
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from actors.engine_settings import evaluation_sampling, rollout_sampling
+from settings.run import RunConfig
 from transport.stop_tokens import StopLabels, StopMode, StopTokens, stop_labels
 
 pytestmark = pytest.mark.timeout(20)
@@ -70,3 +73,19 @@ def test_published_vectors_agree(case: dict[str, Any]) -> None:
         assert found.teacher_token_ids == expected["teacher_labels"][row][:length]
         kept = [1] * length if found.keep_last else [1] * (length - 1) + [0]
         assert kept + [0] * (len(mask) - length) == expected["mask"][row]
+
+
+@dataclass(frozen=True)
+class OnlyStops:
+    """As much of a run's inputs as sampling asks for."""
+
+    stops: StopTokens = STOPS
+
+
+def test_rollouts_end_on_every_sides_stop_tokens_or_on_the_students_alone_and_evaluations_on_all() -> None:
+    needed = {"student": {"model_path": "s"}, "teacher": {"model_path": "t"}, "data": {"train_path": "d"}}
+    every, own = (RunConfig.model_validate(needed | {"rollout": {"stop_on": on}}) for on in ("all", "student"))
+    inputs: Any = OnlyStops()
+    assert rollout_sampling(every, inputs).stop_token_ids == ()  # what the engine was given: all
+    assert rollout_sampling(own, inputs).stop_token_ids == STOPS.student_ids
+    assert evaluation_sampling(own).stop_token_ids == ()
