@@ -110,6 +110,10 @@ FAMILIES: dict[str, Callable[[], Any]] = {
 """A configuration of every family, by its name."""
 
 
+SPELLED = {"PhiMoE": "PhiMoEForCausalLM"}
+"""Classes that folders on the hub, and engines, spell otherwise than transformers does."""
+
+
 def tiny_model(family: str, *, seed: int = 0) -> Any:
     """A random model of a family in float32."""
     torch.manual_seed(seed)
@@ -148,7 +152,11 @@ def _kind(name: str) -> str:
 
 def save_family(family: str, path: Path) -> Any:
     """Write a tiny model to a folder; returns it as read back from there."""
-    tiny_model(family).save_pretrained(path)
+    causal_lm = tiny_model(family)
+    causal_lm.save_pretrained(path)
+    if family in SPELLED:
+        causal_lm.config.architectures = [SPELLED[family]]
+        causal_lm.config.save_pretrained(path)
     return read_back(path)
 
 
