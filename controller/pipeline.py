@@ -19,6 +19,7 @@ engines live on; what they did for the abandoned one is dropped.
 """
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -47,6 +48,11 @@ from records.events import reason_of
 from reporting.advisor import RECENT_STEPS
 from transport.batches import SAMPLED
 from transport.notes import StepResult
+
+logger = logging.getLogger(__name__)
+
+FIRST_STEPS = 3
+"""If none of these has a gradient that moves the weights, that is said."""
 
 Restore = Callable[[str, int], Awaitable[Progress]]
 """Loads the last checkpoint into a restarted learner: (reason, the abandoned incarnation)."""
@@ -173,6 +179,9 @@ class Pipeline:
         version, checkpointer = self.slots.version, self._checkpointer
         self._evaluations.due(version)  # before engines load the version that is to be evaluated
         self._num_skipped = self._num_skipped + 1 if result.was_skipped else 0
+        self._num_vanishing = self._num_vanishing + 1 if result.is_vanishing else 0
+        if version == self._num_vanishing == min(FIRST_STEPS, self._config.max_steps):
+            self._say_gradient_vanishes(result)
         if self._num_skipped >= self._config.health.max_skipped_steps:
             if checkpointer is not None:
                 await self.checkpoint(checkpointer)
@@ -183,6 +192,20 @@ class Pipeline:
             )
         if checkpointer is not None and checkpointer.is_due(version) and not self.slots.done:
             await self.checkpoint(checkpointer)
+
+    def _say_gradient_vanishes(self, result: StepResult) -> None:
+        """The weights hardly move from the start: whoever waits for the end of the run waits for nothing."""
+        objective = self._config.objective
+        reason = (
+            f"the gradient norm of the first steps is too small, {result.metrics['grad_norm']:.2g} by now, for "
+            f"AdamW (learner.eps {self._config.learner.eps:g}) to move the weights: "
+        )
+        if "alpha" in objective.parameters and objective.name.startswith("power"):
+            reason += f"with objective.alpha {objective.parameters['alpha']:g} rewards of unlikely tokens vanish"
+        else:
+            reason += "see reward/* and masked/* in the metrics"
+        logger.warning("%s", reason)
+        self._events.add("gradient_vanishes", step=self.slots.version, reason=reason)
 
     async def _finish(self) -> None:
         """Save what was trained; a finished run is evaluated and exported too."""
@@ -320,7 +343,7 @@ class Pipeline:
         """Lay out an incarnation of the run from `progress` on."""
         config = self._config
         self._incarnation = progress.incarnation
-        self._num_skipped = 0
+        self._num_skipped = self._num_vanishing = 0
         self._waste.begin(progress.frontier.version)
         self._prompts.replacements.update(progress.replacements)
         self.slots = Slots(

@@ -193,6 +193,7 @@ class LearnerRank:
         return StepResult(
             metrics=metrics,
             was_skipped=outcome.was_skipped,
+            is_vanishing=outcome.grad_norm < self.config.learner.eps * self.backend.student.num_parameters**0.5,
             staleness_max=int(metrics["staleness/max"]),
             staleness_mean=metrics["staleness/mean"],
             tokens_trained=int(metrics["tokens_trained"]),

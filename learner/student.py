@@ -46,6 +46,11 @@ class StudentModel(nn.Module):
         return self.head(hidden_1NH[0, source_positions_T], target_ids_T, position_value, position_facts)
 
     @property
+    def num_parameters(self) -> int:
+        """Weights that are trained, also where ZeRO-3 has them elsewhere."""
+        return sum(getattr(p, "ds_numel", p.numel()) for p in self.parameters() if p.requires_grad)
+
+    @property
     def context(self) -> int:
         """Positions that the model was made for."""
         return int(self.causal_lm.config.get_text_config().max_position_embeddings)  # pyright: ignore[reportCallIssue, reportAttributeAccessIssue]

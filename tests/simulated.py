@@ -199,6 +199,7 @@ class LearnerBehaviour:
     freezes_at: int = -1  # the step that never ends
     dies_at: int = -1  # the step in which the process ends
     skips_from: int = 1_000_000  # steps without a finite gradient
+    vanishes_until: int = -1  # steps whose gradient moves nothing: those before it
     num_faults: int = 1_000_000  # so often in all lives of the learner
     has_full_disk: bool = False  # no checkpoint is written
 
@@ -249,7 +250,8 @@ class FaultyLearner:
         lengths = [len(row["response_token_ids"]) for row in rows]
         self._note("train_step", step=step, slots=[r["slot"] for r in rows], staleness=staleness, lengths=lengths)
         metrics = dict.fromkeys(LEARNER_METRICS, 0.0) | done.metrics
-        return replace(done, metrics=metrics, was_skipped=step >= self._behaviour.skips_from)
+        was_skipped, is_vanishing = step >= self._behaviour.skips_from, step < self._behaviour.vanishes_until
+        return replace(done, metrics=metrics, was_skipped=was_skipped, is_vanishing=is_vanishing)
 
     def _may_fail(self) -> bool:
         faults = self._calls.with_name("faults.jsonl")

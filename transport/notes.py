@@ -87,6 +87,8 @@ class StepResult:
     metrics: dict[str, float]
     was_skipped: bool = False
     """True: the gradient was not finite and no weight changed."""
+    is_vanishing: bool = False
+    """True: the gradient is smaller, in the mean over the weights, than AdamW's epsilon: they hardly move."""
     staleness_max: int = 0
     """Largest `step - weight_version` of a trained token."""
     staleness_mean: float = 0.0

@@ -150,6 +150,7 @@ class SimulatedStep:
 
     metrics: dict[str, float]
     was_skipped: bool = False
+    is_vanishing: bool = False
 
 
 class SimulatedLearner:

@@ -28,6 +28,7 @@ WORDS = {
     "balanced": "pools are balanced",
     "learner_lost": "the learner is lost at step {step}",
     "learner_restarted": "the learner is back at step {step}",
+    "gradient_vanishes": "the gradient vanishes: the weights hardly move",
     "checkpoint": "step {step} is saved",
     "checkpoint_failed": "step {step} could not be saved",
     "checkpoint_damaged": "a checkpoint is damaged",

@@ -43,7 +43,6 @@ NO_UNITS = frozenset(
         *("more", "less", "fewer", "than", "least", "most", "about"),
     }
 )
-)
 
 NAMES = [
     (r"\\text|[{}\s.^]|\\cdot|degrees?|units?", ""),

@@ -52,6 +52,23 @@ def test_a_worker_that_dies_between_a_note_and_its_table_costs_no_teacher_and_no
     run_virtually(scenario())
 
 
+@pytest.mark.parametrize(("until", "num_said"), [(6, 1), (3, 1), (2, 0), (-1, 0)])
+def test_a_gradient_that_vanishes_in_all_of_the_first_steps_is_said_once(
+    tmp_path: Path, until: int, num_said: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        learner = LearnerBehaviour(vanishes_until=until)
+        config = run_config(tmp_path, **SPEED, objective={"alpha": 50})
+        async with simulated_run(config, engines=(FAST,), learner=learner) as run:
+            await run.pipeline.run()
+            said = run.events("gradient_vanishes")
+            assert [event["step"] for event in said] == [3] * num_said
+            assert all("objective.alpha 50 rewards of unlikely tokens vanish" in event["reason"] for event in said)
+
+    run_virtually(scenario())
+    assert ("too small, 0 by now, for AdamW (learner.eps 1e-08)" in caplog.text) == bool(num_said)
+
+
 @pytest.mark.parametrize("max_staleness", [0, 3])
 def test_a_prompt_that_cannot_be_generated_is_given_up_and_no_other_is(tmp_path: Path, max_staleness: int) -> None:
     async def scenario() -> None:
