@@ -59,14 +59,14 @@ def check_and_train(config: RunConfig, arguments: argparse.Namespace) -> int:
 
         check_push(config.export.push_to, "export.push_to")
     inputs, demands = check_inputs(config, checks), check_placement(config, checks)
+    check_checkpoints(config, folder, resume=resume)
+    if resume:
+        check_resumed(config, folder, inputs.shapes.get("student"))
     described = "\n".join(f"# {line}" for line in inputs.data_report.lines())
     if arguments.dry_run:
         print(described)
         dry_run(config, demands)
         return FINISHED
-    check_checkpoints(config, folder, resume=resume)
-    if resume:
-        check_resumed(config, folder, inputs.shapes.get("student"))
     check_disk(config, folder, inputs.shapes.get("student"), checks)
     check_ending(config, folder, inputs.stops, checks)
     if local := is_local(config.cluster):

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from records.files import read_rows
+from records.ledger import slots_of
 from records.run_folder import RunFolder, own_version
 from settings.run import RunConfig
 
@@ -35,13 +36,14 @@ def model_card(folder: RunFolder, config: RunConfig, *, step: int, name: str) ->
     evaluations = evaluations_of(folder, step)
     front = yaml.safe_dump(front_matter(config, evaluations, name=name), sort_keys=False, allow_unicode=False)
     steps = [row for row in folder.valid_metrics() if row["step"] <= step]
+    ledger = folder.ledger_rows.valid()
     teachers = {role: each.model_path for role, each in config.teacher_of_role.items()}
     text = FRAME.format(
         title=name,
         student=config.student.model_path,
         teachers=" and ".join(f"`{path}`" for path in teachers.values()),
         recipe=table([*recipe_of(config, steps, step)]),
-        data=data_of(config, len(steps) * config.batch_size),
+        data=data_of(config, sum(len(slots_of(uids)) for number, uids in ledger.items() if number <= step)),
         numbers=numbers_of(evaluations, config),
         use=USE.format(path=name if "/" in name else f"runs/{name}/export", sampling=_sampling_of(config)),
         made=made_by(folder),

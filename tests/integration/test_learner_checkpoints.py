@@ -142,6 +142,28 @@ def test_a_checkpoint_is_read_by_another_number_of_ranks(
     checkpoints.verify(tmp_path / "step_2")
 
 
+NEW = {"betas": [0.5, 0.6], "eps": 0.25, "weight_decay": 0.75}
+
+
+def resume_with_others(rank: int, world_size: int, port: int, model_path: str, folder: str) -> None:
+    """Load each checkpoint with other settings of the optimizer, the last one after a conversion."""
+    for saved, loaded in ((0, 0), (2, 2), (3, 3), (2, 1)):
+        path = Path(folder) / f"stage_{saved}_{loaded}"
+        learner = make_rank(run_config(model_path, learner={"zero_stage": saved}), rank, world_size, port)
+        train(learner, 0)
+        save_checkpoint(learner, path, {})
+        learner = make_rank(run_config(model_path, learner={"zero_stage": loaded} | NEW), rank, world_size, port)
+        learner.load_checkpoint(str(path))
+        for group in learner.backend.engine.optimizer.param_groups:
+            assert {name: group[name] for name in NEW} == {**NEW, "betas": group["betas"]}
+            assert list(group["betas"]) == NEW["betas"]
+        train(learner, 1)
+
+
+def test_other_settings_of_the_optimizer_take_effect_after_a_checkpoint_is_loaded(tmp_path: Path) -> None:
+    run_ranks(resume_with_others, 1, save_student(tmp_path / "student"), str(tmp_path))
+
+
 def fill_disk(rank: int, world_size: int, port: int, model_path: str, folder: str) -> None:
     learner = make_rank(run_config(model_path), rank, world_size, port)
     train(learner, 0)

@@ -38,7 +38,8 @@ def folder(tmp_path: Path) -> RunFolder:
     folder = RunFolder(tmp_path / "paper")
     folder.path.mkdir()
     for step in range(1, 5):
-        folder.add_step({"step": step, "tokens_trained": 1000}, [str(step)])
+        uids = [f"{slot}-0-p-{sample}" for slot in range(32 * (step - 1), 32 * step) for sample in (0, 1)]
+        folder.add_step({"step": step, "tokens_trained": 1000}, uids)
     for row in ROWS:
         folder.add_evaluation({"mean_length": 300.25, "truncated_frac": 0.125, **row})
     environment = {"git_commit": "abc123", "git_is_dirty": False, "packages": {"vllm": "0.32.0"}}

@@ -9,7 +9,8 @@ import pytest
 from cluster.waiting import now
 from commands.plan.run import run_virtually
 from records.files import read_rows
-from records.ledger import valid_ledger
+from records.ledger import slots_of, valid_ledger
+from settings.run import RunConfig
 from tests.simulated import NEVER_S, EngineBehaviour, LearnerBehaviour
 from tests.simulated_run import eventually, other_tasks, run_config, simulated_run
 
@@ -170,6 +171,33 @@ def test_a_resumed_run_trains_every_remaining_slot_once(tmp_path: Path) -> None:
 
     run_virtually(cut_off())
     run_virtually(resumed())
+
+
+def test_a_run_resumed_with_another_batch_size_and_end_trains_every_slot_once(tmp_path: Path) -> None:
+    """Ten steps of 8 slots until step 4, then of 3 until step 7; then the end is before where the run stands."""
+    config = run_config(tmp_path, max_staleness=3, checkpoint={"every_steps": 4, "asynchronous": False})
+    smaller = config.model_copy(update={"batch_size": 3, "max_steps": 7})
+
+    async def cut_off() -> None:
+        async with simulated_run(config, engines=(FAST_ROLLOUTS,) * 2) as run:
+            running = asyncio.create_task(run.pipeline.run())
+            await eventually(lambda: run.pipeline.slots.version >= 6)
+            await _cancel(running)
+
+    async def resumed(config: RunConfig, sizes: list[int]) -> None:
+        async with simulated_run(config, engines=(FAST_ROLLOUTS,) * 2, resume=True) as run:
+            assert run.prompts.num_slots == run.pipeline.slots.num_slots
+            await run.pipeline.run()
+            slots = [slots_of(uids) for uids in valid_ledger(run.folder.ledger).values()]
+            assert [len(batch) for batch in slots] == sizes
+            trained = sorted(run.trained_slots())
+            assert len(set(trained)) == len(trained) == sum(sizes)
+            assert trained[:30] == list(range(30))
+
+    run_virtually(cut_off())
+    run_virtually(resumed(smaller, [8, 8, 8, 8, 3, 3, 3]))
+    run_virtually(resumed(smaller.model_copy(update={"max_steps": 5}), [8, 8, 8, 8, 3, 3, 3]))
+    run_virtually(resumed(config.model_copy(update={"max_steps": 8}), [8, 8, 8, 8, 3, 3, 3, 8]))
 
 
 def test_a_run_whose_last_checkpoint_does_not_fit_on_the_disk_trains_to_its_end_and_fails(tmp_path: Path) -> None:
