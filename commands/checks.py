@@ -15,6 +15,7 @@ from records.run_folder import RunFolder
 from settings.checks import Checks, Finding
 from settings.run import RunConfig
 from settings.run_files import load_config
+from settings.teachers import field_of
 
 if TYPE_CHECKING:  # transformers takes seconds to import
     from inputs.inputs import Inputs
@@ -57,6 +58,9 @@ def check_architectures(config: RunConfig, checks: Checks) -> None:
     if signal_kind(config) == "full":
         tried.append("teacher")
     paths = model_paths(config)
+    for role in paths:
+        with checks.guard("architecture", is_hard=True):
+            check_cpu_engine(config, role, paths[role])
     for role in tried:
         with checks.guard("architecture", is_hard=True):
             try:
@@ -71,6 +75,26 @@ def check_architectures(config: RunConfig, checks: Checks) -> None:
             except NotTriedError as error:
                 findings.append(Finding("warning", f"{error}; the real one is checked once it is loaded"))
     checks.add("architecture", findings, seconds=time.monotonic() - start)
+
+
+def check_cpu_engine(config: RunConfig, role: str, path: str) -> None:
+    """ValueError for a model that vLLM's engines on CPUs cannot serve, or cannot be given new weights of."""
+    from inputs.tokenizers import text_config
+
+    workers = config.rollout if role == "student" else config.scorers[role]
+    if workers.resources.num_gpus > 0:
+        return
+    field = f"{field_of(role)}.model_path"
+    model = text_config(path, field, trust_remote_code=config.trusts_code_of(role))
+    is_latent, is_linear = bool(model.get("kv_lora_rank")), "linear_attention" in (model.get("layer_types") or ())
+    kind = "latent attention (kv_lora_rank)" if is_latent else "linear attention"
+    if is_latent and role == "student":
+        raise ValueError(f"{field}: {path} has {kind}, of which engines on CPUs cannot load new weights; use GPUs")
+    if (is_latent or is_linear) and config.dtype_of(workers.engine) == "float32":
+        section = "rollout" if role == "student" else field_of(role)
+        raise ValueError(
+            f"{section}.engine.dtype must be bfloat16 on CPUs for {path}, which has {kind}, got float32"
+        )
 
 
 def check_placement(config: RunConfig, checks: Checks) -> list[Demand]:

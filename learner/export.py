@@ -4,6 +4,7 @@ Its generation settings are the student's own, with this run's stop tokens and s
 """
 
 import copy
+import json
 import logging
 import os
 import shutil
@@ -77,7 +78,18 @@ def _write_folder(
         causal_lm.save_pretrained(path, state_dict=weights)
     finally:
         causal_lm.generation_config = own  # the model that trains is left as it is
+    keep_architecture(Path(path), AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code))
     tokenizer.save_pretrained(path)
+
+
+def keep_architecture(path: Path, own: Any) -> None:
+    """Let the class be spelled as the student's folder spells it: engines know PhiMoEForCausalLM, not Phimoe..."""
+    file = path / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    spelled = [name for name in own.architectures or () if name.lower() == config["architectures"][0].lower()]
+    if spelled and spelled != config["architectures"]:
+        config["architectures"] = spelled
+        file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def try_export(config: RunConfig, path: Path, *, stops: StopTokens) -> None:

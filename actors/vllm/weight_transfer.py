@@ -27,6 +27,7 @@ from vllm.model_executor.layers.vocab_parallel_embedding import (
 )
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+from vllm.model_executor.model_loader.reload.meta import SKIP_TENSORS
 from vllm.platforms import current_platform
 
 from actors.vllm.packed_layers import PackedLayers, packed_layers
@@ -69,7 +70,7 @@ class BucketTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo
 
     @cached_property
     def _parameters(self) -> frozenset[str]:
-        return frozenset(name for name, _ in self.model.named_parameters())
+        return parameters_of_folders(self.model)
 
     def init_transfer_engine(self, init_info: BucketInitInfo) -> None:
         """Nothing to set up."""
@@ -89,11 +90,16 @@ class BucketTransferEngine(WeightTransferEngine[BucketInitInfo, BucketUpdateInfo
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: BucketUpdateInfo) -> None:
-        """Load the tensors in the buckets; ValueError naming a parameter that none of them reached."""
+        """Load the tensors in the buckets; ValueError naming a parameter that got none of them."""
         model: Any = self.model
         tensors = _views(update_info)
-        loaded = model.load_weights(tensors) if self._packed is None else self._packed.load(dict(tensors))
-        check_all_loaded(model, self._parameters, loaded)
+        try:
+            loaded = model.load_weights(tensors) if self._packed is None else self._packed.load(dict(tensors))
+            if self.model_config.quantization is None:
+                check_all_loaded(model, self._parameters, loaded)
+        except BaseException:
+            self.finish_weight_update()  # else a layer would count what it got towards the next load
+            raise
 
     def finish_weight_update(self) -> None:
         """Bring the loaded tensors into their serving layout."""
@@ -157,8 +163,18 @@ def _pack_experts_again(model: nn.Module) -> None:
             method.moe_kernel = None
 
 
+def parameters_of_folders(model: nn.Module) -> frozenset[str]:
+    """The parameters that a folder's tensors are loaded into: none that were made of them afterwards."""
+    names = {name for name, _ in model.named_parameters()}
+    made_first = set[str]()
+    for path, layer in model.named_modules():
+        own = {*get_layerwise_info(layer).restore_metadata[0], *SKIP_TENSORS}
+        made_first |= {f"{path}.{name}" if path else name for name in own}
+    return frozenset(names & made_first)
+
+
 def check_all_loaded(model: nn.Module, parameters: Collection[str], loaded: Collection[str] | None) -> None:
-    """ValueError naming a parameter of the engine's model that no tensor of a weight set has reached.
+    """ValueError naming a parameter of the engine's model that got nothing of a weight set, or too little.
 
     What vLLM reports is compared with the model's parameters, and, of layers that are loaded tensor by tensor, the
     number of elements: a joined layer counts as reported once one of its tensors is there.

@@ -47,9 +47,9 @@ ROUTED: dict[str, Any] = {
 }
 LATENT: dict[str, Any] = {
     "num_key_value_heads": 2,
-    "kv_lora_rank": 32,
+    "kv_lora_rank": 512,
     "q_lora_rank": 32,
-    "qk_rope_head_dim": 32,
+    "qk_rope_head_dim": 64,
     "qk_nope_head_dim": 32,
     "v_head_dim": 32,
 }
@@ -98,7 +98,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "OLMoE": _of("OlmoeConfig", num_experts=4, num_experts_per_tok=2),
     "PhiMoE": _of("PhimoeConfig", num_local_experts=4),
     "GLM-4-MoE": _of("Glm4MoeConfig", HEADS, ROUTED),
-    "DeepSeek-V3": _of("DeepseekV3Config", ROUTED, LATENT),
+    "DeepSeek-V3": _of("DeepseekV3Config", ROUTED, LATENT, topk_method="noaux_tc"),
     "gpt-oss": _of("GptOssConfig", HEADS, SLIDING, num_local_experts=4, num_experts_per_tok=2),
     "Granite": _of("GraniteConfig", logits_scaling=8.0),
     "GraniteMoE": _of("GraniteMoeConfig", num_local_experts=4, logits_scaling=8.0),
@@ -108,6 +108,10 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "Qwen3.5 (text)": _of("Qwen3_5TextConfig", LINEAR),
 }
 """A configuration of every family, by its name."""
+
+
+SPELLED = {"PhiMoE": "PhiMoEForCausalLM"}
+"""Classes that folders on the hub, and engines, spell otherwise than transformers does."""
 
 
 def tiny_model(family: str, *, seed: int = 0) -> Any:
@@ -148,7 +152,11 @@ def _kind(name: str) -> str:
 
 def save_family(family: str, path: Path) -> Any:
     """Write a tiny model to a folder; returns it as read back from there."""
-    tiny_model(family).save_pretrained(path)
+    causal_lm = tiny_model(family)
+    causal_lm.save_pretrained(path)
+    if family in SPELLED:
+        causal_lm.config.architectures = [SPELLED[family]]
+        causal_lm.config.save_pretrained(path)
     return read_back(path)
 
 

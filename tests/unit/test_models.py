@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from commands.checks import check_cpu_engine
 from docs.generate.model_families import (
     FAMILIES,
     VOCAB_SIZE,
@@ -22,9 +23,11 @@ from docs.generate.model_families import (
     tiny_model,
 )
 from learner.divergence import TeacherHead
+from learner.export import keep_architecture
 from learner.publisher import publish_weights
 from learner.stored_tensors import parts_of, stored_tensors
 from learner.support import check_architecture, tiny
+from tests.unit.test_learner_scene import run_config
 from transport.weights import WeightManifest
 
 pytestmark = pytest.mark.timeout(60)
@@ -236,3 +239,45 @@ def test_a_folder_without_the_head_that_its_configuration_asks_for_is_refused(tm
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ValueError, match=r"holds no output head in safetensors \(lm_head.weight\)"):
         head_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("family", "student", "teacher"),
+    [
+        ("Qwen3", None, None),
+        (
+            "DeepSeek-V3",
+            r"^student.model_path: .* has latent attention .*; use GPUs$",
+            r"^teacher.engine.dtype must be",
+        ),
+        (
+            "Qwen3-Next",
+            r"^rollout.engine.dtype must be bfloat16",
+            r"^teacher.engine.dtype must be bfloat16 on CPUs",
+        ),
+    ],
+)
+def test_what_engines_on_cpus_cannot_do_is_refused(
+    family: str, student: str | None, teacher: str | None, tmp_path: Path
+) -> None:
+    FAMILIES[family]().save_pretrained(tmp_path)
+    config = run_config(str(tmp_path))
+    for role, reason in {"student": student, "teacher": teacher}.items():
+        with nullcontext() if reason is None else pytest.raises(ValueError, match=reason):
+            check_cpu_engine(config, role, str(tmp_path))
+    for role, section in {"student": "rollout", "teacher": "teacher"}.items():
+        on_gpus = run_config(str(tmp_path), **{section: {"resources": {"num_gpus": 1}}})
+        check_cpu_engine(on_gpus, role, str(tmp_path))
+
+
+def test_an_export_spells_its_class_as_the_folder_of_the_student_does(tmp_path: Path) -> None:
+    causal_lm = tiny_model("PhiMoE")
+    causal_lm.save_pretrained(tmp_path)
+    own = AutoConfig.from_pretrained(tmp_path)
+    assert own.architectures == ["PhimoeForCausalLM"]
+    own.architectures = ["PhiMoEForCausalLM"]
+    keep_architecture(tmp_path, own)
+    assert AutoConfig.from_pretrained(tmp_path).architectures == ["PhiMoEForCausalLM"]
+    own.architectures = ["PhiMoEForConditionalGeneration"]
+    keep_architecture(tmp_path, own)
+    assert AutoConfig.from_pretrained(tmp_path).architectures == ["PhiMoEForCausalLM"]
