@@ -60,32 +60,37 @@ def render_chats(
     texts; and a text as a part, if it takes only parts.
     """
     children = _shared.get()
+    if children is None:
+        with shared_children():
+            return render_chats(tokenizer, chats, arguments)
     key = (id(tokenizer), str(tokenizer.chat_template))
-    child = None if children is None else children.pop(key, None)
-    child = child or TemplateProcess(tokenizer)
+    child = children.pop(key, None) or TemplateProcess(tokenizer)
+    if isinstance(child, RefusedChatError):
+        children[key] = child
+        raise child
     try:
         texts = child.texts(chats, arguments)
-    except BaseException:
+    except RefusedChatError as error:
         child.close()
+        if error.met_limit and len(chats) == 1:  # a short question: no other is waited for
+            children[key] = error
         raise
-    if children is None:
-        child.close()
-    else:
-        children[key] = child
+    children[key] = child
     return texts
 
 
 @contextmanager
 def shared_children() -> Iterator[None]:
     """Inside, one child renders all chats of a tokenizer; outside, each call of `render_chats` has its own."""
-    children: dict[tuple[int, str], TemplateProcess] = {}
+    children: Children = {}
     token = _shared.set(children)
     try:
         yield
     finally:
         _shared.reset(token)
         for child in children.values():
-            child.close()
+            if isinstance(child, TemplateProcess):
+                child.close()
 
 
 class TemplateProcess:
@@ -132,7 +137,8 @@ class TemplateProcess:
         return text
 
 
-_shared: ContextVar[dict[tuple[int, str], TemplateProcess] | None] = ContextVar("shared children", default=None)
+Children = dict[tuple[int, str], TemplateProcess | RefusedChatError]
+_shared: ContextVar[Children | None] = ContextVar("shared children", default=None)
 
 
 def _end_of(status: int | None) -> str:

@@ -37,7 +37,12 @@ BARE = re.compile(
     "(?:kilo)?gram|lit(?:er|re)|gallon|pound)s?)"
 )
 """Words that are units also where no space is before them; any word of three letters is one after a space."""
-NO_UNITS = frozenset({"dozen", "half", "quarter", "pair", "mod", "not", "for", "times", "plus", "minus", "over"})
+NO_UNITS = frozenset(
+    {
+        *("dozen", "half", "quarter", "pair", "mod", "not", "for", "times", "plus", "minus", "over", "and", "or"),
+        *("more", "less", "fewer", "than", "least", "most", "about"),
+    }
+)
 
 NAMES = [
     (r"\\text|[{}\s.^]|\\cdot|degrees?|units?", ""),
@@ -108,7 +113,8 @@ def are_equal(one: Number, other: Number) -> bool:
 
 def _reading(text: str, unit: str) -> Reading:
     as_text, as_words = AS_TEXT.search(text), AS_WORDS.search(text)
-    if as_text and re.search(r"[\d)}\]]\s*$", text[: as_text.start()]):
+    is_unit = as_text and NO_UNITS.isdisjoint(re.findall("[a-z]+", as_text.group().lower()))
+    if as_text and is_unit and re.search(r"[\d)}\]]\s*$", text[: as_text.start()]):
         text, unit = text[: as_text.start()], as_text.group()
     elif as_words and _are_units(as_words.group(2).lower(), has_space=bool(as_words.group(1))):
         text, unit = text[: as_words.start()], as_words.group()

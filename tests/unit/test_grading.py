@@ -175,6 +175,10 @@ WRONG = [
     ("7", ""),
     ("7", "the answer is 7 or 8"),
     ("7", "7 dozen"),
+    ("7", r"7 \text{ dozen}"),
+    ("7", r"7 \text{ and more}"),
+    ("7", r"7 \text{ or less}"),
+    (r"\frac{2}{3}", r"\frac{2}{3} \text{ times } 5"),
     ("0", r"\frac{0}{0}"),
     (r"\frac{1}{0}", r"\frac{2}{0}"),
     # derivatives of letters
