@@ -143,8 +143,8 @@ class Scaling:
         not_started = partial(pool.mark_dead, worker, event="worker_not_started")
         try:
             await pool.create([worker])
-        except TimeoutError as error:
-            worker.health.excuse()  # missing capacity is not the worker's fault
+        except (RayError, TimeoutError) as error:
+            worker.health.excuse()  # missing capacity, or a head that is away, is not the worker's fault
             not_started(f"{reason}: {reason_of(error)}")
             return
         try:
