@@ -44,6 +44,7 @@ class RunFolder:
         self.export = path / "export"
         self.tensorboard = path / "tensorboard"
         self.cluster = path / "cluster.json"
+        self.fingerprints = path / "fingerprints.json"
         self.data_report = path / "data_report.json"
         self.owner = Ownership(path)
         self._is_new = False
@@ -153,6 +154,18 @@ class RunFolder:
     def read_cluster(self) -> dict[str, Any] | None:
         """Where the run can be reached; None if it does not say."""
         return json.loads(self.cluster.read_text(encoding="utf-8")) if self.cluster.is_file() else None
+
+    def read_fingerprints(self) -> dict[str, Any]:
+        """What the run began with: fingerprints of student and inputs, and `answers` of the models that score."""
+        try:
+            found = json.loads(self.fingerprints.read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError, RecursionError):  # of an older run, or cut off by a power failure
+            return {}
+        return found if isinstance(found, dict) else {}
+
+    def write_fingerprints(self, found: dict[str, Any]) -> None:
+        """Add to what the run began with, or replace what was accepted to be another."""
+        self.owner.replace_json(self.fingerprints, self.read_fingerprints() | found)
 
     def metric_rows(self) -> list[dict[str, Any]]:
         """All metrics rows in the order of writing, those of steps that were rolled back too."""
