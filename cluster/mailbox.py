@@ -7,6 +7,8 @@ import asyncio
 import itertools
 from typing import Any
 
+from settings.engine import MAX_WORKERS
+
 PREFIX = "run:"
 
 ANSWER_TIMEOUT_S = 60.0
@@ -16,6 +18,17 @@ ANSWER_TIMEOUT_S = 60.0
 def actor_name(run_name: str) -> str:
     """Name of the actor of a run."""
     return f"{PREFIX}{run_name}"
+
+
+def checked_count(what: str, count: Any) -> int:
+    """A number of workers that a request may ask for; ValueError naming the nearest valid one."""
+    if not isinstance(count, int) or isinstance(count, bool):
+        raise ValueError(f"{what} must be a whole number >= 1, got {count!r:.120}")
+    if not 1 <= count <= MAX_WORKERS:
+        limit, nearest = (">= 1", 1) if count < 1 else (f"<= {MAX_WORKERS}", MAX_WORKERS)
+        got = count if abs(count) < 10**30 else f"a number of {count.bit_length()} bits"
+        raise ValueError(f"{what} must be {limit}, got {got} (nearest valid: {nearest})")
+    return count
 
 
 class Mailbox:

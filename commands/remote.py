@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.live import Live
 
 from cluster.connection import NAMESPACE, attached
-from cluster.mailbox import ANSWER_TIMEOUT_S, PREFIX, actor_name
+from cluster.mailbox import ANSWER_TIMEOUT_S, PREFIX, actor_name, checked_count
 from records.run_folder import RunFolder
 from reporting.live.terminal import LiveView
 from reporting.status_text import as_text
@@ -98,12 +98,10 @@ def read_counts(options: Sequence[str]) -> dict[str, int]:
 
 def _read_count(option: str, text: str) -> int:
     try:
-        count = int(text)
+        count: Any = int(text)
     except ValueError:
-        raise ValueError(f"{option} must be a whole number >= 1, got {text!r}") from None
-    if count < 1:
-        raise ValueError(f"{option} must be >= 1, got {count} (nearest valid: 1)")
-    return count
+        count = text  # or too many digits
+    return checked_count(option, count)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 
 from cluster.autoscaling import grows
 from cluster.connection import NAMESPACE, cluster_address
-from cluster.mailbox import Mailbox, actor_name
+from cluster.mailbox import Mailbox, actor_name, checked_count
 from cluster.placement import check_could_fit
 from cluster.pool import Pool
 from cluster.ray_actors import named_actor
@@ -141,7 +141,7 @@ class RemoteControl:
             check_could_fit(demands, nodes, is_local=self._is_local, grows=may_grow)
 
 
-def check_count(role: str, count: int, roles: list[str]) -> None:
+def check_count(role: str, count: Any, roles: list[str]) -> None:
     """ValueError naming the nearest valid role or count."""
     if role not in roles:
         if role == "learner":
@@ -149,8 +149,7 @@ def check_count(role: str, count: int, roles: list[str]) -> None:
         close = difflib.get_close_matches(role, roles, n=1)
         nearest = f"; did you mean --{close[0]}?" if close else ""
         raise ValueError(f"--{role}: this run has no such pool{nearest} (pools: {', '.join(roles)})")
-    if count < 1:
-        raise ValueError(f"--{role} must be >= 1, got {count} (nearest valid: 1)")
+    checked_count(f"--{role}", count)
 
 
 def check_name_is_free(run_name: str) -> None:
