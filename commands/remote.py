@@ -16,12 +16,12 @@ from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.live import Live
 
 from cluster.connection import NAMESPACE, attached
 from cluster.mailbox import ANSWER_TIMEOUT_S, PREFIX, actor_name
+from records.ownership import is_alive_here
 from records.run_folder import RunFolder
 from reporting.live.terminal import LiveView
 from reporting.status_text import as_text
@@ -140,12 +140,16 @@ def address_of(folder: RunFolder) -> str | None:
     cluster = _cluster_of(folder)
     if cluster is None:
         return None
-    if cluster["host"] == socket.gethostname() and not psutil.pid_exists(cluster["pid"]):
+    if cluster["host"] == socket.gethostname() and not _is_alive(cluster):
         raise ValueError(
             f"--run: {folder.path.name} is not running: its process {cluster['pid']} has ended (nearest valid: "
             f"launch.py train --resume with its configuration)"
         )
     return cluster["address"]
+
+
+def _is_alive(driver: Mapping[str, Any]) -> bool:
+    return driver["pid"] == os.getpid() or is_alive_here(driver)
 
 
 def _cluster_of(folder: RunFolder) -> dict[str, Any] | None:
@@ -164,7 +168,7 @@ def _listed(arguments: argparse.Namespace) -> str:
     """The running runs of the folder, for an error."""
     path = Path(arguments.runs_path)
     folders = [RunFolder(each.parent) for each in sorted(path.glob("*/cluster.json"))]
-    runs = [f.path.name for f in folders if (c := _cluster_of(f)) and psutil.pid_exists(c["pid"])]
+    runs = [f.path.name for f in folders if (c := _cluster_of(f)) and _is_alive(c)]
     return f"running: {', '.join(runs) or 'none'}"
 
 

@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -27,6 +26,7 @@ from commands.preflight.resources import check_disk, check_nodes
 from commands.retries import drain_on_signals, supervise
 from records.checkpoint_store import check_checkpoints
 from records.events import Events, record_data
+from records.ownership import NotOwnerError, start_ticks
 from records.run_folder import RunFolder, own_version
 from reporting.live.output import on_trouble
 from reporting.live.wandb import check_wandb
@@ -84,8 +84,11 @@ def check_and_train(config: RunConfig, arguments: argparse.Namespace) -> int:
         folder.open(config)
         events = Events(folder.events, folder.owner)
         print(described)
-        record_data(folder, events, {**inputs.data_report.as_json(), "seed": config.seed})
-        end_left_over(folder, events)
+        try:
+            record_data(folder, events, {**inputs.data_report.as_json(), "seed": config.seed})
+            end_left_over(folder, events)
+        except NotOwnerError as error:
+            raise ValueError(f"run_name: {error}") from error
         events.add("prepared", seconds=times.end("ray"))
         code = run_to_exit_code(train(config, inputs, folder, events, checks, resume=resume))
         draw_report(folder)
@@ -211,6 +214,7 @@ class StartTimes:
 
 def _began() -> float:
     """When this process began, to a hundredth of a second: psutil's answer is off by up to one."""
-    ticks = int(Path("/proc/self/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19])
+    ticks = start_ticks(os.getpid())
+    assert ticks is not None, "this process is alive"
     age_s = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
     return time.time() - age_s

