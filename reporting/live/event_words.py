@@ -45,6 +45,9 @@ WORDS = {
     "tables_lost": "scored tables were lost",
     "weights_failed": "{worker} could not load weights",
     "rows_written_late": "rows of {file} were written late",
+    "output_failed": "{stream} is switched off",
+    "output_stalled": "{stream} leaves lines out",
+    "dashboard_failed": "{dashboard} is switched off",
     "controller_lost": "status, scale and stop no longer reach the run",
 }
 
