@@ -63,7 +63,7 @@ def refusing_secret_variables() -> Iterator[None]:
             raise KeyError(name)
         return oc.env(name, *default)
 
-    OmegaConf.register_new_resolver("oc.env", read, replace=True)
+    OmegaConf.register_resolver("oc.env", read, replace=True, annotation_validation="off")
     try:
         yield
     except OmegaConfBaseException as error:
@@ -71,7 +71,7 @@ def refusing_secret_variables() -> Iterator[None]:
             raise ValueError(_taken_text(error.full_key or "configuration", refused[0])) from None
         raise
     finally:
-        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+        OmegaConf.register_resolver("oc.env", oc.env, replace=True, annotation_validation="off")
 
 
 def _taken_text(key: str, name: str) -> str:

@@ -103,7 +103,7 @@ def test_a_run_is_scaled_watched_and_stopped_from_another_process(tmp_path: Path
 
 def logs_of_drivers() -> set[Path]:
     """The log files that processes have left which joined the cluster."""
-    node: Any = ray._private.worker._global_node  # pyright: ignore[reportAttributeAccessIssue]
+    node: Any = ray._private.worker._global_node  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
     return {*Path(node.get_logs_dir_path()).glob("python-core-driver-*")}
 
 
@@ -125,11 +125,13 @@ def test_commands_on_this_machine_leave_nothing_in_ray_and_a_lost_actor_is_made_
                     return ray.get_actor(actor_name("simulated"), namespace=NAMESPACE)
 
                 lost = mailbox()
-                bad = ray.get(lost.ask.remote({"rollout": "x"}), timeout=20)
+                bad: Any = ray.get(lost.ask.remote({"rollout": "x"}), timeout=20)
                 assert bad["error"].startswith("unknown request")
                 ray.kill(lost)
                 await eventually(lambda: run.events("controller_back"), timeout_s=60)
-                status = await asyncio.to_thread(ray.get, mailbox().ask.remote({"kind": "status"}), timeout=20)
+                status: Any = await asyncio.to_thread(
+                    ray.get, mailbox().ask.remote({"kind": "status"}), timeout=20
+                )
                 assert status["state"] == "running"
                 assert len(run.events("controller_lost")) == 1
                 run.pipeline.stop()

@@ -174,7 +174,8 @@ class Unreadable:
 def test_what_the_run_could_not_even_read_does_not_reach_it() -> None:
     async def scenario() -> None:
         mailbox = Mailbox()
-        for request in (*(each for each, _ in NO_REQUESTS), Unreadable(), {"kind": Unreadable()}, {1, 2}):
+        bad: list[Any] = [*(each for each, _ in NO_REQUESTS), Unreadable(), {"kind": Unreadable()}, {1, 2}]
+        for request in bad:
             assert (await mailbox.ask(request)).keys() == {"error"}
         assert await mailbox.next_request(0.01) is None
         asking = asyncio.create_task(mailbox.ask(STATUS))
