@@ -64,6 +64,7 @@ def test_a_run_is_scaled_watched_and_stopped_from_another_process(tmp_path: Path
                     ]
                 }
                 await eventually(lambda: len(run.rollout.healthy) == len(run.teacher.healthy) == 2)
+                await eventually(lambda: run.pipeline.slots.version > 0)
                 code, out, errors = await launch("status", tmp_path, "--json")
                 status = json.loads(out)
                 assert (code, status["state"]) == (FINISHED, "running"), errors
