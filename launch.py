@@ -26,24 +26,37 @@ import argparse
 import logging
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from commands.parser import build_parser
+from reporting.live.output import lasting_output
 from settings.exit_codes import BAD_INPUT, one_line
 
 PACKAGES = "actors cluster commands controller evaluation inputs records reporting transport"
+LASTING = ("train", "eval", "compare", "chaos", "export")
+"""Commands whose work continues when what they print reaches nobody."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run one command, and return its exit code."""
     try:
         arguments, options = build_parser(__doc__).parse_known_args(argv)
+    except ValueError as error:
+        return refused(error)
+    with lasting_output() if arguments.command in LASTING else nullcontext():
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
         for package in PACKAGES.split():
             logging.getLogger(package).setLevel(arguments.log_level.upper())
-        return run_command(arguments, options)
-    except (OSError, ValueError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return BAD_INPUT
+        try:
+            return run_command(arguments, options)
+        except (OSError, ValueError) as error:
+            return refused(error)
+
+
+def refused(error: Exception) -> int:
+    """Say what was wrong with the input; the exit code."""
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    return BAD_INPUT
 
 
 def run_command(arguments: argparse.Namespace, options: list[str]) -> int:

@@ -131,7 +131,7 @@ def _start_local(config: ClusterConfig) -> None:
         logger.warning("RAY_AUTH_MODE is not token: every user of this machine can run code in this Ray")
     elif not os.environ.get("RAY_AUTH_TOKEN"):
         ensure_token(os.environ.get("RAY_AUTH_TOKEN_PATH"))
-    with _environment(ON_LOOPBACK), ray_private.keeping_loopback():
+    with _environment(ON_LOOPBACK), ray_private.keeping_loopback(), ray_private.keeping_signals():
         ray.init(
             num_cpus=config.num_cpus,
             object_store_memory=int(config.object_store_gib * 2**30),
@@ -153,7 +153,7 @@ def _connect(address: str) -> None:
         if os.environ["RAY_AUTH_MODE"].lower() == "token":
             ray_private.check_there_is_a_token()
         ray_private.check_token(address, timeout_s=CONNECT_TIMEOUT_S)
-        with ray_private.keeping_loopback():
+        with ray_private.keeping_loopback(), ray_private.keeping_signals():
             ray.init(address=address, **_common())
     except AuthenticationError as error:
         raise ConnectionError(

@@ -8,8 +8,6 @@ from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
 from typing import TypeVar
 
-from ray.exceptions import RayActorError
-
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
@@ -44,6 +42,8 @@ async def wait_for(
             if task in done:
                 return task.result()
             if done:
+                from ray.exceptions import RayActorError  # commands import this before Ray is prepared
+
                 raise RayActorError(error_msg="the worker was ended")
             if now() - start >= timeout_s:
                 raise TimeoutError(f"no answer after {timeout_s:g} s from: {_text(what)}")

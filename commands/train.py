@@ -8,6 +8,8 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -33,6 +35,7 @@ from records.checkpoint_store import check_checkpoints
 from records.events import Events, record_data
 from records.ownership import NotOwnerError, start_ticks
 from records.run_folder import RunFolder, own_version
+from reporting.live.output import on_trouble
 from reporting.live.wandb import check_wandb
 from reporting.model_card import write_model_card
 from settings.checks import Checks
@@ -126,6 +129,7 @@ async def train(
         pool.timeline = timeline
     command = shlex.join(["python", *sys.argv])
     events.add("run_started", command=command, is_resumed=resume, version=own_version())
+    note_output(events)
     boards = Dashboards(config, folder, events)
     view = boards.view
     stop = drain_on_signals()
@@ -141,6 +145,7 @@ async def train(
             view.say(preflight.begin())
             pipeline = await start_pipeline(context, inputs, resume=resume)
             has_started = True
+            folder.accept(config)
             preflight.note_started()
             pipeline.on_step(preflight.note_step)
             pipeline.on_step(boards.step)
@@ -175,6 +180,17 @@ async def _hand_over(config: RunConfig, folder: RunFolder, events: Events, summa
         await push_export(folder.export, config.export, events)
     if (accuracy := accuracy_table(summary)).rows:
         Console().print(accuracy)
+
+
+def note_output(events: Events) -> None:
+    """From now on, while this loop runs, output that fails is an event."""
+    loop = asyncio.get_running_loop()
+
+    def note(event: str, stream: str, reason: str) -> None:
+        with suppress(RuntimeError):  # the loop has ended, and with it the events
+            loop.call_soon_threadsafe(partial(events.add, event, stream=stream, reason=reason))
+
+    on_trouble(note)
 
 
 def draw_report(folder: RunFolder) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from records.files import read_rows
+from records.files import NUMBER, has
 from records.ledger import valid_ledger
 from records.run_folder import RunFolder
 
@@ -30,7 +30,7 @@ def report(
     `frontier` is where the run stood when it was last asked: its version, the lowest untrained slot and the
     trained ones above it; every slot below counts as lost unless the ledger has it.
     """
-    rows = folder.valid_metrics()
+    rows = folder.valid_metrics("time_s", "staleness/max", "tokens_trained")
     during = [row for row in rows if row["time_s"] >= began]
     before = [row for row in rows if row["time_s"] < began]
     staleness = max((row["staleness/max"] for row in rows), default=0)
@@ -38,7 +38,7 @@ def report(
         "kills": dict(Counter(kill.kind for kill in kills)),
         "recovery_s": {kind: recoveries(folder, kills, kind) for kind in dict.fromkeys(k.kind for k in kills)},
         **check_ledger(folder, frontier),
-        "given_up": sum(row["event"] == "prompt_given_up" for row in read_rows(folder.events)),
+        "given_up": sum(row["event"] == "prompt_given_up" for row in folder.event_rows()),
         "staleness_max": staleness,
         "staleness_bound": bound,
         "bound_kept": staleness <= bound,
@@ -77,11 +77,11 @@ def recoveries(folder: RunFolder, kills: Sequence[Kill], kind: str) -> dict[str,
 def recovery_s(folder: RunFolder, kill: Kill) -> float | None:
     """Seconds until every worker that was hit was admitted again, and the learner restarted; None if not seen."""
     back: dict[str, float] = {}
-    for row in read_rows(folder.events):
-        if row["time"] < kill.time:
+    for row in folder.event_rows():
+        if not has(row, time=NUMBER) or row["time"] < kill.time:
             continue
         if row["event"] == "worker_readmitted" or row["event"] == "worker_given_up":
-            back.setdefault(row["worker"], row["time"])
+            back.setdefault(str(row.get("worker")), row["time"])
         elif row["event"] == "learner_restarted":
             back.setdefault("learner", row["time"])
     names = {"learner" if name.startswith("learner-") else name for name in kill.workers}

@@ -45,7 +45,11 @@ WORDS = {
     "tables_lost": "scored tables were lost",
     "weights_failed": "{worker} could not load weights",
     "rows_written_late": "rows of {file} were written late",
-    "controller_lost": "status, scale and stop no longer reach the run",
+    "output_failed": "{stream} is switched off",
+    "output_stalled": "{stream} leaves lines out",
+    "dashboard_failed": "{dashboard} is switched off",
+    "controller_lost": "status, scale and stop do not reach the run from other machines",
+    "controller_back": "status, scale and stop reach the run again",
 }
 
 ROUTINE = frozenset({"weights_published", "weights_loaded", "weights_sent", "worker_ready", "weights_group"})
