@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import threading
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -32,6 +34,45 @@ async def wait_for(awaitable: Awaitable[T], *, timeout_s: float, what: str | Cal
             logger.info("waiting for %s (%.0f s)", _text(what), now() - start)
     finally:
         task.cancel()
+
+
+async def in_thread(
+    call: Callable[[], T],
+    *,
+    timeout_s: float,
+    what: str | Callable[[], str],
+    late: Callable[[T], object] | None = None,
+) -> T:
+    """Make a call that blocks, such as one of Ray's state, in a thread of its own, and await its result.
+
+    Nobody waits for a thread that hangs: not the event loop, and not the end of the process. What a call returns
+    once nobody waits for it goes to `late`, in a thread too.
+    """
+    loop = get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def deliver(result: T) -> None:
+        if not future.done():
+            future.set_result(result)
+        elif late is not None:
+            threading.Thread(target=late, args=(result,), daemon=True).start()
+
+    def fail(error: BaseException) -> None:
+        if not future.done():
+            future.set_exception(error)
+
+    def run() -> None:
+        try:
+            result = call()
+        except Exception as error:  # noqa: BLE001 (it is raised where the result is awaited)
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(fail, error)
+        else:
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(deliver, result)
+
+    threading.Thread(target=run, name=f"call: {_text(what)}", daemon=True).start()
+    return await wait_for(future, timeout_s=timeout_s, what=what)
 
 
 async def together(awaitables: Iterable[Awaitable[T]]) -> list[T]:

@@ -10,7 +10,6 @@ from inputs.models import model_paths
 from learner.served import check_objective, signal_kind
 from learner.universal import check_world
 from records.checkpoint_store import CheckpointStore
-from records.files import read_rows
 from records.run_folder import RunFolder
 from settings.checks import Checks, Finding
 from settings.run import RunConfig
@@ -114,7 +113,7 @@ def check_resumed(config: RunConfig, folder: RunFolder, student: "Shape | None")
     store = CheckpointStore.of(config, folder)
     found = store.newest_manifest()
     if found is None:
-        committed = [row for row in read_rows(folder.events) if row.get("event") == "checkpoint"]
+        committed = [row for row in folder.event_rows() if row["event"] == "checkpoint"]
         if committed and not store.steps():
             raise ValueError(
                 f"checkpoint.path: {store.place} holds no checkpoint, but {len(committed)} were committed, the "

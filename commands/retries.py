@@ -22,6 +22,7 @@ from typing import Any
 
 from commands.signals import signals_go_to, stop_signals
 from records.files import read_rows
+from records.ledger import is_ledger_row
 from records.ownership import owner_of
 from records.run_folder import RunFolder
 from settings.exit_codes import BAD_INPUT, DRAINED, FAILED, FINISHED
@@ -114,7 +115,8 @@ class Retries:
 
     def _last_step(self) -> int:
         """The highest step that was ever trained."""
-        return max((row["step"] for row in read_rows(self._folder.ledger) if "step" in row), default=0)
+        rows = read_rows(self._folder.ledger, is_ledger_row)
+        return max((row["step"] for row in rows if "step" in row), default=0)
 
     def _is_taken_over(self, before: dict[str, Any] | None, pid: int) -> bool:
         """True if someone else has opened the folder since: two supervisors must not take it from each other."""

@@ -155,6 +155,7 @@ async def train(
             view.say(preflight.begin())
             pipeline = await start_pipeline(context, inputs, resume=resume)
             has_started = True
+            folder.accept(config)
             preflight.note_started()
             pipeline.on_step(preflight.note_step)
             pipeline.on_step(boards.step)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from records.checkpoints import Frontier, fsync
-from records.files import RowFile, complete_lines, each_complete_line, parse_row
+from records.files import RowFile, complete_lines, each_complete_line, has, parse_row
 from records.ownership import Ownership
 
 Row = dict[str, Any]
@@ -137,13 +137,13 @@ def is_ledger_row(row: Row | None) -> bool:
     if row is None:
         return False
     if "rollback_to" in row:
-        return isinstance(row["rollback_to"], int)
-    return isinstance(row.get("step"), int) and isinstance(row.get("uids"), list)
+        return has(row, rollback_to=int)
+    return has(row, step=int, uids=list) and row["step"] > 0
 
 
 def slots_of(uids: Sequence[str]) -> set[int]:
     """The slots of some uids: the first part of each, where that is a number."""
-    return {int(slot) for uid in uids if (slot := str(uid).partition("-")[0]).isdecimal()}
+    return {int(slot) for uid in uids if (slot := str(uid).partition("-")[0]).isdecimal() and len(slot) < 19}
 
 
 def _valid(rows: Sequence[Row]) -> list[Row]:

@@ -26,6 +26,8 @@ from typing import Any
 
 import psutil
 
+from records.files import NUMBER, has, naming, read_json
+
 FILE = "owner.json"
 _READY = re.compile(r"\..+\.[0-9a-f]{8}")
 """What is ready to take the place of a file has its name and the beginning of a token."""
@@ -97,7 +99,7 @@ class Ownership:
     def _replace(self, path: Path, content: bytes, *, expected: str | None) -> None:
         ready = path.with_name(f".{path.name}{self._suffix}")
         try:
-            with ready.open("wb") as file:
+            with naming(path), ready.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
@@ -116,12 +118,12 @@ class Ownership:
 def owner_of(folder: Path) -> dict[str, Any] | None:
     """Token, host, pid and start of the last owner; None if the folder names none."""
     try:
-        owner = json.loads((folder / FILE).read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError, RecursionError):  # a power failure may leave it empty
+        owner = read_json(folder / FILE)
+    except ValueError as error:  # a power failure may leave it empty
+        if isinstance(error.__cause__, OSError):
+            raise error.__cause__ from error
         return None
-    names = {"token": str, "host": str, "pid": int}
-    is_one = isinstance(owner, dict) and all(isinstance(owner.get(name), kind) for name, kind in names.items())
-    return owner if is_one else None
+    return owner if owner is not None and is_process(owner) and has(owner, token=str) else None
 
 
 def token_of(folder: Path) -> str | None:
@@ -140,6 +142,12 @@ def _lost_text(folder: Path) -> str:
 
 SAME_START_S = 1.0
 """Without a boot, start times of one process may be read this far apart: they are computed from the clock."""
+
+
+def is_process(identity: Mapping[str, Any]) -> bool:
+    """Whether it names a process, as `identity_of` does, or less of it, as earlier versions did."""
+    is_named = has(identity, host=str, pid=int) and 0 < identity["pid"] < 2**31
+    return is_named and has({"started": 0.0, **identity}, started=NUMBER)
 
 
 def this_process() -> dict[str, Any]:

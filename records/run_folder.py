@@ -1,21 +1,20 @@
 """What a run leaves behind: `runs/NAME/` with configuration, environment, metrics, ledger, events and summary."""
 
-import json
 import os
 import platform
 import subprocess
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from records.files import RowFile, read_rows
+from records.files import NUMBER, RowFile, has, read_json, read_rows
 from records.ledger import Ledger
 from records.metrics import with_current_keys
-from records.ownership import NotOwnerError, Ownership
+from records.ownership import NotOwnerError, Ownership, is_process
 from settings.load import to_yaml
 from settings.run import RunConfig
 
@@ -75,7 +74,7 @@ class RunFolder:
         return f"run_name: the run folder {self.path} already exists; choose another name or pass --resume"
 
     def open(self, config: RunConfig) -> None:
-        """Make the folder if it is new, mend lines that a crash cut off, record configuration and environment.
+        """Make the folder if it is new, mend lines that a crash cut off, and `accept` the first configuration.
 
         From then on no other process that has opened it can write its rows or commit its checkpoints. ValueError
         if one has opened it since the folder was found, or made it.
@@ -93,6 +92,11 @@ class RunFolder:
         except NotOwnerError as error:
             raise ValueError(f"run_name: {error}") from error
         self._is_new = False
+        if not (self.path / "config.yaml").is_file():
+            self.accept(config)
+
+    def accept(self, config: RunConfig) -> None:
+        """Record configuration and environment; of a run that is resumed, once nothing refuses them any more."""
         self.owner.replace(self.path / "config.yaml", to_yaml(config).encode())
         self.owner.replace_json(self.path / "environment.json", describe_environment())
 
@@ -130,8 +134,8 @@ class RunFolder:
 
     def evaluated(self, model: str, step: int) -> set[str]:
         """The benchmarks that a model was evaluated on at a step."""
-        rows = read_rows(self.evaluations)
-        return {row["benchmark"] for row in rows if (row.get("model"), row.get("step")) == (model, step)}
+        rows = self.evaluation_rows()
+        return {row["benchmark"] for row in rows if (row["model"], row["step"]) == (model, step)}
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
@@ -151,18 +155,47 @@ class RunFolder:
         self.owner.replace_json(self.cluster, cluster)
 
     def read_cluster(self) -> dict[str, Any] | None:
-        """Where the run can be reached; None if it does not say."""
-        return json.loads(self.cluster.read_text(encoding="utf-8")) if self.cluster.is_file() else None
+        """Where the run can be reached; None if it does not say. ValueError naming the file if it is damaged."""
+        cluster = read_json(self.cluster)
+        if cluster is not None and not is_process(cluster):
+            raise ValueError(f"{self.cluster} does not say host and pid of a run")
+        return cluster
 
-    def metric_rows(self) -> list[dict[str, Any]]:
-        """All metrics rows in the order of writing, those of steps that were rolled back too."""
-        rows = [*read_rows(self.metrics), *self._metric_rows.kept]
-        return [with_current_keys(row) for row in rows if isinstance(row.get("step"), int)]
+    def metric_rows(self, *needs: str) -> list[dict[str, Any]]:
+        """All metrics rows in the order of writing, those of steps that were rolled back too.
 
-    def valid_metrics(self) -> list[dict[str, Any]]:
+        Rows that lack a number under one of `needs` are left out, with a warning.
+        """
+        wanted = dict.fromkeys(needs, NUMBER)
+        rows = read_rows(self.metrics, lambda row: _is_metrics(row) and has(with_current_keys(row), **wanted))
+        return [with_current_keys(row) for row in (*rows, *self._metric_rows.kept)]
+
+    def valid_metrics(self, *needs: str) -> list[dict[str, Any]]:
         """Metrics rows of the steps that count, in order; of a step written twice the last one."""
-        by_step = {row["step"]: row for row in self.metric_rows()}
+        by_step = {row["step"]: row for row in self.metric_rows(*needs)}
         return [by_step[step] for step in sorted(self.ledger_rows.valid()) if step in by_step]
+
+    def evaluation_rows(self) -> list[dict[str, Any]]:
+        """All rows of `eval.jsonl`, in the order of writing; early versions did not name their problems."""
+        rows = [*read_rows(self.evaluations, _is_evaluation), *self._evaluation_rows.kept]
+        return [{"benchmark": "held out", **row} for row in rows]
+
+    def event_rows(self) -> list[dict[str, Any]]:
+        """All events, in the order of writing."""
+        return read_rows(self.events, lambda row: has(row, event=str))
+
+
+def _is_metrics(row: Mapping[str, Any]) -> bool:
+    is_measured = all(isinstance(value, NUMBER) for key, value in row.items() if "/" in key and value is not None)
+    return has(row, step=int) and is_measured
+
+
+def _is_evaluation(row: Mapping[str, Any]) -> bool:
+    others = ("k", "n", "pass_at_k", "maj_at_k", "mean_length", "truncated_frac")
+    others_are_numbers = has(row, **{key: NUMBER for key in others if key in row})
+    return (
+        has({"benchmark": "", **row}, model=str, benchmark=str, step=int, avg_at_k=NUMBER) and others_are_numbers
+    )
 
 
 def _check_writable(runs_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.table import Table
 
-from records.files import read_rows
+from records.files import NUMBER, has
 from records.ledger import valid_ledger
 from records.run_folder import RunFolder
 from reporting.advisor import RECENT_STEPS
@@ -31,8 +31,10 @@ def report(
     `frontier` is where the run stood when it was last asked: its version, the lowest untrained slot and the
     trained ones above it; every slot below counts as lost unless the ledger has it.
     """
-    rows, events = folder.valid_metrics(), read_rows(folder.events)
-    started = max((e["time"] for e in events if e["event"] == "run_started" and e["time"] < began), default=0.0)
+    rows = folder.valid_metrics("time_s", "staleness/max", "tokens_trained")
+    events = folder.event_rows()
+    starts = [event["time"] for event in events if event["event"] == "run_started" and has(event, time=NUMBER)]
+    started = max((time for time in starts if time < began), default=0.0)
     during = [row for row in rows if row["time_s"] >= began]
     before = [row for row in rows if started <= row["time_s"] < began]
     staleness = max((row["staleness/max"] for row in rows), default=0)
@@ -79,11 +81,11 @@ def recoveries(folder: RunFolder, kills: Sequence[Kill], kind: str) -> dict[str,
 def recovery_s(folder: RunFolder, kill: Kill) -> float | None:
     """Seconds until every worker that was hit was admitted again, and the learner restarted; None if not seen."""
     back: dict[str, float] = {}
-    for row in read_rows(folder.events):
-        if row["time"] < kill.time:
+    for row in folder.event_rows():
+        if not has(row, time=NUMBER) or row["time"] < kill.time:
             continue
         if row["event"] == "worker_readmitted" or row["event"] == "worker_given_up":
-            back.setdefault(row["worker"], row["time"])
+            back.setdefault(str(row.get("worker")), row["time"])
         elif row["event"] == "learner_restarted":
             back.setdefault("learner", row["time"])
     names = {"learner" if name.startswith("learner-") else name for name in kill.workers}

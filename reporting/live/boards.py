@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from records.events import Events, reason_of
-from records.files import read_rows, space
+from records.files import space
 from records.run_folder import RunFolder
 from reporting.live.monitor import Monitor
 from reporting.live.progress import ProgressView
@@ -59,7 +59,7 @@ class Dashboards:
     def __init__(self, config: RunConfig, folder: RunFolder, events: Events) -> None:
         """Evaluations and events are taken from the folder's and `events`' own hooks."""
         self.view = ProgressView(config)
-        self.monitor = Monitor(config, evaluations=read_rows(folder.evaluations))
+        self.monitor = Monitor(config, evaluations=folder.evaluation_rows())
         self._prometheus = _prometheus(config)
         self._tensorboard = _tensorboard(config, folder)
         self._wandb = _wandb(config, folder)

@@ -49,7 +49,8 @@ WORDS = {
     "output_stalled": "{stream} leaves lines out",
     "dashboard_failed": "{dashboard} is switched off",
     "run_failed": "the run has failed",
-    "controller_lost": "status, scale and stop no longer reach the run",
+    "controller_lost": "status, scale and stop do not reach the run from other machines",
+    "controller_back": "status, scale and stop reach the run again",
 }
 
 ROUTINE = frozenset({"weights_published", "weights_loaded", "weights_sent", "worker_ready", "weights_group"})

@@ -213,7 +213,7 @@ def time_left_s(
     if not plain:  # an evaluation before every step
         return left * _mean([row["time/step_s"] for row in timed]) + evaluation_s
     pauses = [row["time/step_s"] - _work_s(row) for row, is_after in zip(timed, follows, strict=True) if is_after]
-    to_come = sum(step % evaluate_every == 0 for step in range(timed[-1]["step"], max_steps)) if pauses else 0
+    to_come = (max_steps - 1) // evaluate_every - (timed[-1]["step"] - 1) // evaluate_every if pauses else 0
     return left * max(work, _mean(plain)) + to_come * _mean(pauses) + evaluation_s
 
 

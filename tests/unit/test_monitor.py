@@ -47,6 +47,13 @@ def test_evaluations_to_come_count_in_the_time_left_as_often_as_they_come() -> N
     assert left == pytest.approx(14 * 2.0 + 2 * 30.0 + 30.0)  # after steps 10 and 15, and at the end
 
 
+@pytest.mark.timeout(5)
+def test_the_time_left_of_the_longest_run_is_told_at_once() -> None:
+    rows = [row(step) for step in range(2, 6)] + [row(6, step_s=32.0)]
+    left = time_left_s(rows, max_steps=2**31 - 1, evaluate_every=5)
+    assert left == pytest.approx((2**31 - 7) * 2.0 + 30.0 * ((2**31 - 2) // 5 - 1))
+
+
 def test_checkpoints_between_steps_count_in_the_time_left() -> None:
     rows = [row(1), row(2, step_s=6.0), row(3), row(4, step_s=6.0)]
     assert time_left_s(rows, max_steps=8, evaluate_every=0) == pytest.approx(4 * 4.0)

@@ -117,8 +117,13 @@ def test_wherever_a_driver_is_frozen_while_it_opens_the_folder_the_next_owner_lo
         replace(source, target)
 
     monkeypatch.setattr(os, "replace", freeze)
-    with pytest.raises((ValueError, NotOwnerError), match="taken over by process"):
+
+    def open_late() -> None:
         late.open(config(tmp_path, max_steps=7))
+        late.accept(config(tmp_path, max_steps=7))
+
+    with pytest.raises((ValueError, NotOwnerError), match="taken over by process"):
+        open_late()
     assert contents
     assert {file: file.read_bytes() for file in late.path.iterdir() if file.is_file()} == contents
 

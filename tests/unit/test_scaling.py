@@ -125,6 +125,12 @@ def test_counts_are_read_from_options() -> None:
         (["--rollout=-3"], r"--rollout must be >= 1, got -3 \(nearest valid: 1\)"),
         (["--rollout", "two"], "--rollout must be a whole number >= 1, got 'two'"),
         (["--rollout", "2", "--rollout", "3"], "--rollout: given twice"),
+        (["--rollout", "10001"], r"--rollout must be <= 10000, got 10001 \(nearest valid: 10000\)"),
+        (
+            ["--rollout", "9" * 100],
+            r"--rollout must be <= 10000, got a number of 333 bits \(nearest valid: 10000\)",
+        ),
+        (["--rollout", "9" * 5000], "--rollout must be a whole number >= 1, got '9{100,120}$"),
     ],
 )
 def test_a_wrong_option_is_named(options: list[str], error: str) -> None:
@@ -139,6 +145,12 @@ def test_a_wrong_option_is_named(options: list[str], error: str) -> None:
         ({"teacher-cod": 2}, "did you mean --teacher-code? (pools: teacher, teacher-code, rollout)"),
         ({"learner": 2}, "--learner: ranks cannot be added or removed during a run"),
         ({"teacher": 0}, "--teacher must be >= 1, got 0 (nearest valid: 1)"),
+        ({"rollout": 10**23}, "--rollout must be <= 10000, got 100000000000000000000000 (nearest valid: 10000)"),
+        ({"rollout": 10**999}, "--rollout must be <= 10000, got a number of 3319 bits (nearest valid: 10000)"),
+        ({"rollout": True}, "--rollout must be a whole number >= 1, got True"),
+        ({"rollout": 2.5}, "--rollout must be a whole number >= 1, got 2.5"),
+        ({"rollout": "x"}, "--rollout must be a whole number >= 1, got 'x'"),
+        ({"rollout": None}, "--rollout must be a whole number >= 1, got None"),
         ({"rollout": 2}, "1 CPU missing (5 wanted, 4 there)"),
         ({"teacher-code": 3}, "(nearest valid teachers.code.num_workers here: 2)"),
     ],
