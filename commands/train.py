@@ -18,7 +18,14 @@ from cluster.capacity import ray_cluster
 from cluster.connection import is_local
 from cluster.orphans import check_has_ended, end_left_over
 from cluster.placement import plan
-from commands.checks import check_inputs, check_placement, check_resumed, load_checked
+from commands.checks import (
+    check_inputs,
+    check_placement,
+    check_resumed,
+    check_unchanged,
+    fingerprints_of,
+    load_checked,
+)
 from commands.dry_run import dry_run
 from commands.exit_codes import run_to_exit_code
 from commands.preflight.ending import check_ending
@@ -77,6 +84,8 @@ def check_and_train(config: RunConfig, arguments: argparse.Namespace, signals: S
     check_checkpoints(config, folder, resume=resume)
     if resume:
         check_resumed(config, folder, inputs.shapes.get("student"))
+    fingerprints = fingerprints_of(config, inputs)
+    changed = check_unchanged(folder, fingerprints, checks) if resume else []
     described = "\n".join(f"# {line}" for line in inputs.data_report.lines())
     if arguments.dry_run:
         print(described)
@@ -99,8 +108,11 @@ def check_and_train(config: RunConfig, arguments: argparse.Namespace, signals: S
         try:
             record_data(folder, events, {**inputs.data_report.as_json(), "seed": config.seed})
             end_left_over(folder, events)
+            folder.write_fingerprints(fingerprints)
         except NotOwnerError as error:
             raise ValueError(f"run_name: {error}") from error
+        if changed:
+            events.add("inputs_changed", changed=changed, reason="--force")
         events.add("prepared", seconds=times.end("ray"))
         command = shlex.join(["python", *sys.argv])
         events.add("run_started", command=command, is_resumed=resume, version=own_version())
@@ -137,7 +149,7 @@ async def train(
 
     started = time.monotonic()
     folder.on_late(events.add_late)
-    pools = build_pools(config, inputs, events, tolerated=checks.force)
+    pools = build_pools(config, inputs, events, tolerated=checks.force, folder=folder)
     context = RunContext.of(config, pools, folder, events)
     preflight = PreflightRecord(context, checks)
     timeline = timeline_of(folder, pools.values())

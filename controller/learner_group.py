@@ -115,7 +115,9 @@ class LearnerGroup:
                 worker.handle.train_step.remote(step, *held, slots=[each.note.slot for each in share])
                 for worker, held, share in zip(self._pool.workers, tables, shares, strict=True)
             ]
-            return (await together(self._wait(call, f"training step {step}") for call in calls))[0]
+            what, ends = f"training step {step}", [worker.ended for worker in self._pool.workers]
+            waits = (self._wait(call, what, ended) for call, ended in zip(calls, ends, strict=True))
+            return (await together(waits))[0]
 
     async def _fetch(self, step: int, batch: Sequence[Rollout], tables: Sequence[Any]) -> None:
         """Bring every rank's tables to its node: ranks that wait for one another must not wait for a table too."""
@@ -219,8 +221,9 @@ class LearnerGroup:
             await self._wait(refs[-1], f"publishing v{version}")  # raises what the rank raised
         return refs
 
-    async def _wait(self, awaitable: Any, what: str) -> Any:
-        return await wait_for(awaitable, timeout_s=self._config.step_timeout_s, what=f"the learner: {what}")
+    async def _wait(self, awaitable: Any, what: str, ended: "asyncio.Future[None] | None" = None) -> Any:
+        limits: dict[str, Any] = {"timeout_s": self._config.step_timeout_s, "ended": ended}
+        return await wait_for(awaitable, what=f"the learner: {what}", **limits)
 
 
 def split_by_tokens(batch: Sequence[Rollout], num_ranks: int) -> list[list[Rollout]]:
