@@ -24,26 +24,55 @@ Exit codes: 0 finished, 1 failed, 2 bad input (nothing was started), 3 drained a
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 
 from commands.parser import build_parser
-from settings.exit_codes import BAD_INPUT, one_line
+from commands.signals import stopped_by_signals
+from reporting.live.output import lasting_output
+from settings.exit_codes import BAD_INPUT, DRAINED, FAILED, FailedError, one_line
 
 PACKAGES = "actors cluster commands controller evaluation inputs records reporting transport"
+RESUMABLE = ("train", "eval", "compare")
+LASTING = (*RESUMABLE, "chaos", "export")
+"""Commands whose work continues when what they print reaches nobody."""
+
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code of a command that Ctrl-C ends and that has nothing to continue, as a shell has it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Parse, run one command, and return its exit code."""
     try:
         arguments, options = build_parser(__doc__).parse_known_args(argv)
+    except ValueError as error:
+        return refused(error)
+    with ExitStack() as stack:
+        if arguments.command in LASTING:
+            stack.enter_context(lasting_output())
+            stack.enter_context(stopped_by_signals())
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
         for package in PACKAGES.split():
             logging.getLogger(package).setLevel(arguments.log_level.upper())
-        return run_command(arguments, options)
-    except (OSError, ValueError) as error:
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return BAD_INPUT
+        try:
+            return run_command(arguments, options)
+        except (OSError, ValueError) as error:
+            return refused(error)
+        except FailedError as error:
+            print(f"failed: {one_line(error)}", file=sys.stderr)
+            return FAILED
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return DRAINED if arguments.command in RESUMABLE else INTERRUPTED
+
+
+def refused(error: Exception) -> int:
+    """Say what was wrong with the input; the exit code."""
+    print(f"error: {one_line(error)}", file=sys.stderr)
+    return BAD_INPUT
 
 
 def run_command(arguments: argparse.Namespace, options: list[str]) -> int:
@@ -76,4 +105,6 @@ def run_command(arguments: argparse.Namespace, options: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed now does not change the exit code
+    sys.exit(code)

@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster import ray_private
 from settings.cluster import ClusterConfig
+from settings.exit_codes import FailedError
 
 logger = logging.getLogger(__name__)
 
@@ -131,14 +132,19 @@ def _start_local(config: ClusterConfig) -> None:
         logger.warning("RAY_AUTH_MODE is not token: every user of this machine can run code in this Ray")
     elif not os.environ.get("RAY_AUTH_TOKEN"):
         ensure_token(os.environ.get("RAY_AUTH_TOKEN_PATH"))
-    with _environment(ON_LOOPBACK), ray_private.keeping_loopback():
-        ray.init(
-            num_cpus=config.num_cpus,
-            object_store_memory=int(config.object_store_gib * 2**30),
-            include_dashboard=config.dashboard,
-            dashboard_host=config.dashboard_host,
-            **_common(),
-        )
+    with _environment(ON_LOOPBACK), ray_private.keeping_loopback(), ray_private.keeping_signals():
+        try:
+            ray.init(
+                num_cpus=config.num_cpus,
+                object_store_memory=int(config.object_store_gib * 2**30),
+                include_dashboard=config.dashboard,
+                dashboard_host=config.dashboard_host,
+                **_common(),
+            )
+        except ValueError:
+            raise
+        except Exception as error:  # Ray raises just that when its processes take too long to start
+            raise FailedError(f"Ray did not start on this machine: {_one_line(str(error))}") from error
     if (here := ray.util.get_node_ip_address()) != LOOPBACK:
         raise RuntimeError(f"this version of Ray listens at {here}, not on the loopback interface alone")
 
@@ -153,7 +159,7 @@ def _connect(address: str) -> None:
         if os.environ["RAY_AUTH_MODE"].lower() == "token":
             ray_private.check_there_is_a_token()
         ray_private.check_token(address, timeout_s=CONNECT_TIMEOUT_S)
-        with ray_private.keeping_loopback():
+        with ray_private.keeping_loopback(), ray_private.keeping_signals():
             ray.init(address=address, **_common())
     except AuthenticationError as error:
         raise ConnectionError(
@@ -172,6 +178,7 @@ def _check_listens(address: str) -> None:
 
 
 def _common() -> dict[str, Any]:
+    ray_private.log_messages(lambda text: logger.info("Ray: %s", _one_line(text)))
     return {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": NAMESPACE}
 
 

@@ -94,7 +94,9 @@ def place(
 def _assign(
     bundles: Sequence[Bundle], nodes: Sequence[Node], strategy: Strategy, role: str, num_left: int
 ) -> list[int] | None:
-    """Index of the node of each bundle, tried on copies of the nodes."""
+    """Index of the node of each bundle, several tried on copies of the nodes."""
+    if len(bundles) == 1:
+        return _by_preference(bundles[0], nodes, strategy, role, num_left)[:1] or None
     trial, chosen = copy.deepcopy(list(nodes)), []
     for number, bundle in enumerate(bundles):
         fitting = _by_preference(bundle, trial, strategy, role, num_left - number)

@@ -17,7 +17,8 @@ from typing import Any
 import psutil
 
 from records.events import Events
-from records.ownership import is_alive_here
+from records.files import has
+from records.ownership import is_alive_here, owner_of
 from records.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -29,26 +30,38 @@ EVERY_PROCESS = r".+"
 
 
 def check_has_ended(folder: RunFolder) -> None:
-    """ValueError if the driver that the folder names is alive on this host, be it frozen."""
-    cluster = folder.read_cluster()
-    if cluster is not None and is_alive_here(cluster):
-        raise ValueError(
-            f"--resume: the run is still running: pid {cluster['pid']} (nearest valid: launch.py stop --run "
-            f"{folder.path.name}, and then --resume)"
-        )
+    """ValueError if a driver that the folder names is alive on this host, be it frozen, or still starting."""
+    for driver in (_last_cluster(folder), owner_of(folder.path)):
+        if driver is not None and is_alive_here(driver):
+            raise ValueError(
+                f"--resume: the run is still running: pid {driver['pid']} (nearest valid: launch.py stop --run "
+                f"{folder.path.name}, and then --resume)"
+            )
 
 
 def end_left_over(folder: RunFolder, events: Events) -> None:
     """End what the last driver of the folder left, here and on the nodes of its cluster; each is an event.
 
-    To be called while connected, before the folder names the new driver.
+    To be called while connected, by the owner of the folder, before the folder names it as the new driver.
+    ValueError or NotOwnerError, and nothing is ended, if that driver is alive or another one owns the folder.
     """
-    cluster = folder.read_cluster()
-    if cluster is None or "session" not in cluster:
+    cluster = _last_cluster(folder)
+    if cluster is None or not has(cluster, session=str) or "is_local" not in cluster:
         return
+    check_has_ended(folder)
+    folder.owner.check()  # so what was read is an earlier owner's: a later one takes the folder before it writes
     for node, ended in _end_everywhere(cluster).items():
         for process in ended:
             events.add("orphan_ended", node=node, **process, reason=f"left by the driver {cluster['pid']}")
+
+
+def _last_cluster(folder: RunFolder) -> dict[str, Any] | None:
+    """What the last driver said of its cluster; None if that is lost: what it left is not found then."""
+    try:
+        return folder.read_cluster()
+    except ValueError as error:
+        logger.warning("what the last driver left is not looked for: %s", error)
+        return None
 
 
 def _end_everywhere(cluster: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
@@ -63,7 +76,7 @@ def _end_everywhere(cluster: Mapping[str, Any]) -> dict[str, list[dict[str, Any]
     if ray.get_runtime_context().get_session_name() != session:
         logger.info("what the last driver left is in another cluster: %s", cluster["address"])
         return {}
-    workers = workers_of_job(cluster["job_id"])
+    workers = workers_of_job(cluster["job_id"]) if has(cluster, job_id=str) else []
     return on_every_node(end_orphans, session, log_of(workers), timeout_s=TIMEOUT_S) if workers else {}
 
 

@@ -1,8 +1,9 @@
 """Where workers go: what each role asks of Ray, and whether a cluster can give it."""
 
 import copy
+from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cluster.nodes import Bundle, Node, Strategy, place
@@ -35,11 +36,11 @@ class Demand:
         return f"{self.role}: {self.count} x ({text_of(self.bundle)}){stages}"
 
     @property
-    def groups(self) -> list[list[Bundle]]:
+    def groups(self) -> Sequence[list[Bundle]]:
         """The bundles of each placement group."""
         if self.is_one_group:
             return [[self.bundle] * self.count]
-        return [[self.bundle, *self.further_stages] for _ in range(self.count)]
+        return [[self.bundle, *self.further_stages]] * self.count
 
     @property
     def group_strategy(self) -> Strategy:
@@ -192,14 +193,16 @@ def place_worker(demand: Demand, group: Sequence[Bundle], nodes: Sequence[Node])
 
 def _largest_group(demand: Demand, nodes: Sequence[Node]) -> int:
     """How many workers a role whose workers are placed together could have; 0 if they are not."""
-    counts = range(demand.count - 1, 0, -1) if demand.is_one_group else ()
-    return next((n for n in counts if place_worker(demand, [demand.bundle] * n, copy.deepcopy(nodes))), 0)
+    counts = range(1, demand.count if demand.is_one_group else 1)
+    is_too_many = lambda n: place_worker(demand, [demand.bundle] * n, copy.deepcopy(nodes)) is None  # noqa: E731
+    return bisect_left(counts, True, key=is_too_many)
 
 
 def _shortage(demands: Sequence[Demand], nodes: Sequence[Mapping[str, float]], demand: Demand, placed: int) -> str:
     wanted: Counter[str] = Counter()
-    for each in _every_bundle(demands):
-        wanted.update(each)
+    for each in demands:
+        for bundle in (each.bundle, *each.further_stages):
+            wanted.update({name: amount * each.count for name, amount in bundle.items()})
     field = field_of(demand.role)
     has = {name: sum(node.get(name, 0.0) for node in nodes) for name in wanted}
     missing = [
@@ -213,10 +216,6 @@ def _shortage(demands: Sequence[Demand], nodes: Sequence[Mapping[str, float]], d
         f"; wanted {'; '.join(map(str, demands))}"
         + (f" (nearest valid {field}.num_workers here: {placed})" if placed else "")
     )
-
-
-def _every_bundle(demands: Sequence[Demand]) -> Iterable[Bundle]:
-    return (bundle for demand in demands for group in demand.groups for bundle in group)
 
 
 def _number(name: str, amount: float) -> str:

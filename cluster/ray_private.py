@@ -4,6 +4,7 @@
 raise `VERSION`. Ray reads its environment when it is imported, so every function here imports it by itself.
 """
 
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -40,6 +41,36 @@ def keeping_loopback() -> Iterator[None]:
         yield
     finally:
         ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextmanager
+def keeping_signals() -> Iterator[None]:
+    """Leave SIGTERM to whoever has it, and let a local Ray outlive the terminal that the run was started in.
+
+    Ray replaces the handler by ones that end the process at once. What it starts is of the terminal's process
+    group: it blocks SIGINT there, but not the SIGHUP of a terminal that is closed.
+    """
+    from ray._private import utils
+
+    before = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda sigterm_handler: None
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = before
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def log_messages(log: Callable[[str], object]) -> None:
+    """Give what Ray says of dead workers and nodes to a log: it prints it, many lines above a live view."""
+    from ray._private import worker
+
+    def to_log(data: dict[str, Any], ignore_prefix: bool) -> None:
+        for line in data["lines"]:
+            log(str(line))
+
+    worker.print_to_stdstream = to_log
 
 
 def check_there_is_a_token() -> None:

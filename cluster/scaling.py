@@ -14,6 +14,7 @@ from functools import partial
 from ray.exceptions import RayError
 
 from cluster.health import WorkerState
+from cluster.mailbox import checked_count
 from cluster.pool import Pool
 from cluster.waiting import NO_LIMIT_S, Signal, now, wait_for
 from cluster.worker import Worker
@@ -21,6 +22,12 @@ from records.events import Events, reason_of
 from settings.run import RunConfig
 
 UP, DOWN, RESTART = "scale up", "scale down", "restart"
+
+MAX_NAMED = 20
+"""Workers that an answer names."""
+
+MAX_PLACING = 100
+"""Workers of a pool that wait for capacity at the same time, of however many that are wanted."""
 
 RETIRED_FIRST = {WorkerState.HEALTHY: 2, WorkerState.SUSPECT: 1}
 """Workers are retired in this order; those that do not serve yet, or not any more, before all others (0)."""
@@ -37,12 +44,14 @@ class Change:
     """Names of the workers that are added or retired."""
 
     def __str__(self) -> str:
-        fate = "nothing to do"
+        fate, names = "nothing to do", ", ".join(self.workers[:MAX_NAMED])
+        if len(self.workers) > MAX_NAMED:
+            names += f" and {len(self.workers) - MAX_NAMED} more"
         if self.after > self.before:
-            fate = f"to start: {', '.join(self.workers)}"
+            fate = f"to start: {names}"
             fate += ", to serve once on the newest weights" if self.role == "rollout" else ""
         elif self.after < self.before:
-            fate = f"to finish what is in flight, then to end: {', '.join(self.workers)}"
+            fate = f"to finish what is in flight, then to end: {names}"
         return f"{self.role} {self.before} -> {self.after}: {fate}"
 
 
@@ -63,6 +72,7 @@ class Scaling:
         self._events = events
         self._jobs: deque[tuple[Worker, Callable[[], Awaitable[None]]]] = deque()
         self._starting: dict[Worker, asyncio.Task[None]] = {}
+        self._placing = {role: asyncio.Semaphore(MAX_PLACING) for role in pools}
 
     async def run(self) -> None:
         """Carry out resizes as long as the pipeline runs."""
@@ -83,8 +93,7 @@ class Scaling:
         May be called before `run`, which carries it out. Workers that do not serve are retired first, then the
         newest ones.
         """
-        if count < 1:
-            raise ValueError(f"{role} must be >= 1, got {count} (nearest valid: 1)")
+        checked_count(role, count)
         pool = self._pools[role]
         wanted = pool.wanted
         added = [pool.add() for _ in range(count - len(wanted))]
@@ -142,9 +151,10 @@ class Scaling:
         """
         not_started = partial(pool.mark_dead, worker, event="worker_not_started")
         try:
-            await pool.create([worker])
-        except TimeoutError as error:
-            worker.health.excuse()  # missing capacity is not the worker's fault
+            async with self._placing[pool.role]:
+                await pool.create([worker])
+        except (RayError, TimeoutError) as error:
+            worker.health.excuse()  # missing capacity, or a head that is away, is not the worker's fault
             not_started(f"{reason}: {reason_of(error)}")
             return
         try:

@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import threading
 from asyncio import get_running_loop
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -15,8 +17,18 @@ NO_LIMIT_S = float("inf")
 """For waits that end with calls which have limits themselves."""
 
 
-async def wait_for(awaitable: Awaitable[T], *, timeout_s: float, what: str | Callable[[], str]) -> T:
-    """Await with a limit; logs every 30 s, raises TimeoutError naming `what` and cancels at the limit."""
+async def wait_for(
+    awaitable: Awaitable[T],
+    *,
+    timeout_s: float,
+    what: str | Callable[[], str],
+    ended: "asyncio.Future[None] | None" = None,
+) -> T:
+    """Await with a limit; logs every 30 s, raises TimeoutError naming `what` and cancels at the limit.
+
+    RayActorError as soon as `ended` is done: of a worker that was ended no answer comes, though Ray, whose head
+    may be away, does not say so yet.
+    """
     task = asyncio.ensure_future(awaitable)
     if task.done():
         return task.result()
@@ -24,14 +36,59 @@ async def wait_for(awaitable: Awaitable[T], *, timeout_s: float, what: str | Cal
     try:
         while True:
             left = timeout_s - (now() - start)
-            done, _ = await asyncio.wait({task}, timeout=max(0.0, min(LOG_EVERY_S, left)))
-            if done:
+            waiting = {task} if ended is None else {task, ended}
+            limit_s = max(0.0, min(LOG_EVERY_S, left))
+            done, _ = await asyncio.wait(waiting, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if task in done:
                 return task.result()
+            if done:
+                from ray.exceptions import RayActorError  # commands import this before Ray is prepared
+
+                raise RayActorError(error_msg="the worker was ended")
             if now() - start >= timeout_s:
                 raise TimeoutError(f"no answer after {timeout_s:g} s from: {_text(what)}")
             logger.info("waiting for %s (%.0f s)", _text(what), now() - start)
     finally:
         task.cancel()
+
+
+async def in_thread(
+    call: Callable[[], T],
+    *,
+    timeout_s: float,
+    what: str | Callable[[], str],
+    late: Callable[[T], object] | None = None,
+) -> T:
+    """Make a call that blocks, such as one of Ray's state, in a thread of its own, and await its result.
+
+    Nobody waits for a thread that hangs: not the event loop, and not the end of the process. What a call returns
+    once nobody waits for it goes to `late`, in a thread too.
+    """
+    loop = get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def deliver(result: T) -> None:
+        if not future.done():
+            future.set_result(result)
+        elif late is not None:
+            threading.Thread(target=late, args=(result,), daemon=True).start()
+
+    def fail(error: BaseException) -> None:
+        if not future.done():
+            future.set_exception(error)
+
+    def run() -> None:
+        try:
+            result = call()
+        except Exception as error:  # noqa: BLE001 (it is raised where the result is awaited)
+            with suppress(RuntimeError):  # the loop has ended
+                loop.call_soon_threadsafe(fail, error)
+        else:
+            with suppress(RuntimeError):
+                loop.call_soon_threadsafe(deliver, result)
+
+    threading.Thread(target=run, name=f"call: {_text(what)}", daemon=True).start()
+    return await wait_for(future, timeout_s=timeout_s, what=what)
 
 
 async def together(awaitables: Iterable[Awaitable[T]]) -> list[T]:

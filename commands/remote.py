@@ -1,7 +1,8 @@
 """`launch.py scale`, `status` and `stop`: another process, on this machine or another, talks to a run.
 
-Where the run is: `--address`, else what `cluster.json` in its folder says, else RAY_ADDRESS, else the Ray of this
-machine. Every mistake is one ValueError, and nothing is changed then. Ray is imported when authentication is on.
+A run of the same user on this machine is asked through its socket, which needs no Ray. Where another one is:
+`--address`, else what `cluster.json` in its folder says, else RAY_ADDRESS, else the Ray of this machine. Every
+mistake is one ValueError, and nothing is changed then. Ray is imported when authentication is on.
 """
 
 import argparse
@@ -11,17 +12,20 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 from rich.console import Console
 from rich.live import Live
 
 from cluster.connection import NAMESPACE, attached
-from cluster.mailbox import ANSWER_TIMEOUT_S, PREFIX, actor_name
+from cluster.local_socket import ask_here, connection_to
+from cluster.mailbox import ANSWER_TIMEOUT_S, PREFIX, actor_name, checked_count
+from records.files import has
+from records.ownership import is_alive_here
 from records.run_folder import RunFolder
 from reporting.live.terminal import LiveView
 from reporting.status_text import as_text
@@ -45,16 +49,22 @@ def run_remote_command(arguments: argparse.Namespace, options: Sequence[str]) ->
         raise ValueError(f"unexpected argument {options[0]!r}; {arguments.command} takes {takes}")
     else:
         request = {"kind": arguments.command}
-    with reached(arguments) as run:
-        answer = ask(run, arguments.run, request)
+    with _reached_anyhow(arguments) as asked:
+        answer = asked(request)
         if arguments.command == "status" and arguments.watch:
-            _watch(run, arguments, request, answer)
+            _watch(asked, arguments, request, answer)
         else:
             _show(answer, as_json=arguments.json)
     return FINISHED
 
 
-def _watch(run: Any, arguments: argparse.Namespace, request: Mapping[str, Any], answer: Mapping[str, Any]) -> None:
+Asked = Callable[[Mapping[str, Any]], dict[str, Any]]
+"""The run's answer to a request; ValueError with its error, or if it does not answer."""
+
+
+def _watch(
+    asked: Asked, arguments: argparse.Namespace, request: Mapping[str, Any], answer: Mapping[str, Any]
+) -> None:
     """Show the status again and again until Ctrl-C, or until the run does not answer any more.
 
     On a terminal it is the live view of the run itself.
@@ -69,7 +79,7 @@ def _watch(run: Any, arguments: argparse.Namespace, request: Mapping[str, Any], 
                 else:
                     live.update(LiveView(answer), refresh=True)
                 time.sleep(WATCH_EVERY_S)
-                answer = ask(run, arguments.run, request)
+                answer = asked(request)
         except ValueError as error:
             print(error, file=sys.stderr)
         except KeyboardInterrupt:
@@ -98,12 +108,35 @@ def read_counts(options: Sequence[str]) -> dict[str, int]:
 
 def _read_count(option: str, text: str) -> int:
     try:
-        count = int(text)
+        count: Any = int(text)
     except ValueError:
-        raise ValueError(f"{option} must be a whole number >= 1, got {text!r}") from None
-    if count < 1:
-        raise ValueError(f"{option} must be >= 1, got {count} (nearest valid: 1)")
-    return count
+        count = text  # or too many digits
+    return checked_count(option, count)
+
+
+@contextmanager
+def _reached_anyhow(arguments: argparse.Namespace) -> Iterator[Asked]:
+    """A run on this machine is asked directly, which needs no Ray and leaves nothing there; others through Ray."""
+    cluster = None if arguments.address else _cluster_of(RunFolder(Path(arguments.runs_path) / arguments.run))
+    with ExitStack() as stack:
+        name = cluster.get("socket") if cluster is not None and _is_alive(cluster) else None
+        try:
+            connection = stack.enter_context(connection_to(name)) if isinstance(name, str) else None
+        except OSError as error:
+            logger.info("the run is asked through Ray: %s", error)
+            connection = None
+        if connection is not None:
+            yield partial(_asked_here, connection, arguments.run)
+        else:
+            actor = stack.enter_context(reached(arguments))
+            yield partial(ask, actor, arguments.run)
+
+
+def _asked_here(connection: socket.socket, run_name: str, request: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return checked_answer(ask_here(connection, request))
+    except OSError as error:
+        raise ValueError(f"--run: {run_name} does not answer ({error}); has it ended?") from error
 
 
 @contextmanager
@@ -140,7 +173,7 @@ def address_of(folder: RunFolder) -> str | None:
     cluster = _cluster_of(folder)
     if cluster is None:
         return None
-    if cluster["host"] == socket.gethostname() and not psutil.pid_exists(cluster["pid"]):
+    if cluster["host"] == socket.gethostname() and not _is_alive(cluster):
         raise ValueError(
             f"--run: {folder.path.name} is not running: its process {cluster['pid']} has ended (nearest valid: "
             f"launch.py train --resume with its configuration)"
@@ -148,23 +181,26 @@ def address_of(folder: RunFolder) -> str | None:
     return cluster["address"]
 
 
+def _is_alive(driver: Mapping[str, Any]) -> bool:
+    return driver["pid"] == os.getpid() or is_alive_here(driver)
+
+
 def _cluster_of(folder: RunFolder) -> dict[str, Any] | None:
     """What `cluster.json` of a run says; None if it is not there. ValueError naming it if it is broken."""
     try:
         cluster = folder.read_cluster()
-        match cluster:
-            case None | {"host": str(), "pid": int(), "address": str()}:
-                return cluster
-    except (OSError, RecursionError, ValueError) as error:
-        raise ValueError(f"--run: {folder.cluster} cannot be read: {error}") from error
-    raise ValueError(f"--run: {folder.cluster} does not say address, host and pid of a run")
+    except ValueError as error:
+        raise ValueError(f"--run: {error}") from error
+    if cluster is not None and not has(cluster, address=str):
+        raise ValueError(f"--run: {folder.cluster} does not say the address of a run")
+    return cluster
 
 
 def _listed(arguments: argparse.Namespace) -> str:
     """The running runs of the folder, for an error."""
     path = Path(arguments.runs_path)
     folders = [RunFolder(each.parent) for each in sorted(path.glob("*/cluster.json"))]
-    runs = [f.path.name for f in folders if (c := _cluster_of(f)) and psutil.pid_exists(c["pid"])]
+    runs = [f.path.name for f in folders if (c := _cluster_of(f)) and _is_alive(c)]
     return f"running: {', '.join(runs) or 'none'}"
 
 
@@ -177,6 +213,11 @@ def ask(actor: Any, run_name: str, request: Mapping[str, Any]) -> dict[str, Any]
         answer: dict[str, Any] = ray.get(actor.ask.remote(dict(request)), timeout=ANSWER_TIMEOUT_S + 10)
     except (RayError, TimeoutError) as error:
         raise ValueError(f"--run: {run_name} does not answer ({type(error).__name__}); has it ended?") from error
+    return checked_answer(answer)
+
+
+def checked_answer(answer: dict[str, Any]) -> dict[str, Any]:
+    """The answer; ValueError with the run's error if it is one."""
     if "error" in answer:
         raise ValueError(answer["error"])
     return answer

@@ -1,14 +1,13 @@
-"""What outlives a run's crash, and what ends it gently: `launch.py train --retries N`, SIGINT and SIGTERM.
+"""What outlives a run's crash: `launch.py train --retries N`.
 
 With retries the run is a child process. When it dies by a signal or fails (exit code 1), it is started again with
 `--resume=auto` after a pause that doubles; N times without a new step are the end. What finished, was refused or
 drained (exit codes 0, 2, 3) is passed on; only what was refused at a later start is tried again, since it was not
-the input then: Ray may be restarting itself. SIGTERM and SIGINT go to the child, which drains, and nothing is
-started again.
+the input then: Ray may be restarting itself. SIGINT, SIGTERM and SIGHUP go to the child, which drains, and nothing
+is started again.
 """
 
 import argparse
-import asyncio
 import ctypes
 import os
 import signal
@@ -16,13 +15,14 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from commands.signals import signals_go_to, stop_signals
 from records.files import read_rows
+from records.ledger import is_ledger_row
 from records.ownership import owner_of
 from records.run_folder import RunFolder
 from settings.exit_codes import BAD_INPUT, DRAINED, FAILED, FINISHED
@@ -75,7 +75,7 @@ class Retries:
     def run(self, first: Sequence[str], again: Sequence[str]) -> int:
         """Run `first`, then `again` as often as it takes; returns the exit code. In the main thread only."""
         command, failures = first, 0
-        with signals_go_to(self._on_signal, signal.SIGINT, signal.SIGTERM):
+        with signals_go_to(self._on_signal, *stop_signals()):
             while True:
                 step, owner = self._last_step(), owner_of(self._folder.path)
                 code, pid = self._run_once(command)
@@ -115,7 +115,8 @@ class Retries:
 
     def _last_step(self) -> int:
         """The highest step that was ever trained."""
-        return max((row["step"] for row in read_rows(self._folder.ledger) if "step" in row), default=0)
+        rows = read_rows(self._folder.ledger, is_ledger_row)
+        return max((row["step"] for row in rows if "step" in row), default=0)
 
     def _is_taken_over(self, before: dict[str, Any] | None, pid: int) -> bool:
         """True if someone else has opened the folder since: two supervisors must not take it from each other."""
@@ -147,52 +148,3 @@ def _dies_with(parent: int) -> Callable[[], None] | None:
             os._exit(FAILED)
 
     return prepare
-
-
-# -- signals ----------------------------------------------------------------------------------------------
-
-
-SAME_SIGNAL_S = 2.0
-"""A signal so soon after the first one is the same one, sent by another."""
-
-
-def drain_on_signals() -> list[Callable[[], object]]:
-    """Call the last entry of the returned list on SIGINT or SIGTERM: at first it cancels this task.
-
-    A second signal ends the process the default way, unless it follows at once: `ray job stop` signals a
-    supervisor and its child, and the supervisor passes it on.
-    """
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    stop: list[Callable[[], object]] = [task.cancel]
-    signals = (signal.SIGINT, signal.SIGTERM)
-
-    is_draining = False
-
-    def drain() -> None:
-        nonlocal is_draining
-        if is_draining:
-            return
-        is_draining = True
-        print("stopping: the step in progress is finished and saved (again to abort)", file=sys.stderr, flush=True)
-        loop.call_later(SAME_SIGNAL_S, let_abort)
-        stop[-1]()
-
-    def let_abort() -> None:
-        for each in signals:
-            loop.remove_signal_handler(each)
-
-    for each in signals:
-        loop.add_signal_handler(each, drain)
-    return stop
-
-
-@contextmanager
-def signals_go_to(handler: Callable[[int, FrameType | None], None], *signals: signal.Signals) -> Iterator[None]:
-    """Let `handler` have these signals inside the block, and restore what had them before."""
-    before = {each: signal.signal(each, handler) for each in signals}
-    try:
-        yield
-    finally:
-        for each, earlier in before.items():
-            signal.signal(each, earlier)

@@ -14,7 +14,6 @@ from controller.rollouts import Prompts
 from records.checkpoint_store import CheckpointStore, FoundCheckpoint
 from records.checkpoints import BEGINNING, DamagedCheckpointError, Frontier
 from records.events import Events
-from records.files import read_rows
 from records.run_folder import RunFolder
 from settings.cluster import HealthConfig
 
@@ -111,7 +110,7 @@ def newest_good(store: CheckpointStore, folder: RunFolder, events: Events) -> Fo
         return found
     if damaged:
         raise RuntimeError(f"no checkpoint of the run is good: {'; '.join(damaged.values())}")
-    committed = [row for row in read_rows(folder.events) if row.get("event") == "checkpoint"]
+    committed = [row for row in folder.event_rows() if row["event"] == "checkpoint"]
     if committed:
         raise RuntimeError(
             f"{store.place} holds no checkpoint, but {len(committed)} were committed, the last as "

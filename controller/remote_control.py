@@ -1,5 +1,7 @@
 """The run's side of `launch.py scale`, `status` and `stop`: answers what arrives in its named actor.
 
+Processes of the same user on this machine ask through a socket (`cluster/local_socket.py`) instead.
+
     request {"kind": "scale", "counts": {"rollout": 4}}  ->  {"lines": ["rollout 1 -> 4: ..."]} or {"error": "..."}
     request {"kind": "stop"}                             ->  {"lines": ["..."]}
     request {"kind": "status"}                           ->  the status (controller/status.py) or {"error": "..."}
@@ -22,11 +24,12 @@ from ray.exceptions import RayError
 
 from cluster.autoscaling import grows
 from cluster.connection import NAMESPACE, cluster_address
-from cluster.mailbox import Mailbox, actor_name
+from cluster.local_socket import listening
+from cluster.mailbox import Mailbox, actor_name, checked_count
 from cluster.placement import check_could_fit
 from cluster.pool import Pool
-from cluster.ray_actors import named_actor
-from cluster.waiting import wait_for
+from cluster.ray_actors import let_go, named_actor
+from cluster.waiting import in_thread, wait_for
 from controller.context import RunContext
 from controller.pipeline import Pipeline
 from controller.status import pools_status
@@ -42,6 +45,9 @@ POLL_S = 20.0
 """Maximum time that one call to the actor waits for a request."""
 
 REASON = "command"
+WHAT = "the run's named actor"
+MAX_PAUSE_S = 60.0
+"""Maximum pause between attempts to start a lost actor anew."""
 NAME_TIMEOUT_S = 15.0
 """Maximum time for an earlier run of the same name to disappear from the cluster."""
 
@@ -72,6 +78,9 @@ class RemoteControl:
         self._is_stopping = False
         self._pipeline: Pipeline | None = None
         self._counts: dict[str, int] = {}  # wanted once the run has started
+        self.nodes: list[dict[str, float]] = []
+        """The resources of the cluster's nodes, as a request to scale found them, and whether it may have more."""
+        self.may_grow = False
 
     def attach(self, pipeline: Pipeline) -> None:
         """The run has started: carry out what was wanted meanwhile."""
@@ -79,8 +88,26 @@ class RemoteControl:
         for role, count in self._counts.items():
             pipeline.scaling.resize(role, count, f"{REASON} (during the start)")
 
-    def reply(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to a request; a mistake is answered with `error`, one line."""
+    async def answer(self, request: Any) -> dict[str, Any]:
+        """The answer to a request, whatever it is: what cannot be answered well is answered with `error`.
+
+        To scale, it has to be known what the cluster has.
+        """
+        if isinstance(request, Mapping) and request.get("kind") == "scale":
+            try:
+                self.nodes, self.may_grow = await in_thread(
+                    self._cluster_now, timeout_s=NAME_TIMEOUT_S, what="Ray's head: the cluster's nodes"
+                )
+            except (RayError, TimeoutError) as error:
+                return {"error": f"the cluster does not say what it has: {reason_of(error)}"}
+        return self.reply(request)
+
+    def _cluster_now(self) -> tuple[list[dict[str, float]], bool]:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return nodes, not self._is_local and grows(self._config.cluster)
+
+    def reply(self, request: Any) -> dict[str, Any]:
+        """The answer to a request; a mistake is answered with `error`, one line, and so is one of ours."""
         try:
             match request:
                 case {"kind": "status"}:
@@ -91,9 +118,12 @@ class RemoteControl:
                     self._is_stopping = True
                     return {"lines": [self._stop_line()]}
                 case _:
-                    raise ValueError(f"unknown request {request!r} (known kinds: scale, status, stop)")
+                    raise ValueError(f"unknown request {request!r:.200} (known kinds: scale, status, stop)")
         except ValueError as error:
             return {"error": str(error)}
+        except Exception as error:  # the request ends with it, the run does not, and later ones are answered
+            logger.exception("a request could not be answered")
+            return {"error": f"the run cannot answer this: {reason_of(error)}"}
 
     def after_reply(self) -> None:
         """Carry out what could keep the answer from being sent."""
@@ -135,13 +165,11 @@ class RemoteControl:
             self._pools.items(), key=lambda item: item[0] in counts
         )  # an error names one of these
         demands = [replace(pool.demand, count=wanted[role]) for role, pool in changed_last]
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if any(wanted[role] > now[role] for role in wanted):
-            may_grow = not self._is_local and grows(self._config.cluster)
-            check_could_fit(demands, nodes, is_local=self._is_local, grows=may_grow)
+            check_could_fit(demands, self.nodes, is_local=self._is_local, grows=self.may_grow)
 
 
-def check_count(role: str, count: int, roles: list[str]) -> None:
+def check_count(role: str, count: Any, roles: list[str]) -> None:
     """ValueError naming the nearest valid role or count."""
     if role not in roles:
         if role == "learner":
@@ -149,8 +177,7 @@ def check_count(role: str, count: int, roles: list[str]) -> None:
         close = difflib.get_close_matches(role, roles, n=1)
         nearest = f"; did you mean --{close[0]}?" if close else ""
         raise ValueError(f"--{role}: this run has no such pool{nearest} (pools: {', '.join(roles)})")
-    if count < 1:
-        raise ValueError(f"--{role} must be >= 1, got {count} (nearest valid: 1)")
+    checked_count(f"--{role}", count)
 
 
 def check_name_is_free(run_name: str) -> None:
@@ -177,40 +204,81 @@ async def remote_control(
 ) -> AsyncIterator[RemoteControl]:
     """Let other processes reach the run: by the name of its actor, and by `cluster.json` in its folder."""
     config, folder = context.config, context.folder
-    node_id = ray.get_runtime_context().get_node_id()
+    node_id, where = await in_thread(_where, timeout_s=NAME_TIMEOUT_S, what="the address of the cluster")
     control = RemoteControl(config, context.pools, is_local=is_local, stop=stop, node_id=node_id, monitor=monitor)
-    mailbox = named_actor(Mailbox, name=actor_name(config.run_name), args=())
+    mailbox = RunMailbox(config.run_name)
+    await mailbox.make()
+    async with listening(control.answer, control.after_reply) as socket_name:
+        folder.write_cluster(where | {"is_local": is_local, "socket": socket_name} | this_process())
+        serving = asyncio.create_task(_serve(control, mailbox, context.events))
+        serving.add_done_callback(_log_failure)
+        try:
+            yield control
+        finally:
+            serving.cancel()
+            await asyncio.wait({serving})
+            let_go(actor=mailbox.actor)
+            if folder.owner.is_held:  # else it is another's
+                folder.cluster.unlink(missing_ok=True)
+
+
+def _where() -> tuple[str, dict[str, Any]]:
+    """This node's id, and how another process finds the cluster and the run's job in it."""
     ray_context = ray.get_runtime_context()
     where = {"address": cluster_address(), "session": ray_context.get_session_name()}
-    where |= {"job_id": ray_context.get_job_id(), "is_local": is_local}
-    folder.write_cluster(where | this_process())
-    serving = asyncio.create_task(_serve(control, mailbox, context.events))
-    serving.add_done_callback(_log_failure)
-    try:
-        yield control
-    finally:
-        serving.cancel()
-        await asyncio.wait({serving})
-        ray.kill(mailbox)
-        if folder.owner.is_held:  # else it is another's
-            folder.cluster.unlink(missing_ok=True)
+    return ray_context.get_node_id(), where | {"job_id": ray_context.get_job_id()}
 
 
-async def _serve(control: RemoteControl, mailbox: Any, events: Events) -> None:
-    """Answer requests until the run ends; a lost actor is an event, and the run continues without it."""
-    timeout_s = 3 * POLL_S
-    try:
-        while True:
-            request = await wait_for(
-                mailbox.next_request.remote(POLL_S), timeout_s=timeout_s, what="the run's named actor"
-            )
+class RunMailbox:
+    """The named actor of this run, made anew when it is lost."""
+
+    def __init__(self, run_name: str) -> None:
+        self._name = actor_name(run_name)
+        self.actor: Any = None
+
+    async def make(self) -> None:
+        """Start it; ValueError while the name is that of one that is still there and does not answer."""
+        self.actor = await in_thread(
+            lambda: named_actor(Mailbox, name=self._name, args=()),
+            timeout_s=NAME_TIMEOUT_S,
+            what=WHAT,
+            late=ray.kill,
+        )
+
+    async def make_anew(self) -> None:
+        """Start it again, as soon as Ray lets us."""
+        pause_s, lost = 1.0, self.actor
+        while self.actor is lost:
+            await asyncio.sleep(pause_s)
+            pause_s = min(MAX_PAUSE_S, 2 * pause_s)
+            try:
+                await in_thread(lambda: ray.kill(lost), timeout_s=NAME_TIMEOUT_S, what=WHAT)
+                await self.make()
+            except (RayError, TimeoutError, ValueError) as error:
+                logger.info("%s: %s", WHAT, reason_of(error))
+
+    async def next_request(self) -> tuple[int, Any] | None:
+        """The next request with its number; None if there is none for a while."""
+        return await wait_for(self.actor.next_request.remote(POLL_S), timeout_s=3 * POLL_S, what=WHAT)
+
+    async def answer(self, number: int, answer: dict[str, Any]) -> None:
+        """Answer a request."""
+        await wait_for(self.actor.answer.remote(number, answer), timeout_s=3 * POLL_S, what=f"{WHAT}: an answer")
+
+
+async def _serve(control: RemoteControl, mailbox: RunMailbox, events: Events) -> None:
+    """Answer requests until the run ends; a lost actor is an event, and another takes its place."""
+    while True:
+        try:
+            request = await mailbox.next_request()
             if request is not None:
                 number, body = request
-                sent = mailbox.answer.remote(number, control.reply(body))
-                await wait_for(sent, timeout_s=timeout_s, what="the run's named actor: an answer")
+                await mailbox.answer(number, await control.answer(body))
                 control.after_reply()
-    except (RayError, TimeoutError) as error:
-        events.add("controller_lost", reason=reason_of(error))
+        except (RayError, TimeoutError) as error:
+            events.add("controller_lost", reason=reason_of(error))
+            await mailbox.make_anew()
+            events.add("controller_back", reason="the run's named actor was made anew")
 
 
 def _log_failure(serving: asyncio.Task[None]) -> None:

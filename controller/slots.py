@@ -142,7 +142,7 @@ class Slots:
         """Return the slots to train now, ascending, or None while the rule waits; changes nothing.
 
         The batch stays good until it is trained, whatever starts, finishes or fails besides its own slots.
-        A call that returns None costs O(batches_ahead): ask after every ``finish``.
+        A call that returns None costs O(deadlines of open slots): ask after every ``finish``.
         """
         if len(self._finished) < self.batch_size:
             return None
@@ -212,10 +212,10 @@ class Slots:
     def _close(self, slot: int) -> None:
         due = self.deadline(slot)
         del self._deadlines[slot]
-        self._num_due[due] -= 1
+        _take_one(self._num_due, due)
         if slot in self._finished:
             self._finished.remove(slot)
-            self._num_finished_due[due] -= 1
+            _take_one(self._num_finished_due, due)
 
     def _first_crowded(self, num_candidates_due: Counter[int]) -> int | None:
         """Return the first version by which more open slots are due than batches can train; None if all fit.
@@ -224,10 +224,18 @@ class Slots:
         From ``version + batches_ahead`` on the whole window fits.
         """
         num_open = num_candidates = 0
-        for due in range(self.version, self.version + self.batches_ahead):
+        limit = self.version + self.batches_ahead
+        for due in sorted(due for due in self._num_due if self.version <= due < limit):  # others add no slot
             num_open += self._num_due[due]
             num_candidates += num_candidates_due[due]
             num_left = num_open - min(num_candidates, self.batch_size)
             if num_left > (due - self.version) * self.batch_size:
                 return due
         return None
+
+
+def _take_one(counts: Counter[int], key: int) -> None:
+    """Count one less, and keep no zeros: a long run has many versions."""
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]

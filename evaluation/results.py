@@ -6,6 +6,7 @@ FOLDER/BENCHMARK.parquet           at the end: a row per response, by problem an
 """
 
 import json
+import logging
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ import pyarrow.parquet as pq
 
 from evaluation.metrics import RIGHT, GradedSample
 from records.events import Events, reason_of
-from records.files import is_disk_error, replacing, write_json
+from records.files import is_disk_error, read_json, replacing, write_json
 from records.run_folder import RunFolder
 
 RESULT_SCHEMA = pa.schema(
@@ -46,6 +47,8 @@ RESULT_SCHEMA = pa.schema(
 PART_SCHEMA = pa.schema([("benchmark", pa.string()), ("slot", pa.int64()), *RESULT_SCHEMA])
 """Of part files: `slot` is the place of the problem among those of all benchmarks."""
 
+
+logger = logging.getLogger(__name__)
 
 TEXTS = ("benchmark", "problem_id", "problem", "answer")
 """Columns that tell the problem."""
@@ -141,7 +144,11 @@ class ResultFolder:
         self._num_parts = 1 + max((int(path.stem) for path in paths), default=-1)
         graded: dict[int, list[GradedSample]] = {}
         for path in paths:
-            graded |= samples_of(pq.ParquetFile(path).read())
+            try:
+                graded |= samples_of(pq.ParquetFile(path).read())
+            except (KeyError, OSError, TypeError, ValueError, pa.ArrowException) as error:
+                logger.warning("%s is damaged, its problems are evaluated anew: %s", path, error)
+                path.rename(path.with_suffix(".damaged"))
         return graded
 
     @property
@@ -152,7 +159,7 @@ class ResultFolder:
     def finished_summary(self, settings: Mapping[str, Any]) -> dict[str, Any]:
         """The summary of a finished evaluation; ValueError naming the setting if it was made with others."""
         self._check_settings(settings)
-        return json.loads(self.summary.read_text(encoding="utf-8"))
+        return read_json(self.summary) or {}
 
     def keep(self, table: pa.Table) -> None:
         """Write graded problems as the next part."""
@@ -175,7 +182,7 @@ class ResultFolder:
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
         now = json.loads(json.dumps(settings))
         before = {"grader": "strict"} if "grader" in now else {}  # before there was a choice
-        before |= json.loads(self._settings.read_text(encoding="utf-8"))
+        before |= read_json(self._settings) or {}
         differing = next((key for key in {**before, **now} if before.get(key) != now.get(key)), None)
         if differing is not None:
             raise ValueError(

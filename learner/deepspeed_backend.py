@@ -271,14 +271,18 @@ def load_student(config: RunConfig, settings: dict[str, Any], *, vocab_size: int
     """Return the student in the learner's dtype; with ZeRO-3 no rank ever holds all of it."""
     learner, path, trusts = config.learner, config.student.model_path, config.student.trust_remote_code
     with _partitioned_loading(settings) if learner.zero_stage == 3 else nullcontext():
-        causal_lm = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
+            output_loading_info=True,
             config=without_dropout(AutoConfig.from_pretrained(path, trust_remote_code=trusts)),
             trust_remote_code=trusts,
             use_safetensors=True,
             dtype=learner.dtype,
             attn_implementation=learner.attention,
         )
+    causal_lm, found = loaded
+    if missing := sorted(found["missing_keys"]):  # transformers would draw them at random
+        raise ValueError(f"student.model_path: {path} has no {missing[0]} ({len(missing)} tensors are missing)")
     use_packed_attention(causal_lm)
     causal_lm.train()  # activation checkpointing is off in eval mode
     if learner.activation_checkpointing:

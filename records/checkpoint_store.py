@@ -4,7 +4,7 @@ import errno
 import re
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,7 +54,16 @@ def check_checkpoints(config: RunConfig, folder: RunFolder, *, resume: bool) -> 
 class CheckpointStore:
     """Writes, finds and removes checkpoints. Its calls read and write files: not for the event loop's thread."""
 
-    def __init__(self, local: Path, *, keep: int, remote: "RemoteFolder | None" = None) -> None:
+    def __init__(
+        self,
+        local: Path,
+        *,
+        keep: int,
+        remote: "RemoteFolder | None" = None,
+        check: Callable[[], object] = lambda: None,
+    ) -> None:
+        """`check` is called before anything is put in place or removed, and may refuse with its own error."""
+        self._check = check
         self.local = local
         self._keep = keep
         self._remote = remote
@@ -65,9 +74,9 @@ class CheckpointStore:
         settings = config.checkpoint
         if settings.url is not None:
             remote = RemoteFolder(f"{settings.url.rstrip('/')}/{config.run_name}")
-            return cls(folder.checkpoints, keep=settings.keep, remote=remote)
+            return cls(folder.checkpoints, keep=settings.keep, remote=remote, check=folder.owner.check)
         local = folder.checkpoints if settings.path is None else Path(settings.path) / config.run_name
-        return cls(local, keep=settings.keep)
+        return cls(local, keep=settings.keep, check=folder.owner.check)
 
     @property
     def place(self) -> str:
@@ -91,26 +100,31 @@ class CheckpointStore:
 
     def start(self, step: int) -> Path:
         """Make and return an empty folder that the ranks write to."""
+        self._check()
         return checkpoints.start(self._path(step)).resolve()
 
     def discard(self, step: int) -> None:
         """Remove that folder."""
+        self._check()
         checkpoints.discard(self._path(step))
 
     def commit(self, step: int, manifest: CheckpointManifest) -> str:
         """Make that folder a checkpoint, upload it, and remove those that are too old; returns where it is."""
         path = self._path(step)
-        checkpoints.commit(path, manifest)
+        checkpoints.commit(path, manifest, check=self._check)
         if self._remote is None:
-            checkpoints.remove_old(self.local, keep=self._keep)
+            checkpoints.remove_old(self.local, keep=self._keep, check=self._check)
             return str(path)
+        self._check()
         try:
-            self._remote.upload(path, step)
+            self._remote.upload(path, step, check=self._check)
         except OSError:
-            checkpoints.remove_old(self.local, keep=self._keep)  # they stay here until one is uploaded
+            checkpoints.remove_old(self.local, keep=self._keep, check=self._check)  # until one is uploaded
             raise
+        self._check()
         for uploaded in checkpoints.committed_steps(self.local):
             checkpoints.remove(self._path(uploaded))
+            self._check()
         for leftover in self.local.glob("step_*.*"):
             checkpoints.remove_tree(leftover)
         self._remote.remove_old(keep=self._keep)
@@ -135,7 +149,7 @@ class CheckpointStore:
 
     def recover(self) -> None:
         """Tidy up what a killed run left; not while a checkpoint is being written."""
-        checkpoints.recover(self.local)
+        checkpoints.recover(self.local, check=self._check)
 
     def steps(self) -> list[int]:
         """Steps of committed checkpoints, oldest first."""
@@ -153,14 +167,16 @@ class CheckpointStore:
                     raise
                 checkpoints.set_aside(path)
         assert self._remote is not None, f"there is no step {step}"
+        self._check()
         temporary = checkpoints.start(path)
         self._remote.fetch(step, temporary)
         manifest = checkpoints.verify(temporary)
-        checkpoints.commit(path, manifest)
+        checkpoints.commit(path, manifest, check=self._check)
         return FoundCheckpoint(path, manifest)
 
     def set_aside(self, step: int) -> None:
         """Let a damaged checkpoint be taken for one no more; nothing of it is lost."""
+        self._check()
         checkpoints.discard(self._path(step))
         if step in checkpoints.committed_steps(self.local):
             checkpoints.set_aside(self._path(step))
@@ -225,11 +241,17 @@ class RemoteFolder:
         """The URL of a checkpoint."""
         return f"{self.url}/step_{step}"
 
-    def upload(self, path: Path, step: int) -> None:
-        """Copy a complete checkpoint there, in place of an older one of the step."""
+    def upload(self, path: Path, step: int, *, check: Callable[[], object] = lambda: None) -> None:
+        """Copy a complete checkpoint there, in place of an older one of the step.
+
+        `check` is called before it counts as complete, and may refuse with an error of its own.
+        """
         manifest = read_manifest(path)
         with self._storage():
             self._upload(path, step, manifest)
+        check()
+        with self._storage():
+            self._files.pipe_file(self._place(step, MANIFEST_NAME), manifest_text(manifest).encode())
 
     def _upload(self, path: Path, step: int, manifest: CheckpointManifest) -> None:
         self.remove(step)
@@ -241,7 +263,6 @@ class RemoteFolder:
             size = self._files.size(self._place(step, name))
             if size != record.num_bytes:
                 raise OSError(f"{self.place(step)}/{name} holds {size} bytes after uploading {record.num_bytes}")
-        self._files.pipe_file(self._place(step, MANIFEST_NAME), manifest_text(manifest).encode())
 
     def manifest(self, step: int) -> CheckpointManifest:
         """What a checkpoint holds; DamagedCheckpointError without a readable manifest."""

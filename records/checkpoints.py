@@ -14,7 +14,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -112,29 +112,33 @@ def discard(path: Path | str) -> None:
         remove_tree(temporary)
 
 
-def commit(path: Path | str, manifest: CheckpointManifest) -> None:
+def commit(path: Path | str, manifest: CheckpointManifest, *, check: Callable[[], object] = lambda: None) -> None:
     """Complete the temporary folder of `path` with its manifest and rename it, replacing an older one.
 
-    Whoever wrote the manifest's files has put them on disk; files that it does not name are removed.
+    Whoever wrote the manifest's files has put them on disk; files that it does not name are removed. `check` is
+    called before anything is put in place or removed, here and below, and may refuse with an error of its own.
     """
     path, temporary = Path(path), temporary_path(path)
+    check()
     for name in sorted(_file_names(temporary) - manifest.files.keys()):
         (temporary / name).unlink()
     _write_durably(temporary / MANIFEST_NAME, manifest_text(manifest))
     for folder in (temporary, *(entry for entry in temporary.rglob("*") if entry.is_dir())):
         fsync(folder)
+    check()
     if path.exists():  # the same step again, after a fall-back
         replaced = Path(f"{path}.old")
         os.replace(path, replaced)
         os.replace(temporary, path)
         fsync(path.parent)
+        check()
         remove_tree(replaced)
     else:
         os.replace(temporary, path)
     fsync(path.parent)
 
 
-def recover(checkpoints_path: Path | str) -> None:
+def recover(checkpoints_path: Path | str, *, check: Callable[[], object] = lambda: None) -> None:
     """Tidy up what a killed process left: a replaced checkpoint without its successor is restored.
 
     Not while a checkpoint is being written.
@@ -142,6 +146,7 @@ def recover(checkpoints_path: Path | str) -> None:
     root = Path(checkpoints_path)
     for replaced in sorted(root.glob("step_*.old")):
         path = replaced.with_suffix("")
+        check()
         if not (path / MANIFEST_NAME).is_file() and (replaced / MANIFEST_NAME).is_file():
             if path.exists():
                 remove_tree(path)
@@ -149,13 +154,17 @@ def recover(checkpoints_path: Path | str) -> None:
         else:
             remove_tree(replaced)
     for leftover in sorted(root.glob("step_*.tmp")):
+        check()
         remove_tree(leftover)
     for folder in sorted(root.glob("step_*")):  # half removed
         if _STEP_FOLDER.fullmatch(folder.name) and not (folder / MANIFEST_NAME).is_file():
+            check()
             remove_tree(folder)
 
 
-def remove_old(checkpoints_path: Path | str, *, keep: int) -> list[Path]:
+def remove_old(
+    checkpoints_path: Path | str, *, keep: int, check: Callable[[], object] = lambda: None
+) -> list[Path]:
     """Remove all but the `keep` newest complete checkpoints, and what belongs to them; return them.
 
     A folder loses its manifest first, so that one half removed does not count as complete.
@@ -166,12 +175,14 @@ def remove_old(checkpoints_path: Path | str, *, keep: int) -> list[Path]:
     old = [step_path(checkpoints_path, step) for step in steps[:-keep]]
     removed = [path for path in old if not path.is_symlink()]
     for path in removed:
+        check()
         remove(path)
     for folder in Path(checkpoints_path).glob("step_*.*"):
         is_done_with = folder.suffix == ".universal" and not folder.with_suffix("").exists()
         if folder.suffix == ".damaged" and steps:
             is_done_with = int(folder.stem.removeprefix("step_")) <= steps[-1]
         if is_done_with:
+            check()
             remove_tree(folder)
     return removed
 

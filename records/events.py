@@ -3,14 +3,13 @@
 `record_data` notes what the run trains on, and says when a resumed run meets other data than before.
 """
 
-import json
 import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from records.files import RowFile
+from records.files import RowFile, read_json
 from records.ownership import Ownership
 from records.run_folder import RunFolder
 
@@ -82,11 +81,8 @@ def record_data(folder: RunFolder, events: Events, report: dict[str, Any]) -> No
 
 
 def _read(folder: RunFolder) -> dict[str, Any] | None:
-    if not folder.data_report.is_file():
-        return None
     try:
-        content = json.loads(folder.data_report.read_text(encoding="utf-8"))
+        return read_json(folder.data_report)
     except ValueError as error:  # it tells nothing, and is written anew
-        logger.warning("%s is damaged: %s", folder.data_report, error)
+        logger.warning("the data of the run before are not known: %s", error)
         return None
-    return content if isinstance(content, dict) else None

@@ -9,11 +9,17 @@ import os
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger(__name__)
+
+
+MAX_NAMED = 5
+"""Damaged lines that a warning names."""
+
+NUMBER = (int, float)
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
@@ -22,19 +28,47 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
         file.write(json.dumps(row) + "\n")
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return all readable rows. A last line cut off by a crash is left out, damaged ones are too, with a warning.
+def read_rows(path: Path, is_one: Callable[[dict[str, Any]], bool] = lambda row: True) -> list[dict[str, Any]]:
+    """Return all readable rows that are of the file's kind (`is_one`). A last line cut off by a crash is left out;
+    damaged rows and others are too, with one warning that counts them.
 
     Empty without the file.
     """
-    rows = []
-    for number, line in enumerate(complete_lines(path), start=1):
+    rows, damaged = [], []
+    for number, line in enumerate(each_complete_line(path), start=1):
         row = parse_row(line)
-        if row is not None:
+        if row is not None and is_one(row):
             rows.append(row)
         elif line:
-            logger.warning("%s: line %d is damaged and is left out", path, number)
+            damaged.append(number)
+    if damaged:
+        named = ", ".join(map(str, damaged[:MAX_NAMED])) + (", ..." if len(damaged) > MAX_NAMED else "")
+        logger.warning("%s: %d damaged rows are left out (line %s)", path, len(damaged), named)
     return rows
+
+
+def has(row: Mapping[str, Any], **kinds: type | tuple[type, ...]) -> bool:
+    """Whether a row has values of these kinds under these keys; counts are 0 or more, and no truth values."""
+    for key, kind in kinds.items():
+        value = row.get(key)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            return False
+        if kind is int and isinstance(value, int) and not 0 <= value < 2**63:
+            return False
+    return True
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The object of a file of JSON; None without the file. ValueError naming it if it holds anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, RecursionError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} is damaged: it holds no JSON object")
+    return content
 
 
 def complete_lines(path: Path) -> list[bytes]:
@@ -53,19 +87,9 @@ def parse_row(line: bytes) -> dict[str, Any] | None:
     """The row of a line; None if it is damaged or empty."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (RecursionError, ValueError):
         return None
     return row if isinstance(row, dict) else None
-
-
-def drop_torn_line(path: Path) -> None:
-    """Remove a last line that a crash cut off, so that appending continues cleanly."""
-    if path.is_file():
-        content = path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            with path.open("r+b") as file:
-                file.truncate(end)
 
 
 class RowFile:
@@ -109,11 +133,11 @@ class RowFile:
 
     def flush(self) -> None:
         """Put every row on disk; OSError if it does not take them all."""
-        with self._lock:
+        with self._lock, naming(self.path):
             self._write_kept()
-        if self.path.is_file():
-            with self.path.open("ab") as file:
-                os.fsync(file.fileno())
+            if self.path.is_file():
+                with self.path.open("ab") as file:
+                    os.fsync(file.fileno())
 
     def _write_kept(self) -> None:
         if not self._kept:
@@ -147,8 +171,25 @@ class RowFile:
 def replacing(path: Path) -> Iterator[Path]:
     """A path to write to, which takes the place of `path` when the block has ended well."""
     temporary = path.with_suffix(".tmp")
-    yield temporary
-    os.replace(temporary, path)
+    try:
+        with naming(path):
+            yield temporary
+            os.replace(temporary, path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """An error of the disk names the file: what `write` and `fsync` raise does not."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = str(path)
+        raise
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from records.checkpoints import Frontier, fsync
-from records.files import RowFile, complete_lines, each_complete_line, parse_row
+from records.files import RowFile, complete_lines, each_complete_line, has, parse_row
+from records.ownership import Ownership
 
 Row = dict[str, Any]
 
@@ -20,9 +21,10 @@ Row = dict[str, Any]
 class Ledger:
     """Appends to `ledger.jsonl`; no row is lost while this process lives, whatever the disk does."""
 
-    def __init__(self, path: Path, *, check: Callable[[], object] = lambda: None) -> None:
-        """`check` may refuse that a row is written, with an error of its own."""
-        self.rows = RowFile(path, check=check)
+    def __init__(self, path: Path, owner: Ownership | None = None) -> None:
+        """`owner`: only while it holds the file's folder is anything written there (else NotOwnerError)."""
+        self._owner = owner or Ownership(path.parent)
+        self.rows = RowFile(path, check=self._owner.check)
 
     @property
     def path(self) -> Path:
@@ -50,13 +52,11 @@ class Ledger:
         if damaged:
             lines = complete_lines(self.path)
             with self.path.with_suffix(".damaged").open("ab") as aside:
+                self._owner.check()
                 aside.writelines(lines[number - 1] + b"\n" for number in damaged)
                 os.fsync(aside.fileno())
             good = [line for number, line in enumerate(lines, start=1) if line and number not in damaged]
-            temporary = self.path.with_suffix(".tmp")
-            temporary.write_bytes(b"".join(line + b"\n" for line in good))
-            fsync(temporary)
-            os.replace(temporary, self.path)
+            self._owner.replace(self.path, b"".join(line + b"\n" for line in good))
             fsync(self.path.parent)
         return damaged
 
@@ -137,13 +137,13 @@ def is_ledger_row(row: Row | None) -> bool:
     if row is None:
         return False
     if "rollback_to" in row:
-        return isinstance(row["rollback_to"], int)
-    return isinstance(row.get("step"), int) and isinstance(row.get("uids"), list)
+        return has(row, rollback_to=int)
+    return has(row, step=int, uids=list) and row["step"] > 0
 
 
 def slots_of(uids: Sequence[str]) -> set[int]:
     """The slots of some uids: the first part of each, where that is a number."""
-    return {int(slot) for uid in uids if (slot := str(uid).partition("-")[0]).isdecimal()}
+    return {int(slot) for uid in uids if (slot := str(uid).partition("-")[0]).isdecimal() and len(slot) < 19}
 
 
 def _valid(rows: Sequence[Row]) -> list[Row]:

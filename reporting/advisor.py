@@ -43,9 +43,13 @@ class Advice:
         return f"{self.limit}-bound {percent(self.share)}"
 
 
+TIMED = tuple(f"time/{name}_s" for name in ("step", "rollout_wait", "score_wait", "train", "publish"))
+"""Without one of these a row tells nothing of what limits a run."""
+
+
 def advise(rows: Sequence[Mapping[str, Any]]) -> Advice | None:
     """Advice from metrics rows, oldest first; None without a row that has times."""
-    timed = [row for row in rows if "time/step_s" in row]
+    timed = [row for row in rows if all(key in row for key in TIMED)]
     total_s = sum(row["time/step_s"] for row in timed)
     if total_s <= 0:
         return None
@@ -75,12 +79,12 @@ def advise(rows: Sequence[Mapping[str, Any]]) -> Advice | None:
 
 def _scorers_keep_up(rows: Sequence[Mapping[str, Any]]) -> bool:
     """True if generating overlaps training and rollouts hardly wait for a scorer."""
-    if not any(row["staleness/max"] > 0 for row in rows):
+    if not any(row.get("staleness/max", 0) > 0 for row in rows):
         return False
     shares = [_mean(rows, f"queued/{role}") for role in _scorers(rows) if f"queued/{role}" in rows[-1]]
     if shares:
         return max(shares) < FULL
-    return sum(row["queue/rollouts"] for row in rows) / len(rows) < MIN_QUEUE
+    return sum(row.get("queue/rollouts", 0) for row in rows) / len(rows) < MIN_QUEUE
 
 
 def _scorer_bound(rows: Sequence[Mapping[str, Any]], share: float) -> Advice:

@@ -4,16 +4,19 @@ Its front matter is what the Hugging Face hub reads; every number in it is one o
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from records.files import read_rows
+from records.files import read_json
 from records.ledger import slots_of
 from records.run_folder import RunFolder, own_version
 from settings.run import RunConfig
+
+logger = logging.getLogger(__name__)
 
 MODEL_CARD = "README.md"
 
@@ -77,7 +80,7 @@ def front_matter(config: RunConfig, evaluations: Sequence[Mapping[str, Any]], *,
 
 def _result(row: Mapping[str, Any]) -> dict[str, Any]:
     metrics = [
-        {"type": kind, "name": f"{kind.removesuffix('_k')}_{row['k']}", "value": row[kind]}
+        {"type": kind, "name": f"{kind.removesuffix('_k')}_{row.get('k', 'k')}", "value": row[kind]}
         for kind in ("avg_at_k", "pass_at_k")
         if row.get(kind) is not None
     ]
@@ -170,7 +173,7 @@ def _count_lines(path: Path) -> int | None:
 def evaluations_of(folder: RunFolder, step: int) -> list[dict[str, Any]]:
     """Teachers, the student before training, and the student at `step`: the last row of each per benchmark."""
     last: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in read_rows(folder.evaluations):
+    for row in folder.evaluation_rows():
         is_student = str(row["model"]).startswith("student")
         if not is_student or row["step"] in (0, step):
             who = ("student before" if row["step"] == 0 else "student after") if is_student else str(row["model"])
@@ -189,8 +192,8 @@ def numbers_of(evaluations: Sequence[Mapping[str, Any]], config: RunConfig) -> s
     for row in evaluations:
         who = "student" if str(row["model"]).startswith("student") else str(row["model"])
         lines.append(
-            f"| {who} | {row['benchmark']} | {row['step']} | {_number(row, 'avg_at_k')} (avg@{row['k']}) "
-            f"| {_number(row, 'pass_at_k')} (pass@{row['k']}) | {_number(row, 'maj_at_k')} "
+            f"| {who} | {row['benchmark']} | {row['step']} | {_number(row, 'avg_at_k')} (avg@{row.get('k', 'k')}) "
+            f"| {_number(row, 'pass_at_k')} (pass@{row.get('k', 'k')}) | {_number(row, 'maj_at_k')} "
             f"| {_number(row, 'mean_length', '.1f')} | {_number(row, 'truncated_frac')} |"
         )
     settings = config.evaluation
@@ -210,11 +213,16 @@ def _number(row: Mapping[str, Any], key: str, form: str = ".4f") -> str:
 def made_by(folder: RunFolder) -> str:
     """Versions and commit of the software that trained it."""
     file = folder.path / "environment.json"
-    environment = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    try:
+        environment = read_json(file) or {}
+    except ValueError as error:  # the student is what counts
+        logger.warning("the model card does not say what trained the student: %s", error)
+        environment = {}
     commit = environment.get("git_commit")
     text = f"poweropd {environment.get('poweropd') or own_version()}" + (f", commit `{commit}`" if commit else "")
     text += " with local changes" if environment.get("git_is_dirty") else ""
-    packages = environment.get("packages", {})
+    packages = environment.get("packages")
+    packages = packages if isinstance(packages, dict) else {}
     named = [f"{name} {packages[name]}" for name in sorted(packages)]
     return f"{text}; {', '.join(named)}" if named else text
 

@@ -6,7 +6,6 @@ from typing import Any
 from rich.table import Table
 
 from evaluation.metrics import latest_rows, mean_of_rows
-from records.files import read_rows
 from records.run_folder import RunFolder
 from reporting.advisor import advise, flow_means
 
@@ -15,8 +14,8 @@ STUDENTS = ("student_before", "student_after")
 
 def summarise(folder: RunFolder, *, wall_s: float) -> dict[str, Any]:
     """Accuracies, reverse KL of the first and last tenth of the steps, what limited the run, and what it took."""
-    summary = _accuracies(read_rows(folder.evaluations))
-    steps = folder.valid_metrics()
+    summary = _accuracies(folder.evaluation_rows())
+    steps = folder.valid_metrics("kl/reverse", "staleness/max", "tokens_trained")
     tenth = max(1, len(steps) // 10)
     advice = advise(steps)
     if advice is not None:
@@ -58,13 +57,9 @@ def _accuracies(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _numbers(row: Mapping[str, Any]) -> dict[str, Any]:
-    k = row["k"]
-    return {
-        f"avg_at_{k}": row["avg_at_k"],
-        f"pass_at_{k}": row["pass_at_k"],
-        "mean_length": row["mean_length"],
-        "truncated_frac": row["truncated_frac"],
-    }
+    k = row.get("k", "k")
+    named = {"avg_at_k": f"avg_at_{k}", "pass_at_k": f"pass_at_{k}"}
+    return {named.get(key, key): row[key] for key in (*named, "mean_length", "truncated_frac") if key in row}
 
 
 def accuracy_table(summary: dict[str, Any]) -> Table:
@@ -82,7 +77,8 @@ def accuracy_table(summary: dict[str, Any]) -> Table:
         table.add_section()
         for name in (name for name in models if name in by_model):
             values = by_model[name]
-            cells = [f"{values[c]:.1f}" if c == "mean_length" else f"{values[c]:.3f}" for c in columns]
+            forms = {column: ".1f" if column == "mean_length" else ".3f" for column in columns}
+            cells = [format(values[column], forms[column]) if column in values else "-" for column in columns]
             table.add_row(*([benchmark] if benchmarks else []), name.replace("_", " "), *cells)
     return table
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from settings.engine import Gib, NonNegative, Positive, Seconds, Section
+from settings.engine import MAX_WORKERS, Count, Gib, NonNegative, Positive, Seconds, Section
 
 Margin = Annotated[float, Field(gt=0, le=1)]
 
@@ -14,9 +14,9 @@ Margin = Annotated[float, Field(gt=0, le=1)]
 class RangeConfig(Section):
     """Size limits of a pool under automatic balance."""
 
-    min_workers: Positive = 1
+    min_workers: Count = 1
     """Minimum number of workers."""
-    max_workers: Positive | None = None
+    max_workers: Count | None = None
     """Maximum number of workers; by default what `balance.max_total` leaves, or without it the pool's
     num_workers."""
 
@@ -26,7 +26,7 @@ class BalanceConfig(Section):
 
     enabled: bool = False
     """Balance the pools. Refused with max_staleness 0, where the stages take turns."""
-    max_total: Positive | None = None
+    max_total: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
     """Maximum number of workers in all pools together, learner ranks excluded: for pools that share devices. By
     default limited only by the cluster and the maxima of the pools."""
     shrink: bool = True
@@ -37,9 +37,9 @@ class BalanceConfig(Section):
     """Consecutive readings that must call for the same change."""
     margin: Margin = 0.1
     """Minimum speed-up, as a fraction, that justifies a change."""
-    cooldown_s: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 60.0
+    cooldown_s: Annotated[float, Field(ge=0, le=1e8)] = 60.0
     """Pause between readings after a change has taken effect."""
-    max_change: Positive = 4
+    max_change: Count = 4
     """Maximum number of workers that one decision adds to a pool or retires from it."""
     request_nodes: bool = True
     """When the cluster is full, ask Ray's autoscaler for nodes; otherwise, retire workers of one pool before
@@ -91,7 +91,7 @@ def _high(config: BalanceConfig, role: str, low: Mapping[str, int], counts: Mapp
     if given is not None:
         return given
     if config.max_total is not None:
-        return max(config.max_total - sum(low.values()) + low[role], low[role])
+        return min(max(config.max_total - sum(low.values()) + low[role], low[role]), MAX_WORKERS)
     return max(counts[role], low[role])
 
 

@@ -6,11 +6,16 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1, le=2**31 - 1)]
 NonNegative = Annotated[int, Field(ge=0, le=2**31 - 1)]
-Count = Annotated[int, Field(ge=1, le=10_000)]
+MAX_WORKERS = 10_000
+"""Maximum number of workers of one role, in settings and in requests."""
+Count = Annotated[int, Field(ge=1, le=MAX_WORKERS)]
 """Of workers."""
+Samples = Annotated[int, Field(ge=1, le=10_000)]
+"""Of responses to one prompt."""
+TopK = Annotated[int, Field(ge=-1, le=2**31 - 1)]
 Seconds = Annotated[float, Field(gt=0, le=1e8)]
 Gib = Annotated[float, Field(gt=0, le=2**20)]
-Rate = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Rate = Annotated[float, Field(ge=0, le=1e12)]
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Dtype = Literal["float32", "bfloat16"]
 
@@ -107,7 +112,7 @@ class TeacherConfig(ScorerConfig):
     sources: Annotated[list[str], Field(min_length=1)] | None = None
     """Values of `source` whose prompts this teacher scores. With `teachers`, each source of the training data must
     be named by exactly one teacher; without, the one teacher scores all prompts and this must be unset."""
-    weight: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
+    weight: Annotated[float, Field(gt=0, le=1e12)] = 1.0
     """Loss weight of this teacher's tokens."""
     trust_remote_code: bool = False
     """Run Python code that comes with the model (`auto_map`), on every node. Review it first: it can do

@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from settings.benchmarks import known_benchmarks, load_definition
-from settings.engine import Fraction, NonNegative, Positive, Section
+from settings.engine import Fraction, NonNegative, Positive, Samples, Section, TopK
 
 NAME = r"[A-Za-z0-9_.-]{1,50}"
 
@@ -31,9 +31,9 @@ class EvaluationConfig(Section):
     num_workers: Annotated[int, Field(ge=0, le=10_000)] = 0
     """Dedicated workers that evaluate during training, with the resources of a rollout worker each. 0: one rollout
     worker is borrowed for each periodic evaluation, and all of them evaluate before and after training."""
-    num_samples: Positive = 8
+    num_samples: Samples = 8
     """Responses per problem (n)."""
-    k: Positive = 8
+    k: Samples = 8
     """k of avg@k and pass@k, computed from the first k responses."""
     max_problems: Positive | None = None
     """Maximum number of problems of each benchmark, from the first."""
@@ -41,7 +41,7 @@ class EvaluationConfig(Section):
     """Sampling temperature at evaluation."""
     top_p: Fraction = 1.0
     """Nucleus sampling at evaluation."""
-    top_k: Annotated[int, Field(ge=-1)] = -1
+    top_k: TopK = -1
     """Top-k sampling at evaluation; -1 disables it."""
     max_response_tokens: Positive | None = None
     """Maximum response length at evaluation; by default that of rollouts."""

@@ -20,7 +20,7 @@ from pydantic_core import ErrorDetails
 from yaml import YAMLError
 
 from settings.files import check_yaml, read_settings_file
-from settings.secrets import leaves, refuse_secrets
+from settings.secrets import leaves, refuse_secrets, refusing_secret_variables
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -39,7 +39,8 @@ def load_settings(model: type[Model], path: str | None, overrides: Sequence[str]
         given = _read_overrides(overrides, frozenset(_text_keys(model)), own_names)
         merged = _merged(read_settings_file(path), given)
         refuse_secrets(_container(merged, resolve=False), own_names)
-        values = _container(merged, resolve=True)
+        with refusing_secret_variables():
+            values = _container(merged, resolve=True)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "configuration"
         raise ValueError(f"{key}: {next(iter(str(error).splitlines()), type(error).__name__)}") from error

@@ -19,10 +19,12 @@ from settings.engine import (
     Positive,
     ReferenceConfig,
     ResourcesConfig,
+    Samples,
     ScorerConfig,
     Seconds,
     Section,
     TeacherConfig,
+    TopK,
 )
 from settings.evaluation import EvaluationConfig
 from settings.learner import CheckpointConfig, ExportConfig, LearnerConfig, WeightsConfig
@@ -36,6 +38,7 @@ from settings.objective import (
 )
 
 MAX_NAME_LENGTH = 100
+MAX_OPEN_ROLLOUTS = 10_000_000
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 """Of a run: it names a folder and a Ray actor, and is stored by other tools."""
 
@@ -100,7 +103,7 @@ class PreflightConfig(Section):
     """Maximum estimated memory of a role, as a fraction of its device's or node's."""
     min_free_gib: Annotated[float, Field(ge=0, le=2**20)] = 0.2
     """Disk space, in GiB, to leave free for metrics, logs and ledger, in addition to checkpoints and export."""
-    golden_limit: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    golden_limit: Annotated[float, Field(gt=0, le=1e12)] | None = None
     """Maximum mean absolute difference in log-probs of the golden sequence between two engines, or between an
     engine and the learner; by default 0.001 in float32 and 0.25 in bfloat16."""
     node_timeout_s: Annotated[float, Field(gt=0, le=3600)] = 60.0
@@ -131,7 +134,7 @@ class RolloutConfig(Section):
     """Sampling temperature. Teachers are scored at temperature 1, so other values bias the reward."""
     top_p: Fraction = 1.0
     """Nucleus sampling; the PowerOPD paper uses 0.95."""
-    top_k: Annotated[int, Field(ge=-1)] = -1
+    top_k: TopK = -1
     """Sample from the k most likely tokens; -1 disables it. The PowerOPD paper uses 20."""
     stop_on: Literal["all", "student"] = "all"
     """Stop tokens that end a response: all, those of the student and its teachers, or the student's alone, as in
@@ -162,7 +165,7 @@ class RunConfig(Section):
     """Number of optimizer steps."""
     batch_size: Positive = 32
     """Slots (prompts) per step."""
-    num_samples_per_prompt: Positive = 1
+    num_samples_per_prompt: Samples = 1
     """Responses per prompt: a slot's group."""
     max_staleness: NonNegative = 8
     """Maximum age of a trained token, in weight versions since it was sampled; 0 is synchronous."""
@@ -220,6 +223,18 @@ class RunConfig(Section):
         if self.num_batches_ahead > self.max_staleness:
             raise ValueError(
                 f"batches_ahead must be <= max_staleness ({self.max_staleness}), got {self.batches_ahead}"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _window_is_possible(self) -> Self:
+        num_batches, num_samples = 1 + self.num_batches_ahead, self.num_samples_per_prompt
+        if num_batches * self.batch_size * num_samples > MAX_OPEN_ROLLOUTS:
+            nearest = MAX_OPEN_ROLLOUTS // (num_batches * num_samples)
+            field = f"batch_size must be <= {nearest}" if nearest else "batches_ahead must be smaller"
+            raise ValueError(
+                f"{field}: at most {MAX_OPEN_ROLLOUTS} rollouts may be open, (1 + batches_ahead) x batch_size x "
+                f"num_samples_per_prompt; got {num_batches} x {self.batch_size} x {num_samples}"
             )
         return self
 

@@ -18,7 +18,8 @@ import psutil
 
 from cluster.connection import is_local
 from commands.compare.plan import ATTEMPTS, CompareConfig, PlannedRun, describe, plan_runs
-from commands.retries import LAUNCH, signals_go_to
+from commands.retries import LAUNCH
+from commands.signals import signals_go_to, stop_signals
 from records.files import append_row
 from settings.exit_codes import BAD_INPUT, DRAINED, FAILED, FINISHED
 from settings.load import load_settings
@@ -59,7 +60,7 @@ def run_all(
     A failed run does not keep the next ones from their turn; a refused or interrupted one does.
     """
     interrupts, code = Interrupts(), FINISHED
-    with signals_go_to(interrupts.on_signal, signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    with signals_go_to(interrupts.on_signal, *stop_signals()):
         for number, run in enumerate(runs, start=1):
             title = f"run {number}/{len(runs)}: {run.config.run_name}"
             say(f"{title} ({describe(run)})")

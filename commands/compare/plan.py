@@ -14,6 +14,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from commands.checks import load_checked
+from records.files import read_json
 from records.run_folder import RunFolder
 from settings.engine import NonNegative, Section
 from settings.run import RunConfig
@@ -89,16 +90,7 @@ class PlannedRun:
     @property
     def summary(self) -> dict[str, Any]:
         """The run's summary; empty without one."""
-        path = self.folder.summary
-        if not path.is_file():
-            return {}
-        try:
-            summary = json.loads(path.read_text(encoding="utf-8"))
-        except (RecursionError, ValueError) as error:
-            raise ValueError(f"{path} is broken: {error}") from error
-        if not isinstance(summary, dict):
-            raise ValueError(f"{path} is broken: it holds no summary")
-        return summary
+        return read_json(self.folder.summary) or {}
 
     @property
     def is_finished(self) -> bool:

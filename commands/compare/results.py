@@ -12,7 +12,7 @@ import numpy as np
 from commands.compare.figures import CURVES, Curves, draw_curves, draw_planes, draw_positions
 from commands.compare.plan import ATTEMPTS, CompareConfig, PlannedRun
 from evaluation.metrics import latest_rows, mean_of_rows
-from records.files import read_rows
+from records.files import NUMBER, has, read_rows
 from records.metrics import OLD_KEYS
 
 SHARE_OF_FINAL = 0.9
@@ -75,7 +75,7 @@ COLUMNS = {
 
 def accuracies(run: PlannedRun) -> dict[int, dict[str, Any]]:
     """The student's evaluations by step, the mean over benchmarks; of a step evaluated twice the last one."""
-    rows = [row for row in read_rows(run.folder.evaluations) if row["model"].startswith("student")]
+    rows = [row for row in run.folder.evaluation_rows() if row["model"].startswith("student")]
     found = {step: mean_of_rows([*by_name.values()]) for (step, _), by_name in latest_rows(rows).items()}
     return dict(sorted(found.items()))
 
@@ -84,10 +84,10 @@ def numbers_of(run: PlannedRun) -> RunNumbers:
     """The numbers of a finished run."""
     by_step = accuracies(run)
     final = by_step.get(run.config.max_steps, {})
-    steps = run.folder.valid_metrics()
+    steps = run.folder.valid_metrics("tokens_trained")
     norms = [row["grad_norm"] for row in steps if "grad_norm" in row]
     median = statistics.median(norms) if norms else None
-    attempts = read_rows(Path(run.config.runs_path) / ATTEMPTS)
+    attempts = read_rows(Path(run.config.runs_path) / ATTEMPTS, lambda row: has(row, run=str, wall_s=NUMBER))
     attempts = [row for row in attempts if row["run"] == run.config.run_name]
     enough = SHARE_OF_FINAL * final.get("avg_at_k", 2.0)
     reached = [step for step, row in by_step.items() if row["avg_at_k"] >= enough]
@@ -101,7 +101,7 @@ def numbers_of(run: PlannedRun) -> RunNumbers:
         max_over_median_grad_norm=max(norms) / median if median else None,
         tokens_trained=int(sum(row["tokens_trained"] for row in steps)),
         wall_s=sum(row["wall_s"] for row in attempts) if attempts else run.summary.get("wall_s"),
-        peak_memory_gib=max((row["peak_memory_gib"] or 0.0 for row in attempts), default=0.0) or None,
+        peak_memory_gib=max((row.get("peak_memory_gib") or 0.0 for row in attempts), default=0.0) or None,
     )
 
 
@@ -259,7 +259,7 @@ def _notes(config: CompareConfig, runs: Sequence[PlannedRun]) -> str:
     first = runs[0].config
     lines = [f"Every run: {config.base}, {first.max_steps} steps of {first.batch_size} prompts."]
     for model, text in (("teacher", "Teacher"), ("student_before", "Student before training")):
-        rows = [row for run in runs for row in read_rows(run.folder.evaluations) if row["model"] == model]
+        rows = [row for run in runs for row in run.folder.evaluation_rows() if row["model"] == model]
         if rows:
             accuracy = np.mean([row["avg_at_k"] for row in rows])
             lines.append(f"{text}: avg@{first.evaluation.k} {accuracy:.3f}.")

@@ -16,7 +16,6 @@ from commands.plan.prompts import LengthsConfig
 from commands.plan.rates import RatesConfig
 from commands.plan.timing import EngineRates
 from commands.plan.workers import LearnerRates
-from records.files import read_rows
 from records.run_folder import RunFolder
 from settings.run import RunConfig
 from settings.run_files import load_config
@@ -71,7 +70,7 @@ def read_run(path: str) -> MeasuredRun:
         raise ValueError(f"from_run: {path} is no run folder (it has no config.yaml)")
     try:
         rows = [row for row in folder.valid_metrics() if not row.get("skipped")]
-        events = read_rows(folder.events)
+        events = folder.event_rows()
     except (
         AttributeError,
         KeyError,

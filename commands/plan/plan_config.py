@@ -7,9 +7,9 @@ from pydantic import Field, model_validator
 from commands.plan.devices import DeviceConfig
 from commands.plan.rates import RatesConfig
 from inputs.models import ModelsConfig
-from settings.engine import Positive, Section
+from settings.engine import Count, Positive, Section
 
-PositiveNumber = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+PositiveNumber = Annotated[float, Field(gt=0, le=1e18)]
 
 
 class TargetConfig(Section):
@@ -19,7 +19,7 @@ class TargetConfig(Section):
     """Trained response tokens per second."""
     hours: PositiveNumber | None = None
     """Hours for all `max_steps` of the run, without evaluations and checkpoints."""
-    max_workers: dict[str, Positive] = Field(default={})
+    max_workers: dict[str, Count] = Field(default={})
     """Most workers by role: `{rollout: 8, teacher: 4, learner: 8}`; 64 of each where nothing is said."""
     max_simulations: Positive = 20
     """Simulations that the search may take."""
@@ -39,10 +39,10 @@ class TargetConfig(Section):
 class SimulationConfig(Section):
     """How long a run is simulated for one prediction."""
 
-    responses: Annotated[int, Field(ge=64)] = 2000
+    responses: Annotated[int, Field(ge=64, le=10_000_000)] = 2000
     """About so many responses are simulated for one prediction: small batches for more steps than `steps`; of
     large ones a simulated response stands for several."""
-    steps: Positive = 16
+    steps: Annotated[int, Field(ge=1, le=100_000)] = 16
     """Steps that are measured at least, after those that fill the pipeline."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of the response lengths."""

@@ -96,7 +96,7 @@ FAMILIES: dict[str, Callable[[], Any]] = {
     "Qwen2-MoE": _of("Qwen2MoeConfig", EXPERTS, SHARED),
     "Qwen3-MoE": _of("Qwen3MoeConfig", HEADS, EXPERTS),
     "OLMoE": _of("OlmoeConfig", num_experts=4, num_experts_per_tok=2),
-    "PhiMoE": _of("PhimoeConfig", num_local_experts=4),
+    "PhiMoE": _of("PhimoeConfig", num_local_experts=4, attention_bias=True, lm_head_bias=True),
     "GLM-4-MoE": _of("Glm4MoeConfig", HEADS, ROUTED),
     "DeepSeek-V3": _of("DeepseekV3Config", ROUTED, LATENT, topk_method="noaux_tc"),
     "gpt-oss": _of("GptOssConfig", HEADS, SLIDING, num_local_experts=4, num_experts_per_tok=2),

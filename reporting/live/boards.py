@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from records.events import Events
-from records.files import read_rows, space
+from records.events import Events, reason_of
+from records.files import space
 from records.run_folder import RunFolder
 from reporting.live.monitor import Monitor
 from reporting.live.progress import ProgressView
@@ -59,7 +59,7 @@ class Dashboards:
     def __init__(self, config: RunConfig, folder: RunFolder, events: Events) -> None:
         """Evaluations and events are taken from the folder's and `events`' own hooks."""
         self.view = ProgressView(config)
-        self.monitor = Monitor(config, evaluations=read_rows(folder.evaluations))
+        self.monitor = Monitor(config, evaluations=folder.evaluation_rows())
         self._prometheus = _prometheus(config)
         self._tensorboard = _tensorboard(config, folder)
         self._wandb = _wandb(config, folder)
@@ -68,6 +68,7 @@ class Dashboards:
         self._listeners: list[Listener] = [part for part in parts if part is not None]
         boards = (*self._listeners, self.view, self._wandb)
         self._boards: list[Board] = [board for board in boards if board is not None]
+        self._events = events
         folder.on_evaluation(self.evaluation)
         events.on_event(self.event)
 
@@ -91,34 +92,48 @@ class Dashboards:
 
     def step(self, row: Mapping[str, Any]) -> None:
         """Tell all of a trained step: a metrics row."""
-        for board in self._boards:
-            board.step(row)
+        for board in [*self._boards]:
+            self._tell(board, board.step, row)
 
     def evaluation(self, row: Mapping[str, Any]) -> None:
         """Tell all of an evaluation: a row of `eval.jsonl`."""
-        for board in self._boards:
-            board.evaluation(row)
+        for board in [*self._boards]:
+            self._tell(board, board.evaluation, row)
 
     def event(self, event: Mapping[str, Any]) -> None:
         """Tell those that show events."""
-        for listener in self._listeners:
-            listener.event(event)
+        for listener in [*self._listeners]:
+            self._tell(listener, listener.event, event)
 
     def summary(self, summary: Mapping[str, Any]) -> None:
         """Tell of the end in numbers."""
         if self._wandb is not None:
-            self._wandb.summary(summary)
+            self._tell(self._wandb, self._wandb.summary, summary)
+
+    def _tell(self, board: Board, tell: Callable[[Mapping[str, Any]], object], row: Mapping[str, Any]) -> None:
+        """Tell one; a dashboard that fails is switched off, and the run continues."""
+        try:
+            tell(row)
+        except Exception as error:
+            self._boards = [each for each in self._boards if each is not board]
+            self._listeners = [each for each in self._listeners if each is not board]
+            name = type(board).__name__
+            logger.error("%s has failed, the run continues without it", name, exc_info=error)
+            self._events.add("dashboard_failed", dashboard=name, reason=reason_of(error))
 
     async def close(self, *, has_failed: bool = False) -> None:
         """Flush and close; waits for Weights & Biases alone, and that has a limit."""
-        if self._prometheus is not None and not has_failed:
-            self._prometheus.ended()
         self._boards.clear()
         self._listeners.clear()
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._wandb is not None:
-            await asyncio.to_thread(self._wandb.close, has_failed=has_failed)
+        try:
+            if self._prometheus is not None and not has_failed:
+                self._prometheus.ended()
+            if self._tensorboard is not None:
+                self._tensorboard.close()
+            if self._wandb is not None:
+                await asyncio.to_thread(self._wandb.close, has_failed=has_failed)
+        except Exception as error:
+            logger.error("a dashboard could not be closed", exc_info=error)
 
 
 def _tensorboard(config: RunConfig, folder: RunFolder) -> "TensorBoard | None":

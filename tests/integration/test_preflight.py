@@ -69,6 +69,7 @@ async def start_with_other_weights(config: RunConfig, folder: Path, checks: Chec
 
 
 @pytest.mark.usefixtures("local_ray")
+@pytest.mark.slow
 def test_a_replica_with_other_weights_is_found_and_named(options: list[str], tmp_path: Path) -> None:
     config, checks = check_objective(load_config(DEMO, options)), Checks(collects=True)
     asyncio.run(start_with_other_weights(config, tmp_path / "teacher", checks))

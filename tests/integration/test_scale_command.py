@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import ray
 
+from cluster.connection import NAMESPACE
+from cluster.mailbox import actor_name
 from cluster.pool import Pool
 from controller.remote_control import check_name_is_free, remote_control
 from settings.exit_codes import BAD_INPUT, FINISHED
@@ -62,6 +64,7 @@ def test_a_run_is_scaled_watched_and_stopped_from_another_process(tmp_path: Path
                     ]
                 }
                 await eventually(lambda: len(run.rollout.healthy) == len(run.teacher.healthy) == 2)
+                await eventually(lambda: run.pipeline.slots.version > 0)
                 code, out, errors = await launch("status", tmp_path, "--json")
                 status = json.loads(out)
                 assert (code, status["state"]) == (FINISHED, "running"), errors
@@ -95,5 +98,44 @@ def test_a_run_is_scaled_watched_and_stopped_from_another_process(tmp_path: Path
         assert [event["reason"] for event in run.events("scaled")] == ["command", "command"]
         trained = run.trained_slots()
         assert len(trained) == len(set(trained)) == 8 * run.pipeline.slots.version
+
+    asyncio.run(scenario())
+
+
+def logs_of_drivers() -> set[Path]:
+    """The log files that processes have left which joined the cluster."""
+    node: Any = ray._private.worker._global_node  # pyright: ignore[reportAttributeAccessIssue, reportPrivateImportUsage]
+    return {*Path(node.get_logs_dir_path()).glob("python-core-driver-*")}
+
+
+def test_commands_on_this_machine_leave_nothing_in_ray_and_a_lost_actor_is_made_anew(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = run_config(tmp_path, max_steps=5000, max_staleness=3)
+        async with simulated_run(config, engines=(ENGINE,), pool_class=Pool) as run:
+            stop = run.pipeline.stop
+            async with remote_control(run.pipeline.context, is_local=True, stop=stop) as control:
+                control.attach(run.pipeline)
+                running = asyncio.create_task(run.pipeline.run())
+                before = logs_of_drivers()
+                for command in (("status",), ("status", "--json"), ("scale", "--rollout", "2")):
+                    code, _, errors = await launch(command[0], tmp_path, *command[1:])
+                    assert code == FINISHED, errors
+                assert logs_of_drivers() == before
+
+                def mailbox() -> Any:
+                    return ray.get_actor(actor_name("simulated"), namespace=NAMESPACE)
+
+                lost = mailbox()
+                bad: Any = ray.get(lost.ask.remote({"rollout": "x"}), timeout=20)
+                assert bad["error"].startswith("unknown request")
+                ray.kill(lost)
+                await eventually(lambda: run.events("controller_back"), timeout_s=60)
+                status: Any = await asyncio.to_thread(
+                    ray.get, mailbox().ask.remote({"kind": "status"}), timeout=20
+                )
+                assert status["state"] == "running"
+                assert len(run.events("controller_lost")) == 1
+                run.pipeline.stop()
+                await asyncio.wait_for(running, 60)
 
     asyncio.run(scenario())

@@ -97,19 +97,19 @@ def test_strange_yaml_is_refused(folder: Path, text: bytes) -> None:
 
 
 @given(text=st.binary(max_size=60))
-@examples(50)
+@examples(20)
 def test_random_bytes_are_a_configuration_or_refused(folder: Path, text: bytes) -> None:
     check(arguments_of(folder, config=file_of(folder, text)), folder)
 
 
 @given(text=st.text(st.sampled_from("ab:-[]{}&*!|>'\"%@`#,?\n 1.\t\\$<="), max_size=40))
-@examples(50)
+@examples(20)
 def test_random_punctuation_is_a_configuration_or_refused(folder: Path, text: str) -> None:
     check(arguments_of(folder, config=file_of(folder, text.encode())), folder)
 
 
 @given(changes=st.lists(st.tuples(near(KEYS), values), min_size=1, max_size=3))
-@examples(50)
+@examples(20)
 def test_a_configuration_with_any_values_at_any_keys_works_or_is_refused(
     folder: Path, changes: list[tuple[str, Any]]
 ) -> None:
@@ -128,7 +128,7 @@ def test_a_configuration_with_any_values_at_any_keys_works_or_is_refused(
 @example(changes=[("learner.betas", "[" * 5000)], joined=True)
 @example(changes=[("learner.betas", "\ud800")], joined=True)
 @example(changes=[("run_name", "\udcff")], joined=True)
-@examples(50)
+@examples(20)
 def test_any_options_work_or_are_refused(folder: Path, changes: list[tuple[str, str]], joined: bool) -> None:
     options = [[f"--{key}={text}"] if joined else [f"--{key}", text] for key, text in changes]
     check(arguments_of(folder, *(word for option in options for word in option)), folder)
@@ -150,14 +150,14 @@ WORDS = st.one_of(
     command=st.sampled_from(["train", "eval", "compare", "plan", "", "trian", "-x"]),
     line=st.lists(WORDS, max_size=5),
 )
-@examples(50)
+@examples(20)
 def test_any_command_line_works_or_is_refused(folder: Path, command: str, line: list[str]) -> None:
     # A command without a valid configuration never gets as far as to start anything.
     check([command, *line], folder)
 
 
 @given(command=st.sampled_from(["scale", "status", "stop"]), line=st.lists(WORDS, max_size=5))
-@examples(50)
+@examples(20)
 def test_any_command_to_a_run_that_is_not_there_is_refused(folder: Path, command: str, line: list[str]) -> None:
     if "--help" not in line:
         assert check([command, *line, f"--address={DEAD}", "--run=x"], folder) == BAD_INPUT
@@ -168,7 +168,7 @@ def test_any_command_to_a_run_that_is_not_there_is_refused(folder: Path, command
 @example(key="runs_path", value="/dev/null")
 @example(key="objectives", value=[{"label": "../../x", "settings": {"run_name": "y"}}])
 @example(key="objectives", value=[{"label": "x" * 200}])
-@examples(50)
+@examples(20)
 def test_any_comparison_works_or_is_refused(folder: Path, key: str, value: Any) -> None:
     path = file_of(folder, with_value(COMPARISON | {"runs_path": str(folder / "c")}, key, value))
     check(["compare", "--config", path, "--dry-run"], folder)
@@ -176,6 +176,6 @@ def test_any_comparison_works_or_is_refused(folder: Path, key: str, value: Any) 
 
 @given(key=near(list(_dotted_keys(PlanConfig))), value=values)
 @example(key="from_run", value="/dev")
-@examples(30)
+@examples(15)
 def test_any_plan_works_or_is_refused(folder: Path, key: str, value: Any) -> None:
     check(["plan", "--config", file_of(folder, with_value(PLAN, key, value)), "--json"], folder)

@@ -91,7 +91,7 @@ def test_a_path_that_is_no_data_file_is_refused_by_name(folder: Path, path: str)
 
 
 @given(content=st.binary(max_size=80))
-@examples(20)
+@examples(10)
 def test_random_bytes_are_refused(folder: Path, content: bytes) -> None:
     check(reading(folder, GOOD + content), folder)
 
@@ -110,13 +110,13 @@ rows = st.fixed_dictionaries(
 
 @given(given_rows=st.lists(rows, max_size=4))
 @example(given_rows=[{"problem": "1", "source": "\ud800"}])
-@examples(40)
+@examples(12)
 def test_any_rows_work_or_are_refused(folder: Path, given_rows: list[dict[str, Any]]) -> None:
     check(reading(folder, b"".join(json.dumps(row).encode() + b"\n" for row in given_rows)), folder)
 
 
 @given(place=st.integers(0, len(GOOD) - 1), byte=st.integers(0, 255))
-@examples(20)
+@examples(10)
 def test_a_changed_byte_works_or_is_refused(folder: Path, place: int, byte: int) -> None:
     check(reading(folder, GOOD[:place] + bytes([byte]) + GOOD[place + 1 :]), folder)
 
@@ -130,7 +130,7 @@ def test_a_file_of_another_format_is_served_and_an_empty_or_wrong_one_refused(fo
 
 
 @given(name=st.sampled_from(sorted(OTHERS)), place=st.integers(0, 2000), byte=st.integers(0, 255))
-@examples(40)
+@examples(12)
 def test_a_changed_byte_of_another_format_works_or_is_refused(
     folder: Path, name: str, place: int, byte: int
 ) -> None:
@@ -146,7 +146,7 @@ chats = st.lists(st.fixed_dictionaries({}, optional={"role": values, "content": 
     messages=st.one_of(values, chats),
     column=st.sampled_from(["messages", "messages.0", "messages.0.content", "."]),
 )
-@examples(40)
+@examples(12)
 def test_any_chat_works_or_is_refused(folder: Path, messages: Any, column: str) -> None:
     path = folder / "chats.jsonl"
     path.write_text(json.dumps({"problem": "1", "messages": messages}) + "\n")

@@ -50,7 +50,7 @@ def test_a_model_with_a_broken_file_is_refused_by_name(folder: Path, role: str, 
 
 
 @given(key=st.sampled_from(sorted(CONFIG)), value=values)
-@examples(20)
+@examples(10)
 def test_a_model_with_any_value_in_its_configuration_works_or_is_refused(
     folder: Path, key: str, value: Any
 ) -> None:

@@ -1,13 +1,16 @@
 """The settings DeepSpeed gets, and what of the student's configuration is changed."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 from transformers import GPT2Config
 
-from learner.deepspeed_backend import engine_settings, without_dropout
+from learner.deepspeed_backend import engine_settings, load_student, without_dropout
 from learner.engine_memory import REDUCE_BUCKET_ELEMENTS
 from settings.learner import LearnerConfig
+from tests.unit.test_learner_scene import VOCAB_SIZE, run_config, save_student
 
 
 def test_user_settings_are_merged_over_the_generated_ones() -> None:
@@ -63,3 +66,14 @@ def test_an_offloaded_optimizer_on_a_gpu_is_deepspeeds_own_and_one_on_cpus_is_to
 def test_every_dropout_rate_is_zero() -> None:
     config = without_dropout(GPT2Config())
     assert (config.resid_pdrop, config.embd_pdrop, config.attn_pdrop) == (0.0, 0.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["lm_head.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_a_student_whose_folder_lacks_a_tensor_is_refused(name: str, tmp_path: Path) -> None:
+    config = run_config(save_student(tmp_path, tied=False))
+    assert load_student(config, {}, vocab_size=VOCAB_SIZE).num_parameters > 0
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=rf"^student\.model_path: .* has no {name} \(1 tensors are missing\)$"):
+        load_student(config, {}, vocab_size=VOCAB_SIZE)

@@ -6,6 +6,7 @@ import pytest
 
 from reporting.live.event_words import MAX_REASON, in_words, role_of_event
 from reporting.live.monitor import Monitor, clock_text, time_left_s, waited_for
+from reporting.live.prometheus import samples_of_event
 from settings.run import RunConfig
 from tests.unit.metric_rows import metrics_row
 from tests.unit.run_status import pool, worker
@@ -44,6 +45,13 @@ def test_evaluations_to_come_count_in_the_time_left_as_often_as_they_come() -> N
     rows = [row(step) for step in range(2, 6)] + [row(6, step_s=32.0)]  # 30 s of evaluation after step 5
     left = time_left_s(rows, max_steps=20, evaluate_every=5, evaluation_s=30.0)
     assert left == pytest.approx(14 * 2.0 + 2 * 30.0 + 30.0)  # after steps 10 and 15, and at the end
+
+
+@pytest.mark.timeout(5)
+def test_the_time_left_of_the_longest_run_is_told_at_once() -> None:
+    rows = [row(step) for step in range(2, 6)] + [row(6, step_s=32.0)]
+    left = time_left_s(rows, max_steps=2**31 - 1, evaluate_every=5)
+    assert left == pytest.approx((2**31 - 7) * 2.0 + 30.0 * ((2**31 - 2) // 5 - 1))
 
 
 def test_checkpoints_between_steps_count_in_the_time_left() -> None:
@@ -179,3 +187,18 @@ def test_a_learner_that_is_back_is_progress_and_a_fall_back_is_to_the_checkpoint
     monitor.event({"time": 1500.0, "event": "learner_restarted", "step": 0, "seconds": 40.0})
     status = monitor.status({}, is_running=True)
     assert (status["progressed"], status["usual_step_s"], status["checkpoint"]["step"]) == (1500.0, None, 0)
+
+
+def test_a_learner_that_dies_is_one_death_however_it_is_found_out() -> None:
+    for found in (["worker_died"], ["worker_died", "worker_died"], []):
+        monitor, counted = Monitor(CONFIG, clock=Clock()), 0.0
+        for event in (
+            *({"event": name, "time": 999.0, "worker": f"learner-{rank}"} for rank, name in enumerate(found)),
+            {"event": "learner_lost", "time": 999.0, "step": 3},
+            {"event": "worker_died", "time": 999.0, "worker": "rollout-1"},
+        ):
+            monitor.event(event)
+            counted += sum(sample.value for sample in samples_of_event(event) if sample.name == "deaths_total")
+        health = monitor.status({}, is_running=True)["health"]
+        assert health["total"]["deaths"] == health["recent"]["deaths"] == {"learner": 1, "rollout": 1}
+        assert counted == 2

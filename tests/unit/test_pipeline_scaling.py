@@ -7,7 +7,9 @@ from typing import Any
 
 import pytest
 
+from cluster.scaling import MAX_PLACING
 from cluster.worker import Worker, WorkerState
+from commands.plan.local_pool import LocalPool
 from commands.plan.run import run_virtually
 from records.files import read_rows
 from tests.simulated import NEVER_S, EngineBehaviour
@@ -168,6 +170,41 @@ def test_a_resize_before_the_stream_begins_is_carried_out_and_one_taken_back_sta
     run_virtually(scenario())
 
 
+class FullCluster(LocalPool):
+    """A pool that finds capacity for its first worker alone."""
+
+    num_placing = 0
+
+    async def create(self, workers: list[Worker], turn: asyncio.Lock | None = None) -> None:
+        """The others wait until they are wanted no more."""
+        if workers[0].name.endswith("-0"):
+            return await super().create(workers, turn)
+        self.num_placing += 1
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.num_placing -= 1
+
+
+def test_of_thousands_of_workers_few_are_placed_at_once_and_training_goes_on(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = run_config(tmp_path, max_steps=10, max_staleness=STALENESS)
+        async with simulated_run(config, engines=(ENGINE,), pool_class=FullCluster) as run:
+            pool = run.rollout
+            assert isinstance(pool, FullCluster)
+            change = run.pipeline.scaling.resize("rollout", 2000, "test")
+            assert str(change).endswith("rollout-20 and 1979 more, to serve once on the newest weights")
+            running = asyncio.create_task(run.pipeline.run())
+            await _eventually(running, lambda: run.pipeline.slots.version >= 2)
+            assert pool.num_placing == MAX_PLACING
+            run.pipeline.scaling.resize("rollout", 1, "test")
+            await running
+            assert pool.num_placing == 0
+            _check_nothing_lost(run, steps=10)
+
+    run_virtually(scenario())
+
+
 def test_the_death_of_the_only_worker_while_another_starts_does_not_end_the_run(tmp_path: Path) -> None:
     async def scenario() -> None:
         config = run_config(tmp_path, max_steps=6, max_staleness=STALENESS)
@@ -232,10 +269,10 @@ def test_nodes_are_asked_for_where_there_is_no_capacity_and_the_request_is_withd
         def __init__(self) -> None:
             self.requests: list[list[dict[str, float]]] = []
 
-        def free(self) -> dict[str, float]:
+        async def free(self) -> dict[str, float]:
             return {}
 
-        def request(self, bundles: Sequence[dict[str, float]]) -> None:
+        async def request(self, bundles: Sequence[dict[str, float]]) -> None:
             self.requests.append([*bundles])
 
     async def scenario() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cluster.placement import Demand, bundle, check_all_fit, check_some_node_fits, plan
-from settings.engine import ResourcesConfig
+from settings.engine import MAX_WORKERS, ResourcesConfig
 from settings.run import RunConfig
 
 
@@ -111,6 +111,18 @@ def test_a_shortage_of_capacity_on_single_nodes_is_named_too() -> None:
     with pytest.raises(ValueError, match="cannot place this run: no node has capacity") as error:
         check_all_fit([Demand("rollout", 2, {"CPU": 2.0})], [{"CPU": 3.0}, {"CPU": 1.0}])
     assert "nearest valid rollout.num_workers here: 1" in str(error.value)
+
+
+@pytest.mark.timeout(5)
+@pytest.mark.parametrize(
+    ("amount", "is_one_group", "fitting"), [(1.0, True, 64), (0.01, True, 6400), (0.01, False, 6400)]
+)
+def test_how_many_of_the_most_workers_would_fit_is_told_at_once(
+    amount: float, is_one_group: bool, fitting: int
+) -> None:
+    demand = Demand("learner", MAX_WORKERS, {"CPU": amount}, is_one_group=is_one_group)
+    with pytest.raises(ValueError, match=rf"nearest valid learner.num_workers here: {fitting}\)"):
+        check_all_fit([demand], [{"CPU": 64.0}])
 
 
 def test_a_worker_larger_than_every_node_can_never_be_placed() -> None:

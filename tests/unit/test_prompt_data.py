@@ -194,6 +194,7 @@ print(json.dumps({"streaming": measured(True), "memory": measured(False)}))
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_flat_with_streaming(tmp_path: Path) -> None:
     for name, rows in (("small", 3000), ("large", 15_000)):
         with (tmp_path / f"{name}.jsonl").open("w") as file:

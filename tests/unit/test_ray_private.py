@@ -45,11 +45,16 @@ def test_the_pinned_ray_is_the_one_that_was_read() -> None:
 
 def test_attributes_and_options_are_there_too() -> None:
     from ray._common import ray_option_utils
-    from ray._private import ray_constants
+    from ray._private import node, ray_constants, utils, worker
     from ray._private.state import state
     from ray.core.generated import gcs_pb2
 
     assert hasattr(ray_constants, "ENABLE_RAY_CLUSTER")
+    assert hasattr(utils, "set_sigterm_handler")
+    assert [*inspect.signature(worker.print_to_stdstream).parameters] == ["data", "ignore_prefix"]
+    assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
+    for module in (node, worker):
+        assert "ray._private.utils.set_sigterm_handler(" in inspect.getsource(module)
     assert hasattr(state, "_connect_and_get_accessor")
     assert hasattr(gcs_pb2, "ActorTableData")
     assert "_soft_target_node_id" in inspect.signature(placement_group).parameters

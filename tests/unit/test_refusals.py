@@ -8,12 +8,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from omegaconf import OmegaConf
 
 import launch
 from cluster.connection import ensure_token
 from records.checkpoints import MANIFEST_NAME, remove_old, start
 from settings.exit_codes import BAD_INPUT, FINISHED
-from settings.load import _dotted_keys
+from settings.load import _dotted_keys, load_settings
 from settings.run import RunConfig
 from settings.secrets import is_secret_name
 from tests.unit.conftest import MODELS
@@ -52,6 +53,7 @@ def test_a_runs_path_that_is_a_file_is_refused(refused: Refused, tmp_path: Path,
         f"--logging.wandb_project=hf_hunter2{'x' * 30}",
         "--wandb.api_key=hunter2",
         "--data.system_prompt=${oc.env:HF_TOKEN,hunter2}",
+        f"--data.template_arguments={{hf_{'hunter2' * 6}: 1}}",
     ],
 )
 def test_a_secret_in_the_settings_is_refused_and_not_repeated(refused: Refused, option: str) -> None:
@@ -59,6 +61,53 @@ def test_a_secret_in_the_settings_is_refused_and_not_repeated(refused: Refused, 
     assert option[2:].partition("=")[0].split(".")[0] in line
     assert "environment" in line
     assert "hunter2" not in line
+
+
+@pytest.mark.parametrize(
+    "taken",
+    [
+        "${oc.env:'MY_TOKEN'}",
+        '${oc.env:"MY_TOKEN"}',
+        "${ oc.env:MY_TOKEN }",
+        "${oc.env:my_token,none}",
+        "${oc.env:${oc.env:WHICH}}",
+        "${oc.env:MY_${oc.env:KIND}}",
+        "${oc.decode:${oc.env:'MY_TOKEN'}}",
+        "${oc.decode:'${oc.env:MY_TOKEN}'}",
+        "before ${oc.select:none,${oc.env:MY_TOKEN}} after",
+        "hunter2hunter2",
+        "a text with hunter2hunter2hunter2 in it",
+        "${oc.env:INNOCENT}",
+    ],
+)
+@pytest.mark.parametrize("key", ["data.system_prompt", "data.template_arguments.mark", "logging.wandb_project"])
+def test_a_secret_of_the_environment_is_refused_however_it_is_taken(
+    refused: Refused, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, key: str, taken: str
+) -> None:
+    variables = {"MY_TOKEN": "hunter2hunter2", "my_token": "hunter2hunter2", "LONG_PASSWORD": "hunter2" * 3}
+    for name, value in {**variables, "WHICH": "MY_TOKEN", "KIND": "TOKEN", "INNOCENT": "hunter2hunter2"}.items():
+        monkeypatch.setenv(name, value)
+    section, _, name = key.rpartition(".")
+    path = tmp_path / "given.yaml"
+    content = OmegaConf.create({})
+    OmegaConf.update(content, f"{section}.{name}", taken, force_add=True)
+    path.write_text(OmegaConf.to_yaml(content), encoding="utf-8")
+    for line in (refused(f"--config={path}"), refused(f"--{key}={taken}")):
+        assert key in line
+        assert "from the environment, and its value would be written down" in line
+        assert "hunter2" not in line
+
+
+def test_what_is_no_secret_is_taken_from_the_environment_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", "/data/problems.jsonl")
+    monkeypatch.setenv("EMPTY_TOKEN", "")
+    monkeypatch.setenv("CREDENTIALS_FILE", "/data/problems.jsonl")
+    given = ["--student.model_path=s", "--teacher.model_path=t", "--data.train_path=${oc.env:PLACE}"]
+    given += ["--run_name=${oc.env:NOT_SET,named}"]
+    config = load_settings(RunConfig, None, given)
+    assert (config.data.train_path, config.run_name) == ("/data/problems.jsonl", "named")
+    with pytest.raises(ValueError, match="run_name: KeyError raised while resolving"):
+        load_settings(RunConfig, None, [*given[:-1], "--run_name=${oc.env:NOT_SET}"])
 
 
 def test_a_secret_in_a_configuration_file_is_refused_and_not_repeated(refused: Refused, tmp_path: Path) -> None:

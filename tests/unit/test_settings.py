@@ -91,6 +91,15 @@ def test_batches_ahead_defaults_to_two_within_the_staleness_bound() -> None:
             "rollout.engine.max_num_seq: unknown key; did you mean rollout.engine.max_num_seqs?",
         ),
         (["--num_workers", "2"], "num_workers: unknown key; did you mean teacher.num_workers?"),
+        (
+            ["--batch-size", "2147483647"],
+            "batch_size must be <= 3333333: at most 10000000 rollouts may be open, (1 + batches_ahead) x "
+            "batch_size x num_samples_per_prompt; got 3 x 2147483647 x 1",
+        ),
+        (
+            ["--rollout.top-k", "3000000000"],
+            "rollout.top_k must be <= 2147483647, got 3000000000 (nearest valid: 2147483647)",
+        ),
         (["--max-steps", "0"], "max_steps must be >= 1, got 0 (nearest valid: 1)"),
         (["--rollout.top_p", "1.5"], "rollout.top_p must be <= 1.0, got 1.5 (nearest valid: 1.0)"),
         (["--rollout.temperature", "0"], "rollout.temperature must be > 0.0, got 0"),

@@ -310,3 +310,15 @@ def test_asking_after_every_finish_keeps_up_with_2000_rollouts_per_second():
         slots.finish(slot)
     assert slots.next_batch() == list(range(batch_size, 2 * batch_size))
     assert time.perf_counter() - began < batch_size / 2000
+
+
+@pytest.mark.timeout(5)
+def test_a_run_that_may_be_far_ahead_pays_for_the_deadlines_it_has_alone():
+    slots = Slots(batch_size=20, max_steps=2**31 - 1, max_staleness=2**31 - 1, batches_ahead=100_000)
+    for slot in range(1000):
+        slots.start(slot, engine_version=0)
+    for slot in range(1000):
+        slots.finish(slot)
+        if batch := slots.next_batch():
+            slots.train(batch)
+    assert slots.version == 50

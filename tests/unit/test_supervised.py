@@ -34,7 +34,8 @@ for word in what.split("+"):
         case ["kill"]: os.kill(os.getpid(), signal.SIGKILL)
         case ["robbed"]: (folder.path / "owner.json").write_text('{"token": "x", "host": "another", "pid": 1}')
         case ["drain"]:
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit(3))
+            for each in (signal.SIGTERM, signal.SIGHUP):
+                signal.signal(each, lambda *_: sys.exit(3))
             (folder.path / "ready").touch()
             time.sleep(60)
         case ["deaf"]:
@@ -124,10 +125,14 @@ def until(condition: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("child", ["drain", "deaf"])
-def test_sigterm_is_passed_on_and_ends_the_supervision(tmp_path: Path, child: str) -> None:
+@pytest.mark.parametrize(
+    ("child", "number"), [("drain", signal.SIGTERM), ("deaf", signal.SIGTERM), ("drain", signal.SIGHUP)]
+)
+def test_a_signal_is_passed_on_and_ends_the_supervision(
+    tmp_path: Path, child: str, number: signal.Signals
+) -> None:
     process = started(tmp_path, f"{child},exit=0")
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     assert process.wait(60) == DRAINED
     assert len([*tmp_path.glob("started-*")]) == 1
 
