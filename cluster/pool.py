@@ -15,6 +15,7 @@ from typing import Any
 
 from ray.exceptions import RayError
 
+from cluster.errors import start_of
 from cluster.health import Health, WorkerState
 from cluster.placement import Demand
 from cluster.ray_actors import HEALTH_GROUP, WorkerSpec, let_go, worker_actor
@@ -94,10 +95,14 @@ class Pool:
 
     async def start(self) -> None:
         """Let every worker load its engine, all at the same time."""
-        await together(self._start(worker, "run start") for worker in self.workers)
+        await together(self._start_first(worker) for worker in self.workers)
         for worker in self.workers:
             await self._verify(worker)
         self.admit(*self.workers)
+
+    async def _start_first(self, worker: Worker) -> None:
+        with start_of(worker.name):
+            await self._start(worker, "run start")
 
     def admit(self, *workers: Worker) -> None:
         """Let these started workers be given work."""
@@ -326,7 +331,7 @@ class Pool:
                 what = f"shutdown of {worker.name}"
                 await wait_for(worker.handle.shutdown.remote(), timeout_s=SHUTDOWN_TIMEOUT_S, what=what)
         except (RayError, TimeoutError) as error:
-            logger.info("%s did not stop by itself: %s", worker.name, error)
+            logger.info("%s did not stop by itself: %s", worker.name, reason_of(error))
         self._free(worker)
         await self._released()
 

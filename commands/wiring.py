@@ -166,7 +166,7 @@ async def start_pipeline(context: RunContext, inputs: Inputs, *, resume: bool) -
     await together(pool.place(turn) for pool in pools.values())
     events.add("workers_placed")
     learner = build_learner(config, pools, events)
-    await together([learner.setup(), *(pool.start() for role, pool in pools.items() if role != "learner")])
+    await together([learner.start(), *(pool.start() for role, pool in pools.items() if role != "learner")])
     prompts = PromptSource(
         inputs.prompts,
         seed=config.seed,

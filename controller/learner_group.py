@@ -22,6 +22,7 @@ from controller.weight_store import PublishedWeights
 from records.checkpoints import WriteReport
 from records.events import reason_of
 from settings.cluster import ClusterConfig
+from settings.exit_codes import FailedError
 from transport.notes import StepResult
 from transport.weight_sources import TRANSPORTS
 from transport.weights import WeightManifest
@@ -73,6 +74,17 @@ class LearnerGroup:
             if worker.state is WorkerState.RESTARTING:
                 self._pool.make_stale(worker)
         self._pool.admit(*self._pool.workers)
+
+    async def start(self) -> None:
+        """`setup` for a run's start; FailedError naming the ranks that have died meanwhile."""
+        try:
+            await self.setup()
+        except RayError as error:
+            if silent := await self._silent():
+                raise FailedError(
+                    f"{', '.join(silent)} died while the learner started: {reason_of(error)}"
+                ) from error
+            raise
 
     async def restart(self, reason: str) -> None:
         """End every rank, place and start all of them anew; LearnerLostError if that fails."""
@@ -178,12 +190,12 @@ class LearnerGroup:
             with self._pool.timeline.lasting(stage or "", *workers):
                 yield
         except (RayError, TimeoutError) as error:
-            if is_mistake(error) and await self._all_answer():
+            if is_mistake(error) and not await self._silent():
                 raise
             raise LearnerLostError(f"{what}: {reason_of(error)}") from error
 
-    async def _all_answer(self) -> bool:
-        """Whether every rank is alive: what one of them raised is then no consequence of another's death."""
+    async def _silent(self) -> list[str]:
+        """The ranks that do not answer: without any, what a rank raised is no consequence of another's death."""
         pings = (
             wait_for(
                 self._pool.ping(worker), timeout_s=self._pool.health.dead_after_s, what=f"ping of {worker.name}"
@@ -191,7 +203,8 @@ class LearnerGroup:
             for worker in self._pool.workers
         )
         answers = await asyncio.gather(*pings, return_exceptions=True)
-        return not any(isinstance(answer, RayError | TimeoutError) for answer in answers)
+        found = zip(self._pool.workers, answers, strict=True)
+        return [worker.name for worker, answer in found if isinstance(answer, RayError | TimeoutError)]
 
     async def _on_all(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
         async with self._losing(method, stage=_STAGES.get(method)):
