@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
@@ -135,8 +136,11 @@ async def _made(
             if not await _is_there(ready, left_s - SOON_S):
                 missing = await _missing(what, bundles)
                 raise TimeoutError(f"no answer after {timeout_s:g} s from: {missing}")
-    except BaseException:
-        let_go(group=group)
+    except BaseException as error:
+        gone = let_go(group=group)
+        if isinstance(error, TimeoutError):  # nothing is reserved once it is raised, unless the head is away
+            with suppress(TimeoutError):
+                await _ask(gone.join, what)
         raise
     return group
 
