@@ -24,17 +24,24 @@ Exit codes: 0 finished, 1 failed, 2 bad input (nothing was started), 3 drained a
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 
 from commands.parser import build_parser
+from commands.signals import stopped_by_signals
 from reporting.live.output import lasting_output
-from settings.exit_codes import BAD_INPUT, one_line
+from settings.exit_codes import BAD_INPUT, DRAINED, FAILED, FailedError, one_line
 
 PACKAGES = "actors cluster commands controller evaluation inputs records reporting transport"
-LASTING = ("train", "eval", "compare", "chaos", "export")
+RESUMABLE = ("train", "eval", "compare")
+LASTING = (*RESUMABLE, "chaos", "export")
 """Commands whose work continues when what they print reaches nobody."""
+
+
+INTERRUPTED = 128 + signal.SIGINT
+"""Exit code of a command that Ctrl-C ends and that has nothing to continue, as a shell has it."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -43,7 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments, options = build_parser(__doc__).parse_known_args(argv)
     except ValueError as error:
         return refused(error)
-    with lasting_output() if arguments.command in LASTING else nullcontext():
+    with ExitStack() as stack:
+        if arguments.command in LASTING:
+            stack.enter_context(lasting_output())
+            stack.enter_context(stopped_by_signals())
         logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S")
         for package in PACKAGES.split():
             logging.getLogger(package).setLevel(arguments.log_level.upper())
@@ -51,6 +61,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return run_command(arguments, options)
         except (OSError, ValueError) as error:
             return refused(error)
+        except FailedError as error:
+            print(f"failed: {one_line(error)}", file=sys.stderr)
+            return FAILED
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return DRAINED if arguments.command in RESUMABLE else INTERRUPTED
 
 
 def refused(error: Exception) -> int:
@@ -89,4 +105,6 @@ def run_command(arguments: argparse.Namespace, options: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a terminal that is closed now does not change the exit code
+    sys.exit(code)

@@ -64,6 +64,13 @@ def teacher_signal(
         return TeacherSignal("topk", k=k)
     if kind == "full":
         teacher = config.teacher
+        asked, num_rows = inputs.stops.teacher_ids[0], inputs.num_shared_rows
+        if config.objective.stop_mode == "cross_eos" and asked >= num_rows:
+            raise ValueError(
+                f"objective.stop_mode must be raw or mask with {config.objective.name} as configured, got "
+                f"cross_eos: distributions are over the {num_rows} ids that the models share, and the teacher's "
+                f"stop token {asked} is none of them"
+            )
         trusts = teacher.trust_remote_code
         width = head_width(teacher.model_path, "teacher.model_path", trust_remote_code=trusts)
         return TeacherSignal("full", hidden_size=width, dtype=config.dtype_of(config.teacher.engine))

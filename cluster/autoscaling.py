@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import ray
@@ -9,7 +10,11 @@ from ray.autoscaler.sdk import request_resources
 
 from cluster.placement import Bundle
 from cluster.ray_private import may_autoscale
+from cluster.waiting import in_thread
 from settings.cluster import ClusterConfig
+
+ANSWER_TIMEOUT_S = 30.0
+"""Maximum time for Ray's head to answer."""
 
 
 def grows(config: ClusterConfig) -> bool:
@@ -25,11 +30,11 @@ class Cluster(Protocol):
         """True if it can be asked for nodes."""
         ...
 
-    def free(self) -> Mapping[str, float]:
-        """What nobody has reserved now, by resource, in the whole cluster."""
+    async def free(self) -> Mapping[str, float]:
+        """What nobody has reserved now, by resource, in the whole cluster; RayError or TimeoutError if unknown."""
         ...
 
-    def request(self, bundles: Sequence[Bundle]) -> None:
+    async def request(self, bundles: Sequence[Bundle]) -> None:
         """Ask for nodes that hold all these bundles, placed ones included.
 
         A request stands until the next one; an empty one withdraws it.
@@ -44,10 +49,13 @@ class RayCluster:
     may_grow: bool
     """Whether nodes may be asked for."""
 
-    def free(self) -> Mapping[str, float]:
+    async def free(self) -> Mapping[str, float]:
         """As Ray reports it, which may be a moment old."""
-        return ray.available_resources()
+        return await in_thread(
+            ray.available_resources, timeout_s=ANSWER_TIMEOUT_S, what="Ray's head: what is free"
+        )
 
-    def request(self, bundles: Sequence[Bundle]) -> None:
+    async def request(self, bundles: Sequence[Bundle]) -> None:
         """Ask Ray's autoscaler."""
-        request_resources(bundles=[dict(bundle) for bundle in bundles])
+        ask = partial(request_resources, bundles=[dict(bundle) for bundle in bundles])
+        await in_thread(ask, timeout_s=ANSWER_TIMEOUT_S, what="Ray's head: a request for nodes")

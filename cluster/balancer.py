@@ -5,8 +5,12 @@ workers are retired first, and others are added once those have ended.
 """
 
 import logging
+from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
+
+from ray.exceptions import RayError
 
 from cluster.autoscaling import Cluster
 from cluster.placement import Bundle
@@ -15,7 +19,7 @@ from cluster.pool_sizes import Counts, Decision, PoolSizes
 from cluster.scaling import Scaling
 from cluster.waiting import NO_LIMIT_S, Signal, now
 from cluster.worker import WorkerState
-from records.events import Events
+from records.events import Events, reason_of
 from settings.cluster import Limits, limits_of
 from settings.run import RunConfig
 
@@ -46,7 +50,7 @@ class Balancer:
         self._events = events
         self._sizes = PoolSizes(config.balance, config.batch_size)
         self._limits = limits_of(config.balance, config.workers_of_role) if self._is_enabled else None
-        self._decision: Decision | None = None
+        self._rows: deque[tuple[Mapping[str, Any], dict[str, int], float]] = deque()
         self._is_changing = False
         self._has_requested = False
         self._num_that_fit: int | None = None  # workers in all pools, once some could not be placed
@@ -54,35 +58,54 @@ class Balancer:
 
     def note(self, row: Mapping[str, Any]) -> None:
         """Take in the metrics row of a step."""
-        if self._limits is None or self._decision is not None:
+        if self._limits is None:
             return
         if self._is_changing or self._is_unsettled():
+            self._rows.clear()
             self._sizes.disturb(now())
             return
-        counts = self._counts()
-        decision = self._sizes.note(row, counts, self._limits_now(self._limits, counts), now())
-        if decision is not None:
-            self._decision = decision
-            self._signal.changed()
+        self._rows.append((row, self._counts(), now()))
+        self._signal.changed()
+
+    async def _next_decision(self, limits: Limits) -> Decision:
+        """Take in the rows of steps, with what the cluster has free now, until they lead to a decision."""
+        while True:
+            row, counts, at = await self._signal.until(
+                lambda: self._rows[0] if self._rows else None,
+                timeout_s=NO_LIMIT_S,
+                what=lambda: "a reason to change the number of workers (there need be none)",
+            )
+            try:
+                limits_now = await self._limits_now(limits, counts)
+            except (RayError, TimeoutError) as error:
+                logger.info("not balanced: %s", reason_of(error))
+                self._rows.clear()
+                continue
+            if self._rows:  # else they were disturbed meanwhile
+                self._rows.popleft()
+                decision = self._sizes.note(row, counts, limits_now, at)
+                if decision is not None:
+                    self._rows.clear()
+                    return decision
 
     async def run(self) -> None:
         """Carry out decisions as long as the pipeline runs; what was asked of the autoscaler is withdrawn."""
-        if not self._is_enabled:
+        if self._limits is None:
             return
         try:
             while True:
-                decision = await self._signal.until(
-                    lambda: self._decision,
-                    timeout_s=NO_LIMIT_S,
-                    what=lambda: "a reason to change the number of workers (there need be none)",
-                )
+                decision = await self._next_decision(self._limits)
                 self._is_changing = True
-                await self._carry_out(decision)
-                self._decision, self._is_changing = None, False
+                try:
+                    await self._carry_out(decision)
+                except (RayError, TimeoutError) as error:
+                    logger.warning("not balanced: %s", reason_of(error))
+                self._is_changing = False
                 self._sizes.disturb(now())
         finally:
             if self._has_requested:
-                self._cluster.request([])
+                with suppress(RayError, TimeoutError):
+                    await self._cluster.request([])
 
     async def _carry_out(self, decision: Decision) -> None:
         if self._counts() != dict(decision.before):
@@ -97,7 +120,7 @@ class Balancer:
         )
         grown = {role: count for role, count in decision.changes.items() if count > decision.before[role]}
         shrunk = {role: count for role, count in decision.changes.items() if count < decision.before[role]}
-        must_wait = not self._has_capacity(grown) and not self._request(decision.after)
+        must_wait = not await self._has_capacity(grown) and not await self._request(decision.after)
         self._resize(shrunk, decision.reason)
         if shrunk and must_wait:
             await self._settled("what retired workers have in flight")
@@ -124,11 +147,11 @@ class Balancer:
 
     # -- capacity --
 
-    def _limits_now(self, limits: Limits, counts: Counts) -> Limits:
+    async def _limits_now(self, limits: Limits, counts: Counts) -> Limits:
         """The limits, with what the cluster holds where it cannot be asked for more."""
         if self._cluster.may_grow and self._num_that_fit is None:
             return limits
-        free = self._cluster.free()
+        free = await self._cluster.free()
         fitting = {role: num_fitting(pool.demand.bundle, free) for role, pool in self._pools.items()}
         if any(fitting.values()):
             self._num_that_fit = None  # nodes have come, or other work has gone
@@ -141,16 +164,16 @@ class Balancer:
         high = {role: min(limits.high[role], counts[role] + fitting[role]) for role in counts}
         return Limits(limits.low, limits.high if limits.max_total is not None else high, max_total)
 
-    def _has_capacity(self, grown: Counts) -> bool:
+    async def _has_capacity(self, grown: Counts) -> bool:
         """True if the cluster could hold what is added."""
-        free, counts = self._cluster.free(), self._counts()
+        free, counts = await self._cluster.free(), self._counts()
         total: dict[str, float] = {}
         for role, count in grown.items():
             for name, amount in self._pools[role].demand.bundle.items():
                 total[name] = total.get(name, 0.0) + amount * (count - counts[role])
         return all(free.get(name, 0.0) + 1e-6 >= amount for name, amount in total.items())
 
-    def _request(self, after: Counts) -> bool:
+    async def _request(self, after: Counts) -> bool:
         """Ask for nodes for all workers that are wanted; False if the cluster does not grow."""
         if not self._cluster.may_grow:
             return False
@@ -158,7 +181,7 @@ class Balancer:
         bundles: list[Bundle] = []
         for role, count in wanted.items():
             bundles += [self._all_pools[role].demand.bundle] * count
-        self._cluster.request(bundles)
+        await self._cluster.request(bundles)
         self._has_requested = True
         self._events.add("nodes_requested", workers=dict(after), bundles=len(bundles))
         return True

@@ -15,6 +15,7 @@ from typing import Any
 
 from cluster import ray_private
 from settings.cluster import ClusterConfig
+from settings.exit_codes import FailedError
 
 logger = logging.getLogger(__name__)
 
@@ -132,13 +133,18 @@ def _start_local(config: ClusterConfig) -> None:
     elif not os.environ.get("RAY_AUTH_TOKEN"):
         ensure_token(os.environ.get("RAY_AUTH_TOKEN_PATH"))
     with _environment(ON_LOOPBACK), ray_private.keeping_loopback(), ray_private.keeping_signals():
-        ray.init(
-            num_cpus=config.num_cpus,
-            object_store_memory=int(config.object_store_gib * 2**30),
-            include_dashboard=config.dashboard,
-            dashboard_host=config.dashboard_host,
-            **_common(),
-        )
+        try:
+            ray.init(
+                num_cpus=config.num_cpus,
+                object_store_memory=int(config.object_store_gib * 2**30),
+                include_dashboard=config.dashboard,
+                dashboard_host=config.dashboard_host,
+                **_common(),
+            )
+        except ValueError:
+            raise
+        except Exception as error:  # Ray raises just that when its processes take too long to start
+            raise FailedError(f"Ray did not start on this machine: {_one_line(str(error))}") from error
     if (here := ray.util.get_node_ip_address()) != LOOPBACK:
         raise RuntimeError(f"this version of Ray listens at {here}, not on the loopback interface alone")
 
@@ -172,6 +178,7 @@ def _check_listens(address: str) -> None:
 
 
 def _common() -> dict[str, Any]:
+    ray_private.log_messages(lambda text: logger.info("Ray: %s", _one_line(text)))
     return {"logging_level": logging.ERROR, "log_to_driver": False, "namespace": NAMESPACE}
 
 

@@ -1,5 +1,8 @@
 """What an error says about whose fault it is: of the machines (infrastructure), or of what was asked of them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from ray.exceptions import (
     ActorUnavailableError,
     NodeDiedError,
@@ -10,6 +13,9 @@ from ray.exceptions import (
     TaskCancelledError,
     WorkerCrashedError,
 )
+
+from records.events import reason_of
+from settings.exit_codes import FailedError
 
 INFRASTRUCTURE = (
     RayActorError,
@@ -30,6 +36,17 @@ def is_infrastructure(error: BaseException) -> bool:
     if isinstance(error, RayTaskError):
         return isinstance(error.cause, INFRASTRUCTURE) or is_lost(error)
     return isinstance(error, INFRASTRUCTURE)
+
+
+@contextmanager
+def start_of(name: str) -> Iterator[None]:
+    """Name a worker that died while it started: Ray's own error has many lines, and no name that is known."""
+    try:
+        yield
+    except RayError as error:
+        if not is_infrastructure(error):
+            raise
+        raise FailedError(f"{name} has died while it started: {reason_of(error)}") from error
 
 
 def is_lost(error: BaseException) -> bool:

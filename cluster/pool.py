@@ -6,21 +6,22 @@ Workers can be added (`add`, `create`, `launch`, then `admit` once they may serv
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import partial
+from threading import Thread
 from typing import Any
 
-import ray
 from ray.exceptions import RayError
-from ray.util.placement_group import remove_placement_group
 
+from cluster.errors import start_of
 from cluster.health import Health, WorkerState
 from cluster.placement import Demand
-from cluster.ray_actors import HEALTH_GROUP, WorkerSpec, worker_actor
+from cluster.ray_actors import HEALTH_GROUP, WorkerSpec, let_go, worker_actor
 from cluster.replica_check import ReplicaCheck
 from cluster.reservation import Reservation, reserve
-from cluster.waiting import NO_LIMIT_S, Signal, together, wait_for
+from cluster.waiting import NO_LIMIT_S, Signal, in_thread, together, wait_for
 from cluster.worker import Worker
 from records.events import Events, reason_of
 from records.timeline import Timeline
@@ -59,6 +60,7 @@ class Pool:
         self._events = events
         self._num_made = 0
         self.workers: list[Worker] = []
+        self._releases: list[Thread] = []
         self.signal = Signal()
         """Told of every change of a worker's state; a pipeline puts its own in this place."""
         self.timeline = Timeline()
@@ -93,10 +95,14 @@ class Pool:
 
     async def start(self) -> None:
         """Let every worker load its engine, all at the same time."""
-        await together(self._start(worker, "run start") for worker in self.workers)
+        await together(self._start_first(worker) for worker in self.workers)
         for worker in self.workers:
             await self._verify(worker)
         self.admit(*self.workers)
+
+    async def _start_first(self, worker: Worker) -> None:
+        with start_of(worker.name):
+            await self._start(worker, "run start")
 
     def admit(self, *workers: Worker) -> None:
         """Let these started workers be given work."""
@@ -123,8 +129,8 @@ class Pool:
     async def call(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
         """Call `method` on every wanted worker and return the results in worker order."""
         what = f"{self.role}.{method}"
-        refs = [getattr(worker.handle, method).remote(*args) for worker in self.wanted]
-        return await together(wait_for(ref, timeout_s=timeout_s, what=what) for ref in refs)
+        calls = [(getattr(worker.handle, method).remote(*args), worker.ended) for worker in self.wanted]
+        return await together(wait_for(ref, timeout_s=timeout_s, what=what, ended=ended) for ref, ended in calls)
 
     @contextmanager
     def use(self, worker: Worker, stage: str = "other") -> Iterator[None]:
@@ -161,9 +167,14 @@ class Pool:
             return Counter(worker.node_id for worker in self.workers if worker.placement is not None)
 
         names, timeout_s = [worker.name for worker in workers], self._config.placement_timeout_s
+        await self._released()
         reservation = await reserve(self.demand, names, held, timeout_s=timeout_s, turn=turn or asyncio.Lock())
         for index, worker in enumerate(workers):
-            self._open(worker, reservation, index)
+            worker.handle, worker.placement = None, reservation.group
+            worker.ended = asyncio.get_running_loop().create_future()
+            worker.node_id, worker.node = reservation.nodes[index]
+        for index, worker in enumerate(workers):
+            await self._open(worker, reservation, index, timeout_s)
 
     async def note_started(self, seconds: float) -> None:
         """Record that workers that were set up together have started."""
@@ -282,15 +293,16 @@ class Pool:
         await self._end(worker, gracefully)
         self._events.add("worker_retired", worker=worker.name, reason="run end")
 
-    def _open(self, worker: Worker, reservation: Reservation, index: int) -> None:
+    async def _open(self, worker: Worker, reservation: Reservation, index: int, timeout_s: float) -> None:
         """Create the worker's actor in one bundle of a placement group."""
         spec = self._build(int(worker.name.rpartition("-")[2]))
         self._is_async = spec.is_async
-        worker.handle = worker_actor(spec, self.demand, reservation.group, index)
+        make = partial(worker_actor, spec, self.demand, reservation.group, index)
+        handle = await in_thread(make, timeout_s=timeout_s, what=f"the actor of {worker.name}")
+        if worker.placement is reservation.group:  # else it was ended meanwhile, and the actor with its group
+            worker.handle = handle
         worker.num_lives += 1
         worker.pid = 0
-        worker.placement = reservation.group
-        worker.node_id, worker.node = reservation.nodes[index]
 
     async def _start(self, worker: Worker, reason: str) -> None:
         seconds: float = await wait_for(
@@ -319,13 +331,27 @@ class Pool:
                 what = f"shutdown of {worker.name}"
                 await wait_for(worker.handle.shutdown.remote(), timeout_s=SHUTDOWN_TIMEOUT_S, what=what)
         except (RayError, TimeoutError) as error:
-            logger.info("%s did not stop by itself: %s", worker.name, error)
+            logger.info("%s did not stop by itself: %s", worker.name, reason_of(error))
         self._free(worker)
+        await self._released()
 
     def _free(self, worker: Worker) -> None:
-        """Kill the actor, if there is one, and give back what it reserved: a shared group with its last one."""
+        """Kill the actor, if there is one, and give back what it reserved: a shared group with its last one.
+
+        Ray's head, which may be away, is told in a thread: the workers that live continue meanwhile.
+        """
         if worker.placement is not None:
-            ray.kill(worker.handle)
             group, worker.placement = worker.placement, None
-            if all(other.placement is not group for other in self.workers):
-                remove_placement_group(group)
+            if worker.ended is not None and not worker.ended.done():
+                worker.ended.set_result(None)
+            is_last = all(other.placement is not group for other in self.workers)
+            self._releases.append(let_go(actor=worker.handle, group=group if is_last else None))
+
+    async def _released(self) -> None:
+        """Wait a while until Ray has taken back what workers no longer need."""
+        releases = [thread for thread in self._releases if thread.is_alive()]
+        self._releases = releases
+        if releases:
+            with suppress(TimeoutError):
+                join = partial(deque, (thread.join() for thread in releases), 0)
+                await in_thread(join, timeout_s=SHUTDOWN_TIMEOUT_S, what="Ray's head")

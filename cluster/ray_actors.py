@@ -1,13 +1,16 @@
 """Actors and tasks of plain classes and functions: the only place that applies `ray.remote`."""
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayError
+from ray.util.placement_group import remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from cluster.placement import Demand
@@ -21,6 +24,10 @@ CONCURRENT_CALLS = 1000
 
 HEALTH_GROUP = "health"
 """Concurrency group of workers that serve one call at a time: their heartbeats are answered beside it."""
+
+
+LET_GO_S = 3600.0
+"""Ray's head is told for so long what is not needed any more; what it does not hear it frees when the run ends."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +79,29 @@ def named_actor(cls: type, *, name: str, args: tuple[Any, ...]) -> Any:
     options: dict[str, Any] = {"name": name, "num_cpus": 0, "max_restarts": 0, "scheduling_strategy": here}
     options["max_concurrency"] = CONCURRENT_CALLS
     return ray.remote(cls).options(**options).remote(*args)
+
+
+def let_go(*, actor: Any = None, group: Any = None) -> threading.Thread:
+    """End an actor and free a placement group, in a thread: as often as it takes until Ray's head has heard it."""
+
+    def run() -> None:
+        calls = [partial(ray.kill, actor)] if actor is not None else []
+        calls += [partial(remove_placement_group, group)] if group is not None else []
+        deadline = time.monotonic() + LET_GO_S
+        for call in calls:
+            while ray.is_initialized():
+                try:
+                    call()
+                    break
+                except (RayError, RuntimeError, TimeoutError) as error:
+                    logger.warning("Ray does not take back what is not needed any more: %s", reason_of(error))
+                    if time.monotonic() > deadline:
+                        return
+                    time.sleep(1)
+
+    thread = threading.Thread(target=run, name="let go", daemon=True)
+    thread.start()
+    return thread
 
 
 def on_every_node(function: Callable[..., T], *args: Any, timeout_s: float) -> dict[str, T]:

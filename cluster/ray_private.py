@@ -62,6 +62,17 @@ def keeping_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
+def log_messages(log: Callable[[str], object]) -> None:
+    """Give what Ray says of dead workers and nodes to a log: it prints it, many lines above a live view."""
+    from ray._private import worker
+
+    def to_log(data: dict[str, Any], ignore_prefix: bool) -> None:
+        for line in data["lines"]:
+            log(str(line))
+
+    worker.print_to_stdstream = to_log
+
+
 def check_there_is_a_token() -> None:
     """AuthenticationError if Ray is to authenticate and this process has no token."""
     from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled

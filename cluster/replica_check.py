@@ -4,7 +4,7 @@ The first worker that is asked sets the log-probs; a replica with other weights,
 precision is found before it scores anything.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -25,16 +25,21 @@ class ReplicaCheck:
         timeout_s: float,
         limit: float | None = None,
         is_enforced: bool = True,
+        known: Sequence[float] | None = None,
+        keep: Callable[[list[float], float | None], object] = lambda log_probs, difference: None,
+        model: str = "",
     ) -> None:
         """The sequence is `token_ids`; `dtype` is the precision of the engines.
 
         `limit` is the largest mean absolute difference, by default that of the precision. A larger one is an
-        error only if `is_enforced`.
+        error only if `is_enforced`. `known` is what the run's `model` answered when it began; a first answer, or
+        one that differs and is accepted, goes to `keep` with that difference.
         """
         self._token_ids = list(token_ids)
         self.limit = GOLDEN_LIMITS[dtype] if limit is None else limit
         self._is_enforced = is_enforced
         self._timeout_s = timeout_s
+        self._known, self._keep, self._model = known, keep, model
         self._answer: tuple[str, np.ndarray] | None = None  # who set it, and its values
         self.differences: dict[str, float] = {}
         """Mean absolute difference to the first worker's answer, by worker, of those that were asked."""
@@ -56,13 +61,34 @@ class ReplicaCheck:
         )
         given = np.asarray(values)
         if self._answer is None:
-            self._answer = (worker.name, given)
+            self._answer = self._first(worker.name, given)
         first, expected = self._answer
-        difference = float(np.abs(given - expected).mean()) if given.shape == expected.shape else float("inf")
+        difference = _difference(given, expected)
         self.differences[worker.name] = difference
         if self._is_enforced and not difference <= self.limit:
             raise RefusedError(disagreement(worker.name, first, difference, self.limit))
         return difference
+
+    def _first(self, worker: str, given: np.ndarray) -> tuple[str, np.ndarray]:
+        """What all are compared with: what the run began with, else the first answer; else RefusedError."""
+        if self._known is None:
+            self._keep(given.tolist(), None)
+            return worker, given
+        difference = _difference(given, np.asarray(self._known))
+        if difference <= self.limit:
+            return "the run's beginning", np.asarray(self._known)
+        if self._is_enforced:
+            raise RefusedError(
+                f"{self._model} is not the model that the run began with: log-probs of a fixed sequence differ by "
+                f"{difference:.3g} on average, limit {self.limit:g} (check replicas; --force replicas continues "
+                f"with this one)"
+            )
+        self._keep(given.tolist(), difference)
+        return worker, given
+
+
+def _difference(given: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(given - expected).mean()) if given.shape == expected.shape else float("inf")
 
 
 def disagreement(worker: str, first: str, difference: float, limit: float) -> str:

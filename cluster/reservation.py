@@ -5,28 +5,35 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import ray
+from ray.exceptions import RayError
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
     placement_group_table,
-    remove_placement_group,
 )
 
 from cluster.nodes import Bundle, Node
 from cluster.placement import Demand, amount_text, place_worker
+from cluster.ray_actors import let_go
 from cluster.ray_private import placement_group_near
-from cluster.waiting import wait_for
+from cluster.waiting import in_thread, now
+from records.events import reason_of
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 SOON_S = 5.0
 """A reservation that takes longer is reported."""
 
 FREE_TIMEOUT_S = 30.0
 """Maximum time to reserve what was free a moment ago."""
+
+ANSWER_TIMEOUT_S = 30.0
+"""Maximum time for Ray's head to answer a question."""
 
 NODE_LABEL = "ray.io/node-id"
 
@@ -55,7 +62,7 @@ async def reserve(
     what = f"placement of {', '.join(names)} ({demand})"
     bundles = [demand.bundle] * len(names) if demand.is_one_group else [demand.bundle, *demand.further_stages]
     async with turn:
-        if chosen := _best_nodes(demand, bundles, held()):
+        if chosen := await _best_nodes(demand, bundles, held(), timeout_s):
             return await _reserve(demand, bundles, chosen, timeout_s, what)
     return await _reserve(demand, bundles, [], timeout_s, what)
 
@@ -66,10 +73,13 @@ async def _reserve(
     if len(bundles) > 1:
         group = await _reserve_together(demand, bundles, chosen, timeout_s, what)
     else:
-        group = placement_group_near(bundles[0], chosen[0] if chosen else None)
-        await _ready(group, bundles, timeout_s, what)
-    known = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
-    return Reservation(group, [(node_id, known[node_id]) for node_id in _node_ids(group)])
+        node_id = chosen[0] if chosen else None
+        group = await _made(lambda: placement_group_near(bundles[0], node_id), bundles, timeout_s, what)
+    try:
+        return Reservation(group, await _ask(lambda: _nodes_of(group), what))
+    except BaseException:
+        let_go(group=group)
+        raise
 
 
 async def _reserve_together(
@@ -81,12 +91,15 @@ async def _reserve_together(
             return await _on_nodes(demand, bundles, chosen, what)
         except TimeoutError as error:
             logger.warning("the chosen nodes have no capacity any more, Ray chooses others: %s", error)
-    group = placement_group(bundles, strategy=demand.group_strategy.upper())
-    await _ready(group, bundles, timeout_s, what)
+    strategy = demand.group_strategy.upper()
+    group = await _made(lambda: placement_group(bundles, strategy=strategy), bundles, timeout_s, what)
     if not demand.further_stages:
         return group
-    node_ids = _node_ids(group)
-    remove_placement_group(group)
+    try:
+        node_ids = [node_id for node_id, _ in await _ask(lambda: _nodes_of(group), what)]
+    finally:
+        gone = let_go(group=group)
+    await _ask(gone.join, what)
     return await _on_nodes(demand, bundles, node_ids, what)
 
 
@@ -104,41 +117,65 @@ async def _on_nodes(
         first = bundle | {"GPU": 1.0} if demand.further_stages else bundle
         split += [first, *[{"GPU": 1.0}] * (num_devices - 1)]
         labels += [{NODE_LABEL: node_id}] * num_devices
-    group = placement_group(split, strategy="PACK", bundle_label_selector=labels)
-    await _ready(group, split, FREE_TIMEOUT_S, what)
+    make = partial(placement_group, split, strategy="PACK", bundle_label_selector=labels)
+    return await _made(make, split, FREE_TIMEOUT_S, what)
+
+
+async def _made(
+    make: Callable[[], PlacementGroup], bundles: Sequence[Bundle], timeout_s: float, what: str
+) -> PlacementGroup:
+    """The group that is made, once it is there; else nothing of it stays."""
+    start = now()
+    group = await in_thread(make, timeout_s=timeout_s, what=what, late=lambda late: let_go(group=late))
+    try:
+        ready = await _ask(group.ready, what)
+        left_s = timeout_s - (now() - start)
+        if not await _is_there(ready, min(SOON_S, left_s)):
+            logger.warning("waiting for %s", await _missing(what, bundles))
+            if not await _is_there(ready, left_s - SOON_S):
+                missing = await _missing(what, bundles)
+                raise TimeoutError(f"no answer after {timeout_s:g} s from: {missing}")
+    except BaseException:
+        let_go(group=group)
+        raise
     return group
 
 
-async def _ready(group: PlacementGroup, bundles: Sequence[Bundle], timeout_s: float, what: str) -> None:
-    waiting = asyncio.ensure_future(
-        wait_for(group.ready(), timeout_s=timeout_s, what=lambda: _missing(what, bundles))
-    )
+async def _is_there(ready: Any, timeout_s: float) -> bool:
+    waiting = asyncio.ensure_future(ready)
     try:
-        done, _ = await asyncio.wait({waiting}, timeout=min(SOON_S, timeout_s))
-        if not done:
-            logger.warning("waiting for %s", _missing(what, bundles))
-        await waiting
-    except BaseException:
+        done, _ = await asyncio.wait({waiting}, timeout=max(0.0, timeout_s))
+        if done:
+            waiting.result()
+        return bool(done)
+    finally:
         waiting.cancel()
-        remove_placement_group(group)
-        raise
 
 
-def _missing(what: str, bundles: Sequence[Bundle]) -> str:
+async def _ask(call: Callable[[], T], what: str) -> T:
+    return await in_thread(call, timeout_s=ANSWER_TIMEOUT_S, what=f"Ray's head ({what})")
+
+
+async def _missing(what: str, bundles: Sequence[Bundle]) -> str:
     """What the group wants, and what is free in the whole cluster now."""
     wanted: Counter[str] = Counter()
     for bundle in bundles:
         wanted.update(bundle)
-    free = ray.available_resources()
+    try:
+        free = await _ask(ray.available_resources, what)
+    except (RayError, TimeoutError) as error:
+        return f"{what}; what is free is not known: {reason_of(error)}"
     parts = (
         f"{amount_text(n, amount)} wanted, {amount_text(n, free.get(n, 0.0))} free" for n, amount in wanted.items()
     )
     return f"{what}; {', '.join(parts)}"
 
 
-def _best_nodes(demand: Demand, bundles: Sequence[Bundle], held: Mapping[str, int]) -> list[str]:
+async def _best_nodes(
+    demand: Demand, bundles: Sequence[Bundle], held: Mapping[str, int], timeout_s: float
+) -> list[str]:
     """Ids of the nodes that suit each bundle best now; empty if they have no capacity."""
-    nodes = nodes_now()
+    nodes = await in_thread(nodes_now, timeout_s=timeout_s, what="the cluster's nodes")
     for node in nodes:
         node.num_of_role[demand.role] = held.get(node.node_id, 0)
     return [node.node_id for node in place_worker(demand, bundles, nodes) or ()]
@@ -159,6 +196,8 @@ def nodes_now() -> list[Node]:
     return nodes
 
 
-def _node_ids(group: PlacementGroup) -> list[str]:
+def _nodes_of(group: PlacementGroup) -> list[tuple[str, str]]:
+    """The (id, name) of the node of each bundle."""
     placed: dict[int, str] = placement_group_table(group)["bundles_to_node_id"]
-    return [placed[index] for index in sorted(placed)]
+    names = {node["NodeID"]: node["NodeName"] for node in ray.nodes()}
+    return [(placed[index], names[placed[index]]) for index in sorted(placed)]

@@ -153,8 +153,8 @@ class Scaling:
         try:
             async with self._placing[pool.role]:
                 await pool.create([worker])
-        except TimeoutError as error:
-            worker.health.excuse()  # missing capacity is not the worker's fault
+        except (RayError, TimeoutError) as error:
+            worker.health.excuse()  # missing capacity, or a head that is away, is not the worker's fault
             not_started(f"{reason}: {reason_of(error)}")
             return
         try:

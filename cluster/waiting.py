@@ -17,8 +17,18 @@ NO_LIMIT_S = float("inf")
 """For waits that end with calls which have limits themselves."""
 
 
-async def wait_for(awaitable: Awaitable[T], *, timeout_s: float, what: str | Callable[[], str]) -> T:
-    """Await with a limit; logs every 30 s, raises TimeoutError naming `what` and cancels at the limit."""
+async def wait_for(
+    awaitable: Awaitable[T],
+    *,
+    timeout_s: float,
+    what: str | Callable[[], str],
+    ended: "asyncio.Future[None] | None" = None,
+) -> T:
+    """Await with a limit; logs every 30 s, raises TimeoutError naming `what` and cancels at the limit.
+
+    RayActorError as soon as `ended` is done: of a worker that was ended no answer comes, though Ray, whose head
+    may be away, does not say so yet.
+    """
     task = asyncio.ensure_future(awaitable)
     if task.done():
         return task.result()
@@ -26,9 +36,15 @@ async def wait_for(awaitable: Awaitable[T], *, timeout_s: float, what: str | Cal
     try:
         while True:
             left = timeout_s - (now() - start)
-            done, _ = await asyncio.wait({task}, timeout=max(0.0, min(LOG_EVERY_S, left)))
-            if done:
+            waiting = {task} if ended is None else {task, ended}
+            limit_s = max(0.0, min(LOG_EVERY_S, left))
+            done, _ = await asyncio.wait(waiting, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            if task in done:
                 return task.result()
+            if done:
+                from ray.exceptions import RayActorError  # commands import this before Ray is prepared
+
+                raise RayActorError(error_msg="the worker was ended")
             if now() - start >= timeout_s:
                 raise TimeoutError(f"no answer after {timeout_s:g} s from: {_text(what)}")
             logger.info("waiting for %s (%.0f s)", _text(what), now() - start)

@@ -4,6 +4,7 @@
 its actor is replaced; one that is added has a new name.
 """
 
+import asyncio
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +32,7 @@ class Worker:
     num_slots: int = 0  # being generated
     num_calls: int = 0  # scoring calls
     outstanding_tokens: int = 0  # in scoring calls
+    ended: "asyncio.Future[None] | None" = field(default=None, repr=False)  # of the actor: done once it is let go
     uses: Counter[str] = field(default_factory=Counter)  # what waits for an answer, by stage
     uses_at_death: Counter[str] = field(default_factory=Counter)
     pid: int = 0  # of the actor's process; 0 until it has started

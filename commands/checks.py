@@ -1,12 +1,13 @@
 """What is read and checked of a run before it takes anything: settings, inputs, placement. No Ray."""
 
+import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from cluster.capacity import check_local_machine
 from cluster.placement import Demand, plan
-from inputs.models import model_paths
+from inputs.models import model_fingerprint, model_paths
 from learner.served import check_objective, signal_kind
 from learner.universal import check_world
 from records.checkpoint_store import CheckpointStore
@@ -129,6 +130,42 @@ def check_resumed(config: RunConfig, folder: RunFolder, student: "Shape | None")
                 f"student.model_path: checkpoint {place} is of another model: its {name} is {held[name]}, not "
                 f"{now[name]} as in {config.student.model_path}"
             )
+
+
+def fingerprints_of(config: RunConfig, inputs: "Inputs") -> dict[str, str]:
+    """What tells the student and the inputs of a run from others, by what they are of."""
+    from inputs.prompt_table import tokenizer_text
+
+    texts = {"tokenizer": tokenizer_text(inputs.tokenizer), "chat_template": str(inputs.tokenizer.chat_template)}
+    found = {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()}
+    student = model_fingerprint(config.student.model_path)
+    return ({} if student is None else {"student": student}) | found | {"data": inputs.data_report.fingerprint}
+
+
+WHAT_OF = {
+    "student": ("student.model_path", "weights or configuration of the student's folder", "architecture"),
+    "tokenizer": ("student.model_path", "the tokenizer", "tokenizer"),
+    "chat_template": ("student.model_path", "the chat template", "chat_template"),
+    "data": ("data", "the training prompts", "data"),
+}
+"""By fingerprint: the setting, what it is of, and the check that says so."""
+
+
+def check_unchanged(folder: RunFolder, now: Mapping[str, str], checks: Checks) -> list[str]:
+    """Enter what of a resumed run is not as it began, unless the run does not say; returns what was forced.
+
+    Prompts follow from tokenizer and template: they are compared where those are the same.
+    """
+    before, changed = folder.read_fingerprints(), list[str]()
+    for name, (setting, what, key) in WHAT_OF.items():
+        if name == "data" and {"tokenizer", "chat_template"} & {*changed}:
+            continue
+        if name in before and name in now and before[name] != now[name]:
+            marks = f"fingerprint {now[name]:.12}, not {before[name]:.12}"
+            text = f"{setting}: {what} changed since the run began ({marks})"
+            checks.add(key, [Finding("error", text, "resume with what it began with, or begin a new run")])
+            changed.append(name)
+    return changed
 
 
 def shape_facts(shape: "Shape | None") -> dict[str, Any]:

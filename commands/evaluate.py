@@ -10,6 +10,7 @@ where it was interrupted, since results are kept as problems are finished (`eval
 import argparse
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from cluster.placement import Demand, plan
 from commands.checks import load_checked
 from commands.dry_run import dry_run
 from commands.exit_codes import run_to_exit_code
+from commands.signals import StopSignals, current_task, stopped_by_signals
 from evaluation.metrics import mean_of_rows
 from evaluation.results import ResultFolder
 from evaluation.view import EvaluationView, print_results
@@ -30,7 +32,7 @@ from records.run_folder import describe_environment
 from settings.benchmarks import known_benchmarks
 from settings.checks import Checks
 from settings.evaluation import EvaluationConfig
-from settings.exit_codes import FINISHED
+from settings.exit_codes import DRAINED, FINISHED
 from settings.run import RunConfig
 
 if TYPE_CHECKING:  # they import Ray, which reads its environment then
@@ -52,6 +54,9 @@ SETTING_OF_OPTION = {
 }
 
 
+TO_CONTINUE = "the same command continues it"
+
+
 @dataclass(frozen=True)
 class PlannedEvaluation:
     """An evaluation that is checked and may start."""
@@ -66,11 +71,19 @@ class PlannedEvaluation:
 
 def evaluate_command(arguments: argparse.Namespace, overrides: Sequence[str]) -> int:
     """Evaluate one model folder with rollout workers, or continue what was interrupted; returns the exit code."""
-    planned = prepare(arguments, overrides)
-    if planned is None:
-        return FINISHED
-    with ray_cluster(planned.config, planned.demands):
-        return run_to_exit_code(evaluate(planned), to_continue="the same command continues it")
+    with stopped_by_signals() as signals:
+        try:
+            planned = prepare(arguments, overrides)
+            if planned is None:
+                return FINISHED
+            with ray_cluster(planned.config, planned.demands):
+                signals.check()
+                return run_to_exit_code(evaluate(planned, signals), to_continue=TO_CONTINUE)
+        except BaseException:
+            if not signals.have_come:
+                raise
+            print(f"interrupted; {TO_CONTINUE}", file=sys.stderr)
+            return DRAINED
 
 
 def prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> PlannedEvaluation | None:
@@ -93,8 +106,9 @@ def prepare(arguments: argparse.Namespace, overrides: Sequence[str]) -> PlannedE
     return PlannedEvaluation(config, inputs, demands, k, folder, settings)
 
 
-async def evaluate(planned: PlannedEvaluation) -> int:
-    """Start rollout workers on the model as it is, and evaluate."""
+async def evaluate(planned: PlannedEvaluation, signals: StopSignals) -> int:
+    """Start rollout workers on the model as it is, and evaluate, until a signal comes."""
+    signals.then(current_task().cancel, say=None)
     from commands.wiring import build_pools
 
     config = planned.config

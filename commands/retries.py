@@ -1,14 +1,13 @@
-"""What outlives a run's crash, and what ends it gently: `launch.py train --retries N`, SIGINT, SIGTERM and SIGHUP.
+"""What outlives a run's crash: `launch.py train --retries N`.
 
 With retries the run is a child process. When it dies by a signal or fails (exit code 1), it is started again with
 `--resume=auto` after a pause that doubles; N times without a new step are the end. What finished, was refused or
 drained (exit codes 0, 2, 3) is passed on; only what was refused at a later start is tried again, since it was not
-the input then: Ray may be restarting itself. The signals go to the child, which drains, and nothing is started
-again. Where SIGHUP is ignored, as under `nohup`, it stays so.
+the input then: Ray may be restarting itself. SIGINT, SIGTERM and SIGHUP go to the child, which drains, and nothing
+is started again.
 """
 
 import argparse
-import asyncio
 import ctypes
 import os
 import signal
@@ -16,12 +15,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from commands.signals import signals_go_to, stop_signals
 from records.files import read_rows
 from records.ledger import is_ledger_row
 from records.ownership import owner_of
@@ -149,57 +148,3 @@ def _dies_with(parent: int) -> Callable[[], None] | None:
             os._exit(FAILED)
 
     return prepare
-
-
-# -- signals ----------------------------------------------------------------------------------------------
-
-
-SAME_SIGNAL_S = 2.0
-"""A signal so soon after the first one is the same one, sent by another."""
-
-
-def stop_signals() -> tuple[signal.Signals, ...]:
-    """What asks a run to end: SIGINT, SIGTERM, and SIGHUP unless it is ignored."""
-    is_hung_up = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN
-    return (signal.SIGINT, signal.SIGTERM, *([signal.SIGHUP] if is_hung_up else []))
-
-
-def drain_on_signals() -> list[Callable[[], object]]:
-    """Call the last entry of the returned list on a signal that asks to end: at first it cancels this task.
-
-    A second signal ends the process the default way, unless it follows at once: `ray job stop` signals a
-    supervisor and its child, and the supervisor passes it on. A second SIGHUP never does: kernel and shell both
-    send one when a terminal is closed.
-    """
-    loop, task = asyncio.get_running_loop(), asyncio.current_task()
-    assert task is not None
-    stop: list[Callable[[], object]] = [task.cancel]
-    signals, is_draining = stop_signals(), False
-
-    def drain() -> None:
-        nonlocal is_draining
-        if is_draining:
-            return
-        is_draining = True
-        loop.call_later(SAME_SIGNAL_S, let_abort)
-        stop[-1]()
-        print("stopping: the step in progress is finished and saved (again to abort)", file=sys.stderr, flush=True)
-
-    def let_abort() -> None:
-        for each in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(each)
-
-    for each in signals:
-        loop.add_signal_handler(each, drain)
-    return stop
-
-
-@contextmanager
-def signals_go_to(handler: Callable[[int, FrameType | None], None], *signals: signal.Signals) -> Iterator[None]:
-    """Let `handler` have these signals inside the block, and restore what had them before."""
-    before = {each: signal.signal(each, handler) for each in signals}
-    try:
-        yield
-    finally:
-        for each, earlier in before.items():
-            signal.signal(each, earlier)

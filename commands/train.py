@@ -7,7 +7,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -18,16 +18,25 @@ from cluster.capacity import ray_cluster
 from cluster.connection import is_local
 from cluster.orphans import check_has_ended, end_left_over
 from cluster.placement import plan
-from commands.checks import check_inputs, check_placement, check_resumed, load_checked
+from commands.checks import (
+    check_inputs,
+    check_placement,
+    check_resumed,
+    check_unchanged,
+    fingerprints_of,
+    load_checked,
+)
 from commands.dry_run import dry_run
 from commands.exit_codes import run_to_exit_code
 from commands.preflight.ending import check_ending
 from commands.preflight.resources import check_disk, check_nodes
-from commands.retries import drain_on_signals, supervise
+from commands.retries import supervise
+from commands.signals import StopSignals, current_task, stopped_by_signals
 from records.checkpoint_store import check_checkpoints
 from records.events import Events, record_data
 from records.ownership import NotOwnerError, start_ticks
 from records.run_folder import RunFolder, own_version
+from records.timeline import Timeline
 from reporting.live.output import on_trouble
 from reporting.live.wandb import check_wandb
 from reporting.model_card import write_model_card
@@ -35,7 +44,8 @@ from settings.checks import Checks
 from settings.exit_codes import DRAINED, FINISHED
 from settings.run import RunConfig
 
-if TYPE_CHECKING:  # transformers takes seconds to import
+if TYPE_CHECKING:  # transformers and Ray take seconds to import
+    from cluster.pool import Pool
     from inputs.inputs import Inputs
 
 logger = logging.getLogger(__name__)
@@ -43,13 +53,22 @@ logger = logging.getLogger(__name__)
 
 def train_command(arguments: argparse.Namespace, options: Sequence[str]) -> int:
     """Train, with `--retries` in processes of their own; returns the exit code."""
-    config = load_checked(arguments.config, options)
-    if arguments.retries and not arguments.dry_run:
-        return supervise(RunFolder.named(config), arguments, options)
-    return check_and_train(config, arguments)
+    with stopped_by_signals() as signals:
+        config = load_checked(arguments.config, options)
+        if arguments.retries and not arguments.dry_run:
+            return supervise(RunFolder.named(config), arguments, options)
+        try:
+            return check_and_train(config, arguments, signals)
+        except BaseException:
+            if not signals.have_come:
+                raise
+            has_begun = RunFolder.named(config).path.is_dir()
+            to_continue = "continue with --resume" if has_begun else "nothing is written yet: start it again"
+            print(f"interrupted; {to_continue}", file=sys.stderr)
+            return DRAINED
 
 
-def check_and_train(config: RunConfig, arguments: argparse.Namespace) -> int:
+def check_and_train(config: RunConfig, arguments: argparse.Namespace, signals: StopSignals) -> int:
     """Check everything, start everything, train. ValueError means bad input and that nothing runs."""
     times = StartTimes("imports")
     checks = Checks(force=arguments.force)
@@ -65,6 +84,8 @@ def check_and_train(config: RunConfig, arguments: argparse.Namespace) -> int:
     check_checkpoints(config, folder, resume=resume)
     if resume:
         check_resumed(config, folder, inputs.shapes.get("student"))
+    fingerprints = fingerprints_of(config, inputs)
+    changed = check_unchanged(folder, fingerprints, checks) if resume else []
     described = "\n".join(f"# {line}" for line in inputs.data_report.lines())
     if arguments.dry_run:
         print(described)
@@ -87,40 +108,53 @@ def check_and_train(config: RunConfig, arguments: argparse.Namespace) -> int:
         try:
             record_data(folder, events, {**inputs.data_report.as_json(), "seed": config.seed})
             end_left_over(folder, events)
+            folder.write_fingerprints(fingerprints)
         except NotOwnerError as error:
             raise ValueError(f"run_name: {error}") from error
+        if changed:
+            events.add("inputs_changed", changed=changed, reason="--force")
         events.add("prepared", seconds=times.end("ray"))
-        code = run_to_exit_code(train(config, inputs, folder, events, checks, resume=resume))
+        command = shlex.join(["python", *sys.argv])
+        events.add("run_started", command=command, is_resumed=resume, version=own_version())
+        signals.check()
+
+        async def trained() -> int:
+            stop: list[Callable[[], object]] = [current_task().cancel]
+            signals.then(lambda: stop[-1]())
+            note_output(events)
+            return await train(config, inputs, folder, events, checks, resume=resume, stop=stop)
+
+        code = run_to_exit_code(trained(), note=lambda reason: events.add("run_failed", reason=reason))
         draw_report(folder)
         return code
 
 
 async def train(
-    config: RunConfig, inputs: "Inputs", folder: RunFolder, events: Events, checks: Checks, *, resume: bool
+    config: RunConfig,
+    inputs: "Inputs",
+    folder: RunFolder,
+    events: Events,
+    checks: Checks,
+    *,
+    resume: bool,
+    stop: list[Callable[[], object]],
 ) -> int:
-    """Start the workers, run the pipeline, close everything; returns the exit code."""
+    """Start the workers, run the pipeline, close everything; returns the exit code. The last of `stop` ends it."""
     from commands.preflight.record import PreflightRecord
     from commands.wiring import build_pools, start_pipeline
     from controller.context import RunContext
     from controller.remote_control import remote_control
-    from records.timeline import Timeline
     from reporting.live.boards import Dashboards
     from reporting.summary import summarise
 
     started = time.monotonic()
     folder.on_late(events.add_late)
-    pools = build_pools(config, inputs, events, tolerated=checks.force)
+    pools = build_pools(config, inputs, events, tolerated=checks.force, folder=folder)
     context = RunContext.of(config, pools, folder, events)
     preflight = PreflightRecord(context, checks)
-    timeline = Timeline(folder.timeline, folder.owner)
-    for pool in pools.values():
-        pool.timeline = timeline
-    command = shlex.join(["python", *sys.argv])
-    events.add("run_started", command=command, is_resumed=resume, version=own_version())
-    note_output(events)
+    timeline = timeline_of(folder, pools.values())
     boards = Dashboards(config, folder, events)
     view = boards.view
-    stop = drain_on_signals()
     has_started = has_ended = False
     try:
         async with (
@@ -168,6 +202,14 @@ async def _hand_over(config: RunConfig, folder: RunFolder, events: Events, summa
         await push_export(folder.export, config.export, events)
     if (accuracy := accuracy_table(summary)).rows:
         Console().print(accuracy)
+
+
+def timeline_of(folder: RunFolder, pools: Iterable["Pool"]) -> Timeline:
+    """The timeline of a run, which its pools write."""
+    timeline = Timeline(folder.timeline, folder.owner)
+    for pool in pools:
+        pool.timeline = timeline
+    return timeline
 
 
 def note_output(events: Events) -> None:

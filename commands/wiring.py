@@ -35,11 +35,14 @@ from controller.recovery import Progress, restore
 from controller.samples import Samples
 from evaluation.evaluation import evaluation_of
 from inputs.inputs import Inputs
+from inputs.models import model_paths
 from inputs.prompts import PromptSource, evaluation_requests
 from learner.rank import LearnerRank
 from records.checkpoint_store import CheckpointStore
 from records.events import Events
+from records.run_folder import RunFolder
 from settings.run import RunConfig
+from settings.teachers import field_of
 
 
 def build_pools(
@@ -49,10 +52,12 @@ def build_pools(
     *,
     roles: Collection[str] | None = None,
     tolerated: Collection[str] = (),
+    folder: RunFolder | None = None,
 ) -> dict[str, Pool]:
     """The pools of a run by role, by default all; nothing is placed yet.
 
-    `tolerated`: of the checks `golden` and `replicas`, those whose limits engines may exceed.
+    `tolerated`: of the checks `golden` and `replicas`, those whose limits engines may exceed. `folder` keeps what
+    the models that score answer, for when the run is resumed.
     """
     signal = signal_of(config, inputs)
     scored = replace(signal, has_outcome=config.outcome.rl_coef > 0, has_reference="reference" in config.scorers)
@@ -95,23 +100,47 @@ def build_pools(
             config=config.cluster,
             health=config.health,
             events=events,
-            replica_check=_replica_check(config, inputs, demand.role, is_enforced="replicas" not in tolerated),
+            replica_check=_replica_check(config, inputs, demand.role, events, tolerated, folder),
         )
         for demand in plan(config)
         if demand.role in (roles or build)
     }
 
 
-def _replica_check(config: RunConfig, inputs: Inputs, role: str, *, is_enforced: bool) -> ReplicaCheck | None:
+def _replica_check(
+    config: RunConfig,
+    inputs: Inputs,
+    role: str,
+    events: Events,
+    tolerated: Collection[str],
+    folder: RunFolder | None,
+) -> ReplicaCheck | None:
     """What every worker of a pool that scores must answer; None for other pools."""
     if role not in config.scorers:
         return None
+    token_ids, known, name = inputs.golden_token_ids, None, f"{field_of(role)}.model_path"
+    if folder is not None:
+        answer = folder.read_fingerprints().get("answers", {}).get(role, {})
+        if answer and max(answer["token_ids"]) < inputs.num_shared_rows:
+            token_ids, known = answer["token_ids"], answer["log_probs"]
+
+    def keep(log_probs: list[float], difference: float | None) -> None:
+        if folder is not None:
+            answers = folder.read_fingerprints().get("answers", {})
+            own = {"token_ids": token_ids, "log_probs": log_probs}
+            folder.write_fingerprints({"answers": answers | {role: own}})
+            if difference is not None:
+                events.add("inputs_changed", changed=[role], difference=difference, reason="--force replicas")
+
     return ReplicaCheck(
-        inputs.golden_token_ids,
+        token_ids,
+        known=known,
+        keep=keep,
+        model=f"{name} {model_paths(config)[role]}",
         dtype=config.dtype_of(config.scorers[role].engine),
         timeout_s=config.cluster.score_timeout_s,
         limit=config.preflight.golden_limit,
-        is_enforced=is_enforced,
+        is_enforced="replicas" not in tolerated,
     )
 
 
@@ -137,7 +166,7 @@ async def start_pipeline(context: RunContext, inputs: Inputs, *, resume: bool) -
     await together(pool.place(turn) for pool in pools.values())
     events.add("workers_placed")
     learner = build_learner(config, pools, events)
-    await together([learner.setup(), *(pool.start() for role, pool in pools.items() if role != "learner")])
+    await together([learner.start(), *(pool.start() for role, pool in pools.items() if role != "learner")])
     prompts = PromptSource(
         inputs.prompts,
         seed=config.seed,

@@ -10,6 +10,7 @@ A disk that does not take a checkpoint fails the attempt, not the run.
 import asyncio
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,9 +189,12 @@ class Checkpointer:
         is_expected = isinstance(error, str | RayError | TimeoutError | LearnerLostError) or is_disk_error(error)
         reason = error if isinstance(error, str) else reason_of(error)
         self._failed_at, self._failure = attempt.version, reason
-        free = self._store.free_bytes()
+        free = -1
+        with suppress(OSError):  # the disk may be away
+            free = self._store.free_bytes()
         logger.warning("the checkpoint of step %d failed: %s (%d bytes are free)", attempt.version, reason, free)
-        await asyncio.to_thread(self._store.discard, attempt.version)
+        with suppress(OSError):  # the next attempt does it
+            await asyncio.to_thread(self._store.discard, attempt.version)
         self._events.add("checkpoint_failed", step=attempt.version, reason=reason, free_bytes=free)
         if not is_expected and isinstance(error, BaseException):
             raise error

@@ -22,6 +22,7 @@ from controller.weight_store import PublishedWeights
 from records.checkpoints import WriteReport
 from records.events import reason_of
 from settings.cluster import ClusterConfig
+from settings.exit_codes import FailedError
 from transport.notes import StepResult
 from transport.weight_sources import TRANSPORTS
 from transport.weights import WeightManifest
@@ -74,6 +75,17 @@ class LearnerGroup:
                 self._pool.make_stale(worker)
         self._pool.admit(*self._pool.workers)
 
+    async def start(self) -> None:
+        """`setup` for a run's start; FailedError naming the ranks that have died meanwhile."""
+        try:
+            await self.setup()
+        except RayError as error:
+            if silent := await self._silent():
+                raise FailedError(
+                    f"{', '.join(silent)} died while the learner started: {reason_of(error)}"
+                ) from error
+            raise
+
     async def restart(self, reason: str) -> None:
         """End every rank, place and start all of them anew; LearnerLostError if that fails."""
         for worker in self._pool.workers:
@@ -103,7 +115,9 @@ class LearnerGroup:
                 worker.handle.train_step.remote(step, *held, slots=[each.note.slot for each in share])
                 for worker, held, share in zip(self._pool.workers, tables, shares, strict=True)
             ]
-            return (await together(self._wait(call, f"training step {step}") for call in calls))[0]
+            what, ends = f"training step {step}", [worker.ended for worker in self._pool.workers]
+            waits = (self._wait(call, what, ended) for call, ended in zip(calls, ends, strict=True))
+            return (await together(waits))[0]
 
     async def _fetch(self, step: int, batch: Sequence[Rollout], tables: Sequence[Any]) -> None:
         """Bring every rank's tables to its node: ranks that wait for one another must not wait for a table too."""
@@ -176,12 +190,12 @@ class LearnerGroup:
             with self._pool.timeline.lasting(stage or "", *workers):
                 yield
         except (RayError, TimeoutError) as error:
-            if is_mistake(error) and await self._all_answer():
+            if is_mistake(error) and not await self._silent():
                 raise
             raise LearnerLostError(f"{what}: {reason_of(error)}") from error
 
-    async def _all_answer(self) -> bool:
-        """Whether every rank is alive: what one of them raised is then no consequence of another's death."""
+    async def _silent(self) -> list[str]:
+        """The ranks that do not answer: without any, what a rank raised is no consequence of another's death."""
         pings = (
             wait_for(
                 self._pool.ping(worker), timeout_s=self._pool.health.dead_after_s, what=f"ping of {worker.name}"
@@ -189,7 +203,8 @@ class LearnerGroup:
             for worker in self._pool.workers
         )
         answers = await asyncio.gather(*pings, return_exceptions=True)
-        return not any(isinstance(answer, RayError | TimeoutError) for answer in answers)
+        found = zip(self._pool.workers, answers, strict=True)
+        return [worker.name for worker, answer in found if isinstance(answer, RayError | TimeoutError)]
 
     async def _on_all(self, method: str, *args: Any, timeout_s: float) -> list[Any]:
         async with self._losing(method, stage=_STAGES.get(method)):
@@ -206,8 +221,9 @@ class LearnerGroup:
             await self._wait(refs[-1], f"publishing v{version}")  # raises what the rank raised
         return refs
 
-    async def _wait(self, awaitable: Any, what: str) -> Any:
-        return await wait_for(awaitable, timeout_s=self._config.step_timeout_s, what=f"the learner: {what}")
+    async def _wait(self, awaitable: Any, what: str, ended: "asyncio.Future[None] | None" = None) -> Any:
+        limits: dict[str, Any] = {"timeout_s": self._config.step_timeout_s, "ended": ended}
+        return await wait_for(awaitable, what=f"the learner: {what}", **limits)
 
 
 def split_by_tokens(batch: Sequence[Rollout], num_ranks: int) -> list[list[Rollout]]:

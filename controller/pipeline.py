@@ -62,7 +62,19 @@ class Pipeline:
     """All stages of a run. `run()` returns when `max_steps` are trained or after `stop()`."""
 
     async def run(self) -> None:
-        """Run all stages side by side until training ends; an error in any of them ends the run."""
+        """Run all stages until training ends, or is stopped; an error in any of them ends the run."""
+        self._running = running = asyncio.current_task()
+        assert running is not None
+        if self._is_stopping and not self.slots.done:
+            return
+        try:
+            await self._run_stages()
+        except asyncio.CancelledError:
+            if not self._ends_at_once:
+                raise
+            running.uncancel()
+
+    async def _run_stages(self) -> None:
         async with asyncio.TaskGroup() as stages:
             every_stage = (self._weights, self.scaling, self._supervisor, self._balancer, self._evaluations)
             running = [stages.create_task(stage.run()) for stage in every_stage]
@@ -104,6 +116,7 @@ class Pipeline:
                 await self._samples.take("before", step)
             scored = self._scoring.take(batch)
             train_started = now()
+            self._has_begun = True
             try:
                 result = await self._learner.train(step, scored)
             except TablesLostError as lost:
@@ -262,7 +275,11 @@ class Pipeline:
         self._show.append(show)
 
     def stop(self) -> None:
-        """Finish the step in progress, checkpoint, and return from `run`."""
+        """Finish the step in progress, checkpoint, and return from `run`: at once if no step has begun here."""
+        has_work = self._has_begun or self.slots.done
+        if not has_work and not self._is_stopping and self._running is not None:
+            self._ends_at_once = True
+            self._running.cancel()
         self._is_stopping = True
         self._signal.changed()
 
@@ -317,7 +334,8 @@ class Pipeline:
         self._samples = samples
         self._token_bytes = token_bytes
         self._checkpointer = checkpointer
-        self._is_stopping = False
+        self._is_stopping = self._has_begun = self._ends_at_once = False
+        self._running: asyncio.Task[Any] | None = None
         self._show: list[Callable[[dict[str, Any]], None]] = []
         self._recent: deque[dict[str, Any]] = deque(maxlen=RECENT_STEPS)
         self._weights = WeightStore(

@@ -28,7 +28,7 @@ from cluster.local_socket import listening
 from cluster.mailbox import Mailbox, actor_name, checked_count
 from cluster.placement import check_could_fit
 from cluster.pool import Pool
-from cluster.ray_actors import named_actor
+from cluster.ray_actors import let_go, named_actor
 from cluster.waiting import in_thread, wait_for
 from controller.context import RunContext
 from controller.pipeline import Pipeline
@@ -78,6 +78,9 @@ class RemoteControl:
         self._is_stopping = False
         self._pipeline: Pipeline | None = None
         self._counts: dict[str, int] = {}  # wanted once the run has started
+        self.nodes: list[dict[str, float]] = []
+        """The resources of the cluster's nodes, as a request to scale found them, and whether it may have more."""
+        self.may_grow = False
 
     def attach(self, pipeline: Pipeline) -> None:
         """The run has started: carry out what was wanted meanwhile."""
@@ -86,8 +89,22 @@ class RemoteControl:
             pipeline.scaling.resize(role, count, f"{REASON} (during the start)")
 
     async def answer(self, request: Any) -> dict[str, Any]:
-        """The answer to a request, whatever it is: what cannot be answered well is answered with `error`."""
+        """The answer to a request, whatever it is: what cannot be answered well is answered with `error`.
+
+        To scale, it has to be known what the cluster has.
+        """
+        if isinstance(request, Mapping) and request.get("kind") == "scale":
+            try:
+                self.nodes, self.may_grow = await in_thread(
+                    self._cluster_now, timeout_s=NAME_TIMEOUT_S, what="Ray's head: the cluster's nodes"
+                )
+            except (RayError, TimeoutError) as error:
+                return {"error": f"the cluster does not say what it has: {reason_of(error)}"}
         return self.reply(request)
+
+    def _cluster_now(self) -> tuple[list[dict[str, float]], bool]:
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        return nodes, not self._is_local and grows(self._config.cluster)
 
     def reply(self, request: Any) -> dict[str, Any]:
         """The answer to a request; a mistake is answered with `error`, one line, and so is one of ours."""
@@ -148,10 +165,8 @@ class RemoteControl:
             self._pools.items(), key=lambda item: item[0] in counts
         )  # an error names one of these
         demands = [replace(pool.demand, count=wanted[role]) for role, pool in changed_last]
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         if any(wanted[role] > now[role] for role in wanted):
-            may_grow = not self._is_local and grows(self._config.cluster)
-            check_could_fit(demands, nodes, is_local=self._is_local, grows=may_grow)
+            check_could_fit(demands, self.nodes, is_local=self._is_local, grows=self.may_grow)
 
 
 def check_count(role: str, count: Any, roles: list[str]) -> None:
@@ -189,15 +204,12 @@ async def remote_control(
 ) -> AsyncIterator[RemoteControl]:
     """Let other processes reach the run: by the name of its actor, and by `cluster.json` in its folder."""
     config, folder = context.config, context.folder
-    node_id = ray.get_runtime_context().get_node_id()
+    node_id, where = await in_thread(_where, timeout_s=NAME_TIMEOUT_S, what="the address of the cluster")
     control = RemoteControl(config, context.pools, is_local=is_local, stop=stop, node_id=node_id, monitor=monitor)
     mailbox = RunMailbox(config.run_name)
     await mailbox.make()
-    ray_context = ray.get_runtime_context()
-    where = {"address": cluster_address(), "session": ray_context.get_session_name()}
-    where |= {"job_id": ray_context.get_job_id(), "is_local": is_local}
     async with listening(control.answer, control.after_reply) as socket_name:
-        folder.write_cluster(where | {"socket": socket_name} | this_process())
+        folder.write_cluster(where | {"is_local": is_local, "socket": socket_name} | this_process())
         serving = asyncio.create_task(_serve(control, mailbox, context.events))
         serving.add_done_callback(_log_failure)
         try:
@@ -205,9 +217,16 @@ async def remote_control(
         finally:
             serving.cancel()
             await asyncio.wait({serving})
-            ray.kill(mailbox.actor)
+            let_go(actor=mailbox.actor)
             if folder.owner.is_held:  # else it is another's
                 folder.cluster.unlink(missing_ok=True)
+
+
+def _where() -> tuple[str, dict[str, Any]]:
+    """This node's id, and how another process finds the cluster and the run's job in it."""
+    ray_context = ray.get_runtime_context()
+    where = {"address": cluster_address(), "session": ray_context.get_session_name()}
+    return ray_context.get_node_id(), where | {"job_id": ray_context.get_job_id()}
 
 
 class RunMailbox:

@@ -193,6 +193,7 @@ class RolloutStage:
             self._sampling,
             timeout_s=self._config.cluster.rollout_timeout_s,
             what=f"the next of {len(slots)} rollouts from {worker.name}",
+            ended=worker.ended,
         )
         async with aclosing(finished):
             async for notes, table in finished:

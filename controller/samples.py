@@ -76,12 +76,14 @@ class Samples:
         if worker is None:
             raise ValueError(f"no rollout worker holds version {version}")
         what = f"samples from {worker.name}"
-        items = finished_slots(worker.handle, self._requests, self._sampling, timeout_s=timeout_s, what=what)
+        items = finished_slots(
+            worker.handle, self._requests, self._sampling, timeout_s=timeout_s, what=what, ended=worker.ended
+        )
         tables: list[pa.Table] = []
         with pool.use(worker, "samples"):
             async with aclosing(items):
                 async for _, ref in items:
-                    tables.append(await wait_for(ref, timeout_s=timeout_s, what=what))
+                    tables.append(await wait_for(ref, timeout_s=timeout_s, what=what, ended=worker.ended))
         return tables
 
     async def _scored(self, tables: Sequence[pa.Table]) -> list[pa.Table]:
@@ -101,4 +103,4 @@ class Samples:
         what = f"scores of samples from {worker.name}"
         with pool.use(worker, "samples"):
             _, ref = worker.handle.score.options(num_returns=2).remote(table)
-            return await wait_for(ref, timeout_s=timeout_s, what=what)
+            return await wait_for(ref, timeout_s=timeout_s, what=what, ended=worker.ended)

@@ -194,7 +194,8 @@ class ScoreStage:
         note: ScoreNote | None = None
         failure: BaseException | None = None
         try:
-            note = await wait_for(refs[0], timeout_s=self._config.cluster.score_timeout_s, what=what)
+            timeout_s = self._config.cluster.score_timeout_s
+            note = await wait_for(refs[0], timeout_s=timeout_s, what=what, ended=worker.ended)
         except (RayError, TimeoutError) as error:
             failure = error
             reason = reason_of(error)

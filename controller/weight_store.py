@@ -169,6 +169,7 @@ class WeightStore:
                     worker.handle.load_weights.remote(weights.manifest, weights.source),
                     timeout_s=self._config.load_timeout_s,
                     what=f"{worker.name} loading weights v{version}",
+                    ended=worker.ended,
                 )
             except (RayError, TimeoutError) as error:
                 if not worker.loads_weights:

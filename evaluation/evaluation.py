@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 from ray.exceptions import RayError
@@ -161,15 +161,14 @@ class EvaluationRun:
         """Take in the rows of each slot as it is finished; returns what ended it early."""
         wanted, requests = set(slots), self._evaluation.requests
         share = pa.array([slot in wanted for slot in requests.column("slot").to_pylist()])
-        timeout_s, what = self._config.rollout_timeout_s, f"evaluation on {worker.name}"
-        finished = finished_slots(
-            worker.handle, requests.filter(share), self._evaluation.sampling, timeout_s=timeout_s, what=what
-        )
+        limits: dict[str, Any] = {"timeout_s": self._config.rollout_timeout_s, "ended": worker.ended}
+        limits["what"] = f"evaluation on {worker.name}"
+        finished = finished_slots(worker.handle, requests.filter(share), self._evaluation.sampling, **limits)
         with pool.use(worker, "evaluate"):
             try:
                 async with aclosing(finished):
                     async for notes, ref in finished:
-                        table: pa.Table = await wait_for(ref, timeout_s=timeout_s, what=what)
+                        table: pa.Table = await wait_for(ref, **limits)
                         pool.succeed(worker)
                         self._take([note.slot for note in notes], table)
             except (RayError, TimeoutError) as error:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from inputs.model_facts import ModelFacts
-from inputs.problems import Message, Problem
+from inputs.problems import ROLES, Message, Problem
 from inputs.rendering import rendered_texts
 from inputs.templates import MARK, Chat, RefusedChatError, render_chats
 from settings.checks import Finding
@@ -111,9 +111,10 @@ def _question(student: ModelFacts, template_arguments: Mapping[str, Any]) -> Ite
 
 def _keys(student: ModelFacts, sample: Sequence[Problem], render: Render) -> Iterator[Finding]:
     """Whatever rows hold besides the user's texts makes a difference, for one problem at least."""
-    changes: dict[str, Callable[[Problem], Problem]] = {"tools": lambda problem: replace(problem, tools=None)}
-    for key in sorted({key for problem in sample for message in problem.messages for key in message.further}):
-        changes[key] = partial(_changed, change=partial(_without, key=key))
+    changes: dict[str, Callable[[Problem], Problem]] = {}
+    keys = {key for problem in sample for key in problem.keys} - {*ROLES}
+    for key in sorted(keys, key=lambda key: (key != "tools", key)):
+        changes[key] = partial(_without, key=key)
     for role in ("system", "assistant", "tool"):
         changes[role] = partial(_changed, change=partial(_marked, role=role))
     for key, change in changes.items():
@@ -144,8 +145,9 @@ def _changed(problem: Problem, change: Callable[[Message], Message]) -> Problem:
     return replace(problem, messages=tuple(map(change, problem.messages)))
 
 
-def _without(message: Message, key: str) -> Message:
-    return replace(message, further={name: value for name, value in message.further.items() if name != key})
+def _without(problem: Problem, key: str) -> Problem:
+    less = _changed(problem, lambda message: message.without(key))
+    return replace(less, tools=None) if key == "tools" else less
 
 
 def _marked(message: Message, role: str) -> Message:

@@ -1,5 +1,6 @@
 """Sizes and shapes of models, given or read from the config.json of their folders; no heavy library is needed."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -138,6 +139,30 @@ class Shape:
         """What one layer keeps of one token for backward: inputs of its products, and four norms in float32."""
         products = 8 * self.hidden + 4 * (self.heads_width + 2 * self.kv_width) + 4 * self.feed_forward
         return float(item_bytes * products + 4 * 4 * self.hidden)
+
+
+SAMPLES, SAMPLE_BYTES = 16, 2**16
+"""How much of each file of weights a fingerprint reads."""
+
+
+def model_fingerprint(path: str) -> str | None:
+    """The same for two copies of a model, another one after any training of it; None if it is no folder here.
+
+    Of the weights parts all over each file are read: every step of an optimizer changes nearly all of them.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        return None
+    config = {k: v for k, v in _read_json(folder / "config.json").items() if k not in ("transformers_version",)}
+    found = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        found.update(f"{file.name} {size}".encode())
+        with file.open("rb") as opened:
+            for number in range(SAMPLES):
+                opened.seek(number * max(0, size - SAMPLE_BYTES) // (SAMPLES - 1))
+                found.update(opened.read(SAMPLE_BYTES))
+    return found.hexdigest()
 
 
 def model_paths(config: RunConfig) -> dict[str, str]:

@@ -3,9 +3,9 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from inputs.row_files import MAX_LINE_BYTES, ArrowRow, Row
 from inputs.rows import open_data
@@ -40,6 +40,20 @@ class Message:
         parts = self.content if isinstance(self.content, list) else [{"text": self.content or ""}]
         return "".join(part["text"] for part in parts)
 
+    @property
+    def keys_of_parts(self) -> set[str]:
+        """What the parts of the content have besides their texts."""
+        parts = self.content if isinstance(self.content, list) else []
+        return {key for part in parts for key, value in part.items() if value is not None} - {"type", "text"}
+
+    def without(self, key: str) -> Self:
+        """The message without a key, in itself and in the parts of its content."""
+        content = self.content
+        if isinstance(content, list):
+            content = [{name: value for name, value in part.items() if name != key} for part in content]
+        further = {name: value for name, value in self.further.items() if name != key}
+        return replace(self, content=content, further=further)
+
     def as_dict(self) -> dict[str, Any]:
         """As chat templates take it."""
         content = {"content": self.content} if self.has_content else {}
@@ -61,7 +75,7 @@ class Problem:
     @property
     def keys(self) -> set[str]:
         """What there is for a chat template besides texts: `tools`, and the roles and keys of messages."""
-        further = {key for message in self.messages for key in (message.role, *message.further)}
+        further = {key for each in self.messages for key in (each.role, *each.further, *each.keys_of_parts)}
         return further | ({"tools"} if self.tools is not None else set())
 
 

@@ -174,13 +174,14 @@ def cache_key(
         "format": FORMAT,
         "settings": settings,
         "held_out": held_out.fingerprint if held_out is not None else None,
-        "tokenizer": [str(tokenizer.chat_template), _tokenizer_text(tokenizer)],
+        "tokenizer": [str(tokenizer.chat_template), tokenizer_text(tokenizer)],
         "files": [[_identity(path) for path in each] for each in files],
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _tokenizer_text(tokenizer: Any) -> str:
+def tokenizer_text(tokenizer: Any) -> str:
+    """All that decides which ids a text has."""
     if tokenizer.is_fast:
         return tokenizer.backend_tokenizer.to_str()
     return json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])

@@ -10,7 +10,7 @@ import logging
 import operator
 import re
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -230,16 +230,25 @@ def turn_end(
 ) -> int | None:
     """The id with which the chat template ends an answer: the first that is special, or one of `stops`.
 
-    None without a template, or if nothing of the kind follows the answer. RefusedChatError if it gives no text.
+    Where nothing of the kind follows the answer, one of `stops` with which the next turn begins, as in GLM-4; None
+    without one, or without a template. RefusedChatError if it gives no text.
     """
     if not tokenizer.chat_template:
         return None
-    messages = [{"role": "user", "content": "1"}, {"role": "assistant", "content": MARK}]
-    [text] = render_chats(tokenizer, [Chat(messages)], template_arguments or {})
-    _, found, tail = text.rpartition(MARK)
-    ends = {*special_tokens(tokenizer), *stops}
-    ids: list[int] = tokenizer.encode(tail, add_special_tokens=False) if found else []
-    return next((index for index in ids if index in ends), None)
+    question = {"role": "user", "content": "1"}
+    messages = [question, {"role": "assistant", "content": MARK}]
+
+    def first_after(messages: list[dict[str, str]], ends: Collection[int]) -> int | None:
+        [text] = render_chats(tokenizer, [Chat(messages)], template_arguments or {})
+        _, found, tail = text.rpartition(MARK)
+        ids: list[int] = tokenizer.encode(tail, add_special_tokens=False) if found else []
+        return next((index for index in ids if index in ends), None)
+
+    end = first_after(messages, {*special_tokens(tokenizer), *stops})
+    if end is None:
+        with suppress(RefusedChatError):  # a template may take one question only
+            end = first_after([*messages, question], stops)
+    return end
 
 
 @contextmanager

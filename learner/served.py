@@ -38,7 +38,8 @@ def check_objective(config: RunConfig) -> RunConfig:
         }
     )
     needs = rewards.OBJECTIVES[objective.name].needs_with(parameters)
-    if needs.form == "direct" and "stop_mode" not in objective.model_fields_set:
+    trains_stop = needs.form == "direct" or needs.full_softmax or objective.baseline == "closed_form"
+    if trains_stop and "stop_mode" not in objective.model_fields_set:
         completed = config.objective.model_copy(update={"stop_mode": "raw"})
         config = config.model_copy(update={"objective": completed})
     check_combinations(config, needs)
@@ -130,9 +131,7 @@ def check_combinations(config: RunConfig, needs: rewards.Needs) -> None:
         _check_baseline(config)
     if needs.full_softmax:
         name = config.objective.name
-        reason = (
-            "its reward is not 0 where the student agrees with the teacher, which only the full softmax cancels"
-        )
+        reason = "its reward is not 0 where it settles, but a constant, which only the whole softmax cancels"
         _check_full_softmax(config, f"{name} as configured", f"{reason} (or set objective.name log_ratio)")
     _check_correction(config, needs)
     own_mask = rewards.OBJECTIVES[config.objective.name].token_mask
@@ -197,11 +196,17 @@ def _check_baseline(config: RunConfig) -> None:
 
 
 def _check_full_softmax(config: RunConfig, what: str, reason: str) -> None:
-    """ValueError unless tokens are sampled from the student's whole distribution, as it is."""
+    """ValueError unless tokens are sampled from the student's whole distribution, as it is, and all count."""
     for name, needed in {"temperature": 1.0, "top_p": 1.0, "top_k": -1}.items():
         given = getattr(config.rollout, name)
         if given != needed and not (name == "top_k" and given == 0):
             raise ValueError(f"rollout.{name} must be {needed} with {what}, got {given}: {reason}")
+    masks = config.masks
+    if config.objective.stop_mode == "mask":
+        raise ValueError(f"objective.stop_mode must be raw or cross_eos with {what}, got mask: {reason}")
+    for name, is_set in {"special_tokens": masks.special_tokens, "drop_truncated": masks.drop_truncated}.items():
+        if is_set:
+            raise ValueError(f"masks.{name} must be left out with {what}: {reason}")
 
 
 def _check_correction(config: RunConfig, needs: rewards.Needs) -> None:

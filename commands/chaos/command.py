@@ -21,6 +21,7 @@ from rich.console import Console
 from commands.chaos.report import Kill, as_lines, as_table, recovery_s, report
 from commands.chaos.schedule import Schedule, read_kinds, read_seconds, victims
 from commands.remote import ask, reached
+from records.events import reason_of
 from records.files import append_row
 from records.ledger import valid_ledger
 from records.run_folder import RunFolder
@@ -196,7 +197,7 @@ class Chaos:
                 return at
             return at if ray.get(striker.kill_worker.remote(pid), timeout=STRIKER_START_S) else None
         except RayError as error:
-            logger.warning("node %s cannot be reached: %s", node_id, error)
+            logger.warning("node %s cannot be reached: %s", node_id, reason_of(error))
             return None
         finally:
             ray.kill(striker)

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
 from rich.table import Table
@@ -11,6 +11,7 @@ from rich.table import Table
 from records.files import NUMBER, has
 from records.ledger import valid_ledger
 from records.run_folder import RunFolder
+from reporting.advisor import RECENT_STEPS
 
 
 @dataclass(frozen=True)
@@ -31,20 +32,23 @@ def report(
     trained ones above it; every slot below counts as lost unless the ledger has it.
     """
     rows = folder.valid_metrics("time_s", "staleness/max", "tokens_trained")
+    events = folder.event_rows()
+    starts = [event["time"] for event in events if event["event"] == "run_started" and has(event, time=NUMBER)]
+    started = max((time for time in starts if time < began), default=0.0)
     during = [row for row in rows if row["time_s"] >= began]
-    before = [row for row in rows if row["time_s"] < began]
+    before = [row for row in rows if started <= row["time_s"] < began]
     staleness = max((row["staleness/max"] for row in rows), default=0)
     return {
         "kills": dict(Counter(kill.kind for kill in kills)),
         "recovery_s": {kind: recoveries(folder, kills, kind) for kind in dict.fromkeys(k.kind for k in kills)},
         **check_ledger(folder, frontier),
-        "given_up": sum(row["event"] == "prompt_given_up" for row in folder.event_rows()),
+        "given_up": sum(event["event"] == "prompt_given_up" for event in events),
         "staleness_max": staleness,
         "staleness_bound": bound,
         "bound_kept": staleness <= bound,
         "steps": len(during),
-        "tokens_per_s": rate(during),
-        "tokens_per_s_before": rate(before),
+        "tokens_per_s": rate(during, since=began),
+        "tokens_per_s_before": usual_rate(before),
     }
 
 
@@ -90,12 +94,23 @@ def recovery_s(folder: RunFolder, kill: Kill) -> float | None:
     return max((back[name] - kill.time for name in names), default=0.0)
 
 
-def rate(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """Trained tokens per second between the first row and the last; None with fewer than three."""
+def rate(rows: Sequence[Mapping[str, Any]], *, since: float) -> float | None:
+    """Trained tokens per second from a time to the last row, whatever happened; None with fewer than three."""
     if len(rows) < 3:
         return None
-    seconds = rows[-1]["time_s"] - rows[0]["time_s"]
-    return round(fmean(row["tokens_trained"] for row in rows[1:]) * (len(rows) - 1) / max(seconds, 1e-9), 1)
+    seconds = rows[-1]["time_s"] - since
+    return round(sum(row["tokens_trained"] for row in rows) / max(seconds, 1e-9), 1)
+
+
+def usual_rate(rows: Sequence[Mapping[str, Any]]) -> float | None:
+    """Trained tokens per second of the usual step, which is neither a first, slow one nor one after an evaluation.
+
+    None with fewer than three steps of their own time.
+    """
+    timed = [row for row in rows if row.get("time/step_s", 0) > 0][-RECENT_STEPS:]
+    if len(timed) < 3:
+        return None
+    return round(median(row["tokens_trained"] / row["time/step_s"] for row in timed), 1)
 
 
 def as_table(run: str, numbers: Mapping[str, Any]) -> Table:
@@ -125,5 +140,6 @@ def as_lines(numbers: Mapping[str, Any]) -> list[str]:
     ]
     now, before = numbers["tokens_per_s"], numbers["tokens_per_s_before"]
     if now is not None and before is not None:
-        lines.append(f"trained tokens/s {now:,.0f}, before {before:,.0f}: {now / before:.0%} kept")
+        share = f"{now / before:.0%}" if now < before else "all"  # steps differ: more is no gain of the kills
+        lines.append(f"trained tokens/s {now:,.0f}, before {before:,.0f}: {share} kept")
     return lines

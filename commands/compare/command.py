@@ -18,7 +18,8 @@ import psutil
 
 from cluster.connection import is_local
 from commands.compare.plan import ATTEMPTS, CompareConfig, PlannedRun, describe, plan_runs
-from commands.retries import LAUNCH, signals_go_to, stop_signals
+from commands.retries import LAUNCH
+from commands.signals import signals_go_to, stop_signals
 from records.files import append_row
 from settings.exit_codes import BAD_INPUT, DRAINED, FAILED, FINISHED
 from settings.load import load_settings

@@ -138,11 +138,11 @@ class Endless:
     def __init__(self, demands: Sequence[Demand]) -> None:
         self._names = {name for demand in demands for name in demand.bundle}
 
-    def free(self) -> Mapping[str, float]:
+    async def free(self) -> Mapping[str, float]:
         """As much as anybody wants."""
         return {name: 1e9 for name in self._names}
 
-    def request(self, bundles: Sequence[Bundle]) -> None:
+    async def request(self, bundles: Sequence[Bundle]) -> None:
         """Nothing to do."""
 
 

@@ -12,7 +12,7 @@ KIND_OF_EVENT = {
     "worker_suspect": "suspects",
     "worker_given_up": "given_up",
 }
-"""Events that are counted, and as what."""
+"""Events that are counted, and as what (`counted_as`)."""
 
 WORDS = {
     "worker_started": "{worker} has started on {node} in {seconds} s",
@@ -48,6 +48,7 @@ WORDS = {
     "output_failed": "{stream} is switched off",
     "output_stalled": "{stream} leaves lines out",
     "dashboard_failed": "{dashboard} is switched off",
+    "run_failed": "the run has failed",
     "controller_lost": "status, scale and stop do not reach the run from other machines",
     "controller_back": "status, scale and stop reach the run again",
 }
@@ -79,6 +80,13 @@ def in_words(event: Mapping[str, Any]) -> str:
     if len(reason) > MAX_REASON:
         reason = f"{reason[:MAX_REASON]}..."
     return f"{text}: {reason}" if reason else text
+
+
+def counted_as(event: Mapping[str, Any]) -> str | None:
+    """What an event of health counts as; None for others. A learner dies as a whole, and so once."""
+    name = str(event["event"])
+    is_rank = name == "worker_died" and role_of_event(event) == "learner"
+    return None if is_rank else KIND_OF_EVENT.get(name)
 
 
 def role_of_event(event: Mapping[str, Any]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 
 from records.metrics import declared
 from reporting.advisor import RECENT_STEPS
-from reporting.live.event_words import KIND_OF_EVENT, ROUTINE, health_of, in_words, role_of_event
+from reporting.live.event_words import ROUTINE, counted_as, health_of, in_words, role_of_event
 from settings.run import RunConfig
 
 RECENT_S = 600.0
@@ -64,9 +64,9 @@ class Monitor:
     def event(self, event: Mapping[str, Any]) -> None:
         """Note an event."""
         name = event["event"]
-        if name in KIND_OF_EVENT:
+        if kind := counted_as(event):
             self._events.append(event)
-            self._totals[KIND_OF_EVENT[name], role_of_event(event)] += 1
+            self._totals[kind, role_of_event(event)] += 1
         if name not in ROUTINE:
             self._newest = event
         if name == "evaluation_started":
@@ -134,7 +134,7 @@ class Monitor:
 
     def _health(self, until: float) -> dict[str, Any]:
         recent = [event for event in self._events if until - event["time"] <= RECENT_S]
-        counts = Counter((KIND_OF_EVENT[event["event"]], role_of_event(event)) for event in recent)
+        counts = Counter((counted_as(event) or "", role_of_event(event)) for event in recent)
         newest = self._newest
         return {
             "recent_s": RECENT_S,

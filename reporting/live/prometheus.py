@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from records.metrics import METRICS, declared
-from reporting.live.event_words import KIND_OF_EVENT, role_of_event, student_or_role
+from reporting.live.event_words import counted_as, role_of_event, student_or_role
 
 PREFIX = "poweropd_"
 
@@ -163,8 +163,8 @@ def samples_of_event(event: Mapping[str, Any]) -> Iterator[Sample]:
             yield Sample("checkpoint_failures_total", 1.0, {})
         case "checkpoint_damaged":
             yield Sample("checkpoints_damaged_total", 1.0, {})
-        case name:
-            kind = KIND_OF_EVENT.get(name)
+        case _:
+            kind = counted_as(event)
             if f"{kind}_total" in BY_NAME:
                 yield Sample(f"{kind}_total", 1.0, {"role": role_of_event(event)})
 

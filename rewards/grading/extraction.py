@@ -41,7 +41,8 @@ TOKEN = re.compile(rf"{SPAN}|\S+?(?=\s|$|\$\$|\\[(\[])|\S", re.DOTALL)
 SENTENCE = re.compile(rf"((?:{SPAN}|.)*?)([.?]|!(?!\s*[=+*/-]))?(?=[\s\"')]|$)(?(2)|(?=$))", re.DOTALL)
 
 PHRASE = re.compile(
-    r"\banswers?\b(?:[^.\n:=?]{0,60}?)(?:\b(?:is|are|equals|(?:would|should|must|will) be)\b|=|:)[ \t]*:?"
+    r"\b(?:answers?|correct (?:option|choice))\b(?:[^.\n:=?]{0,60}?)"
+    r"(?:\b(?:is|are|equals|(?:would|should|must|will) be)\b|=|:)[ \t]*:?"
     r"|^[^\w\n]*(?:final )?answer[^\w\n]*$|<answer>",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -57,16 +58,19 @@ NO_ANSWER = re.compile(
 MARKUP = [
     (
         re.compile(
-            r"\*\*|__|`|<<[^<>\n]*>>|</?answer>|\b(?:option|choice)\s+(?=\(?[A-Z]\b)|\([A-Z]\)\s+(?=\S)",
+            r"\*\*|__|`|<<[^<>\n]*>>|</?(?:answer|b|strong|s)>|<\|\w+\|>|\b(?:option|choice)\s+(?=\(?[A-Z]\b)"
+            r"|(?:\([A-Z]\)|(?<!\S)[A-E]\))\s+(?=\S)",
             re.IGNORECASE,
         ),
         "",
     ),
     (re.compile(r"(?<![\w*])([*_])(?=\S)([^*_\n]+)(?<=\S)\1(?![\w*])"), r"\2"),
+    (re.compile(r"(?<!\w)([\"'\u201c])(\S+)[\"'\u201d](?!\w)"), r"\2"),
     (re.compile(r"\bnegative\s+(?=\d)", re.IGNORECASE), "-"),
     (re.compile(r"(?<=\d)!(?=\s*(?:$|[A-Z\n]))"), "."),
 ]
-"""What emphasises, in Markdown and GSM8K; and `-` for a word, and no factorial at the end of a sentence."""
+"""What emphasises or quotes, in Markdown, HTML and GSM8K, and ends of turns; and `-` for a word, and no
+factorial at the end of a sentence."""
 LAYOUT = re.compile(
     r"^\s*(?:\d+[.)]|[-*+>]|#{1,6})\s+(?=\S)"
     r"|\b(?:step|part|case|problem|question|equation|example|method|option)\s+\(?\d+\)?[:.)]?",
@@ -86,15 +90,28 @@ UNIT = re.compile(
     r"[cdkm]?m|k?g|mg|lbs?|oz|ft|in|yd|feet|foot|inch(?:es)?|(?:yard|mile|met(?:er|re)|hour|minute|second|day|week|month|"
     r"year|gram|lit(?:er|re)|gallon|pound|unit)s?)"
 )
+FRACTION = r"third|quarter|fourth|fifth|sixth|seventh|eighth|ninth|tenth|hundredth|thousandth"
 HEDGE = re.compile(
-    r"(?:\d\s+(?:to|through|of|out of)|\b(?:one|out|half|third|quarter|root|multiple|factor) of"
-    r"|\b(?:not|cannot|never|nor|neither|than|least|most|about|approximately|around|nearly|almost|roughly|twice|half|double"
-    r"|minus|between|over|under|exceeds|below|above|if|unless|log|ln|sin|cos|tan|sqrt)\b|n't|[~\u2248])[^,;.]*$",
+    r"(?:\d\s+(?:to|through|of|out of)|\b(?:one|out) of|\b(?:not|no longer|cannot|never|nor|neither|except"
+    r"|anything but|all but|than|least|most|nearly|almost|between|over|under|exceeds|below|above|if|unless)\b"
+    r"|n't)[^,;.]*$",
     re.IGNORECASE,
 )
+FACTOR = re.compile(
+    rf"\b(?:(?:hal(?:f|ves)|(?:{FRACTION})s?|roots?|multiples?|factors?|divisors?|digits?|digit sum|square|cube"
+    r"|power|reciprocal|inverse|negative|opposite|percent|percentage) of\b"
+    r"|(?:twice|half|double|minus|log|ln|sin|cos|tan|sqrt)\b)[^,;.]*$"
+    r"|\b(?:times|(?:divisible|divided|multiplied) by)\s+$",
+    re.IGNORECASE,
+)
+"""What makes another number of one, unless the result follows: `6 times 3 = 18`."""
+ESTIMATE = re.compile(r"(?:\b(?:about|approximately|around|roughly)\b|[~\u2248])[^,;.]*$", re.IGNORECASE)
+"""Before a whole number; before a decimal it says that it is rounded."""
 QUALIFIED = re.compile(
-    r"\s*(?:or (?:more|less|so|fewer)|at (?:least|most)|is (?:not|wrong|incorrect)|factorial|squared|cubed|times)"
-    r"\b|\s*\?",
+    r"\s*(?:or (?:more|less|so|fewer|above|below)|at (?:least|most)|is (?:not|wrong|incorrect)"
+    rf"|(?:more|less|fewer) than|and (?:a|one|two|three) (?:half|(?:{FRACTION})s?)|halves|(?:{FRACTION})s"
+    r"|pi|choose|mod|modulo|factorial|squared|cubed|times"
+    r"|(?:(?:in|de)creased|reduced|divided|multiplied) by)\b|\s*(?:\?|\u03c0)",
     re.IGNORECASE,
 )
 CLAUSE = re.compile(
@@ -222,7 +239,11 @@ def _of_classes(text: str, tokens: list[re.Match[str]], classes: str, places: li
             end = unit.start() + len(unit.group().rstrip(".,;:!?"))
             found = f"{found} {text[unit.start() : end]}"
         is_part = (before.endswith("O") and tokens[places[match.start() - 1]].group() not in "=:") or after == "O"
-        is_plain = not (is_part or HEDGE.search(text[:start][-60:]) or QUALIFIED.match(text, end))
+        said, (left, equals, _) = text[:start][-60:], text[start:end].partition("=")
+        is_result = equals and not re.search("[A-Za-z]", left)
+        is_vague = HEDGE.search(said) or (FACTOR.search(said) and not is_result)
+        is_vague = is_vague or (ESTIMATE.search(said) and not re.search(r"\.\d", found))
+        is_plain = not (is_part or is_vague or QUALIFIED.match(text, end))
         yield Run(start, end, found, is_plain)
 
 

@@ -40,9 +40,13 @@ BARE = re.compile(
 NO_UNITS = frozenset(
     {
         *("dozen", "half", "quarter", "pair", "mod", "not", "for", "times", "plus", "minus", "over", "and", "or"),
-        *("more", "less", "fewer", "than", "least", "most", "about"),
+        *("more", "less", "fewer", "than", "least", "most", "about", "halves", "thirds", "fourths", "fifths"),
+        *("tenths", "hundredths", "thousandths", "factorial", "modulo", "choose", "divided", "multiplied"),
+        *("increased", "reduced", "pi"),
     }
 )
+POWERS = frozenset({"squared", "cubed"})
+"""No units by themselves, as in `5 squared`; `5 squared metres` are."""
 
 NAMES = [
     (r"\\text|[{}\s.^]|\\cdot|degrees?|units?", ""),
@@ -113,7 +117,8 @@ def are_equal(one: Number, other: Number) -> bool:
 
 def _reading(text: str, unit: str) -> Reading:
     as_text, as_words = AS_TEXT.search(text), AS_WORDS.search(text)
-    is_unit = as_text and NO_UNITS.isdisjoint(re.findall("[a-z]+", as_text.group().lower()))
+    words = set(re.findall("[a-z]+", as_text.group().lower()) if as_text else ()) - {"text"}
+    is_unit = as_text and NO_UNITS.isdisjoint(words) and not (words and words <= POWERS)
     if as_text and is_unit and re.search(r"[\d)}\]]\s*$", text[: as_text.start()]):
         text, unit = text[: as_text.start()], as_text.group()
     elif as_words and _are_units(as_words.group(2).lower(), has_space=bool(as_words.group(1))):
@@ -124,7 +129,7 @@ def _reading(text: str, unit: str) -> Reading:
 
 def _are_units(words: str, *, has_space: bool) -> bool:
     first, *others = re.split(r"[ /]+", words)
-    if NO_UNITS.intersection([first, *others]):
+    if NO_UNITS.intersection([first, *others]) or words in POWERS:
         return False
     return bool(BARE.fullmatch(first)) or (has_space and len(first) >= 3)
 

@@ -109,11 +109,11 @@ def _counts(run: FaultyRun) -> Sequence[int]:
     return [len(run.rollout.healthy), len(run.teacher.healthy)]
 
 
-def test_a_request_reaches_the_autoscaler_of_ray_and_an_empty_one_withdraws_it() -> None:
+async def test_a_request_reaches_the_autoscaler_of_ray_and_an_empty_one_withdraws_it() -> None:
     cluster = RayCluster(may_grow=True)
-    cluster.request([{"CPU": 0.5, "teacher": 1.0}] * 2)
+    await cluster.request([{"CPU": 0.5, "teacher": 1.0}] * 2)
     stored = _internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL)
     assert stored == b'[{"CPU": 0.5, "teacher": 1.0}, {"CPU": 0.5, "teacher": 1.0}]'
-    cluster.request([])
+    await cluster.request([])
     assert _internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL) == b"[]"
-    assert cluster.free()["CPU"] <= 16
+    assert (await cluster.free())["CPU"] <= 16

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import ray
 from ray.exceptions import OwnerDiedError
@@ -103,6 +104,36 @@ def test_a_process_that_is_stopped_is_found_by_its_silence_and_replaced(tmp_path
         assert died["time"] - frozen_at < 8 + 10 * 0.2 + 5  # a busy machine answers late
 
     run_on_ray(tmp_path, scenario)
+
+
+def test_while_the_head_is_away_what_lives_goes_on(tmp_path: Path) -> None:
+    [head] = [each for each in psutil.Process().children(recursive=True) if each.name() == "gcs_server"]
+
+    async def scenario(run: FaultyRun) -> None:
+        running = asyncio.create_task(run.pipeline.run())
+        await eventually(lambda: run.pipeline.slots.version >= 2)
+        worker, other = run.rollout.workers
+        head.suspend()
+        try:
+            kill(worker)
+            began, slowest_s = run.pipeline.slots.version, 0.0
+            while run.pipeline.slots.version < began + 10:
+                tick = time.monotonic()
+                await asyncio.sleep(0.05)
+                slowest_s = max(slowest_s, time.monotonic() - tick)
+                assert not running.done()
+                assert tick - started < 60
+            assert slowest_s < 2, "nothing may hold up the event loop"
+        finally:
+            head.resume()
+        await eventually(lambda: worker.num_lives == 2 and worker.is_healthy, timeout_s=90)
+        run.pipeline.stop()
+        await asyncio.wait_for(running, 60)
+        assert [event["worker"] for event in run.events("worker_died")] == [worker.name]
+        assert other.num_lives == 1
+
+    started = time.monotonic()
+    run_on_ray(tmp_path, scenario, engines=(ENGINE, ENGINE), settings={"max_steps": 10000})
 
 
 def test_a_learner_whose_process_is_killed_is_restarted_from_the_last_checkpoint(tmp_path: Path) -> None:

@@ -56,6 +56,22 @@ DIRECT = ("--objective.name", "reverse_kl")
             ("--objective.name", "log_clip", "--objective.low", "0.5", "--rollout.top_k", "20"),
             "rollout.top_k must be -1 with log_clip as configured",
         ),
+        (
+            ("--objective.name", "opd_plus", "--objective.divergence", "fkl", "--objective.stop_mode", "mask"),
+            "objective.stop_mode must be raw or cross_eos with opd_plus as configured, got mask: its reward",
+        ),
+        (
+            (*BASELINE, "--objective.stop_mode", "mask"),
+            "objective.stop_mode must be raw or cross_eos with objective.baseline closed_form, got mask",
+        ),
+        (
+            ("--objective.name", "veto_reverse", "--masks.special_tokens", "['<|im_end|>']"),
+            "masks.special_tokens must be left out with veto_reverse as configured",
+        ),
+        (
+            (*BASELINE, "--masks.drop_truncated", "true"),
+            "masks.drop_truncated must be left out with objective.baseline closed_form",
+        ),
         (("--weights.transport", "nccl"), "weights.transport must be 'object_store'"),
         (
             ("--weights.transport", "nccl", "--learner.resources.num_gpus", "1"),
@@ -132,7 +148,7 @@ def test_the_teacher_sends_what_the_objective_and_its_options_need_together(
     assert config.evaluation.teacher == (kind != "full")
 
 
-def test_divergences_train_the_last_token_and_rewards_do_not_unless_told_otherwise() -> None:
+def test_the_last_token_is_trained_by_default_where_all_must_count() -> None:
     needed = ["--student.model_path", "s", "--teacher.model_path", "t", "--data.train_path", "d"]
     name = "--objective.name"
     for options, mode in (
@@ -140,7 +156,9 @@ def test_divergences_train_the_last_token_and_rewards_do_not_unless_told_otherwi
         (["reverse_kl"], "raw"),
         (["lsm"], "raw"),
         (["veto"], "raw"),
-        (["veto", "--objective.direction", "reverse"], "mask"),
+        (["veto", "--objective.direction", "reverse"], "raw"),
+        (["veto_reverse", "--objective.beta", "0"], "mask"),
+        (["log_ratio", *BASELINE], "raw"),
         (["reverse_kl", "--objective.stop_mode", "mask"], "mask"),
     ):
         assert load_checked(None, [*needed, name, *options]).objective.stop_mode == mode

@@ -142,3 +142,23 @@ def test_a_broken_bound_is_said(folder: RunFolder) -> None:
     numbers = report(folder, [], began=0.0, frontier=None, bound=0)
     assert not numbers["bound_kept"]
     assert "BROKEN" in "\n".join(as_lines(numbers))
+
+
+def test_what_was_before_is_the_usual_step_of_the_newest_start_and_more_than_all_is_never_kept(
+    tmp_path: Path,
+) -> None:
+    """A slow first step, an evaluation, or hours between two starts of a run made kills look like a gain."""
+    folder = RunFolder(tmp_path)
+    append_row(folder.events, {"time": 0.0, "event": "run_started"})
+    append_row(folder.events, {"time": 9000.0, "event": "run_started"})
+    times = [(1, 100.0, 50.0), (2, 9100.0, 80.0), (3, 9110.0, 10.0), (4, 9120.0, 10.0), (5, 9130.0, 10.0)]
+    times += [(6, 9142.0, 12.0), (7, 9160.0, 18.0), (8, 9180.0, 20.0)]
+    for step, time_s, step_s in times:
+        row = {"step": step, "time_s": time_s, "time/step_s": step_s, "tokens_trained": 50, "staleness/max": 0}
+        append_row(folder.metrics, row)
+        append_row(folder.ledger, {"step": step, "uids": [f"{step}-0-p-0"]})
+    numbers = report(folder, [], began=9130.5, frontier=None, bound=1)
+    assert (numbers["tokens_per_s"], numbers["tokens_per_s_before"]) == (3.0, 5.0)
+    assert as_lines(numbers)[-1] == "trained tokens/s 3, before 5: 60% kept"
+    faster = as_lines(numbers | {"tokens_per_s": 14.2})[-1]
+    assert faster == "trained tokens/s 14, before 5: all kept"

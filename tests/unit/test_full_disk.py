@@ -12,6 +12,7 @@ from learner.checkpoint_writer import CheckpointWriter
 from records.events import Events
 from records.files import RowFile, free_bytes, is_disk_error, read_rows
 from records.ledger import valid_ledger
+from records.ownership import Ownership
 from records.run_folder import RunFolder
 from reporting.live.tensorboard import TensorBoard
 from tests.unit.full_disk import files_end_at
@@ -50,7 +51,7 @@ def test_the_oldest_rows_are_dropped_beyond_the_bound_and_counted(tmp_path: Path
 def test_an_error_that_is_not_the_disks_is_raised(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         RowFile(tmp_path / "absent" / "rows.jsonl").append({})
-    assert not is_disk_error(PermissionError(errno.EACCES, "denied"))
+    assert not is_disk_error(NotADirectoryError(errno.ENOTDIR, "a file"))
     assert is_disk_error(OSError(errno.ENOSPC, "no space"))
     assert free_bytes(tmp_path / "absent" / "deeper") > 0
 
@@ -110,3 +111,38 @@ def test_a_checkpoint_that_the_disk_does_not_take_is_reported_and_not_raised(
     assert report is not None
     assert report.failure == "OSError: File too large: large.pt"
     assert list(report.files) == ["small.pt"]
+
+
+@pytest.mark.parametrize("code", ["EROFS", "ESTALE", "ETIMEDOUT", "EACCES"])
+def test_what_a_network_file_system_answers_while_it_is_away_costs_no_row(tmp_path: Path, code: str) -> None:
+    is_away = [True]
+
+    def check() -> None:
+        if is_away[0]:
+            raise OSError(getattr(errno, code), code)
+
+    rows = RowFile(tmp_path / "rows.jsonl", check=check)
+    rows.append({"step": 1})
+    assert read_rows(rows.path) == []
+    is_away[0] = False
+    rows.append({"step": 2})
+    assert read_rows(rows.path) == [{"step": 1}, {"step": 2}]
+
+
+def test_an_event_is_kept_while_nobody_can_say_who_owns_the_folder(tmp_path: Path) -> None:
+    class Away(Ownership):
+        """Ownership of a folder whose server is away."""
+
+        is_away = True
+
+        def check(self) -> None:
+            if self.is_away:
+                raise OSError(errno.ESTALE, "Stale file handle")
+
+    owner = Away(tmp_path)
+    events = Events(tmp_path / "events.jsonl", owner)
+    events.add("first")
+    owner.is_away = False
+    events.add("second")
+    names = [row["event"] for row in read_rows(tmp_path / "events.jsonl")]
+    assert names == ["first", "second", "rows_written_late"]

@@ -6,6 +6,7 @@ import pytest
 
 from reporting.live.event_words import MAX_REASON, in_words, role_of_event
 from reporting.live.monitor import Monitor, clock_text, time_left_s, waited_for
+from reporting.live.prometheus import samples_of_event
 from settings.run import RunConfig
 from tests.unit.metric_rows import metrics_row
 from tests.unit.run_status import pool, worker
@@ -186,3 +187,18 @@ def test_a_learner_that_is_back_is_progress_and_a_fall_back_is_to_the_checkpoint
     monitor.event({"time": 1500.0, "event": "learner_restarted", "step": 0, "seconds": 40.0})
     status = monitor.status({}, is_running=True)
     assert (status["progressed"], status["usual_step_s"], status["checkpoint"]["step"]) == (1500.0, None, 0)
+
+
+def test_a_learner_that_dies_is_one_death_however_it_is_found_out() -> None:
+    for found in (["worker_died"], ["worker_died", "worker_died"], []):
+        monitor, counted = Monitor(CONFIG, clock=Clock()), 0.0
+        for event in (
+            *({"event": name, "time": 999.0, "worker": f"learner-{rank}"} for rank, name in enumerate(found)),
+            {"event": "learner_lost", "time": 999.0, "step": 3},
+            {"event": "worker_died", "time": 999.0, "worker": "rollout-1"},
+        ):
+            monitor.event(event)
+            counted += sum(sample.value for sample in samples_of_event(event) if sample.name == "deaths_total")
+        health = monitor.status({}, is_running=True)["health"]
+        assert health["total"]["deaths"] == health["recent"]["deaths"] == {"learner": 1, "rollout": 1}
+        assert counted == 2

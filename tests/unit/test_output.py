@@ -5,7 +5,6 @@ import json
 import logging
 import os
 import pty
-import signal
 import subprocess
 import sys
 import time
@@ -102,7 +101,7 @@ def test_a_reader_that_stopped_costs_lines_and_no_time_and_may_continue_later() 
     while not seen.endswith(b"again\n"):
         seen += os.read(reader, 1 << 16)
     numbers = [int(line) for line in seen.splitlines()[:-1]]
-    assert numbers == list(range(len(numbers)))
+    assert numbers == sorted(set(numbers))
     assert len(numbers) < 10_000
 
 
@@ -220,55 +219,6 @@ def test_a_dashboard_that_fails_is_switched_off_and_noted_and_the_others_continu
     assert [(row["dashboard"], row["reason"]) for row in failed] == [
         ("Broken", "OSError: [Errno 5] Input/output error")
     ]
-
-
-DRAINED = """
-import asyncio, json, os, sys
-from commands.retries import drain_on_signals
-from reporting.live.output import lasting_output
-async def run():
-    stop, stopped = drain_on_signals(), asyncio.Event()
-    stop.append(stopped.set)
-    print("ready", flush=True)
-    await asyncio.wait_for(stopped.wait(), 20)
-    print("saved", file=sys.stderr, flush=True)
-    await asyncio.sleep(float(sys.argv[1]))
-with lasting_output():
-    asyncio.run(run())
-sys.exit(3)
-"""
-
-
-def drained(*signals: signal.Signals, seconds: float = 0.0, is_ignored: bool = False) -> int:
-    """Exit code of a run that gets signals, with its standard error on a pipe that nobody reads any more."""
-
-    def prepare() -> None:
-        signal.signal(signal.SIGHUP, signal.SIG_IGN if is_ignored else signal.SIG_DFL)
-
-    error = closed_pipe()
-    line = [sys.executable, "-c", DRAINED, str(seconds)]
-    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=error, preexec_fn=prepare) as process:
-        os.close(error)
-        assert process.stdout is not None
-        process.stdout.readline()
-        process.stdout.close()
-        for each in signals:
-            process.send_signal(each)
-            time.sleep(0.1)
-        return process.wait(30)
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_a_signal_drains_a_run_whose_output_is_gone(number: signal.Signals) -> None:
-    assert drained(number) == 3
-
-
-def test_sighup_is_ignored_where_it_was_ignored_at_the_start() -> None:
-    assert drained(signal.SIGHUP, signal.SIGTERM, is_ignored=True) == 3
-
-
-def test_a_terminal_that_hangs_up_twice_aborts_nothing() -> None:
-    assert drained(signal.SIGHUP, *[signal.SIGHUP] * 25, seconds=3.5) == 3
 
 
 def test_a_run_notes_in_its_events_that_its_output_has_failed(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from cluster.waiting import now
 from commands.plan.run import run_virtually
 from tests.simulated import EngineBehaviour, LearnerBehaviour
 from tests.simulated_run import (
@@ -157,6 +158,43 @@ def test_an_error_in_the_learner_ends_the_run_with_it(tmp_path: Path) -> None:
             assert "the learner is broken" in str(error)
             assert len(run.folder.valid_metrics()) == 2
             await eventually(lambda: not other_tasks(), timeout_s=5)
+
+    run_virtually(scenario())
+
+
+@pytest.mark.parametrize("is_evaluating", [False, True])
+def test_a_run_that_is_stopped_before_its_first_step_ends_at_once(tmp_path: Path, *, is_evaluating: bool) -> None:
+    """There is nothing to finish and nothing to save, however long a response or an evaluation would take."""
+    endless = EngineBehaviour(token_s=1e4)
+    given = {"evaluation": simulated_evaluation(4)} if is_evaluating else {}
+
+    async def scenario() -> None:
+        config = run_config(tmp_path, cluster={"rollout_timeout_s": 1e8}, checkpoint={"every_steps": 1})
+        async with simulated_run(config, engines=(endless,), **given) as run:
+            running = asyncio.create_task(run.pipeline.run())
+            await asyncio.sleep(5.0)
+            began = now()
+            run.pipeline.stop()
+            run.pipeline.stop()
+            await running
+            assert now() - began < 1.0
+            assert (run.pipeline.slots.version, running.cancelled(), running.cancelling()) == (0, False, 0)
+            assert not run.calls("checkpoint")
+            await eventually(lambda: not other_tasks())
+
+    run_virtually(scenario())
+
+
+def test_a_run_that_is_stopped_within_its_first_step_finishes_and_saves_it(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        config = run_config(tmp_path, checkpoint={"every_steps": 1})
+        async with simulated_run(config, learner=LearnerBehaviour(train_s=5.0)) as run:
+            running = asyncio.create_task(run.pipeline.run())
+            await eventually(lambda: run.pipeline._has_begun)
+            run.pipeline.stop()
+            await running
+            assert run.pipeline.slots.version == 1
+            assert [event["step"] for event in run.events("checkpoint")] == [1]
 
     run_virtually(scenario())
 

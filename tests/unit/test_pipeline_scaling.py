@@ -269,10 +269,10 @@ def test_nodes_are_asked_for_where_there_is_no_capacity_and_the_request_is_withd
         def __init__(self) -> None:
             self.requests: list[list[dict[str, float]]] = []
 
-        def free(self) -> dict[str, float]:
+        async def free(self) -> dict[str, float]:
             return {}
 
-        def request(self, bundles: Sequence[dict[str, float]]) -> None:
+        async def request(self, bundles: Sequence[dict[str, float]]) -> None:
             self.requests.append([*bundles])
 
     async def scenario() -> None:

@@ -115,6 +115,28 @@ def widen(folder: Path, tensors: dict[str, Any], num_rows: int) -> None:
     save_file(tensors | {name: torch.cat([rows, padding])}, folder / "model.safetensors")
 
 
+def test_a_stop_token_beyond_the_shared_ids_is_asked_for_log_probs_alone(
+    preflight: Preflight, teacher: Path
+) -> None:
+    def add_end(content: dict[str, Any]) -> None:
+        content["model"]["vocab"]["<|end|>"] = 32
+        content["added_tokens"].append(content["added_tokens"][-1] | {"id": 32, "content": "<|end|>"})
+
+    edit(teacher / "tokenizer.json", add_end)
+    edit(teacher / "config.json", lambda content: content.update(vocab_size=33))
+    widen(teacher, load_file(teacher / "model.safetensors"), 33)
+    template = (teacher / "chat_template.jinja").read_text()
+    (teacher / "chat_template.jinja").write_text(template.replace("<|im_end|>", "<|end|>"))
+    name_end(teacher, 32, "<|end|>")
+    cross_eos = ("--objective.stop_mode", "cross_eos")
+    assert preflight(*cross_eos)[0] == FINISHED
+    code, rows = preflight(*cross_eos, "--masks.selection", "tip")
+    assert (code, failed(rows)) == (BAD_INPUT, ["padded_rows"])
+    assert (
+        "got cross_eos: distributions are over the 32 ids that the models share" in rows["padded_rows"]["message"]
+    )
+
+
 def test_padded_rows_are_named_with_the_cut(preflight: Preflight, teacher: Path) -> None:
     widen(teacher, load_file(teacher / "model.safetensors"), 48)
     edit(teacher / "config.json", lambda content: content.update(vocab_size=48))

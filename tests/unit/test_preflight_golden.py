@@ -1,7 +1,9 @@
 """What engines answered becomes a result: the worst is named, and nothing that is no number passes."""
 
+import asyncio
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -9,10 +11,12 @@ from actors.engine_settings import student_settings
 from cluster.placement import Demand
 from cluster.pool import Pool
 from cluster.replica_check import ReplicaCheck
+from cluster.worker import Worker
+from commands.plan.local_pool import LocalActor
 from commands.preflight.golden import record_golden, record_replicas
 from inputs.inputs import read_inputs
 from records.events import Events
-from settings.checks import Checks
+from settings.checks import Checks, RefusedError
 from settings.run import RunConfig
 from settings.run_files import load_config
 from tests.unit.conftest import MODELS
@@ -72,6 +76,45 @@ def test_replicas_are_compared_with_the_first_of_their_pool() -> None:
     [result] = checks.errors
     assert "teacher-2 does not agree with its replicas" in result.message
     assert result.details["teacher"]["differences"] == {"teacher-0": 0.0, "teacher-1": 0.5, "teacher-2": None}
+
+
+class Answers:
+    """A worker that gives these log-probs."""
+
+    def __init__(self, *log_probs: float) -> None:
+        self._log_probs = [*log_probs]
+
+    def log_probs_of(self, token_ids: list[int]) -> list[float]:
+        """The same for whatever is asked."""
+        return self._log_probs
+
+
+def test_a_resumed_run_refuses_a_model_that_answers_otherwise_than_when_it_began() -> None:
+    kept: list[Any] = []
+
+    def first_answer(*log_probs: float, known: list[float] | None, is_enforced: bool = True) -> float:
+        async def ask() -> float:
+            check = ReplicaCheck(
+                [1, 2],
+                **{"dtype": "float32", "timeout_s": 1.0, "model": "teacher.model_path t", "known": known},
+                is_enforced=is_enforced,
+                keep=lambda *answer: kept.append(answer),
+            )
+            return await check.ask(Worker("teacher-0", handle=LocalActor(Answers(*log_probs))))
+
+        return asyncio.run(ask())
+
+    first_answer(-1.0, -2.0, known=None)
+    assert kept == [([-1.0, -2.0], None)]
+    first_answer(-1.0, -2.0001, known=[-1.0, -2.0])
+    for other in ((-1.0, -3.0), (-1.0,), (-1.0, float("nan"))):
+        with pytest.raises(
+            RefusedError, match=r"^teacher.model_path t is not the model that the run began with: "
+        ):
+            first_answer(*other, known=[-1.0, -2.0])
+    assert len(kept) == 1
+    first_answer(-1.0, -3.0, known=[-1.0, -2.0], is_enforced=False)
+    assert kept[1:] == [([-1.0, -3.0], 0.5)]
 
 
 def test_with_a_forced_tokenizer_only_common_ids_are_sampled(arguments: list[str], tmp_path: Path) -> None:

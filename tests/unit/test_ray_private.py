@@ -51,6 +51,8 @@ def test_attributes_and_options_are_there_too() -> None:
 
     assert hasattr(ray_constants, "ENABLE_RAY_CLUSTER")
     assert hasattr(utils, "set_sigterm_handler")
+    assert [*inspect.signature(worker.print_to_stdstream).parameters] == ["data", "ignore_prefix"]
+    assert "print_to_stdstream(" in inspect.getsource(worker.listen_error_messages)
     for module in (node, worker):
         assert "ray._private.utils.set_sigterm_handler(" in inspect.getsource(module)
     assert hasattr(state, "_connect_and_get_accessor")

@@ -8,14 +8,15 @@ from typing import Any
 import pytest
 
 import launch
-from commands.checks import check_resumed, shape_facts
-from inputs.models import Shape
+from commands.checks import WHAT_OF, check_inputs, check_resumed, fingerprints_of, load_checked, shape_facts
+from inputs.models import Shape, model_fingerprint
 from records.checkpoint_store import CheckpointStore
 from records.checkpoints import CheckpointManifest
 from records.events import Events, record_data
 from records.files import read_rows
 from records.run_folder import RunFolder
-from settings.exit_codes import BAD_INPUT
+from settings.checks import Checks
+from settings.exit_codes import BAD_INPUT, FINISHED
 from settings.run import RunConfig
 
 pytestmark = pytest.mark.timeout(60)
@@ -100,6 +101,39 @@ def test_train_says_so_in_one_line_and_exit_code_2(
     [line] = capsys.readouterr().err.strip().splitlines()
     assert line.startswith("error: checkpoint ")
     assert "learner.zero_stage 0 and cannot be read with 2 (nearest valid: 0)" in line
+
+
+def test_what_changed_since_the_run_began_is_refused_by_name_and_accepted_by_force(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = load_checked(arguments[2], [each for each in arguments[3:] if each != "--dry-run"])
+    inputs = check_inputs(config, Checks())
+    now, folder = fingerprints_of(config, inputs), RunFolder(tmp_path / "runs" / "again")
+    assert [*now] == ["student", "tokenizer", "chat_template", "data"]
+    folder.path.mkdir(parents=True)
+    given = [*arguments, "--run_name", "again", "--resume"]
+    for name, key in (("student", "architecture"), ("tokenizer",) * 2, ("chat_template",) * 2, ("data",) * 2):
+        folder.write_fingerprints(now | {name: "0" * 64})
+        assert launch.main(given) == BAD_INPUT
+        [line] = capsys.readouterr().err.strip().splitlines()
+        setting, what, _ = WHAT_OF[name]
+        assert line.startswith(f"error: {setting}: {what} changed since the run began (fingerprint ")
+        assert line.endswith(f"(check {key}; --force {key} continues anyway)")
+        assert launch.main([*given, "--force", key]) == FINISHED
+    folder.fingerprints.write_text("{")
+    assert launch.main(given) == FINISHED, "an older run does not say"
+
+
+def test_a_model_is_known_by_what_its_folder_holds_and_not_by_its_path(tmp_path: Path) -> None:
+    for name in ("one", "copy", "trained"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"hidden_size": 4}))
+        (tmp_path / name / "model.safetensors").write_bytes(bytes(3_000_000))
+    with (tmp_path / "trained" / "model.safetensors").open("r+b") as file:
+        file.write(bytes([1]) * 3_000_000)
+    one, copy, trained = (model_fingerprint(str(tmp_path / name)) for name in ("one", "copy", "trained"))
+    assert one == copy != trained
+    assert model_fingerprint("someone/on-a-hub") is None
 
 
 def test_another_seed_is_noted_as_other_data_are(tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def name_of(value: Any) -> str:
 
 
 def narrowed(log_p_NV: Tensor) -> dict[str, Tensor]:
-    """Distributions that rollouts are sampled from in place of p: top-k, top-p, and two temperatures."""
+    """What credits tokens in place of p: top-k, top-p, two temperatures, and a stop token that does not count."""
     ranks = log_p_NV.argsort(-1, descending=True).argsort(-1)
     in_order, order = log_p_NV.exp().sort(-1, descending=True)
     is_in_order = in_order.cumsum(-1) - in_order < 0.9
@@ -236,6 +236,7 @@ def narrowed(log_p_NV: Tensor) -> dict[str, Tensor]:
         "top_p": log_p_NV.masked_fill(~in_nucleus, -INF).softmax(-1),
         "cold": (log_p_NV / 0.7).softmax(-1),
         "hot": (log_p_NV / 1.3).softmax(-1),
+        "masked": log_p_NV.exp() * (torch.arange(VOCABULARY) > 0),
     }
 
 

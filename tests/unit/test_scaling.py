@@ -47,10 +47,11 @@ def pools() -> dict[str, Pool]:
 
 
 @pytest.fixture
-def control(monkeypatch: pytest.MonkeyPatch) -> RemoteControl:
+def control() -> RemoteControl:
     """A run that still starts, on one machine of 4 CPUs of which it uses 3.5."""
-    monkeypatch.setattr("controller.remote_control.ray.nodes", lambda: NODES)
-    return RemoteControl(CONFIG, pools(), is_local=True)
+    made = RemoteControl(CONFIG, pools(), is_local=True)
+    made.nodes = [node["Resources"] for node in NODES if node["Alive"]]
+    return made
 
 
 @pytest.mark.parametrize("state", WorkerState)
@@ -164,23 +165,23 @@ def test_what_a_run_cannot_do_is_refused_as_a_whole(
     assert control._counts == {}
 
 
-def scaled_to_40(monkeypatch: pytest.MonkeyPatch, *, grows: bool, nodes: list[dict[str, Any]]) -> dict[str, Any]:
+def scaled_to_40(*, grows: bool, nodes: list[dict[str, Any]]) -> dict[str, Any]:
     """The answer of a run on a cluster of these nodes to the request for 40 rollout workers."""
-    monkeypatch.setattr("controller.remote_control.ray.nodes", lambda: nodes)
-    config = CONFIG.model_copy(update={"cluster": CONFIG.cluster.model_copy(update={"grows": grows})})
-    return RemoteControl(config, pools(), is_local=False).reply({"kind": "scale", "counts": {"rollout": 40}})
+    control = RemoteControl(CONFIG, pools(), is_local=False)
+    control.nodes, control.may_grow = [node["Resources"] for node in nodes if node["Alive"]], grows
+    return control.reply({"kind": "scale", "counts": {"rollout": 40}})
 
 
-def test_on_a_cluster_only_what_no_node_can_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "lines" in scaled_to_40(monkeypatch, grows=False, nodes=NODES)
+def test_on_a_cluster_only_what_no_node_can_hold_is_refused() -> None:
+    assert "lines" in scaled_to_40(grows=False, nodes=NODES)
     small = [{"Alive": True, "Resources": {"CPU": 0.25}}]
-    refused = scaled_to_40(monkeypatch, grows=False, nodes=small)["error"]
+    refused = scaled_to_40(grows=False, nodes=small)["error"]
     assert "no node can ever hold one" in refused
     assert refused.endswith("(if nodes come when they are wanted, set cluster.grows true)")
 
 
-def test_on_a_cluster_that_grows_no_worker_is_refused_for_want_of_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "lines" in scaled_to_40(monkeypatch, grows=True, nodes=[{"Alive": True, "Resources": {"head": 1.0}}])
+def test_on_a_cluster_that_grows_no_worker_is_refused_for_want_of_a_node() -> None:
+    assert "lines" in scaled_to_40(grows=True, nodes=[{"Alive": True, "Resources": {"head": 1.0}}])
 
 
 def test_what_is_wanted_during_the_start_is_carried_out_once_the_run_has_started(control: RemoteControl) -> None:

@@ -210,6 +210,15 @@ def test_what_a_template_leaves_out_of_rows_is_named_with_a_problem_that_has_it(
     assert [text for text in texts if "messages of the role tool of problem 'talk'" in text]
 
 
+def test_keys_of_text_parts_are_told_where_the_parts_are_joined() -> None:
+    parts = [{"type": "text", "text": "one", "cache_control": {"type": "plus"}, "image": None}]
+    problem = Problem("parts", "one", None, "x", (Message("user", parts),))
+    [text] = found(TEMPLATE, problem)
+    assert "makes no use of 'cache_control' of problem 'parts': 'user one assistant'" in text
+    of_parts = "{% for p in m.content %}{{ p.text }}{{ p.cache_control }}{% endfor %}"
+    assert found(ASK.replace("{{ m.content }}", of_parts) + END, problem) == []
+
+
 def test_settings_that_a_template_makes_no_use_of_are_named() -> None:
     user = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}" + END
     [text] = found(user, system_prompt="be brief")

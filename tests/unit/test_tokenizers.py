@@ -122,6 +122,16 @@ def test_the_id_that_ends_a_turn_comes_first_wherever_the_files_name_it(
     assert {*stop_ids(path, own)} == {*listed, 1}
 
 
+def test_a_turn_that_ends_where_the_next_begins_ends_with_its_stop_id(tmp_path: Path) -> None:
+    own = tokenizer(eos="w1")
+    own.backend_tokenizer.pre_tokenizer = Whitespace()  # pyright: ignore[reportAttributeAccessIssue]
+    path = save(tmp_path, config_eos=1, generation_eos=[1, 4, 5])
+    for role, first in (("user", 4), ("assistant", 1)):
+        begin = "{{ ' w4 ' if m.role == '" + role + "' else ' w2 ' }}"
+        own.chat_template = f"{{% for m in messages %}}{begin}{{{{ m.content }}}}{{% endfor %}}"
+        assert stop_ids(path, own)[0] == first
+
+
 def test_a_template_that_cannot_be_rendered_leaves_the_tokenizers_stop_first(tmp_path: Path) -> None:
     own = tokenizer(eos="w1")
     own.chat_template = "{{ raise_exception('no such role') }}"
