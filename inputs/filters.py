@@ -5,7 +5,9 @@ spaces. An evaluation problem with fewer words overlaps where a training problem
 """
 
 import hashlib
+import logging
 import re
+import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +20,9 @@ from inputs.problems import Problem
 from inputs.rendering import BATCH, Prompt
 from settings.data import DataConfig
 
+SAY_AFTER_S = 20.0
+"""What takes longer is said, again after as long."""
+logger = logging.getLogger(__name__)
 GRAM_WORDS = 13
 WORD = re.compile(r"[^\W_]+")
 
@@ -70,8 +75,12 @@ class Filters:
         ValueError if two of them have the same id.
         """
         ids, digest, rest = Seen(), hashlib.sha256(), iter(problems)
+        say_at_s = time.monotonic() + SAY_AFTER_S
         while batch := list(islice(rest, BATCH)):
             report.rows += len(batch)
+            if time.monotonic() > say_at_s:
+                say_at_s = time.monotonic() + SAY_AFTER_S
+                logger.warning("%s: making prompts takes long: %d rows so far", report.setting, report.rows)
             prompts = self._short(self._render(self._clean(self._first(batch, report), report)), report)
             for prompt, is_new in zip(prompts, ids.are_new([each.prompt_id for each in prompts]), strict=True):
                 if not is_new:

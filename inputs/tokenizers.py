@@ -6,6 +6,7 @@ Added tokens are plain text in all of them.
 """
 
 import json
+import logging
 import operator
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -26,6 +27,11 @@ HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 """Weights in these files are Python pickles: whoever made them can run code where they are read."""
 ADAPTER, INDEX = "adapter_config.json", "model.safetensors.index.json"
+TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges*", "*.model", "added_tokens.json", "special_tokens_map.json")
+MAX_TOKENIZER_BYTES, LARGE_BYTES = 200_000_000, 50_000_000
+"""The largest known file has 35 MB."""
+MAX_TOKENS = 2**20
+logger = logging.getLogger(__name__)
 BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 SPACE = "\u2581"
 LETTERS = {letter: value for value, letter in bytes_to_unicode().items()}
@@ -88,13 +94,45 @@ def check_weights(path: str, field: str) -> None:
 
 
 def load_tokenizer(path: str, field: str, *, trust_remote_code: bool = False) -> PreTrainedTokenizerBase:
-    """Load a tokenizer; ValueError naming `field` if there is none, or if it needs code that is not trusted."""
+    """Load a tokenizer; ValueError naming `field` if there is none, if it needs code that is not trusted, or if it
+    is larger than any that a model has.
+    """
+    _check_size(Path(path), field)
     with _explained(path, field, "no tokenizer can be loaded from"):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code)
     # Without tokenizer files transformers builds some tokenizers from the model's type alone: special tokens only.
     if not tokenizer.get_vocab().keys() - set(tokenizer.all_special_tokens):
         raise ValueError(f"{field}: no tokenizer can be loaded from {path}: its vocabulary is empty")
+    _check_num_tokens(len(tokenizer), path, field)
     return tokenizer
+
+
+def _check_size(folder: Path, field: str) -> None:
+    """ValueError for files that are too large, or name too many tokens; one that takes long is announced."""
+    for file in sorted({file for pattern in TOKENIZER_FILES for file in folder.glob(pattern) if file.is_file()}):
+        size = file.stat().st_size
+        if size > MAX_TOKENIZER_BYTES:
+            raise ValueError(
+                f"{field}: {file} has {size:,} bytes; a tokenizer's file has at most {MAX_TOKENIZER_BYTES:,}"
+            )
+        if size > LARGE_BYTES:
+            logger.warning("%s: reading %s takes long, it has %d MB", field, file, size // 1_000_000)
+            if file.name == "tokenizer.json":
+                _check_num_tokens(_num_tokens_in(file), str(folder), field)
+
+
+def _check_num_tokens(number: int, path: str, field: str) -> None:
+    if number > MAX_TOKENS:
+        raise ValueError(f"{field}: the tokenizer of {path} has {number:,} tokens; at most {MAX_TOKENS:,} can be")
+
+
+def _num_tokens_in(file: Path) -> int:
+    """The tokens that a file names, without building a tokenizer of them; 0 if it does not tell."""
+    try:
+        content = json.loads(file.read_bytes())
+        return len(content["model"]["vocab"]) + len(content.get("added_tokens", ()))
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError):  # who loads it says what is wrong
+        return 0
 
 
 def num_known_ids(tokenizer: PreTrainedTokenizerBase) -> int:

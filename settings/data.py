@@ -61,9 +61,9 @@ class DataConfig(Section):
     sources: list[DataSourceConfig] = Field(default=[], max_length=1000)
     """Several data sets, or one with other column names: `[{path: a.jsonl, weight: 3}, {path: openai/gsm8k,
     subset: main, columns: {problem: question}, answer_after: "####"}]`."""
-    system_prompt: str | None = None
-    """System message added to every problem, replacing any in chat messages; by default none is added, and those
-    in the data stay."""
+    system_prompt: str | None = Field(default=None, max_length=100_000)
+    """System message, of at most 100,000 characters, added to every problem, replacing any in chat messages; by
+    default none is added, and those in the data stay."""
     template_arguments: dict[str, Any] = Field(default={})
     """Additional arguments of the chat template, e.g. `{enable_thinking: false}` for Qwen3."""
     max_prompt_tokens: Positive | None = None

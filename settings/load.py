@@ -173,6 +173,8 @@ def _explain(key: str, details: ErrorDetails, model: type[BaseModel]) -> str:
             return f"{key} must be <= {context['le']}, got {given} (nearest valid: {context['le']})"
         case "greater_than":
             return f"{key} must be > {context['gt']}, got {given}"
+        case "string_too_long":
+            return f"{key} must have at most {context['max_length']:,} characters, got {len(details['input']):,}"
         case "value_error":
             return str(context["error"])
         case _:

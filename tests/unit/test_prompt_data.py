@@ -70,6 +70,14 @@ def test_long_prompts_are_dropped_and_counted(tmp_path: Path) -> None:
     assert (report.longest_id, report.longest_tokens, report.num_tokens) == ("a2", 4, 7)
 
 
+def test_what_takes_long_is_said_with_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("inputs.filters.SAY_AFTER_S", -1.0)
+    prepared(train_path=written(tmp_path / "a.jsonl", "one", "two"))
+    assert caplog.messages == ["data.train_path: making prompts takes long: 2 rows so far"]
+
+
 def test_a_source_of_which_nothing_is_left_is_named(tmp_path: Path) -> None:
     path, other = written(tmp_path / "a.jsonl", "one two", "one two"), written(tmp_path / "b.jsonl", "one")
     settings = {"sources": [{"path": other}, {"path": path}], "max_prompt_tokens": 3, "drop_duplicates": True}

@@ -100,6 +100,10 @@ def test_batches_ahead_defaults_to_two_within_the_staleness_bound() -> None:
             ["--rollout.top-k", "3000000000"],
             "rollout.top_k must be <= 2147483647, got 3000000000 (nearest valid: 2147483647)",
         ),
+        (
+            ["--data.system-prompt", "x" * 100_001],
+            "data.system_prompt must have at most 100,000 characters, got 100,001",
+        ),
         (["--max-steps", "0"], "max_steps must be >= 1, got 0 (nearest valid: 1)"),
         (["--rollout.top_p", "1.5"], "rollout.top_p must be <= 1.0, got 1.5 (nearest valid: 1.0)"),
         (["--rollout.temperature", "0"], "rollout.temperature must be > 0.0, got 0"),

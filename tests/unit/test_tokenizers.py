@@ -157,3 +157,23 @@ def test_context_and_head_rows_come_from_the_configuration(tmp_path: Path) -> No
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"student\.model_path: no model configuration in"):
         model_limits(str(tmp_path), "student.model_path")
+
+
+def test_a_tokenizer_of_more_tokens_than_any_model_has_is_refused_before_it_is_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    vocab = {f"t{index}": index for index in range(1000)}
+    content = {"model": {"type": "WordLevel", "vocab": vocab, "unk_token": "t0"}, "added_tokens": []}
+    file = tmp_path / "tokenizer.json"
+    file.write_text(json.dumps(content))
+    monkeypatch.setattr("inputs.tokenizers.LARGE_BYTES", 1000)
+    monkeypatch.setattr("inputs.tokenizers.MAX_TOKENS", 999)
+    with pytest.raises(ValueError, match=r"teacher.model_path: the tokenizer of .* has 1,000 tokens; at most 999"):
+        load_tokenizer(str(tmp_path), "teacher.model_path")
+    assert f"teacher.model_path: reading {file} takes long" in caplog.text
+    monkeypatch.setattr("inputs.tokenizers.MAX_TOKENIZER_BYTES", 2000)
+    with pytest.raises(ValueError, match=r"tokenizer.json has [\d,]+ bytes; a tokenizer's file has at most 2,000"):
+        load_tokenizer(str(tmp_path), "teacher.model_path")
+    file.write_text("[" * 1500)
+    with pytest.raises(ValueError, match=r"teacher.model_path: no tokenizer can be loaded from"):
+        load_tokenizer(str(tmp_path), "teacher.model_path")
