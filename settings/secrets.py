@@ -20,7 +20,7 @@ TEXT_TOKEN = re.compile(
     r"^(bos|eos|pad|unk|sep|cls|mask|image|audio|video|stop|start|end|think|special|extra)_token$"
 )
 """Tokens that a chat template takes are texts."""
-LOGIN_IN_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://[^/\s@]+@")
+LOGIN_IN_URL = re.compile(r"(?<=[A-Za-z0-9+.-])://[^/\s@]+@")
 SECRET_IN_URL = re.compile(r"://\S*[?&]([a-z_-]*(token|key|secret|password|signature)|sig)=", re.IGNORECASE)
 KNOWN_SHAPE = re.compile(
     r"\b(hf_[A-Za-z0-9]{30,}|sk-[A-Za-z0-9_-]{30,}|gh[pousr]_[A-Za-z0-9]{30,}|AKIA[A-Z0-9]{16})\b"

@@ -69,6 +69,7 @@ class Starting:
         return self.process.returncode, output.splitlines()
 
 
+@pytest.mark.slow
 def test_ctrl_c_while_inputs_are_read(tmp_path: Path) -> None:
     start = Starting(tmp_path)
     time.sleep(3.0)

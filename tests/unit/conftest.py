@@ -1,14 +1,17 @@
 """A valid command line, and one that must be refused; uses the demo's models, no Ray."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "examples" / "arithmetic" / "models"
+Preflight = Callable[..., tuple[int, dict[str, Any]]]
 
 
 @pytest.fixture(autouse=True)
@@ -60,5 +63,31 @@ def refused(arguments: list[str], capsys: pytest.CaptureFixture[str], tmp_path: 
         assert lines[0].startswith("error: ")
         assert not (tmp_path / "runs").exists()
         return lines[0]
+
+    return run
+
+
+@pytest.fixture
+def teacher(tmp_path: Path) -> Path:
+    """A copy of the demo's teacher that may be changed."""
+    return Path(shutil.copytree(MODELS / "teacher", tmp_path / "teacher"))
+
+
+@pytest.fixture
+def preflight(
+    arguments: list[str], teacher: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Preflight:
+    """Make the checks that need no engines, with that teacher; exit code and results by key."""
+
+    import launch
+    from settings.exit_codes import FINISHED
+
+    def run(*options: str) -> tuple[int, dict[str, Any]]:
+        given = ["preflight", *arguments[1:], "--teacher.model_path", str(teacher), "--json", *options]
+        code = launch.main(given)
+        report = json.loads(capsys.readouterr().out)
+        assert not (tmp_path / "runs").exists()
+        assert report["ok"] == (code == FINISHED)
+        return code, {row["key"]: row for row in report["checks"]}
 
     return run

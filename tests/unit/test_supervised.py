@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -112,7 +113,9 @@ def started(path: Path, script: str) -> subprocess.Popen[bytes]:
         "import sys; from pathlib import Path; from tests.unit.test_supervised import supervised\n"
         "sys.exit(supervised(Path(sys.argv[1]), sys.argv[2], retries=3)[0])"
     )
-    process = subprocess.Popen([sys.executable, "-c", program, str(path), script], cwd=ROOT)
+    # `nohup make test` has SIGHUP ignored, and so have its children.
+    heeded = partial(signal.signal, signal.SIGHUP, signal.SIG_DFL)
+    process = subprocess.Popen([sys.executable, "-c", program, str(path), script], cwd=ROOT, preexec_fn=heeded)
     until((path / "ready").exists)
     return process
 
