@@ -60,6 +60,7 @@ class Prompts:
 
     def __init__(self) -> None:
         self.replacements: dict[int, int] = {99: 1}
+        self.num_slots = 100
 
     def requests_for(self, slots: Sequence[int], attempts: Sequence[int]) -> pa.Table:
         return pa.table({"uid": [f"{slot}-0-p{slot}-0" for slot in slots]})

@@ -166,11 +166,11 @@ def test_an_error_in_the_learner_ends_the_run_with_it(tmp_path: Path) -> None:
 def test_a_run_that_is_stopped_before_its_first_step_ends_at_once(tmp_path: Path, *, is_evaluating: bool) -> None:
     """There is nothing to finish and nothing to save, however long a response or an evaluation would take."""
     endless = EngineBehaviour(token_s=1e4)
-    given = {"evaluation": simulated_evaluation(4)} if is_evaluating else {}
+    evaluation = simulated_evaluation(4) if is_evaluating else None
 
     async def scenario() -> None:
         config = run_config(tmp_path, cluster={"rollout_timeout_s": 1e8}, checkpoint={"every_steps": 1})
-        async with simulated_run(config, engines=(endless,), **given) as run:
+        async with simulated_run(config, engines=(endless,), evaluation=evaluation) as run:
             running = asyncio.create_task(run.pipeline.run())
             await asyncio.sleep(5.0)
             began = now()
