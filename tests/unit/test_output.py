@@ -94,7 +94,7 @@ def test_a_reader_that_stopped_costs_lines_and_no_time_and_may_continue_later() 
     until(lambda: told.rows)
     assert [row[:2] for row in told.rows] == [("output_stalled", "output")]
     seen = b""
-    while len(seen) < 160_000:
+    while len(seen) < 100_000:  # what the queue takes at least, however late its thread begins to fill the pipe
         seen += os.read(reader, 1 << 16)
     until(lambda: told.output.writer is not None and not told.output.writer._size)
     told.output.write("again\n")
@@ -156,8 +156,10 @@ def test_standard_output_and_error_keep_their_order_in_one_file(tmp_path: Path) 
     log, paths = tmp_path / "log", [str(tmp_path / "other"), str(tmp_path / "told")]
     with log.open("wb") as file:
         subprocess.run([sys.executable, "-c", PROGRAM, *paths], cwd=ROOT, stdout=file, stderr=file, timeout=60)
-    lines = log.read_text().splitlines()
-    assert lines[:400] == [f"{name} {number}" for number in range(200) for name in ("out", "err")]
+    text, child = log.read_text(), "from a child\n"  # which does not wait for what is still queued here
+    assert text.count(child) == 2
+    lines = text.replace(child, "").splitlines()
+    assert lines == [f"{name} {number}" for number in range(200) for name in ("out", "err")]
 
 
 def test_log_lines_and_streams_are_as_before_afterwards(capsys: pytest.CaptureFixture[str]) -> None:
