@@ -16,6 +16,8 @@ from typing import Any, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from settings.exit_codes import first_line
+
 Row = dict[str, Any]
 Places = Iterator[tuple[str, Row]]
 
@@ -50,7 +52,7 @@ def file_rows(path: str) -> Places:
         with _opened(path) as file:
             yield from data_format.read(file, path)
     except (pa.ArrowException, EOFError, zlib.error, UnicodeDecodeError, OverflowError, MemoryError) as error:
-        raise ValueError(f"{path} is broken: {_first_line(error)}") from error
+        raise ValueError(f"{path} is broken: {first_line(error)}") from error
 
 
 def format_of(path: str) -> Format | None:
@@ -127,10 +129,6 @@ def _object(row: Any, place: str) -> Row:
     if not isinstance(row, dict):
         raise ValueError(f"{place}: needs an object, not a {type(row).__name__}")
     return row
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 FORMATS = (

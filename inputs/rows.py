@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from inputs.row_files import SUFFIXES, ArrowRow, Row, file_rows, format_of
+from settings.exit_codes import unbroken
 
 HUB_TIMEOUT_S = 20.0
 """Maximum time to wait for the hub's first answer."""
@@ -116,7 +117,7 @@ def _check_hub(path: str, revision: str | None, field: str) -> None:
         ) from error
     except Exception as error:
         raise ValueError(
-            f"{field}: no such file or folder: {path}, and the hub cannot be asked: {_line(error)} (with "
+            f"{field}: no such file or folder: {path}, and the hub cannot be asked: {unbroken(error)} (with "
             "HF_HUB_OFFLINE=1, a data set that was downloaded before is read from the cache)"
         ) from error
 
@@ -136,9 +137,9 @@ def _built(path: str, subset: str | None, split: str, revision: str | None, fiel
         if config.HF_HUB_OFFLINE and isinstance(error, ConnectionError):
             raise ValueError(
                 f"{field}: no such file or folder: {path}; as a data set of the hub it is not in the cache, and "
-                f"offline mode is on: {_line(error)}"
+                f"offline mode is on: {unbroken(error)}"
             ) from error
-        raise ValueError(f"{field}: {path} cannot be read: {_line(error.__cause__ or error)}") from error
+        raise ValueError(f"{field}: {path} cannot be read: {unbroken(error.__cause__ or error)}") from error
 
 
 def _saved(path: str, split: str, field: str) -> Any:
@@ -147,7 +148,7 @@ def _saved(path: str, split: str, field: str) -> Any:
     try:
         found = load_from_disk(path)
     except Exception as error:
-        raise ValueError(f"{field}: {path} cannot be read: {_line(error)}") from error
+        raise ValueError(f"{field}: {path} cannot be read: {unbroken(error)}") from error
     if isinstance(found, DatasetDict):
         check_split(split, [str(name) for name in found], path, field)
         return found[split]
@@ -166,7 +167,7 @@ def _readable(rows: Iterator[tuple[str, Row]], path: str, field: str) -> Iterato
     try:
         yield from rows
     except OSError as error:
-        raise ValueError(f"{field}: {path} cannot be read: {error.strerror or _line(error)}") from error
+        raise ValueError(f"{field}: {path} cannot be read: {error.strerror or unbroken(error)}") from error
 
 
 def _numbered(rows: Iterable[Row], path: str, field: str) -> Iterator[tuple[str, Row]]:
@@ -174,11 +175,7 @@ def _numbered(rows: Iterable[Row], path: str, field: str) -> Iterator[tuple[str,
         for number, row in enumerate(rows, start=1):
             yield f"{path}:{number}", ArrowRow(row)
     except Exception as error:
-        raise ValueError(f"{field}: {path} cannot be read: {_line(error)}") from error
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:500] or type(error).__name__
+        raise ValueError(f"{field}: {path} cannot be read: {unbroken(error)}") from error
 
 
 def files_of_split(folder: Path, subset: str | None, split: str, field: str) -> list[str]:

@@ -21,6 +21,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from inputs.templates import MARK, Chat, RefusedChatError, render_chats
+from settings.exit_codes import first_line
 
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 """`organisation/model`, if there is no local folder named like the organisation."""
@@ -269,8 +270,7 @@ def _explained(path: str, field: str, what: str) -> Iterator[None]:
                 f"{field}: {path} needs Python code that comes with it; read that code, and if you trust it, set "
                 f"{section}.trust_remote_code true"
             ) from error
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise ValueError(f"{field}: {what} {path}: {reason}") from error
+        raise ValueError(f"{field}: {what} {path}: {first_line(error)}") from error
     finally:
         transformers_logging.set_verbosity(verbosity)
 

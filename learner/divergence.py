@@ -24,12 +24,13 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightConverter, WeightRenaming, rename_source_key
 from transformers.utils.hub import cached_file
 
+from inputs.tokenizers import INDEX
 from learner.collate import PackedBatch
 from learner.log_probs import HeadLimits, sampled_log_probs
 from learner.support import NotTriedError, with_layers
 from rewards import Teacher, TeacherLogits, TeacherTopK
 
-INDEX, WHOLE = "model.safetensors.index.json", "model.safetensors"
+WHOLE = "model.safetensors"
 
 
 class BatchDivergence:

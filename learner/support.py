@@ -15,6 +15,7 @@ from learner.log_probs import HeadLimits
 from learner.packed_attention import use_packed_attention
 from learner.stored_tensors import parts_of
 from learner.student import StudentModel
+from settings.exit_codes import first_line
 
 NUM_TOKENS = 64
 NUM_ROWS = 128
@@ -57,22 +58,18 @@ def check_architecture(
     except Exception as error:  # custom code, and families whose sizes depend on each other in other ways
         if "for this kind of AutoModel" in str(error) and getattr(config, "auto_map", None) is None:
             raise ValueError(f"{field}: {path} is no causal language model of transformers") from error
-        raise NotTriedError(f"{field}: no tiny model of {path} can be made: {_line(error)}") from error
+        raise NotTriedError(f"{field}: no tiny model of {path} can be made: {first_line(error)}") from error
     try:
         _check(causal_lm, is_trained=is_trained)
     except ValueError as error:
-        raise ValueError(f"{field}: {path} is of a family that is not supported: {_line(error)}") from error
+        raise ValueError(f"{field}: {path} is of a family that is not supported: {first_line(error)}") from error
     except Exception as error:
-        raise NotTriedError(f"{field}: a tiny model of {path} fails: {_line(error)}") from error
+        raise NotTriedError(f"{field}: a tiny model of {path} fails: {first_line(error)}") from error
     if is_trained and not has_attention:
         raise ValueError(
             f"learner.attention must be eager for {type(causal_lm).__name__}, which has no {attention}, got "
             f"{attention}"
         )
-
-
-def _line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), "") or type(error).__name__
 
 
 def _check(causal_lm: Any, *, is_trained: bool) -> None:

@@ -16,3 +16,13 @@ def one_line(error: BaseException) -> str:
     text = "; ".join(lines) or type(error).__name__
     printable = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return printable if len(printable) <= MAX_ERROR else f"{printable[:MAX_ERROR]}..."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says; its type if it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
+def unbroken(error: BaseException) -> str:
+    """What an error says without line breaks, at most 500 characters of it; its type if it says nothing."""
+    return " ".join(str(error).split())[:500] or type(error).__name__

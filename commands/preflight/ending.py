@@ -17,6 +17,7 @@ from records.run_folder import RunFolder
 from reporting.live.wandb import check_wandb
 from reporting.model_card import model_card
 from settings.checks import Checks, Finding, RefusedError
+from settings.exit_codes import unbroken
 from settings.load import save_config
 from settings.run import RunConfig
 
@@ -66,5 +67,4 @@ def _tried(checks: Checks, what: str) -> Iterator[None]:
         except RefusedError:
             raise
         except Exception as error:
-            reason = " ".join(str(error).split())[:500] or type(error).__name__
-            raise ValueError(f"{what}: {reason}") from error
+            raise ValueError(f"{what}: {unbroken(error)}") from error

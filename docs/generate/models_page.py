@@ -35,6 +35,7 @@ from docs.generate.model_families import (
     save_family,
 )
 from settings.engine import EngineConfig
+from settings.exit_codes import unbroken
 from transport.batches import SAMPLED, TeacherSignal
 
 PAGE = Path(__file__).resolve().parents[1] / "models.md"
@@ -91,7 +92,7 @@ def _outcome(trial: Callable[[], None]) -> str:
     try:
         trial()
     except Exception as error:  # noqa: BLE001 - whatever is raised of a family is what the table says
-        return " ".join(str(error).split())[:400] or type(error).__name__
+        return unbroken(error)[:400]
     return "yes"
 
 

@@ -1,6 +1,5 @@
 """Everything a report shows of a run, read from its folder. Files that are missing or damaged are left out."""
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,7 +7,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from records.files import read_rows
+from records.files import read_json, read_rows
 from records.run_folder import RunFolder
 from records.timeline import Span, read_spans
 from settings.run import RunConfig
@@ -65,14 +64,14 @@ def read_run(folder: RunFolder) -> RunData:
         folder=folder,
         config=_config(config_path),
         config_text=config_path.read_text(encoding="utf-8", errors="replace") if config_path.is_file() else "",
-        environment=_object(folder.path / "environment.json"),
+        environment=_json(folder.path / "environment.json") or {},
         rows=folder.valid_metrics(),
         all_rows=folder.metric_rows(),
         evaluations=folder.evaluation_rows(),
         events=folder.event_rows(),
         spans=read_spans(folder.timeline),
         samples=read_rows(folder.samples),
-        summary=_object(folder.summary),
+        summary=_json(folder.summary) or {},
         preflight=_json(folder.path / "preflight.json"),
     )
 
@@ -111,16 +110,9 @@ def _config(path: Path) -> RunConfig | None:
         return None
 
 
-def _json(path: Path) -> Any:
+def _json(path: Path) -> Row | None:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        return read_json(path)
+    except ValueError as error:
+        logger.warning("%s; it is left out", error)
         return None
-    except (OSError, RecursionError, ValueError) as error:
-        logger.warning("%s is left out: %s", path, error)
-        return None
-
-
-def _object(path: Path) -> Row:
-    content = _json(path)
-    return content if isinstance(content, dict) else {}
